@@ -1,0 +1,16 @@
+"""jaxz: multi-band sky cutouts -> ViT pretraining -> photometric redshifts, in JAX.
+
+Importing this package does not import jax; `open_dataset` needs only numpy and pyarrow.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_LAZY = {"open_dataset": "jaxz.data.dataset", "load_run": "jaxz.predict"}
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'jaxz' has no attribute {name!r}")

@@ -1,0 +1,131 @@
+"""A dataset as its readers see it: the manifest, the index columns, single samples."""
+
+import functools
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jaxz.data import where as filters
+from jaxz.data.manifest import Manifest
+from jaxz.errors import InputError, suggest
+
+
+class DataError(InputError):
+    """Stored data is damaged or gone: names the file, the offset and what is lost."""
+
+
+def open_dataset(path: Path | str) -> "Dataset":
+    """Open the dataset in directory `path`. Raises InputError where there is none, or one of another schema."""
+    return Dataset(path)
+
+
+class Dataset:
+    """Rows are numbered 0..samples-1 in shard order. Columns are read on demand, arrays one sample at a time
+    (`cutout`) or in batches (`jaxz.data.stream.Stream`)."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self.manifest = Manifest.load(path)
+        self.starts = np.cumsum([0] + [shard.samples for shard in self.manifest.shards])  # first row of each shard
+
+    def __len__(self) -> int:
+        return self.manifest.samples
+
+    def __repr__(self) -> str:
+        arrays = ", ".join(f"{name} {list(array.shape)} {array.dtype}" for name, array in self.manifest.arrays.items())
+        bands = "".join(f" {band.name}" for band in self.manifest.bands)
+        return f"Dataset({str(self.path)!r}: {len(self)} samples; {arrays}; bands{bands})"
+
+    def table(self, columns: Iterable[str] | None = None, where: str | None = None) -> pa.Table:
+        """The index as an Arrow table: key and the scalar columns (or those named), for all rows or those that pass
+        `where`. Raises InputError for an unknown column."""
+        columns = ["key", *self.manifest.columns] if columns is None else list(columns)
+        table = self._read(tuple(columns))
+        return table if where is None else table.take(pa.array(self.select(where)))
+
+    def column(self, name: str) -> np.ndarray:
+        """One column as NumPy: [N], or [N, ...] for an array that lives in the index; missing floats are NaN."""
+        values = self._read((name,))[name]
+        if name in self.manifest.arrays:
+            flat = values.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            return flat.reshape(len(self), *self.manifest.arrays[name].shape)
+        return values.to_numpy()
+
+    def select(self, where: str | None) -> np.ndarray:
+        """int64 [M]: the rows that pass the filter, in order."""
+        if where is None:
+            return np.arange(len(self))
+        table = self._read(tuple(filters.names(where)))
+        return np.flatnonzero(filters.evaluate(where, lambda name: table[name]))
+
+    def locate(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Shard number and row within the shard of global rows."""
+        shard = np.searchsorted(self.starts, rows, side="right") - 1
+        return shard, rows - self.starts[shard]
+
+    def cutout(self, row: int) -> dict:
+        """One sample: its arrays, its scalars and its key, by global row number."""
+        from jaxz.data.reader import Reader
+
+        if not 0 <= row < len(self):
+            raise InputError(f"row {row} is outside of the dataset's 0..{len(self) - 1}")
+        shard, within = self.locate(np.array([row]))
+        scalars = self._index(int(shard[0])).slice(int(within[0]), 1).to_pylist()[0]
+        sample = {"key": scalars["key"], **{c: scalars[c] for c in self.manifest.columns}}
+        batch = Reader(self, tuple(self.manifest.arrays), check="crc").read(np.array([row]))
+        for name, spec in self.manifest.arrays.items():
+            value = batch[name][0]
+            sample[name] = np.moveaxis(np.moveaxis(value, spec.shape.index(None), 0)[batch[f"{name}_mask"][0]], 0,
+                                       spec.shape.index(None)) if spec.variable else value  # fmt: skip
+        return sample
+
+    def places(self, shard: int, array: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Offset, size and crc32 of every payload of `array` in a shard's tar."""
+        index = self._index(shard)
+        return tuple(index[f"{array}_{suffix}"].to_numpy() for suffix in ("offset", "size", "crc32"))
+
+    def fingerprint(self, columns: Iterable[str] = ()) -> dict:
+        """What a stream's state holds to notice a changed dataset: a digest of the rows (shard names, counts and
+        checksums) and one of each of the given columns."""
+        shards = [(s.name, s.samples, s.sha256) for s in self.manifest.shards]
+        digests = {}
+        for name in sorted(set(columns)):
+            values = self._read((name,))[name]
+            digest = hashlib.sha256()
+            for chunk in values.chunks:
+                digest.update(repr(chunk.to_pylist()).encode() if pa.types.is_string(chunk.type)
+                              else np.ascontiguousarray(chunk.to_numpy(zero_copy_only=False)).tobytes())  # fmt: skip
+            digests[name] = digest.hexdigest()[:16]
+        return {"rows": hashlib.sha256(repr(shards).encode()).hexdigest()[:16], "columns": digests}
+
+    @functools.lru_cache(maxsize=64)  # noqa: B019  a dataset lives as long as its process
+    def _index(self, shard: int) -> pa.Table:
+        path = self.path / "index" / f"{self.manifest.shards[shard].name}.parquet"
+        return self._checked(pq.read_table, path, shard)
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019
+    def _read(self, columns: tuple[str, ...]) -> pa.Table:
+        arrays = {name for name, array in self.manifest.arrays.items() if array.encoding == "index"}
+        known = {"key", *self.manifest.columns, *arrays}
+        for name in columns:
+            if name not in known:
+                raise InputError(f"column {name!r} is not in {str(self.path)!r}.{suggest(name, known)}")
+        tables = []
+        for n, shard in enumerate(self.manifest.shards):
+            path = self.path / "index" / f"{shard.name}.parquet"
+            tables.append(self._checked(functools.partial(pq.read_table, columns=list(columns)), path, n))
+        return pa.concat_tables(tables)
+
+    def _checked(self, read, path: Path, shard: int) -> pa.Table:
+        samples = self.manifest.shards[shard].samples
+        try:
+            table = read(path)
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{path} cannot be read ({error}); {samples} samples lost; restore it or convert again") from None
+        if table.num_rows != samples:
+            raise DataError(f"{path} has {table.num_rows} rows, dataset.json says {samples}; restore it or convert again")
+        return table

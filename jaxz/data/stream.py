@@ -1,0 +1,164 @@
+"""Batches of a dataset in an order that is a pure function of (seed, epoch, position): exact to resume, elastic."""
+
+import collections
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxz.data import where as filters
+from jaxz.data.dataset import Dataset
+from jaxz.data.order import Order
+from jaxz.data.reader import Reader
+from jaxz.errors import InputError, suggest
+
+STATE_VERSION = 1
+AHEAD = 2  # batches read ahead beside those being read
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a stream takes of a dataset: arrays (those named, default all), scalar columns, the rows that pass `where`,
+    shuffled in windows of `window` shards (0: over everything)."""
+
+    dataset: Dataset
+    arrays: tuple[str, ...] | None = None
+    columns: tuple[str, ...] = ()
+    where: str | None = None
+    window: int = 0
+    name: str = "data"
+
+
+class Stream:
+    """Iterates over batches, dicts of NumPy arrays [B, ...]: the source's arrays and columns (a variable array with its
+    `<array>_mask`), `row` (global row number, int64), `epoch` (int32) and `position` in the epoch (uint32).
+
+    epochs=None: endless, an epoch's tail goes on into the next epoch. epochs=1: every row once; the last batch is filled
+    up with repeats, and `valid` (bool) says which rows count. `local` is the slice of every global batch that this
+    process reads: processes that read all slices read the same global batches as one process does.
+    Raises InputError for unknown names or no rows; reading raises DataError.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        epochs: int | None = None,
+        local: slice = slice(None),
+        check: str = "size",
+        threads: int = 2,
+    ):
+        dataset = source.dataset
+        arrays = tuple(dataset.manifest.arrays) if source.arrays is None else source.arrays
+        for name in arrays:
+            if name not in dataset.manifest.arrays:
+                raise InputError(f"array {name!r} is not in {str(dataset.path)!r}.{suggest(name, dataset.manifest.arrays)}")
+        self.source, self.batch_size, self.seed, self.epochs = source, batch_size, seed, epochs
+        self.slots = np.arange(batch_size)[local]
+        self.rows = dataset.select(source.where)
+        if not len(self.rows):
+            raise InputError(f"where: {source.where!r} selects none of the {len(dataset)} rows of {str(dataset.path)!r}")
+        self.columns = {name: self._column(name) for name in source.columns}
+        counts = np.bincount(dataset.locate(self.rows)[0], minlength=len(dataset.manifest.shards))
+        self.order = Order(tuple(counts.tolist()), seed, source.window, shuffle)
+        self.reader = Reader(dataset, arrays, check)
+        self.threads = threads
+        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="jaxz-read")
+        self.fingerprint = dataset.fingerprint({*source.columns, *(filters.names(source.where) if source.where else ())})
+        self.next = 0  # global position of the next batch: epoch * rows + position
+        self.pending: collections.deque[Future] = collections.deque()
+
+    def __len__(self) -> int:
+        """Rows of one epoch."""
+        return len(self.rows)
+
+    @property
+    def batches(self) -> int | None:
+        """Batches in all; None for an endless stream."""
+        return None if self.epochs is None else -(-self.epochs * len(self.rows) // self.batch_size)
+
+    def __iter__(self) -> "Stream":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        wanted = self.threads + AHEAD
+        while len(self.pending) < wanted:
+            start = self.next + len(self.pending) * self.batch_size
+            if self._ended(start):
+                break
+            self.pending.append(self.pool.submit(self._batch, start))
+        if not self.pending:
+            raise StopIteration
+        batch = self.pending.popleft().result()
+        self.next += self.batch_size
+        return batch
+
+    def state(self) -> dict:
+        """Where the stream stands, as JSON; the same on every process. Batches read ahead do not count."""
+        epoch, position = divmod(self.next, len(self.rows))
+        source = {
+            "name": self.source.name,
+            "fingerprint": self.fingerprint,
+            "where": self.source.where,
+            "window": self.source.window,
+            "seed": self.seed,
+            "epoch": epoch,
+            "position": position,
+        }
+        return {"version": STATE_VERSION, "batch_size": self.batch_size, "sources": [source], "stage": 0}
+
+    def restore(self, state: dict) -> None:
+        """Go on from `state()`, in O(1). Raises InputError where rows, columns or settings are not those it was made with."""
+        if state.get("version") != STATE_VERSION:
+            raise InputError(f"stream state version {state.get('version')!r} is not {STATE_VERSION}; start a new run")
+        [then], [now] = state["sources"], self.state()["sources"]
+        if then["fingerprint"]["rows"] != now["fingerprint"]["rows"]:
+            raise InputError(
+                f"data.path: the rows of {str(self.source.dataset.path)!r} are not those the run was started with; "
+                "restore that dataset or start a new run"
+            )
+        before, after = then["fingerprint"]["columns"], now["fingerprint"]["columns"]
+        changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+        changed += [name for name in ("name", "where", "window", "seed") if then[name] != now[name]]
+        if changed:
+            details = ", ".join(f"{name}: {then.get(name, 'column')!r} -> {now.get(name, 'column')!r}" for name in changed)
+            raise InputError(f"the stream changed since the checkpoint ({details}); undo it or start a new run")
+        self._drain()
+        self.next = then["epoch"] * len(self.rows) + then["position"]
+
+    def close(self) -> None:
+        self._drain()
+        self.pool.shutdown(cancel_futures=True)
+
+    def _drain(self):
+        for future in self.pending:
+            future.cancel()
+        self.pending.clear()
+
+    def _ended(self, start: int) -> bool:
+        return self.epochs is not None and start >= self.epochs * len(self.rows)
+
+    def _batch(self, start: int) -> dict[str, np.ndarray]:
+        at = start + self.slots
+        valid = ~np.zeros(len(at), bool)
+        if self.epochs is not None:
+            valid = at < self.epochs * len(self.rows)
+        epochs, positions = np.divmod(at, len(self.rows))
+        chosen = np.empty(len(at), np.int64)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            chosen[here] = self.order(int(epoch), positions[here])
+        rows = self.rows[chosen]
+        batch = self.reader.read(rows)
+        batch |= {name: values[rows] for name, values in self.columns.items()}
+        batch |= {"row": rows, "epoch": epochs.astype(np.int32), "position": positions.astype(np.uint32)}
+        return batch if self.epochs is None else {**batch, "valid": valid}
+
+    def _column(self, name: str) -> np.ndarray:
+        values = self.source.dataset.column(name)
+        if values.dtype.kind not in "fiub":
+            raise InputError(f"column {name!r} holds text; a batch carries numbers only (use it in `where`)")
+        return values

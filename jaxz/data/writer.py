@@ -1,0 +1,173 @@
+"""Writes datasets: a shard appears complete, with its index, or not at all; an interrupted writing goes on."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import webdataset as wds
+
+from jaxz.data.manifest import KEY, Manifest, Shard
+from jaxz.errors import InputError
+
+
+class DatasetWriter:
+    """Writes the shards of one dataset, in any order and from any number of processes.
+
+        writer = DatasetWriter(path, manifest, plan={...})
+        for n in range(shards):
+            if not writer.done(n):
+                writer.write_shard(n, keys, arrays, columns)
+        writer.finish(shards, splits)
+
+    plan: JSON that says what is being written (arguments, inputs). A directory that holds another plan is refused,
+    one that holds the same plan is completed; `complete` says that nothing is left to do.
+    Raises InputError for a directory that holds something else.
+    """
+
+    def __init__(self, path: Path | str, manifest: Manifest, plan: dict):
+        self.path, self.manifest, self.plan = Path(path), manifest, json.loads(json.dumps(plan))
+        marker = self.path / "writing.json"
+        if (self.path / "dataset.json").exists():
+            found = Manifest.load(self.path).provenance.get("plan")
+        elif marker.exists():
+            found = json.loads(marker.read_text())
+        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise InputError(f"out: {str(path)!r} exists and is not a dataset being written; choose an empty directory")
+        else:
+            found = self.plan
+            for folder in ("shards", "index"):
+                (self.path / folder).mkdir(parents=True, exist_ok=True)
+            replace(marker, json.dumps(self.plan, indent=1).encode())
+        if found != self.plan:
+            changed = sorted(k for k in {*(found or {}), *self.plan} if (found or {}).get(k) != self.plan.get(k))
+            first = changed[0] if changed else "plan"
+            raise InputError(
+                f"{first}: {self.plan.get(first)!r}, but {str(path)!r} was begun with {(found or {}).get(first)!r}; "
+                "choose another directory or the same arguments"
+            )
+
+    @property
+    def complete(self) -> bool:
+        return (self.path / "dataset.json").exists()
+
+    def done(self, n: int) -> bool:
+        """Whether shard `n` is complete: its index is written last."""
+        return (self.path / "index" / f"{n:05d}.parquet").exists()
+
+    def write_shard(
+        self,
+        n: int,
+        keys: Sequence[str],
+        arrays: dict[str, np.ndarray | Sequence[np.ndarray]],
+        columns: dict[str, np.ndarray | Sequence],
+    ) -> None:
+        """Write shard `n`: arrays[name][i] has the manifest's shape and dtype, columns[name][i] is a scalar.
+
+        Raises ValueError where names, counts, dtypes or shapes do not fit the manifest, or a value is not finite
+        in an array of floats (say "not observed" by a mask).
+        """
+        specs, name = self.manifest.arrays, f"{n:05d}"
+        if set(arrays) != set(specs):
+            raise ValueError(f"arrays {sorted(arrays)} are not the manifest's {sorted(specs)}")
+        if set(columns) != set(self.manifest.columns):
+            raise ValueError(f"columns {sorted(columns)} are not the manifest's {sorted(self.manifest.columns)}")
+        if bad := next((k for k in keys if not KEY.fullmatch(k)), None):
+            raise ValueError(f"key {bad!r} must match {KEY.pattern}")
+        if len(set(keys)) != len(keys):
+            raise ValueError("keys repeat within the shard")
+
+        table = {"key": pa.array(keys, pa.string())}
+        for array in (a for a, spec in specs.items() if spec.encoding == "index"):
+            values = np.ascontiguousarray(arrays[array], specs[array].dtype).reshape(len(keys), -1)
+            table[array] = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+        for column, spec in self.manifest.columns.items():
+            kind = pa.string() if spec.dtype == "string" else pa.from_numpy_dtype(np.dtype(spec.dtype))
+            table[column] = pa.array(columns[column], kind)
+        scalars = pa.table({c: table[c] for c in self.manifest.columns}).to_pylist()
+
+        raw = sorted(a for a, spec in specs.items() if spec.encoding == "raw")
+        where = {a: ([], [], []) for a in raw}  # offset, size and crc32 of every payload
+        buffer = io.BytesIO()
+        with wds.TarWriter(buffer, mtime=0) as tar:
+            for i, key in enumerate(keys):
+                sample, offset = {"__key__": key}, tar.tarstream.offset
+                members = {f"{a}.npy": npy(arrays[a][i], specs[a], f"{key}.{a}") for a in raw}
+                members["meta.json"] = meta_json(scalars[i])
+                for member in sorted(members):  # TarWriter's own order
+                    content = members[member]
+                    if member != "meta.json":
+                        start = len(content) - arrays[member[:-4]][i].nbytes
+                        offsets, sizes, crcs = where[member[:-4]]
+                        offsets.append(offset + 512 + start)
+                        sizes.append(len(content) - start)
+                        crcs.append(zlib.crc32(memoryview(content)[start:]))
+                    offset += 512 + -(-len(content) // 512) * 512
+                    sample[member] = content
+                tar.write(sample)
+        for a in raw:
+            for suffix, values, kind in zip(("offset", "size", "crc32"), where[a], (pa.int64(), pa.int64(), pa.uint32())):
+                table[f"{a}_{suffix}"] = pa.array(values, kind)
+
+        content = buffer.getbuffer()
+        shard = {"samples": len(keys), "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        replace(self.path / "shards" / f"{name}.tar", content)
+        sink = io.BytesIO()
+        index = pa.table(table).replace_schema_metadata({"jaxz": json.dumps(shard)})
+        pq.write_table(index, sink, compression="zstd")
+        replace(self.path / "index" / f"{name}.parquet", sink.getbuffer())
+
+    def finish(self, shards: int, splits: dict) -> Manifest:
+        """Write dataset.json over shards 0..shards-1, once all are there and no key stands twice."""
+        found, seen = [], set()
+        for n in range(shards):
+            path = self.path / "index" / f"{n:05d}.parquet"
+            index = pq.read_table(path, columns=["key"])
+            found.append(Shard(name=f"{n:05d}", **json.loads(index.schema.metadata[b"jaxz"])))
+            keys = index["key"].to_pylist()
+            if twice := seen.intersection(keys):
+                raise InputError(f"key {min(twice)!r} of shard {n:05d} stands in an earlier shard; object ids must be unique")
+            seen.update(keys)
+        provenance = {**self.manifest.provenance, "plan": self.plan}
+        manifest = dataclasses.replace(self.manifest, shards=tuple(found), splits=splits, provenance=provenance)
+        replace(self.path / "dataset.json", manifest.to_json().encode())
+        (self.path / "writing.json").unlink(missing_ok=True)
+        return manifest
+
+
+def npy(value: np.ndarray, spec, name: str) -> bytes:
+    """The .npy file of one array, checked against its specification."""
+    if value.dtype != np.dtype(spec.dtype):
+        raise ValueError(f"{name} is {value.dtype}, the manifest says {spec.dtype}")
+    if value.ndim != len(spec.shape) or spec.shape_of(value.nbytes) != value.shape:
+        raise ValueError(f"{name} has shape {value.shape}, the manifest says {spec.shape}")
+    if value.dtype.kind == "f" and not np.isfinite(value).all():
+        raise ValueError(f"{name} holds NaN or inf; store a finite value and say so in {name.split('.')[1]}_mask")
+    sink = io.BytesIO()
+    np.lib.format.write_array(sink, np.ascontiguousarray(value), version=(1, 0), allow_pickle=False)
+    return sink.getvalue()
+
+
+def meta_json(scalars: dict) -> bytes:
+    """The scalars of one sample as strict JSON: NaN, which JSON lacks, becomes null."""
+    return json.dumps({k: None if v != v else v for k, v in scalars.items()}, allow_nan=False).encode()
+
+
+def replace(path: Path, content) -> None:
+    """Write a file so that it is there complete or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
