@@ -1,0 +1,1 @@
+"""The synthetic survey: spectra -> population -> rendered cutouts -> measured photometry."""

@@ -1,0 +1,131 @@
+"""Galaxy spectra seen through the survey's filters: templates, dust, intergalactic absorption, the flux grid.
+
+A galaxy's spectral kind is a number from 0 (elliptical) to 4 (starburst), its dust an E(B-V) in magnitudes.
+"""
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+from data_tools.simulator import bands
+
+KINDS = ("elliptical", "Sbc", "Scd", "irregular", "starburst")
+DUST = np.array([0.0, 0.15, 0.3])  # E(B-V) of the grid
+STEP = 0.001  # of ln(wavelength): redshifting is then a shift by whole samples
+Z_STEP = 6 * STEP  # of ln(1 + z)
+Z_MAX = 5.0
+NORM = 4450.0  # angstrom, rest frame: absolute magnitudes are AB magnitudes there
+
+# Continuum F_lambda of five kinds, 1 at 5500 A, at the wavelengths (angstrom) of the first row. Between 3960 and 4060 A
+# old stars have their break, below 3850 A young ones the Balmer break. Shapes after Coleman, Wu & Weedman 1980.
+CONTINUUM = np.array(
+    [
+        # fmt: off
+        [912, 1216, 1500, 2000, 2600, 3200, 3600, 3850, 3960, 4060, 4500, 5500, 6500, 8000, 10000, 12500, 16500, 22000],
+        [.020, .030, .035, .030, .047, .19, .32, .40, .42, .70, .90, 1, 1.02, .98, .88, .68, .44, .180],
+        [.060, .080, .100, .120, .20, .36, .46, .58, .62, .86, 1.0, 1, .94, .82, .68, .50, .31, .128],
+        [.420, .450, .470, .450, .50, .62, .70, .86, .90, 1.06, 1.12, 1, .85, .68, .52, .36, .22, .090],
+        [2.60, 2.40, 1.90, 1.35, 1.05, 1.00, 1.02, 1.22, 1.25, 1.33, 1.28, 1, .78, .56, .40, .27, .155, .062],
+        # fmt: on
+    ]
+)
+STARBURST_SLOPE = -0.6  # the starburst is the irregular, steeper by this power of wavelength
+LYMAN_BREAK = 0.05  # of the light below 912 A that leaves the galaxy
+# Emission lines: rest wavelength (angstrom), rest equivalent width (angstrom) for each kind.
+LINES = (
+    (3728.0, (0, 5, 15, 40, 70)),  # [O II]
+    (4861.0, (0, 2, 6, 15, 30)),  # H beta
+    (4959.0, (0, 1, 3, 15, 40)),  # [O III]
+    (5007.0, (0, 2, 9, 45, 120)),  # [O III]
+    (6563.0, (0, 15, 35, 80, 180)),  # H alpha
+)
+LYMAN_SERIES = ((1215.67, 0.0036), (1025.72, 0.0017), (972.54, 0.0012), (949.74, 0.00093))
+
+
+def templates(wavelength: np.ndarray) -> np.ndarray:
+    """F_lambda [5, W] (any unit) of the dust-free kinds at rest wavelengths [W] in angstrom."""
+    knots, values = np.log(CONTINUUM[0]), np.log(CONTINUUM[1:])
+    starburst = values[-1] + STARBURST_SLOPE * (knots - np.log(5500))
+    ln_wave = np.log(wavelength)
+    spectra = np.exp([np.interp(ln_wave, knots, row) for row in (*values, starburst)])
+    spectra *= np.where(wavelength > 22000, (wavelength / 22000) ** -4.0, 1.0)  # Rayleigh-Jeans tail
+    spectra *= np.where(wavelength < 912, LYMAN_BREAK, 1.0)
+    continuum = spectra.copy()
+    sigma = 2 * STEP  # 600 km/s: narrow for any broad band, resolved by the grid
+    for line, widths in LINES:
+        profile = np.exp(-0.5 * (np.log(wavelength / line) / sigma) ** 2) / (np.sqrt(2 * np.pi) * sigma * line)
+        spectra += continuum * np.array(widths)[:, None] * profile
+    return spectra
+
+
+def calzetti(wavelength: np.ndarray) -> np.ndarray:
+    """k(lambda) = A(lambda) / E(B-V) of Calzetti et al. 2000, eq. 4; constant below 0.12 micron, not negative."""
+    um = np.maximum(wavelength / 1e4, 0.12)
+    blue = -2.156 + 1.509 / um - 0.198 / um**2 + 0.011 / um**3
+    red = -1.857 + 1.040 / um
+    return np.maximum(2.659 * np.where(um < 0.63, blue, red) + 4.05, 0.0)
+
+
+def igm_transmission(wavelength: np.ndarray, z: float) -> np.ndarray:
+    """Mean transmission at observed wavelengths (angstrom) of the light of a source at redshift z.
+
+    Madau 1995: eq. 15 (Lyman series), footnote 3 (an approximation of the photoelectric optical depth of eq. 16).
+    """
+    depth = np.zeros_like(wavelength)
+    for line, strength in LYMAN_SERIES:
+        depth += np.where(wavelength < line * (1 + z), strength * (wavelength / line) ** 3.46, 0.0)
+    c, e = wavelength / 912.0, 1 + z
+    continuum = (
+        0.25 * c**3 * (e**0.46 - c**0.46)
+        + 9.4 * c**1.5 * (e**0.18 - c**0.18)
+        - 0.7 * c**3 * (c**-1.32 - e**-1.32)
+        - 0.023 * (e**1.68 - c**1.68)
+    )
+    return np.exp(-depth - np.where(c < e, np.maximum(continuum, 0.0), 0.0))
+
+
+class FluxGrid(NamedTuple):
+    """ln of (1 + z) <f_nu>_band / f_nu(NORM) for all kinds, dusts, redshifts and bands: [K, D, Z, C]."""
+
+    ln_ratio: np.ndarray
+
+    def magnitudes(self, kind: np.ndarray, dust: np.ndarray, z: np.ndarray) -> np.ndarray:
+        """[..., C]: apparent minus absolute (AB, at NORM) magnitude minus distance modulus.
+
+        Linear in ln(flux) between the grid's points, along kind, E(B-V) and ln(1 + z), which broadcast.
+        """
+        axes = np.broadcast_arrays(kind, dust / (DUST[1] - DUST[0]), np.log1p(z) / Z_STEP)
+        low = [np.clip(np.floor(x).astype(int), 0, n - 2) for x, n in zip(axes, self.ln_ratio.shape, strict=False)]
+        weight = [x - k for x, k in zip(axes, low, strict=True)]
+        total = 0.0
+        for corner in np.ndindex(2, 2, 2):
+            share = np.prod([w if up else 1 - w for w, up in zip(weight, corner, strict=True)], axis=0)
+            index = tuple(k + up for k, up in zip(low, corner, strict=True))
+            total = total + share[..., None] * self.ln_ratio[index]
+        return -2.5 / np.log(10) * total
+
+
+@functools.cache
+def flux_grid() -> FluxGrid:
+    """The grid over 5 kinds x 3 dusts x ~300 redshifts (0 to Z_MAX) x all bands; takes a fraction of a second."""
+    curves = bands.curves()
+    reddest = max(curve.wavelength[-1] for curve in curves)
+    bluest = min(curve.wavelength[0] for curve in curves)
+    shifts = np.arange(round(np.log1p(Z_MAX) / Z_STEP) + 1) * round(Z_STEP / STEP)
+    observed = np.exp(np.arange(np.log(bluest), np.log(reddest) + STEP, STEP))
+    response = np.array([np.interp(observed, c.wavelength, c.response, left=0, right=0) for c in curves])
+    response /= response.sum(1, keepdims=True)  # <f_nu> of a photon counter: weights R d(ln lambda)
+
+    rest = observed[0] * np.exp(STEP * np.arange(-shifts[-1], len(observed)))
+    reddening = 10 ** (-0.4 * DUST[:, None] * calzetti(rest))
+    f_nu = templates(rest)[:, None] * reddening * rest**2  # [K, D, W]
+    norm = [[np.exp(np.interp(np.log(NORM), np.log(rest), np.log(row))) for row in dusts] for dusts in f_nu]
+    f_nu /= np.array(norm)[..., None]
+
+    ratio = np.empty((*f_nu.shape[:2], len(shifts), len(curves)))
+    for n, shift in enumerate(shifts):
+        start = shifts[-1] - shift
+        seen = f_nu[..., start : start + len(observed)] * igm_transmission(observed, np.expm1(shift * STEP))
+        ratio[:, :, n] = np.exp(shift * STEP) * (seen @ response.T)
+    return FluxGrid(np.log(np.maximum(ratio, 1e-12)))

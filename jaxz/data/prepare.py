@@ -1,0 +1,126 @@
+"""From stored numbers to what a model sees, on the device: mask, microjansky, dereddening, asinh, symmetries."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxz.data.manifest import Band, Manifest
+from jaxz.errors import InputError, suggest
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """How pixels become numbers of order one: asinh(flux / scale) per band, flux in microjansky, dereddened if so said.
+
+    Made once, from the dataset of the first training, and kept in every checkpoint: the same flux gives the same number
+    for every dataset that the model sees later.
+    """
+
+    bands: tuple[Band, ...]  # of the first dataset
+    scale_ujy: tuple[float, ...]  # softening per band
+    size: int  # pixels on a side
+    pixel_scale_arcsec: float
+    deredden: bool
+
+    @classmethod
+    def create(cls, manifest: Manifest, bands: tuple[str, ...], softening: float, deredden: bool) -> "Normalisation":
+        """Softening is in units of the sky sigma per pixel. Raises InputError for bands that the dataset lacks."""
+        if "image" not in manifest.arrays:
+            raise InputError(f"data.path: the dataset has no array 'image' but {sorted(manifest.arrays)}; choose another")
+        by_name = {band.name: band for band in manifest.bands}
+        for name in bands:
+            if name not in by_name:
+                raise InputError(f"data.bands: {name!r} is not a band of the dataset.{suggest(name, by_name)}")
+        chosen = tuple(by_name[name] for name in bands or by_name)
+        for band in chosen:
+            if not band.sky_sigma > 0:
+                raise InputError(f"bands.{band.name}.sky_sigma: {band.sky_sigma} must be positive; measure it and fix dataset.json")
+        scale = tuple(softening * band.sky_sigma * band.ujy_per_unit for band in chosen)
+        height, width = manifest.arrays["image"].shape[1:]
+        if height != width:
+            raise InputError(f"arrays.image.shape: cutouts of {height} x {width} are not square; convert with --size")
+        return cls(chosen, scale, height, chosen[0].pixel_scale_arcsec, deredden)
+
+    def to_json(self) -> dict:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, raw: dict) -> "Normalisation":
+        return cls(
+            tuple(Band(**band) for band in raw["bands"]),
+            tuple(raw["scale_ujy"]),
+            raw["size"],
+            raw["pixel_scale_arcsec"],
+            raw["deredden"],
+        )
+
+
+class Prepare:
+    """The jittable step from a host batch of one dataset to the float batch that a model sees.
+
+    Bands are matched by name; one that the dataset lacks counts as not observed. Raises InputError where no band
+    matches, or the cutouts have another size or pixel scale than the model's.
+    """
+
+    def __init__(self, manifest: Manifest, normalisation: Normalisation, augment: bool = False):
+        names = [band.name for band in manifest.bands]
+        wanted = [band.name for band in normalisation.bands]
+        self.index = [names.index(name) if name in names else -1 for name in wanted]
+        if max(self.index) < 0:
+            raise InputError(f"bands: the dataset has {names}, the model wants {wanted}; none match by name")
+        image = manifest.arrays.get("image")
+        if image is None or image.shape[1] != normalisation.size or image.shape[2] != normalisation.size:
+            shape = list(image.shape) if image else "none"
+            size = normalisation.size
+            raise InputError(f"arrays.image.shape: {shape} does not fit the model's cutouts of {size} x {size} pixels")
+        for band in manifest.bands:
+            if band.name in wanted and abs(band.pixel_scale_arcsec / normalisation.pixel_scale_arcsec - 1) > 0.01:
+                raise InputError(
+                    f"bands.{band.name}.pixel_scale_arcsec: {band.pixel_scale_arcsec} is not the model's "
+                    f"{normalisation.pixel_scale_arcsec}; convert at that scale"
+                )
+        bands = [manifest.bands[i] for i in self.index]
+        there = np.array([i >= 0 for i in self.index])
+        factor = [b.ujy_per_unit / s for b, s in zip(bands, normalisation.scale_ujy, strict=True)]
+        self.factor = np.where(there, factor, 0).astype(np.float32)
+        self.sky = np.where(there, [b.sky_sigma for b in bands] * self.factor, 1).astype(np.float32)
+        self.there, self.augment, self.deredden = there, augment, normalisation.deredden
+        if self.deredden and "ebv" not in manifest.columns:
+            raise InputError("data.deredden: the dataset has no column 'ebv'; add it or set data.deredden=False")
+        self.extinction = np.array([band.a_over_ebv for band in normalisation.bands], np.float32)
+        arrays = ["image", *(["image_mask"] if "image_mask" in manifest.arrays else [])]
+        columns = [name for name in ("bands_observed",) if name in manifest.columns] + ["ebv"] * self.deredden
+        self.arrays, self.columns = tuple(arrays), tuple(columns)  # what the stream must carry
+
+    def __call__(self, batch: dict, key: jax.Array) -> dict:
+        """image [B,C,H,W] becomes float32, mask [B,C,H,W] is true where observed and sky [C] is the background's sigma
+        in the same unit; other entries pass. `key` moves only augmentation, which depends on (key, epoch, position)."""
+        stored = jnp.asarray(batch["image"])[:, self.index].astype(jnp.float32)
+        mask = jnp.isfinite(stored) & self.there[:, None, None]
+        if "bands_observed" in batch:
+            bits = batch["bands_observed"].astype(jnp.uint32)[:, None] >> np.array(np.maximum(self.index, 0), np.uint32)
+            mask &= (bits & 1).astype(bool)[..., None, None]
+        if "image_mask" in batch:
+            mask &= batch["image_mask"][:, self.index] == 0
+        flux = jnp.where(mask, stored, 0) * self.factor[:, None, None]
+        if self.deredden:
+            ebv = jnp.nan_to_num(batch["ebv"].astype(jnp.float32))  # unknown reddening: taken as none
+            flux = flux * 10 ** (0.4 * ebv[:, None] * self.extinction)[..., None, None]
+        image = jnp.arcsinh(flux)
+        if self.augment:
+            image, mask = symmetries(image, mask, batch["epoch"], batch["position"], key)
+        rest = {name: value for name, value in batch.items() if name not in ("image", "image_mask")}
+        return {**rest, "image": image, "mask": mask, "sky": jnp.asarray(self.sky)}
+
+
+def symmetries(image: jax.Array, mask: jax.Array, epoch: jax.Array, position: jax.Array, key: jax.Array):
+    """One of the 8 symmetries of the square for each sample, by (key, epoch, position): flux and noise stay exact."""
+    draw = lambda e, p: jax.random.bits(jax.random.fold_in(jax.random.fold_in(key, e), p), dtype=jnp.uint32)  # noqa: E731
+    which = jax.vmap(draw)(epoch, position)[:, None, None, None]
+    for bit, move in enumerate((lambda x: x[..., ::-1], lambda x: x[..., ::-1, :], lambda x: x.swapaxes(-1, -2))):
+        chosen = (which >> bit) & 1 == 1
+        image, mask = jnp.where(chosen, move(image), image), jnp.where(chosen, move(mask), mask)
+    return image, mask

@@ -1,0 +1,87 @@
+"""What a run says: metrics.jsonl, log.txt and a progress bar."""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+log = logging.getLogger("jaxz")
+
+
+def start_log(workdir: Path) -> None:
+    """Messages go to standard error and to RUN/log.txt."""
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.handlers.clear()
+    for handler, layout in (
+        (logging.StreamHandler(sys.stderr), "%(message)s"),
+        (logging.FileHandler(workdir / "log.txt"), "%(asctime)s %(levelname)s %(message)s"),
+    ):
+        handler.setFormatter(logging.Formatter(layout))
+        log.addHandler(handler)
+
+
+class Metrics:
+    """RUN/metrics.jsonl: a line a logged step, each step once. Opening it for step N cuts the lines after N."""
+
+    def __init__(self, path: Path, step: int):
+        kept = []
+        if path.exists():
+            for line in path.read_text().splitlines(keepends=True):
+                try:
+                    if json.loads(line)["step"] <= step and line.endswith("\n"):
+                        kept.append(line)
+                except ValueError:
+                    continue  # a line that a crash cut short
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text("".join(kept))
+        os.replace(temporary, path)
+        self.file = open(path, "a")  # noqa: SIM115
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self.file.write(json.dumps({"step": step, **{name: float(value) for name, value in values.items()}}) + "\n")
+
+    def flush(self) -> None:
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def close(self) -> None:
+        self.flush()
+        self.file.close()
+
+
+class Bar:
+    """A progress bar on a terminal; elsewhere a plain line now and then."""
+
+    LINES = 20  # in all, where there is no terminal
+
+    def __init__(self, title: str, total: int, done: int = 0):
+        self.title, self.total, self.done = title, total, done
+        self.live = sys.stderr.isatty()
+        if self.live:
+            from rich.console import Console
+
+            columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            self.progress = Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True))
+            self.task = self.progress.add_task(title, total=total, completed=done, note="")
+            self.progress.start()
+
+    def update(self, done: int, note: str = "") -> None:
+        if self.live:
+            self.progress.update(self.task, completed=done, note=note)
+        elif done * self.LINES // max(self.total, 1) > self.done * self.LINES // max(self.total, 1):
+            print(f"{self.title} {done}/{self.total} {note}".rstrip(), file=sys.stderr, flush=True)
+        self.done = done
+
+    def close(self) -> None:
+        if self.live:
+            self.progress.stop()
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()

@@ -1,0 +1,84 @@
+"""The device mesh (data, fsdp), and which array is split how."""
+
+import math
+import re
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxz.errors import InputError
+
+BATCH = P(("data", "fsdp"))
+
+# First match wins; every array of the state must match one. Names are paths such as "encoder/blocks/up/kernel", found at
+# the end of the optimizer's paths too. Stacked blocks have a leading axis of depth.
+RULES = (
+    (r"blocks/.*/kernel$", P(None, "fsdp")),
+    (r"(kernel|basis|position|mask_token)$", P("fsdp")),
+    (r"(bias|scale)$", P()),
+    (r"(count|step)$", P()),
+)
+
+
+def make_mesh(data: int, fsdp: int, devices=None) -> Mesh:
+    """A mesh of `data` x `fsdp` devices; data = -1 takes all that are left.
+
+    Raises InputError where the devices do not divide so.
+    """
+    devices = jax.devices() if devices is None else devices
+    if data == -1:
+        if len(devices) % fsdp:
+            raise InputError(f"mesh.fsdp: {fsdp} does not divide the {len(devices)} devices; choose a divisor")
+        data = len(devices) // fsdp
+    if data * fsdp > len(devices):
+        raise InputError(f"mesh: data {data} x fsdp {fsdp} needs more than the {len(devices)} devices there are; lower one")
+    chosen = np.array(devices[: data * fsdp]).reshape(data, fsdp)
+    return Mesh(chosen, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def shardings(tree, mesh: Mesh, rules=RULES):
+    """A NamedSharding for every array of `tree` by the first rule that matches its path.
+
+    An axis that the mesh does not divide stays whole. Raises ValueError for a path that no rule covers.
+    """
+
+    def place(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        spec = next((spec for pattern, spec in rules if re.search(pattern, name)), None)
+        if spec is None:
+            raise ValueError(f"no sharding rule covers {name!r}; add one to jaxz/mesh.py")
+        fits = [
+            axis if axis and d < leaf.ndim and leaf.shape[d] % mesh.shape[axis] == 0 else None for d, axis in enumerate(spec)
+        ]
+        return NamedSharding(mesh, P(*fits[: leaf.ndim]))
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def constrain_batch(x: jax.Array) -> jax.Array:
+    """Keep activations split over the batch, where a mesh is set; without it XLA gathers them for sharded weights."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x.shape[0] % math.prod(mesh.shape.values()):
+        return x
+    return jax.lax.with_sharding_constraint(x, BATCH)
+
+
+def local_slots(mesh: Mesh, batch_size: int) -> slice:
+    """The slice of every global batch that this process's devices own.
+
+    Raises InputError where the batch is not divisible by the devices.
+    """
+    if batch_size % mesh.size:
+        raise InputError(f"train.batch_size: {batch_size} is not divisible by the {mesh.size} devices; choose a multiple")
+    spans = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch_size,)).values()
+    starts = [span[0].start or 0 for span in spans]
+    stops = [batch_size if span[0].stop is None else span[0].stop for span in spans]
+    return slice(min(starts), max(stops))
+
+
+def to_devices(batch: dict, mesh: Mesh) -> dict:
+    """This process's part of a batch, NumPy [b, ...], as global arrays split over the mesh."""
+    sharding = NamedSharding(mesh, BATCH)
+    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}

@@ -1,0 +1,40 @@
+"""Backbones, found by their module's name: models/<name>.py defines `Backbone(config, bands, size, *, rngs)`."""
+
+import importlib
+import pkgutil
+
+import jax
+import jax.numpy as jnp
+
+from jaxz.errors import InputError, suggest
+from jaxz.models.functional import Functional
+
+
+class Encoder(Functional):
+    """encoder(params, image [B,C,H,W], mask [B,C,H,W], keep=None) -> Encoded(cls [B,width], tokens [B,N,width])."""
+
+    def __init__(self, config, bands, size: int):
+        super().__init__(lambda rngs: backbone(config.name).Backbone(config, bands, size, rngs=rngs))
+        image = jax.ShapeDtypeStruct((1, len(bands), size, size), jnp.float32)
+        encoded = jax.eval_shape(self, jax.eval_shape(self.init, jax.random.key(0)), image, image)
+        self.bands, self.size = bands, size
+        self.tokens, self.width = encoded.tokens.shape[1:]
+
+
+def build(config, bands, size: int) -> Encoder:
+    """The encoder that the config's `model` group describes, for images of `size` pixels in `bands`.
+
+    Raises InputError for an unknown backbone or a size that its patches do not divide.
+    """
+    if size % config.patch:
+        raise InputError(f"model.patch: {config.patch} does not divide the cutouts' {size} pixels; choose a divisor")
+    return Encoder(config, bands, size)
+
+
+def backbone(name: str):
+    known = [m.name for m in pkgutil.iter_modules(__path__)]
+    module = importlib.import_module(f"jaxz.models.{name}") if name in known else None
+    if not hasattr(module, "Backbone"):
+        backbones = [m for m in known if hasattr(importlib.import_module(f"jaxz.models.{m}"), "Backbone")]
+        raise InputError(f"model.name: {name!r} is no backbone of jaxz/models.{suggest(name, backbones)}")
+    return module

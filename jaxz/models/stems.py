@@ -1,0 +1,63 @@
+"""How bands become tokens: filters are told apart by their wavelength, so that one never seen can be tried."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+SPACING = 0.15  # in ln(wavelength): neighbouring broad bands differ by 0.1 to 0.3
+CENTRES = np.arange(np.log(150.0), np.log(30_000.0), SPACING)  # far ultraviolet to mid infrared, nm
+
+
+def wavelength_features(wavelength_nm) -> np.ndarray:
+    """[C, F] smooth bumps in ln(wavelength) for C filters, each row of unit norm."""
+    distance = (np.log(np.asarray(wavelength_nm, float))[:, None] - CENTRES) / SPACING
+    features = np.exp(-0.5 * distance**2)
+    return (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
+
+
+class WavelengthKernel(nnx.Module):
+    """A weight for every filter, [C, *shape], as a smooth function of its wavelength: features [C,F] @ basis [F, *shape]."""
+
+    def __init__(self, bands, shape: tuple[int, ...], scale: float, *, rngs: nnx.Rngs):
+        self.features = tuple(map(tuple, wavelength_features([band.wavelength_nm for band in bands]).tolist()))
+        self.basis = nnx.Param(scale * jax.random.normal(rngs.params(), (len(CENTRES), *shape)))
+
+    def __call__(self) -> jax.Array:
+        return jnp.tensordot(jnp.asarray(self.features, jnp.float32), self.basis[...], 1)
+
+
+def patchify(image: jax.Array, patch: int) -> jax.Array:
+    """[B,C,H,W] -> [B,N,C,P*P], patches row by row."""
+    batch, bands, height, width = image.shape
+    grid = image.reshape(batch, bands, height // patch, patch, width // patch, patch)
+    return grid.transpose(0, 2, 4, 1, 3, 5).reshape(batch, -1, bands, patch * patch)
+
+
+def unpatchify(patches: jax.Array, patch: int) -> jax.Array:
+    """The inverse of `patchify` for square images."""
+    batch, tokens, bands, _ = patches.shape
+    side = int(tokens**0.5)
+    grid = patches.reshape(batch, side, side, bands, patch, patch).transpose(0, 3, 1, 4, 2, 5)
+    return grid.reshape(batch, bands, side * patch, side * patch)
+
+
+class FusedStem(nnx.Module):
+    """One token per patch: the sum over observed pixels of all bands, each band with the kernel of its wavelength.
+
+    token = sum_c K(lambda_c) . (mask * pixels)_c + sum_c e(lambda_c) * observed fraction_c + bias. What is masked enters
+    neither sum, whatever value it holds.
+    """
+
+    def __init__(self, bands, patch: int, width: int, dtype, *, rngs: nnx.Rngs):
+        self.patch, self.dtype = patch, dtype
+        self.kernel = WavelengthKernel(bands, (patch * patch, width), (len(bands) * patch * patch) ** -0.5, rngs=rngs)
+        self.presence = WavelengthKernel(bands, (width,), 0.02, rngs=rngs)
+        self.bias = nnx.Param(jnp.zeros(width))
+
+    def __call__(self, image: jax.Array, mask: jax.Array) -> jax.Array:
+        pixels = patchify(jnp.where(mask, image, 0), self.patch).astype(self.dtype)  # [B,N,C,PP]
+        observed = patchify(mask.astype(self.dtype), self.patch).mean(-1)  # [B,N,C]
+        kernel = self.kernel().astype(self.dtype)  # [C,PP,D]
+        tokens = pixels.reshape(*pixels.shape[:2], -1) @ kernel.reshape(-1, kernel.shape[-1])
+        return tokens + observed @ self.presence().astype(self.dtype) + self.bias[...].astype(self.dtype)

@@ -1,0 +1,59 @@
+"""Objectives, one idea a file, found by the module's name: objectives/<name>.py defines `Objective`.
+
+    class Objective(Protocol):
+        columns: tuple[str, ...]                               # index columns that its batches must carry
+        def __init__(self, encoder, settings, normalisation)   # settings: the config's group of the same name
+        def init(self, key) -> (params, extra)                 # of its own, beside the encoder's
+        def loss(self, params, ema, extra, batch, key, step) -> (float32 [], {"metrics": {...}, "extra": ...})
+        def predict(self, params, extra, batch) -> dict[str, Array]
+
+`params` is {"encoder": ..., <name>: ...} for every objective of the run; `batch` is what jaxz.data.prepare makes.
+"""
+
+import importlib
+import pkgutil
+
+import jax
+import jax.numpy as jnp
+
+from jaxz.data.prepare import Normalisation
+from jaxz.errors import InputError, suggest
+from jaxz.models import Encoder
+
+
+def find(name: str):
+    known = [module.name for module in pkgutil.iter_modules(__path__)]
+    if name not in known:
+        raise InputError(f"losses: {name!r} is no objective of jaxz/objectives.{suggest(name, known)}")
+    return importlib.import_module(f"jaxz.objectives.{name}").Objective
+
+
+class Objective:
+    """The weighted sum of the terms in `config.losses` over one encoder; itself an objective."""
+
+    def __init__(self, encoder: Encoder, config, normalisation: Normalisation):
+        self.encoder, self.weights = encoder, dict(config.losses)
+        self.terms = {name: find(name)(encoder, config.get(name), normalisation) for name in self.weights}
+        self.columns = tuple(sorted({column for term in self.terms.values() for column in term.columns}))
+
+    def init(self, key: jax.Array) -> tuple[dict, dict]:
+        params, extra = {"encoder": self.encoder.init(jax.random.fold_in(key, 0))}, {}
+        for n, (name, term) in enumerate(self.terms.items()):
+            params[name], extra[name] = term.init(jax.random.fold_in(key, n + 1))
+        return params, extra
+
+    def loss(self, params, ema, extra, batch, key, step):
+        total, metrics, kept = jnp.float32(0), {}, {}
+        for n, (name, term) in enumerate(self.terms.items()):
+            value, aux = term.loss(params, ema, extra[name], batch, jax.random.fold_in(key, n), step)
+            total += self.weights[name] * value
+            metrics |= {f"{name}/loss": value, **{f"{name}/{metric}": v for metric, v in aux["metrics"].items()}}
+            kept[name] = aux["extra"]
+        return total, {"metrics": metrics, "extra": kept}
+
+    def predict(self, params, extra, batch) -> dict[str, jax.Array]:
+        """embedding [B,D] and what each term predicts."""
+        result = {"embedding": self.encoder(params["encoder"], batch["image"], batch["mask"]).cls}
+        for name, term in self.terms.items():
+            result |= term.predict(params, extra[name], batch)
+        return result

@@ -1,0 +1,54 @@
+"""Predict the catalog's measured fluxes of every object, labelled or not, from its image with some bands hidden.
+
+A supervised target that all objects carry: it teaches colours where spectroscopic labels are missing.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxz.models import Encoder
+from jaxz.models.functional import Functional
+from jaxz.models.stems import WavelengthKernel
+from jaxz.objectives.mae import hide_bands
+
+SOFTENING = 3.0  # in units of the image's softening: an aperture holds some ten pixels of noise in quadrature
+
+
+class Head(nnx.Module):
+    def __init__(self, width: int, bands, *, rngs: nnx.Rngs):
+        self.norm = nnx.LayerNorm(width, rngs=rngs)
+        self.kernel = WavelengthKernel(bands, (width,), width**-0.5, rngs=rngs)
+        self.offset = WavelengthKernel(bands, (), 0.02, rngs=rngs)
+
+    def __call__(self, embedding: jax.Array) -> jax.Array:
+        return self.norm(embedding) @ self.kernel().T + self.offset()  # [B,C]
+
+
+class Objective:
+    """Huber loss on asinh(flux / scale) over the bands that have a measured flux. settings: band_mask."""
+
+    def __init__(self, encoder: Encoder, settings, normalisation):
+        self.encoder, self.settings = encoder, settings
+        self.columns = tuple(f"flux_{band.name}" for band in normalisation.bands)
+        self.scale = SOFTENING * np.array(normalisation.scale_ujy, np.float32)
+        self.head = Functional(lambda rngs: Head(encoder.width, encoder.bands, rngs=rngs))
+
+    def init(self, key):
+        return self.head.init(key), {}
+
+    def loss(self, params, ema, extra, batch, key, step):
+        hidden = hide_bands(batch["mask"], self.settings.band_mask, key)
+        shown = batch["mask"] & ~hidden[..., None, None]
+        predicted = self.head(params["fluxes"], self.encoder(params["encoder"], batch["image"], shown).cls)
+        flux = jnp.stack([batch[name] for name in self.columns], 1).astype(jnp.float32) / self.scale  # [B,C]
+        measured = jnp.isfinite(flux)
+        error = jnp.where(measured, predicted - jnp.arcsinh(jnp.where(measured, flux, 0)), 0)
+        huber = jnp.where(jnp.abs(error) < 1, 0.5 * error**2, jnp.abs(error) - 0.5)
+        return huber.sum() / jnp.maximum(measured.sum(), 1), {"metrics": {}, "extra": extra}
+
+    def predict(self, params, extra, batch):
+        """flux [B,C] in microjansky, of the bands that the model knows."""
+        encoded = self.encoder(params["encoder"], batch["image"], batch["mask"])
+        return {"flux": jnp.sinh(self.head(params["fluxes"], encoded.cls)) * self.scale}

@@ -1,0 +1,83 @@
+"""Masked autoencoding of multi-band cutouts (He et al. 2022): hide patches and whole bands, predict their pixels.
+
+The loss is in units of the background variance: 1 is the floor that sky noise sets. Weights from the source's own photons
+would bias faint pixels.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxz.models import Encoder, layers
+from jaxz.models.functional import Functional
+from jaxz.models.stems import WavelengthKernel, patchify, unpatchify
+
+
+class Decoder(nnx.Module):
+    """A narrow transformer from the kept tokens to the pixels of all patches and bands."""
+
+    def __init__(self, settings, encoder: Encoder, patch: int, *, rngs: nnx.Rngs):
+        inner = settings.decoder_width
+        self.embed = nnx.Linear(encoder.width, inner, rngs=rngs)
+        self.mask_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (inner,)))
+        self.position = nnx.Param(0.02 * jax.random.normal(rngs.params(), (encoder.tokens, inner)))
+        block = lambda r: layers.Block(inner, settings.decoder_heads, jnp.float32, rngs=r)  # noqa: E731
+        self.blocks = layers.stack(settings.decoder_depth, block, rngs)
+        self.norm = nnx.LayerNorm(inner, rngs=rngs)
+        self.kernel = WavelengthKernel(encoder.bands, (inner, patch * patch), inner**-0.5, rngs=rngs)
+
+    def __call__(self, tokens: jax.Array, place: jax.Array) -> jax.Array:
+        """tokens [B,K,D]; place int [B,N]: where each patch stands in the shuffled order whose first K were kept.
+        Returns pixels [B,N,C,PP]."""
+        x = self.embed(tokens)
+        batch, count = place.shape
+        hidden = jnp.broadcast_to(self.mask_token[...], (batch, count - x.shape[1], x.shape[2]))
+        x = jnp.take_along_axis(jnp.concatenate([x, hidden], 1), place[..., None], axis=1) + self.position[...]
+        x = self.norm(layers.scan(self.blocks, x))
+        return jnp.einsum("bnd,cdp->bncp", x, self.kernel())
+
+
+class Objective:
+    """settings: mask_ratio of patches hidden, band_mask (chance of an observed band to be hidden), decoder_*."""
+
+    columns = ()
+
+    def __init__(self, encoder: Encoder, settings, normalisation):
+        self.encoder, self.settings = encoder, settings
+        self.tokens, self.patch = encoder.tokens, encoder.size // int(encoder.tokens**0.5)
+        self.keep = max(1, round(self.tokens * (1 - settings.mask_ratio)))
+        self.decoder = Functional(lambda rngs: Decoder(settings, encoder, self.patch, rngs=rngs))
+
+    def init(self, key):
+        return self.decoder.init(key), {}
+
+    def reconstruct(self, params, batch, key):
+        """Pixels [B,N,C,PP] predicted from a random part of the image, and which were hidden, bool [B,N,C,PP]."""
+        image, mask = batch["image"], batch["mask"]
+        patches_key, bands_key = jax.random.split(key)
+        order = jnp.argsort(jax.random.uniform(patches_key, (image.shape[0], self.tokens)), axis=1)
+        place = jnp.argsort(order, axis=1)
+        hidden_band = hide_bands(mask, self.settings.band_mask, bands_key)
+        shown = mask & ~hidden_band[..., None, None]
+        tokens = self.encoder(params["encoder"], image, shown, order[:, : self.keep]).tokens
+        hidden = (place >= self.keep)[..., None, None] | hidden_band[:, None, :, None]  # [B,N,C,1]
+        return self.decoder(params["mae"], tokens, place), hidden & patchify(mask, self.patch)
+
+    def loss(self, params, ema, extra, batch, key, step):
+        predicted, hidden = self.reconstruct(params, batch, key)
+        target = patchify(batch["image"], self.patch)
+        error = jnp.where(hidden, ((predicted - target) / batch["sky"][:, None]) ** 2, 0)
+        return error.sum() / jnp.maximum(hidden.sum(), 1), {"metrics": {}, "extra": extra}
+
+    def predict(self, params, extra, batch):
+        """reconstruction [B,C,H,W] from a part of each image, and which pixels were hidden."""
+        predicted, hidden = self.reconstruct(params, batch, jax.random.key(0))
+        return {"reconstruction": unpatchify(predicted, self.patch), "hidden": unpatchify(hidden, self.patch)}
+
+
+def hide_bands(mask: jax.Array, chance: float, key: jax.Array) -> jax.Array:
+    """bool [B,C]: observed bands to hide, each with `chance`, but never the last one that is left."""
+    observed = mask.any((2, 3))
+    draw = jnp.where(observed, jax.random.uniform(key, observed.shape), -1)
+    kept = jax.nn.one_hot(draw.argmax(1), observed.shape[1], dtype=bool)
+    return (draw > 1 - chance) & ~kept

@@ -1,0 +1,58 @@
+"""Redshift as a softmax over bins (Pasquet et al. 2019), labels smoothed by their error."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxz.models import Encoder
+from jaxz.models.functional import Functional
+
+
+class Head(nnx.Module):
+    def __init__(self, width: int, bins: int, *, rngs: nnx.Rngs):
+        self.norm = nnx.LayerNorm(width, rngs=rngs)
+        self.out = nnx.Linear(width, bins, kernel_init=nnx.initializers.normal(0.01), rngs=rngs)
+
+    def __call__(self, embedding: jax.Array) -> jax.Array:
+        return self.out(self.norm(embedding))
+
+
+class Objective:
+    """Cross-entropy with p(z) in `bins` equal bins over [z_min, z_max]; rows without a redshift, or with one outside of
+    the range, have no weight. settings: z_min, z_max, bins, label_sigma (least smoothing, in units of 1+z)."""
+
+    columns = ("z", "z_err")
+
+    def __init__(self, encoder: Encoder, settings, normalisation):
+        self.encoder, self.settings = encoder, settings
+        self.edges = np.linspace(settings.z_min, settings.z_max, settings.bins + 1, dtype=np.float32)
+        self.head = Functional(lambda rngs: Head(encoder.width, settings.bins, rngs=rngs))
+
+    def init(self, key):
+        return self.head.init(key), {}
+
+    def logits(self, params, batch):
+        return self.head(params["redshift"], self.encoder(params["encoder"], batch["image"], batch["mask"]).cls)
+
+    def loss(self, params, ema, extra, batch, key, step):
+        z, error = batch["z"].astype(jnp.float32), batch["z_err"].astype(jnp.float32)
+        labelled = (z >= self.settings.z_min) & (z < self.settings.z_max)  # false for NaN
+        z = jnp.where(labelled, z, self.settings.z_min)
+        sigma = jnp.maximum(jnp.nan_to_num(error), self.settings.label_sigma * (1 + z))
+        target = soft_labels(z, sigma, self.edges)
+        entropy = -(target * jax.nn.log_softmax(self.logits(params, batch))).sum(1)
+        count = labelled.sum()
+        loss = jnp.where(labelled, entropy, 0).sum() / jnp.maximum(count, 1)
+        return loss, {"metrics": {"labelled": count / len(z)}, "extra": extra}
+
+    def predict(self, params, extra, batch):
+        """pdf [B,bins]: the probability of each redshift bin."""
+        return {"pdf": jax.nn.softmax(self.logits(params, batch))}
+
+
+def soft_labels(z: jax.Array, sigma: jax.Array, edges) -> jax.Array:
+    """[B,bins]: the mass of a Gaussian (z, sigma) in each bin, cut to the range and normalised."""
+    cdf = jax.scipy.stats.norm.cdf((edges - z[:, None]) / sigma[:, None])
+    mass = jnp.diff(cdf, axis=1) + 1e-12
+    return mass / mass.sum(1, keepdims=True)

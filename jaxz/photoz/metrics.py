@@ -1,0 +1,219 @@
+"""Metrics of photometric redshifts, with bootstrap errors.
+
+Throughout, e = (z_phot - z_true) / (1 + z_true). A key names its convention: sigma_mad is centred on the median,
+nmad0 on zero. Functions of one sample work along the last axis, so that a block of bootstrap resamples
+[R, N] is summarised in one call.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from jaxz.photoz.pdf import PDF
+
+MAD_TO_SIGMA, IQR_TO_SIGMA = 1.4826, 1.349  # of a Gaussian, as rounded in the literature
+DENSITY_FLOOR = 1e-6  # nll of an object whose p(z) is zero at the truth is -log of this, not infinite
+ENOUGH_FOR_ERRORS = 5  # objects: below, a bootstrap error means nothing
+BLOCK = 2_000_000  # numbers held at once by the bootstrap, and by the integrals over p(z)
+
+
+def residuals(z_phot: np.ndarray, z_true: np.ndarray) -> np.ndarray:
+    """e = (z_phot - z_true) / (1 + z_true)."""
+    return (z_phot - z_true) / (1 + z_true)
+
+
+def point_metrics(z_phot: np.ndarray, z_true: np.ndarray) -> dict[str, np.ndarray]:
+    """Metrics of point estimates [..., N] -> {name: [...]}.
+
+    bias_mean, bias_median     mean and median of e
+    sigma_mad                  1.4826 median|e - median(e)|
+    nmad0                      1.4826 median|e|
+    sigma_68, sigma_iqr        half the 16-84 % range of e; its interquartile range / 1.349
+    eta_05, eta_15             fraction with |e| > 0.05, 0.15
+    outlier_rail               fraction with |e| > max(0.06, 3 sigma_iqr) (LSST-DESC RAIL)
+    hsc_loss                   mean of 1 - 1 / (1 + (e / 0.15)^2) (Tanaka et al. 2018, PASJ 70, S9)
+    rms                        sqrt(mean(e^2))
+    r2                         1 - sum (z_phot - z_true)^2 / sum (z_true - mean)^2; undefined for one truth only
+    """
+    e = residuals(z_phot, z_true)
+    size = np.abs(e)
+    median = np.median(e, axis=-1)
+    p16, p25, p75, p84 = np.percentile(e, [16, 25, 75, 84], axis=-1)
+    sigma_iqr = (p75 - p25) / IQR_TO_SIGMA
+    scatter = np.sum((z_true - z_true.mean(axis=-1, keepdims=True)) ** 2, axis=-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        r2 = np.where(scatter > 0, 1 - np.sum((z_phot - z_true) ** 2, axis=-1) / scatter, np.nan)
+    return {
+        "bias_mean": e.mean(axis=-1),
+        "bias_median": median,
+        "sigma_mad": MAD_TO_SIGMA * np.median(np.abs(e - median[..., None]), axis=-1),
+        "nmad0": MAD_TO_SIGMA * np.median(size, axis=-1),
+        "sigma_68": (p84 - p16) / 2,
+        "sigma_iqr": sigma_iqr,
+        "eta_05": (size > 0.05).mean(axis=-1),
+        "eta_15": (size > 0.15).mean(axis=-1),
+        "outlier_rail": (size > np.maximum(0.06, 3 * sigma_iqr)[..., None]).mean(axis=-1),
+        "hsc_loss": (1 - 1 / (1 + (e / 0.15) ** 2)).mean(axis=-1),
+        "rms": np.sqrt((e**2).mean(axis=-1)),
+        "r2": r2,
+    }
+
+
+def pit_ks(pit: np.ndarray) -> np.ndarray:
+    """Kolmogorov-Smirnov distance of PIT values [..., N] from the uniform distribution."""
+    pit, n = np.sort(pit, axis=-1), pit.shape[-1]
+    above = np.arange(1, n + 1) / n - pit
+    return np.maximum(above.max(axis=-1), (1 / n - above).max(axis=-1))
+
+
+def pit_cvm(pit: np.ndarray) -> np.ndarray:
+    """Cramer-von Mises statistic of PIT values [..., N]: 1 / (12 N) + sum ((2i - 1) / (2N) - pit_i)^2."""
+    pit, n = np.sort(pit, axis=-1), pit.shape[-1]
+    return 1 / (12 * n) + np.sum((np.arange(1, 2 * n, 2) / (2 * n) - pit) ** 2, axis=-1)
+
+
+def crps(pdf: PDF, z_true: np.ndarray) -> np.ndarray:
+    """[N] continuous ranked probability score, the integral of (CDF(z) - [z >= z_true])^2 dz, in redshift.
+
+    Exact for the piecewise-linear CDF (Gneiting & Raftery 2007, JASA 102, 359, eq. 20); past the grid the CDF is 0 or 1.
+    """
+    return _distance_from_step(pdf, z_true, lambda a, b: (a * a + a * b + b * b) / 3)
+
+
+def wasserstein(pdf: PDF, z_true: np.ndarray) -> np.ndarray:
+    """[N] the integral of |CDF(z) - [z >= z_true]| dz = E|z - z_true|, in redshift: distance of p(z) from the truth."""
+    return _distance_from_step(pdf, z_true, lambda a, b: (a + b) / 2)
+
+
+def _distance_from_step(pdf: PDF, z_true: np.ndarray, mean: Callable) -> np.ndarray:
+    """[N] integral of m(CDF) below z_true and of m(1 - CDF) above; mean(a, b) is m's mean over a linear rise a to b."""
+    result = np.empty(len(pdf))
+    step = max(1, BLOCK // len(pdf.edges))
+    for start in range(0, len(pdf), step):
+        part = pdf[start : start + step]
+        z = np.asarray(z_true[start : start + step], np.float64)
+        inside = np.clip(z, pdf.edges[0], pdf.edges[-1])
+        rows, bins, at = np.arange(len(part)), part.locate(z)[0], part.cdf(z)
+        low, high = part.cumulative[:, :-1], part.cumulative[:, 1:]
+        columns = np.arange(low.shape[1])
+        whole = np.where(columns < bins[:, None], mean(low, high), mean(1 - low, 1 - high)) * pdf.widths
+        whole[rows, bins] = mean(low[rows, bins], at) * (inside - pdf.edges[bins])
+        whole[rows, bins] += mean(1 - at, 1 - high[rows, bins]) * (pdf.edges[bins + 1] - inside)
+        result[start : start + step] = whole.sum(axis=1) + np.abs(z - inside)
+    return result
+
+
+def pdf_terms(pdf: PDF, z_true: np.ndarray) -> dict[str, np.ndarray]:
+    """What the metrics of p(z) need of each object, {name: [N]}: averages are then cheap to resample.
+
+    pit        CDF(z_true), linear inside the bin
+    crps, wasserstein
+    cde_loss   integral of p^2 dz - 2 p(z_true) (Izbicki & Lee 2017, EJS 11, 2800)
+    brier      sum over bins of (P_b - [z_true in b])^2, from 0 to 2 (Brier 1950)
+    nll        -log max(p(z_true), 1e-6)
+    pdf_mean   expectation of z
+    """
+    square = np.einsum("ij,ij,j->i", pdf.probability, pdf.probability, 1 / pdf.widths)
+    at_truth = pdf.density(z_true)
+    bins = pdf.locate(z_true)[0]
+    mass = at_truth * pdf.widths[bins]  # zero outside of the grid
+    return {
+        "pit": pdf.cdf(z_true),
+        "crps": crps(pdf, z_true),
+        "wasserstein": wasserstein(pdf, z_true),
+        "cde_loss": square - 2 * at_truth,
+        "brier": np.einsum("ij,ij->i", pdf.probability, pdf.probability) - 2 * mass + 1,
+        "nll": -np.log(np.maximum(at_truth, DENSITY_FLOOR)),
+        "pdf_mean": pdf.mean(),
+    }
+
+
+def pdf_metrics(z_true: np.ndarray, terms: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Metrics of p(z) from the `pdf_terms` [..., N] -> {name: [...]}.
+
+    pit_ks, pit_cvm     distances of the PIT values from uniform
+    pit_outlier_rate    fraction with PIT < 1e-4 or > 0.9999
+    coverage_68         fraction with the truth in the central 68 % interval (the catalogue's z_l68 to z_u68)
+    nz_bias             (mean of the stacked p(z) - mean z_true) / (1 + mean z_true)
+    and the means of crps, wasserstein, cde_loss, brier, nll
+    """
+    pit, mean = terms["pit"], z_true.mean(axis=-1)
+    return {
+        "pit_ks": pit_ks(pit),
+        "pit_cvm": pit_cvm(pit),
+        "pit_outlier_rate": ((pit < 1e-4) | (pit > 0.9999)).mean(axis=-1),
+        "coverage_68": ((pit >= 0.16) & (pit <= 0.84)).mean(axis=-1),
+        "nz_bias": (terms["pdf_mean"].mean(axis=-1) - mean) / (1 + mean),
+        **{name: terms[name].mean(axis=-1) for name in ("crps", "wasserstein", "cde_loss", "brier", "nll")},
+    }
+
+
+def evaluate_metrics(
+    z_phot: np.ndarray, z_true: np.ndarray, pdf: PDF | None = None, *, resamples: int = 200, seed: int = 0
+) -> dict[str, dict[str, float | None]]:
+    """Every metric with its bootstrap error over objects: {name: {"value": x, "error": s}}; also `objects`, the count.
+
+    z_phot, z_true: [N] finite redshifts; pdf: their N densities, or None for the point metrics only.
+    What is undefined (no objects; r2 of a single truth; errors of fewer than 5 objects) is None.
+    Raises ValueError for other shapes or numbers that are not finite.
+    """
+    arrays = {"z_phot": np.asarray(z_phot, np.float64), "z_true": np.asarray(z_true, np.float64)}
+    n = len(arrays["z_true"])
+    if arrays["z_phot"].shape != (n,) or (pdf is not None and len(pdf) != n):
+        raise ValueError(f"z_phot {arrays['z_phot'].shape}, z_true {(n,)} and pdf must be of the same objects")
+    for name, values in arrays.items():
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name}: {int((~np.isfinite(values)).sum())} of {n} values are not finite")
+    if n == 0:  # the names are needed all the same: take them from one object at its truth
+        names = evaluate_metrics([1.0], [1.0], None if pdf is None else PDF([0, 1, 2], [[0.5, 0.5]]))
+        return {name: {"value": None, "error": None} for name in names} | {"objects": {"value": 0, "error": 0}}
+    if pdf is not None:
+        arrays |= pdf_terms(pdf, arrays["z_true"])
+
+    def summary(a: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return point_metrics(a["z_phot"], a["z_true"]) | ({} if pdf is None else pdf_metrics(a["z_true"], a))
+
+    values, errors = summary(arrays), {}
+    if n >= ENOUGH_FOR_ERRORS and resamples > 1:
+        errors = _bootstrap(summary, arrays, n, resamples, seed)
+    number = {name: {"value": _finite(v), "error": _finite(errors.get(name))} for name, v in values.items()}
+    return number | {"objects": {"value": n, "error": 0}}
+
+
+def _bootstrap(summary: Callable, arrays: dict, n: int, resamples: int, seed: int) -> dict[str, float]:
+    """{name: standard deviation of the metric over resamples of the objects}."""
+    generator, step = np.random.default_rng(seed), max(1, BLOCK // n)
+    blocks = []
+    for start in range(0, resamples, step):
+        rows = generator.integers(0, n, (min(step, resamples - start), n))
+        blocks.append(summary({name: values[rows] for name, values in arrays.items()}))
+    return {name: np.std(np.concatenate([block[name] for block in blocks]), ddof=1) for name in blocks[0]}
+
+
+def _finite(value) -> float | None:
+    return None if value is None or not np.isfinite(value) else float(value)
+
+
+def binned_metrics(
+    z_phot: np.ndarray,
+    z_true: np.ndarray,
+    by: np.ndarray,
+    edges: Sequence[float],
+    *,
+    resamples: int = 100,
+    seed: int = 0,
+) -> list[dict]:
+    """The point metrics in bins of `by` ([N]: z_true, z_phot, a magnitude ...), one dict a bin [low, high), the last closed:
+    {"low", "high", "centre": median of `by`, None where empty, "objects": count, metric: {"value", "error"}, ...}.
+
+    Binning in z_true and in z_phot differ where the estimate regresses to the mean: look at both (Lin et al. 2022).
+    """
+    z_phot, z_true, by = np.asarray(z_phot), np.asarray(z_true), np.asarray(by)
+    bins = []
+    for number, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+        last = number == len(edges) - 2
+        rows = (by >= low) & ((by <= high) if last else (by < high))
+        metrics = evaluate_metrics(z_phot[rows], z_true[rows], resamples=resamples, seed=seed)
+        centre = float(np.median(by[rows])) if rows.any() else None
+        bins.append({"low": float(low), "high": float(high), "centre": centre, **metrics, "objects": int(rows.sum())})
+    return bins

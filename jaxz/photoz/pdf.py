@@ -1,0 +1,158 @@
+"""Redshift probability densities on a grid of bins, and their file format."""
+
+import functools
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+ODDS_HALF_WIDTH = 0.06  # in units of 1 + z
+
+
+@dataclass(frozen=True, eq=False)
+class PDF:
+    """Histogram densities p(z) of N objects: constant inside each bin, so that the CDF is piecewise linear.
+
+    edges: [n+1] ascending redshifts; probability: [N, n] bin masses, each row summing to 1.
+    Raises ValueError where shapes do not fit, edges do not ascend, or a row is no probability.
+    """
+
+    edges: np.ndarray
+    probability: np.ndarray
+
+    def __post_init__(self):
+        object.__setattr__(self, "edges", np.asarray(self.edges, np.float64))
+        object.__setattr__(self, "probability", np.asarray(self.probability))
+        if self.edges.ndim != 1 or self.probability.ndim != 2 or self.probability.shape[1] != len(self.edges) - 1:
+            raise ValueError(
+                f"edges {self.edges.shape} and probability {self.probability.shape} are not [n+1] and [N, n]"
+            )
+        if not np.isfinite(self.edges).all() or not (np.diff(self.edges) > 0).all():
+            raise ValueError("edges must be finite and ascend")
+        total = self.probability.sum(axis=1, dtype=np.float64)
+        wrong = ~(np.abs(total - 1) < 1e-3) | ~(self.probability >= 0).all(axis=1)
+        if wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
+            raise ValueError(
+                f"probability: {int(wrong.sum())} rows are no probabilities, e.g. row {row} sums to {total[row]}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.probability)
+
+    def __getitem__(self, rows) -> "PDF":
+        """The densities of some objects: rows is a slice, an index array or a boolean mask."""
+        return PDF(self.edges, self.probability[rows])
+
+    @property
+    def widths(self) -> np.ndarray:
+        """[n] bin widths."""
+        return np.diff(self.edges)
+
+    @property
+    def centres(self) -> np.ndarray:
+        """[n] bin midpoints."""
+        return (self.edges[1:] + self.edges[:-1]) / 2
+
+    @functools.cached_property
+    def cumulative(self) -> np.ndarray:
+        """float64 [N, n+1]: the CDF at the edges, exactly 0 at the first and 1 at the last."""
+        cumulative = np.zeros((len(self), len(self.edges)))
+        np.cumsum(self.probability, axis=1, dtype=np.float64, out=cumulative[:, 1:])
+        cumulative /= cumulative[:, -1:]
+        return cumulative
+
+    def mean(self) -> np.ndarray:
+        """[N] expectation of z."""
+        return np.diff(self.cumulative, axis=1) @ self.centres
+
+    def median(self) -> np.ndarray:
+        """[N] redshift at which the CDF is 1/2."""
+        return self.quantile(0.5)
+
+    def mode(self) -> np.ndarray:
+        """[N] midpoint of the densest bin (the first of equals)."""
+        return self.centres[np.argmax(self.probability / self.widths, axis=1)]
+
+    def quantile(self, q: float) -> np.ndarray:
+        """[N] smallest redshift at which the CDF reaches q, linear inside the bin."""
+        rows = np.arange(len(self))
+        bins = np.minimum((self.cumulative[:, 1:] < q).sum(axis=1), len(self.widths) - 1)
+        low, high = self.cumulative[rows, bins], self.cumulative[rows, bins + 1]
+        inside = np.divide(q - low, high - low, out=np.zeros(len(self)), where=high > low)
+        return self.edges[bins] + np.clip(inside, 0, 1) * self.widths[bins]
+
+    def interval(self, level: float) -> tuple[np.ndarray, np.ndarray]:
+        """Two [N]: the central interval that holds `level` of the mass, e.g. 0.68 from the 0.16 to the 0.84 quantile."""
+        return self.quantile((1 - level) / 2), self.quantile((1 + level) / 2)
+
+    def cdf(self, z: np.ndarray | float) -> np.ndarray:
+        """[N] probability below z (a scalar, or [N]), linear inside the bin; 0 and 1 outside of the grid."""
+        bins, inside = self.locate(z)
+        rows = np.arange(len(self))
+        low, high = self.cumulative[rows, bins], self.cumulative[rows, bins + 1]
+        return low + inside * (high - low)
+
+    def density(self, z: np.ndarray | float) -> np.ndarray:
+        """[N] p(z) at z (a scalar, or [N]), per unit redshift; 0 outside of the grid."""
+        bins, _ = self.locate(z)
+        z = np.broadcast_to(z, len(self))
+        inside = (z >= self.edges[0]) & (z <= self.edges[-1])
+        return np.where(inside, self.probability[np.arange(len(self)), bins] / self.widths[bins], 0.0)
+
+    def odds(self, z: np.ndarray | None = None) -> np.ndarray:
+        """[N] mass within +-0.06 (1 + z) of z, by default the median (Benitez 2000, ApJ 536, 571)."""
+        z = self.median() if z is None else z
+        reach = ODDS_HALF_WIDTH * (1 + z)
+        return self.cdf(z + reach) - self.cdf(z - reach)
+
+    def width(self) -> np.ndarray:
+        """[N] half the width of the central 68 % interval, in redshift."""
+        low, high = self.interval(0.68)
+        return (high - low) / 2
+
+    def locate(self, z: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+        """[N] bin of z, and [N] where in the bin it lies, from 0 to 1."""
+        z = np.broadcast_to(np.asarray(z, np.float64), len(self))
+        bins = np.clip(np.searchsorted(self.edges, z, side="right") - 1, 0, len(self.widths) - 1)
+        return bins, np.clip((z - self.edges[bins]) / self.widths[bins], 0, 1)
+
+
+def write_qp(path: Path | str, pdf: PDF, ancil: Mapping[str, np.ndarray]) -> None:
+    """Write densities and per-object columns (each [N, ...]) as an HDF5 file that `qp.read` reads as qp.hist.
+
+    The file appears complete or not at all.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with h5py.File(temporary, "w") as file:
+            file["meta/pdf_name"] = np.array([b"hist"])
+            file["meta/pdf_version"] = np.array([0])
+            file["meta/bins"] = pdf.edges[None]
+            file["data/pdfs"] = (pdf.probability / pdf.widths).astype(pdf.probability.dtype)
+            for name, values in ancil.items():
+                values = np.asarray(values)
+                text = values.dtype.kind in "UO"  # qp reads fixed-length bytes
+                file[f"ancil/{name}"] = np.char.encode(values.astype(str), "utf-8") if text else values
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_qp(path: Path | str) -> tuple[PDF, dict[str, np.ndarray]]:
+    """The densities and per-object columns of a qp.hist file. Raises ValueError for a file of another layout."""
+    try:
+        with h5py.File(path) as file:
+            kind = file["meta/pdf_name"][0]
+            if kind != b"hist":
+                raise ValueError(f"{path} holds qp densities of kind {kind!r}; only 'hist' is read")
+            edges, density = np.asarray(file["meta/bins"]).ravel(), np.asarray(file["data/pdfs"])
+            ancil = {name: np.asarray(values) for name, values in file.get("ancil", {}).items()}
+    except (KeyError, OSError) as error:
+        raise ValueError(f"{path} is no qp file of histograms ({error})") from None
+    text = {name: np.char.decode(v, "utf-8") for name, v in ancil.items() if v.dtype.kind == "S"}
+    return PDF(edges, density * np.diff(edges).astype(density.dtype)), {**ancil, **text}

@@ -1,0 +1,127 @@
+"""Predictions on disk: the test sets, the catalogue of predictions, p(z) and their scores. One place for every arm."""
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jaxz.data.writer import replace
+from jaxz.errors import InputError
+from jaxz.photoz.metrics import evaluate_metrics
+from jaxz.photoz.pdf import PDF, write_qp
+
+CATALOG_COLUMNS = ("key", "object_id", "ra", "dec", "n_bands", "mag_ref", "ebv")  # kept where present
+
+
+def test_sets(dataset) -> dict[str, tuple[str, str]]:
+    """{name: (filter on the index, truth column)} of a Dataset's test sets.
+
+    spec_like: test objects with a spectroscopic label, selected as the labelled training set is;
+    full: every test object, where a simulation tells the truth of all (`true_z`).
+    Raises InputError for a dataset without splits or labels.
+    """
+    columns, sets = dataset.manifest.columns, {}
+    if "split" not in columns:
+        raise InputError("split: the dataset has no such column, so there is no test set; convert it with splits")
+    if {"z", "z_kind"} <= columns.keys():
+        sets["spec_like"] = ("split == 'test' and z_kind == 'spec'", "z")
+    if "true_z" in columns:
+        sets["full"] = ("split == 'test'", "true_z")
+    if not sets:
+        raise InputError(
+            "z: the dataset has neither labels (z and z_kind) nor true_z to test against; add a label column"
+        )
+    return sets
+
+
+def truths_of(dataset, keys: list[str]) -> dict[str, np.ndarray]:
+    """{test set: float64 [N]}: the true redshift of each of `keys`, NaN where it is outside of the set."""
+    place, truths = {key: row for row, key in enumerate(keys)}, {}
+    for name, (where, column) in test_sets(dataset).items():
+        table = dataset.table(["key", column], where)
+        found = [
+            (place[key], z)
+            for key, z in zip(*(table[c].to_pylist() for c in ("key", column)), strict=True)
+            if key in place
+        ]
+        truths[name] = np.full(len(keys), np.nan)
+        if found:
+            rows, z = zip(*found, strict=True)
+            truths[name][list(rows)] = np.array(z, np.float64)  # None becomes NaN
+    return truths
+
+
+def prediction_table(catalog: pa.Table, pdf: PDF, truths: Mapping[str, np.ndarray]) -> pa.Table:
+    """The catalogue of predictions, a row per object of `catalog` and `pdf` [N].
+
+    Redshifts z_mean, z_median, z_mode, z_best (the median), central intervals z_l68 to z_u68 and z_l95 to z_u95,
+    odds (mass within 0.06 (1 + z_best)), pdf_width (half of the 68 % interval); z_true (NaN: unknown; the first
+    test set that knows it wins) and one bool column test_<name> per test set.
+    """
+    if not len(catalog) == len(pdf) == len(next(iter(truths.values()), catalog)):
+        raise ValueError(f"catalog ({len(catalog)} rows), pdf ({len(pdf)}) and truths must be of the same objects")
+    median, (l68, u68), (l95, u95) = pdf.median(), pdf.interval(0.68), pdf.interval(0.95)
+    columns = {"z_mean": pdf.mean(), "z_median": median, "z_mode": pdf.mode(), "z_best": median}
+    columns |= {"z_l68": l68, "z_u68": u68, "z_l95": l95, "z_u95": u95}
+    columns |= {"odds": pdf.odds(median), "pdf_width": (u68 - l68) / 2, "z_true": np.full(len(pdf), np.nan)}
+    for truth in truths.values():
+        columns["z_true"] = np.where(np.isnan(columns["z_true"]), truth, columns["z_true"])
+    table = catalog.select([name for name in CATALOG_COLUMNS if name in catalog.column_names])
+    for name, values in columns.items():
+        table = table.append_column(name, pa.array(np.asarray(values, np.float32)))
+    for name, truth in truths.items():
+        table = table.append_column(f"test_{name}", pa.array(np.isfinite(truth)))
+    return table
+
+
+def write_catalog(path: Path | str, table: pa.Table) -> None:
+    """Write a table as .parquet or .fits, by the name's ending; complete or not at all."""
+    path, sink = Path(path), io.BytesIO()
+    if path.suffix == ".fits":
+        from astropy.table import Table
+
+        columns = {name: np.asarray(table[name].to_pylist()) if pa.types.is_string(table[name].type)
+                   else table[name].to_numpy() for name in table.column_names}  # fmt: skip
+        Table(columns).write(sink, format="fits")
+    elif path.suffix == ".parquet":
+        pq.write_table(table, sink, compression="zstd")
+    else:
+        raise InputError(f"out: {str(path)!r} must end in .parquet or .fits")
+    replace(path, sink.getbuffer())
+
+
+def write_results(
+    workdir: Path | str,
+    arm: str,
+    catalog: pa.Table,
+    pdf: PDF,
+    truths: Mapping[str, np.ndarray],
+    *,
+    fits: bool = False,
+    resamples: int = 200,
+    seed: int = 0,
+) -> dict:
+    """Write predictions.parquet (and .fits), pdf.hdf5 and report.json into a run directory; returns the report.
+
+    catalog: a row per predicted object, with `key` and what there is of CATALOG_COLUMNS; pdf: their densities [N];
+    truths: {test set: [N] true redshifts, NaN outside of the set}. report.json, {arm: {test set: {metric: {"value",
+    "error"}}}}, is written last: where it stands, the others are complete.
+    """
+    workdir = Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    table = prediction_table(catalog, pdf, truths)
+    scores, z_best = {}, pdf.median()
+    for name, truth in truths.items():
+        rows = np.flatnonzero(np.isfinite(truth))
+        scores[name] = evaluate_metrics(z_best[rows], truth[rows], pdf[rows], resamples=resamples, seed=seed)
+    report = {arm: scores}
+    write_catalog(workdir / "predictions.parquet", table)
+    if fits:
+        write_catalog(workdir / "predictions.fits", table)
+    write_qp(workdir / "pdf.hdf5", pdf, {"key": np.array(table["key"].to_pylist(), dtype=str)})
+    replace(workdir / "report.json", json.dumps(report, indent=1).encode())
+    return report

@@ -1,0 +1,34 @@
+"""How a process that computes starts and stops."""
+
+import importlib.metadata
+import os
+import signal
+
+
+def set_xla_flags() -> None:
+    """Work around jaxlib 0.10's CPU compiler: the gradient of a dense layer on a slice of the batch crashes the process
+    where YNN fusion is on (and it is slower). Must run before jax starts its backend."""
+    flag = "--xla_cpu_experimental_ynn_fusion_type="
+    flags = os.environ.get("XLA_FLAGS", "")
+    if importlib.metadata.version("jaxlib").startswith("0.10.") and flag not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
+
+
+class StopSignal:
+    """True once SIGINT, SIGTERM or SIGUSR2 came; a second SIGINT ends the process at once."""
+
+    def __init__(self):
+        self.name = ""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, self._set)
+
+    def _set(self, number, frame):
+        if number == signal.SIGINT and self.name:
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name
+
+    def __bool__(self) -> bool:
+        return bool(self.name)
+
+    def __str__(self) -> str:
+        return self.name

@@ -1,0 +1,272 @@
+"""The training loop of every run: pretraining, fine-tuning, probing, baselines. The objective is an argument.
+
+    python -m jaxz.train --config=configs/pretrain_mae.py --workdir=RUN [--config.train.steps=10] [--dry_run]
+
+Started again with the same workdir it goes on where it was. Exit codes: 0 done, 2 bad config or input, 75 stopped by a
+signal after saving.
+"""
+
+import contextlib
+import json
+import os
+import time
+from collections import deque
+from pathlib import Path
+
+from jaxz import errors, runtime
+from jaxz.config import difference, parse, resolved, validate
+
+runtime.set_xla_flags()
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+
+from jaxz import logs, objectives  # noqa: E402
+from jaxz.checkpoint import Checkpoints, Damaged  # noqa: E402
+from jaxz.data.dataset import Dataset, open_dataset  # noqa: E402
+from jaxz.data.prepare import Normalisation, Prepare  # noqa: E402
+from jaxz.data.stream import Source, Stream  # noqa: E402
+from jaxz.data.writer import replace  # noqa: E402
+from jaxz.mesh import local_slots, make_mesh, to_devices  # noqa: E402
+from jaxz.models import build  # noqa: E402
+from jaxz.optim import make_optimizer  # noqa: E402
+from jaxz.provenance import versions  # noqa: E402
+from jaxz.state import abstract_state, fresh_state, make_step, start_from  # noqa: E402
+
+log = logs.log
+
+
+def main(argv: list[str]) -> int:
+    workdir, dry_run, allow_change, rest = arguments(argv)
+    config = parse(rest)
+    validate(config)
+
+    # ---- data ------------------------------------------------------------------------------------------------------
+    dataset = open_dataset(config.data.path)
+    normalisation = starting_normalisation(config, dataset)
+    prepare = Prepare(dataset.manifest, normalisation, augment=config.data.augment)
+
+    # ---- mesh, model, state ----------------------------------------------------------------------------------------
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    encoder = build(config.model, normalisation.bands, normalisation.size)
+    objective = objectives.Objective(encoder, config, normalisation)
+    stream = make_stream(config, dataset, objective, prepare, mesh)
+    params = jax.eval_shape(lambda: objective.init(jax.random.key(0))[0])
+    optimizer = make_optimizer(config.optim, config.train.steps, params)
+    with jax.set_mesh(mesh):
+        abstract = abstract_state(objective, optimizer, config.train.ema_decay, mesh)
+        step = make_step(objective, optimizer, prepare, config, abstract)
+        if dry_run:
+            from jaxz.dry_run import describe
+
+            print(describe(step, abstract, to_devices(next(stream), mesh), mesh, config))
+            stream.close()
+            return errors.OK
+        freeze_config(workdir, config, allow_change)
+        logs.start_log(workdir)
+        checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+        restored = checkpoints.restore(abstract)
+        if restored:
+            state, stream_state, meta = restored
+            stream.restore(stream_state)
+            seconds = meta["seconds"]
+            log.info("%s: going on from step %d of %d", workdir, int(state.step), config.train.steps)
+        else:
+            make = lambda: fresh_state(objective, optimizer, config.train.ema_decay, config.seed)  # noqa: E731
+            state = jax.jit(make, out_shardings=jax.tree.map(lambda a: a.sharding, abstract))()
+            if config.init.path:
+                state = start_from(state, pretrained_params(config, abstract))
+            seconds = 0.0
+            count = sum(a.size for a in jax.tree.leaves(state.params))
+            log.info("%s: %d parameters on %d device(s), %d samples to train on", workdir, count, mesh.size, len(stream))
+        meta = {
+            "config": resolved(config),
+            "normalisation": normalisation.to_json(),
+            "dataset": dataset.fingerprint(),
+            "versions": versions(),
+        }
+
+        # ---- loop ------------------------------------------------------------------------------------------------------
+        run = Run(workdir, config, checkpoints, meta, mesh, seconds)
+        with contextlib.closing(stream), contextlib.closing(checkpoints), contextlib.closing(run):
+            run.loop(step, state, stream)
+    return errors.OK
+
+
+class Run:
+    """The loop, and what it writes to the run directory."""
+
+    def __init__(self, workdir: Path, config, checkpoints: Checkpoints, meta: dict, mesh, seconds: float):
+        self.workdir, self.config, self.checkpoints, self.meta, self.mesh = workdir, config, checkpoints, meta, mesh
+        self.seconds, self.began = seconds, time.monotonic()  # spent before this process, and its own beginning
+        self.waiting: deque = deque()  # metrics still on the device: read a step late, so that logging never blocks
+
+    def loop(self, step, state, stream: Stream) -> None:
+        """Train to the last step. Raises Stopped after saving where a signal came, FloatingPointError for a loss that
+        is not finite."""
+        stop, config = runtime.StopSignal(), self.config
+        first, last = int(state.step), config.train.steps
+        self.metrics = logs.Metrics(self.workdir / "metrics.jsonl", first)
+        batches = prefetch(stream, self.mesh)
+        with logs.Bar(self.workdir.name, last, first) as bar:
+            for n in range(first + 1, last + 1):
+                batch, stream_state = next(batches)
+                state, values = step(state, batch)
+                if n % config.train.log_every == 0 or n == last:
+                    self.waiting.append((n, values))
+                    loss = self.write_metrics(keep=1)
+                    rate = config.train.batch_size * (n - first) / (time.monotonic() - self.began)
+                    bar.update(n, f"loss {loss:.4g}, {rate:.0f} images/s" if loss is not None else "")
+                if stop or n == last or n % config.checkpoint.every == 0:
+                    self.save(state, stream_state)
+                if stop and n < last:
+                    self.checkpoints.close()
+                    raise errors.Stopped(f"{stop} at step {n} of {last}, saved; run the same command again to go on")
+        log.info("%s: done, %d steps", self.workdir, last)
+
+    def write_metrics(self, keep: int) -> float | None:
+        """Write all but the newest `keep` waiting lines; the last loss written."""
+        loss = None
+        while len(self.waiting) > keep:
+            n, values = self.waiting.popleft()
+            values = {name: float(value) for name, value in jax.device_get(values).items()}
+            self.metrics.write(n, values)
+            loss = values["loss"]
+            if not np.isfinite(loss):
+                self.metrics.flush()
+                raise FloatingPointError(f"the loss is {loss} at step {n}; lower optim.lr or look at the data")
+        return loss
+
+    def save(self, state, stream_state: dict) -> None:
+        """Metrics first: every line up to a step is on disk before the step's checkpoint commits."""
+        self.write_metrics(keep=0)
+        self.metrics.flush()
+        seconds = self.seconds + time.monotonic() - self.began
+        self.checkpoints.save(state, stream_state, {**self.meta, "seconds": seconds})
+        write_compute(self.workdir, self.config, state, seconds, self.mesh)
+
+    def close(self) -> None:
+        self.metrics.close()
+
+
+def arguments(argv: list[str]) -> tuple[Path, bool, bool, list[str]]:
+    """workdir, dry_run, allow_config_change and the rest. Raises InputError where workdir is missing."""
+    flags = {"--dry_run": False, "--allow_config_change": False}
+    workdir, rest = "", []
+    for argument in argv:
+        if argument in ("-h", "--help"):
+            print(__doc__.strip())
+            raise SystemExit(errors.OK)
+        if argument in flags:
+            flags[argument] = True
+        elif argument.startswith("--workdir="):
+            workdir = argument.split("=", 1)[1]
+        else:
+            rest.append(argument)
+    if not workdir and not flags["--dry_run"]:
+        raise errors.InputError("--workdir: is missing; name a run directory with --workdir=RUN")
+    return Path(workdir), flags["--dry_run"], flags["--allow_config_change"], rest
+
+
+def starting_normalisation(config, dataset: Dataset) -> Normalisation:
+    """That of the run in init.path, where there is one; else a new one for this dataset."""
+    if not config.init.path:
+        return Normalisation.create(dataset.manifest, tuple(config.data.bands), config.data.softening, config.data.deredden)
+    return Normalisation.from_json(run_meta(config.init.path)["normalisation"])
+
+
+def run_meta(path: str) -> dict:
+    """The newest checkpoint's meta of a run. Raises InputError where there is none."""
+    if not (Path(path) / "checkpoints").is_dir():
+        raise errors.InputError(f"init.path: {path!r} is no run directory with checkpoints; train it first or name another")
+    checkpoints = Checkpoints(Path(path))
+    try:
+        return checkpoints.meta()
+    finally:
+        checkpoints.close()
+
+
+def pretrained_params(config, abstract) -> dict:
+    """The encoder, and the heads of the objectives they share, of the run in init.path.
+
+    Raises InputError where its encoder is another one.
+    """
+    then = run_meta(config.init.path)["config"]
+    if changed := difference(then["model"], resolved(config)["model"]):
+        raise errors.InputError(f"init.path: {config.init.path!r} has another model ({'; '.join(changed)}); use the same")
+    shared = ["encoder", *(name for name in config.losses if name in then["losses"] and then.get(name) == resolved(config).get(name))]
+    wanted = {name: abstract.params[name] for name in shared}
+    checkpoints = Checkpoints(Path(config.init.path))
+    try:
+        return checkpoints.params(wanted, config.init.item)
+    finally:
+        checkpoints.close()
+
+
+def make_stream(config, dataset: Dataset, objective, prepare: Prepare, mesh) -> Stream:
+    """The endless stream of the rows that the run trains on: the train split, unless transductive."""
+    conditions = [f"({config.data.where})"] if config.data.where else []
+    if not config.data.transductive:
+        conditions.insert(0, "split == 'train'")
+    columns = tuple(sorted({*objective.columns, *prepare.columns}))
+    source = Source(dataset, prepare.arrays, columns, " and ".join(conditions) or None, config.data.window)
+    local = local_slots(mesh, config.train.batch_size)
+    return Stream(
+        source, config.train.batch_size, seed=config.seed, local=local, check=config.data.check, threads=config.data.threads
+    )
+
+
+def prefetch(stream: Stream, mesh, depth: int = 2):
+    """(batch on the devices, state of the stream after it), `depth` transfers ahead."""
+    ready: deque = deque()
+    for batch in stream:
+        batch.pop("row")
+        ready.append((to_devices(batch, mesh), stream.state()))
+        if len(ready) > depth:
+            yield ready.popleft()
+    yield from ready
+
+
+def freeze_config(workdir: Path, config, allow_change: bool) -> None:
+    """Write RUN/config.json, or hold the config against the one there. Raises InputError with the differences."""
+    path, now = workdir / "config.json", resolved(config)
+    if path.exists():
+        then = json.loads(path.read_text())
+        if (changed := difference(then, now)) and not allow_change:
+            raise errors.InputError(
+                f"--workdir: {str(workdir)!r} was begun with another config ({'; '.join(changed)}); use another workdir, "
+                "the same config, or --allow_config_change"
+            )
+    elif workdir.exists() and any(workdir.iterdir()):
+        raise errors.InputError(f"--workdir: {str(workdir)!r} holds files but no config.json; name an empty directory")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        replace(path, json.dumps(now, indent=1).encode())
+    except OSError as error:
+        raise errors.InputError(f"--workdir: {str(workdir)!r} cannot be written ({error.strerror}); name another") from None
+
+
+def write_compute(workdir: Path, config, state, seconds: float, mesh) -> None:
+    """RUN/compute.json: what the run has cost so far, without the run that it started from."""
+    done = int(state.step)
+    cost = {
+        "steps": done,
+        "batch_size": config.train.batch_size,
+        "images": done * config.train.batch_size,
+        "seconds": round(seconds, 1),
+        "parameters": sum(a.size for a in jax.tree.leaves(state.params)),
+        "devices": f"{mesh.size} x {jax.devices()[0].device_kind}",
+    }
+    replace(workdir / "compute.json", json.dumps(cost, indent=1).encode())
+
+
+def fail_cleanly(argv: list[str]) -> int:
+    try:
+        return main(argv)
+    except (Damaged, FloatingPointError) as error:
+        print(f"failed: {error}", file=os.sys.stderr)
+        return errors.FAILED
+
+
+if __name__ == "__main__":
+    errors.run(fail_cleanly)

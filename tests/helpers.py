@@ -1,0 +1,58 @@
+"""A small dataset of blobs whose colour depends on redshift: quick to write, learnable."""
+
+from pathlib import Path
+
+import numpy as np
+
+from jaxz.data.manifest import Array, Band, Column, Manifest
+from jaxz.data.writer import DatasetWriter
+
+BANDS = ("g", "r", "i")
+
+
+def blobs(path: Path, samples: int = 96, size: int = 16, shards: int = 3, seed: int = 0, fill: float = 0.0) -> Path:
+    """Every tenth object lacks band g, whose pixels hold `fill`; half have a redshift; sky sigma 1."""
+    bands = tuple(
+        Band(name, wavelength, 100.0, 27.0, 0.2, extinction, 1.0, 0.8)
+        for name, wavelength, extinction in zip(BANDS, (480.0, 620.0, 770.0), (3.2, 2.3, 1.7), strict=True)
+    )
+    kinds = {"split": "string", "z_kind": "string", "z": "float32", "z_err": "float32", "ebv": "float32"}
+    kinds |= {"true_z": "float32", "bands_observed": "uint32", "mag_ref": "float32", "object_id": "int64"}
+    kinds |= {f"flux_{b}": "float32" for b in BANDS} | {f"fluxerr_{b}": "float32" for b in BANDS}
+    manifest = Manifest(
+        arrays={"image": Array("image", "float16", (len(BANDS), size, size))},
+        bands=bands,
+        columns={name: Column(kind) for name, kind in kinds.items()},
+    )
+    writer = DatasetWriter(path, manifest, plan={"samples": samples, "seed": seed, "fill": fill})
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size] - size / 2
+    profile = np.exp(-(x**2 + y**2) / 8)
+    ids = np.arange(samples)
+    z = rng.uniform(0.1, 1.5, samples)
+    flux = rng.uniform(20, 60, samples)[:, None] * np.stack([1 / (1 + 2 * z), np.ones(samples), 1 + z], 1)
+    noise = rng.normal(size=(samples, len(BANDS), size, size))
+    image = (flux[..., None, None] * profile + noise).astype(np.float16)
+    lacking = ids % 10 == 0
+    image[lacking, 0] = fill
+    labelled = ids % 2 == 0
+    columns = {
+        "split": np.where(ids % 4 == 3, "test", "train"),
+        "z_kind": np.where(labelled, "spec", "none"),
+        "z": np.where(labelled, z, np.nan),
+        "z_err": np.where(labelled, 1e-3, np.nan),
+        "ebv": np.full(samples, 0.02),
+        "true_z": z,
+        "bands_observed": np.where(lacking, 0b110, 0b111),
+        "mag_ref": 27 - 2.5 * np.log10(flux[:, 1]),
+        "object_id": ids,
+    }
+    for c, name in enumerate(BANDS):
+        measured = (image[:, c].astype(float) * profile).sum((1, 2)) / (profile**2).sum() * bands[c].ujy_per_unit
+        columns[f"flux_{name}"] = np.where(lacking & (c == 0), np.nan, measured)
+        columns[f"fluxerr_{name}"] = np.full(samples, bands[c].ujy_per_unit / np.sqrt((profile**2).sum()))
+    for n, rows in enumerate(np.array_split(ids, shards)):
+        part = {name: values[rows] for name, values in columns.items()}
+        writer.write_shard(n, [f"blob{i:06d}" for i in rows], {"image": image[rows]}, part)
+    writer.finish(shards, {})
+    return path
