@@ -2,7 +2,11 @@
 
     params, ema, opt, extra   arrays, each item restored apart and onto any mesh; empty ones are left out
     stream                    the stream's state, JSON
-    meta                      JSON: resolved config, normalisation, versions, and a digest of every array and of itself
+    meta                      JSON: resolved config, normalisation, versions, a digest of every array and of itself
+    files.json                size and crc32 of every file, written once the checkpoint is complete
+
+The digests are of values, the same for every mesh, and always verified. files.json finds damage before Orbax reads it, also
+in files that hold no value; a crash may leave the newest checkpoint without it, which is no fault.
 """
 
 import functools
@@ -10,12 +14,14 @@ import hashlib
 import json
 import logging
 import shutil
+import zlib
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from jaxz.files import replace
 from jaxz.errors import InputError
 from jaxz.optim import path_names
 from jaxz.state import TrainState
@@ -36,15 +42,27 @@ class Checkpoints:
         self.path = Path(workdir).resolve() / "checkpoints"
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         self.manager = ocp.CheckpointManager(self.path, options=options)
+        self.saving = False
 
     def save(self, state: TrainState, stream: dict, meta: dict) -> None:
         """`meta` must be JSON. The arrays are copied before this returns, so that the state may be donated."""
+        if self.saving:
+            self.finish()
         items = {name: getattr(state, name) for name in ARRAYS if jax.tree.leaves(getattr(state, name))}
         step = int(state.step)
         sealed = seal({**meta, "step": step, "digests": digests(items), "stream": stream})
         arrays = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         json_items = {"stream": ocp.args.JsonSave(stream), "meta": ocp.args.JsonSave(sealed)}
+        self.saving = True
         self.manager.save(step, args=ocp.args.Composite(**arrays, **json_items), force=True)
+
+    def finish(self) -> None:
+        """Wait for the save under way, and list its files."""
+        self.manager.wait_until_finished()
+        for step in self.steps():
+            listing = self.path / str(step) / "files.json"
+            if not listing.exists() and jax.process_index() == 0:
+                replace(listing, json.dumps(list_files(listing.parent)).encode())
 
     def steps(self) -> list[int]:
         return sorted(self.manager.all_steps())
@@ -99,10 +117,20 @@ class Checkpoints:
         raise InputError(f"{str(self.path.parent)!r} holds no whole checkpoint; train it first, or name another run")
 
     def close(self) -> None:
-        self.manager.wait_until_finished()
+        if self.saving:
+            self.finish()
         self.manager.close()
 
     def _meta(self, step: int) -> dict:
+        listing = self.path / str(step) / "files.json"
+        if listing.exists():
+            found = list_files(listing.parent)
+            try:
+                listed = json.loads(listing.read_text())
+            except ValueError:
+                raise Damaged("files.json is not JSON") from None
+            if changed := sorted(name for name in {*listed, *found} if listed.get(name) != found.get(name)):
+                raise Damaged(f"{changed[0]} is not as it was saved")
         try:
             sealed = self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         except Exception as error:  # noqa: BLE001  whatever a damaged file makes its reader raise
@@ -123,6 +151,19 @@ class Checkpoints:
             if wrong := [path for path, digest in found.items() if meta["digests"][name].get(path) != digest]:
                 raise Damaged(f"{name}/{wrong[0]} does not match its digest")
         return {name: restored[name] for name in abstract}, meta
+
+
+def list_files(folder: Path) -> dict[str, list[int]]:
+    """{relative path: [size, crc32]} of every file under `folder` but files.json."""
+    result = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != "files.json":
+            with open(path, "rb") as file:
+                crc = 0
+                while block := file.read(1 << 24):
+                    crc = zlib.crc32(block, crc)
+            result[str(path.relative_to(folder))] = [path.stat().st_size, crc]
+    return result
 
 
 def seal(meta: dict) -> dict:

@@ -28,9 +28,10 @@ FOLDS, RESIDUAL_BINS, REDSHIFT_BINS, FEWEST = 5, 10, 300, 50
 
 
 def asinh_magnitudes(flux: np.ndarray, softening: np.ndarray) -> np.ndarray:
-    """[N, C] AB magnitudes of fluxes in microjansky, finite at zero and below (Lupton et al. 1999, AJ 118, 1406, eq. 3).
+    """[N, C] AB magnitudes of fluxes in microjansky, finite at zero and below.
 
-    softening: [C] microjansky, about the noise: m = zp - 2.5 log10(b) - (2.5 / ln 10) asinh(f / 2b). NaN stays NaN.
+    softening: [C] microjansky, about the noise: m = zp - 2.5 log10(b) - (2.5 / ln 10) asinh(f / 2b). NaN stays NaN
+    (Lupton, Gunn & Szalay 1999, AJ 118, 1406, eq. 3).
     """
     return ZERO_POINT_UJY - 2.5 * np.log10(softening) - POGSON * np.arcsinh(flux / (2 * softening))
 

@@ -32,9 +32,7 @@ def test_sets(dataset) -> dict[str, tuple[str, str]]:
     if "true_z" in columns:
         sets["full"] = ("split == 'test'", "true_z")
     if not sets:
-        raise InputError(
-            "z: the dataset has neither labels (z and z_kind) nor true_z to test against; add a label column"
-        )
+        raise InputError("z: the dataset has neither labels (z and z_kind) nor true_z to test against; add labels")
     return sets
 
 
@@ -43,15 +41,10 @@ def truths_of(dataset, keys: list[str]) -> dict[str, np.ndarray]:
     place, truths = {key: row for row, key in enumerate(keys)}, {}
     for name, (where, column) in test_sets(dataset).items():
         table = dataset.table(["key", column], where)
-        found = [
-            (place[key], z)
-            for key, z in zip(*(table[c].to_pylist() for c in ("key", column)), strict=True)
-            if key in place
-        ]
         truths[name] = np.full(len(keys), np.nan)
-        if found:
-            rows, z = zip(*found, strict=True)
-            truths[name][list(rows)] = np.array(z, np.float64)  # None becomes NaN
+        for key, z in zip(table["key"].to_pylist(), table[column].to_pylist(), strict=True):
+            if key in place and z is not None:
+                truths[name][place[key]] = z
     return truths
 
 

@@ -26,7 +26,7 @@ from jaxz.checkpoint import Checkpoints, Damaged  # noqa: E402
 from jaxz.data.dataset import Dataset, open_dataset  # noqa: E402
 from jaxz.data.prepare import Normalisation, Prepare  # noqa: E402
 from jaxz.data.stream import Source, Stream  # noqa: E402
-from jaxz.data.writer import replace  # noqa: E402
+from jaxz.files import replace  # noqa: E402
 from jaxz.mesh import local_slots, make_mesh, to_devices  # noqa: E402
 from jaxz.models import build  # noqa: E402
 from jaxz.optim import make_optimizer  # noqa: E402

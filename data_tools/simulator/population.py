@@ -40,8 +40,8 @@ class Population(NamedTuple):
 
 # Luminosity functions close to Faber et al. 2007; sizes close to van der Wel et al. 2014
 POPULATIONS = (
-    Population(0.0035, -0.45, 0.0, -20.5, -0.9, 1.5, -0.5, (0.0, 0.8), (0.0, 0.1), 4.0, 0.6, -1.3),  # red
-    Population(0.0030, -0.20, 1.0, -20.1, -1.1, 2.2, -1.3, (0.8, 4.0), (0.0, 0.3), 6.0, 0.3, -0.8),  # blue
+    Population(0.0026, -0.45, 0.0, -20.4, -0.9, 1.5, -0.5, (0.0, 0.8), (0.0, 0.1), 4.0, 0.6, -1.3),  # red
+    Population(0.0030, -0.15, 1.0, -19.5, -1.4, 2.4, -1.3, (0.8, 4.0), (0.0, 0.3), 6.0, 0.3, -0.8),  # blue
 )
 RE_SCATTER = 0.2  # dex
 RE_RANGE = 0.06, 1.6  # arcsec; larger would not fit the smallest cutout

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import webdataset as wds
 
 from jaxz.data.manifest import KEY, Manifest, Shard
 from jaxz.errors import InputError
+from jaxz.files import replace
 
 
 class DatasetWriter:
@@ -158,16 +158,3 @@ def npy(value: np.ndarray, spec, name: str) -> bytes:
 def meta_json(scalars: dict) -> bytes:
     """The scalars of one sample as strict JSON: NaN, which JSON lacks, becomes null."""
     return json.dumps({k: None if v != v else v for k, v in scalars.items()}, allow_nan=False).encode()
-
-
-def replace(path: Path, content) -> None:
-    """Write a file so that it is there complete or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -75,7 +75,7 @@ def pit_cvm(pit: np.ndarray) -> np.ndarray:
 def crps(pdf: PDF, z_true: np.ndarray) -> np.ndarray:
     """[N] continuous ranked probability score, the integral of (CDF(z) - [z >= z_true])^2 dz, in redshift.
 
-    Exact for the piecewise-linear CDF (Gneiting & Raftery 2007, JASA 102, 359, eq. 20); past the grid the CDF is 0 or 1.
+    Exact for the piecewise-linear CDF (Gneiting & Raftery 2007, JASA 102, 359, eq. 20); past the grid it is 0 or 1.
     """
     return _distance_from_step(pdf, z_true, lambda a, b: (a * a + a * b + b * b) / 3)
 
@@ -203,7 +203,7 @@ def binned_metrics(
     resamples: int = 100,
     seed: int = 0,
 ) -> list[dict]:
-    """The point metrics in bins of `by` ([N]: z_true, z_phot, a magnitude ...), one dict a bin [low, high), the last closed:
+    """The point metrics in bins of `by` [N] (z_true, z_phot, a magnitude), a dict a bin [low, high), the last closed:
     {"low", "high", "centre": median of `by`, None where empty, "objects": count, metric: {"value", "error"}, ...}.
 
     Binning in z_true and in z_phot differ where the estimate regresses to the mean: look at both (Lin et al. 2022).

@@ -86,7 +86,7 @@ class PDF:
         return self.edges[bins] + np.clip(inside, 0, 1) * self.widths[bins]
 
     def interval(self, level: float) -> tuple[np.ndarray, np.ndarray]:
-        """Two [N]: the central interval that holds `level` of the mass, e.g. 0.68 from the 0.16 to the 0.84 quantile."""
+        """Two [N]: the central interval that holds `level` of the mass, e.g. 0.68 from quantile 0.16 to 0.84."""
         return self.quantile((1 - level) / 2), self.quantile((1 + level) / 2)
 
     def cdf(self, z: np.ndarray | float) -> np.ndarray:

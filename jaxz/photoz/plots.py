@@ -41,14 +41,19 @@ def arm_colours(names: Sequence[str]) -> dict[str, str]:
     return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
 
 
-@styled
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure in inches, drawn by Agg."""
     figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
 
 
-FigureCanvasAgg(figure)
-return figure
+@styled
+def png(figure: Figure, dpi: int = 120) -> bytes:
+    """The figure as the bytes of a PNG file."""
+    sink = io.BytesIO()
+    figure.savefig(sink, format="png", dpi=dpi)
+    return sink.getvalue()
 
 
 def limits(*samples: np.ndarray) -> tuple[float, float]:
@@ -95,8 +100,7 @@ def density(arms: Mapping[str, tuple[np.ndarray, np.ndarray]], colours: Mapping[
         picture.set_norm(LogNorm(1, max(most, 2)))
     figure.colorbar(pictures[0], ax=axes.ravel().tolist(), label="objects per cell", pad=0.01, aspect=40, shrink=0.9)
 
-
-return figure
+    return figure
 
 
 def quantile_edges(values: np.ndarray, bins: int) -> np.ndarray:
@@ -143,20 +147,20 @@ def trends(
     handles, labels = axes[1, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=min(len(arms), 4))
 
-
-return figure
+    return figure
 
 
 @styled
 def calibration(arms: Mapping[str, np.ndarray], colours: Mapping[str, str]) -> Figure:
-    """PIT histograms, and how far the distribution of PIT strays from uniform, with its KS distance. arms: {name: pit [N]}.
+    """PIT histograms, and how far the distribution of PIT strays from uniform, with its KS distance.
 
     A hill in the histogram: p(z) too wide; a bowl: too narrow; a slope: biased. The band holds 95 % of perfect samples.
+    arms: {name: pit [N]}.
     """
     figure = new_figure(10.2, 3.7)
     left, right = figure.subplots(1, 2)
     for name, pit in arms.items():
-        left.hist(pit, 20, (0, 1), density=True, histtype="step", color=colours[name], lw=1.5)
+        left.hist(pit, 20, range=(0, 1), density=True, histtype="step", color=colours[name], lw=1.5)
         levels = np.linspace(0, 1, 201)
         strays = np.searchsorted(np.sort(pit), levels, side="right") / len(pit) - levels
         right.plot(levels, strays, color=colours[name], lw=1.5, label=f"{name}: KS {pit_ks(pit):.3f}")
@@ -167,8 +171,7 @@ def calibration(arms: Mapping[str, np.ndarray], colours: Mapping[str, str]) -> F
     right.set(xlabel="PIT", ylabel="fraction below, minus PIT", xlim=(0, 1))
     right.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
-
-return figure
+    return figure
 
 
 @styled
@@ -201,8 +204,7 @@ def redshift_distribution(
     for axis in axes.ravel()[len(arms) :]:
         axis.remove()
 
-
-return figure
+    return figure
 
 
 @styled
@@ -233,14 +235,13 @@ def pdf_gallery(
             axis.set_xlabel("redshift")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=min(len(arms), 4))
 
-
-return figure
+    return figure
 
 
 @styled
 def loss_curves(runs: Mapping[str, tuple[np.ndarray, np.ndarray]], colours: Mapping[str, str]) -> Figure:
-    """Training loss against step, a panel a run (losses of different objectives do not compare): every logged step, pale,
-    and a running mean over 2 % of the run. runs: {name: (step [S], loss [S])}."""
+    """Training loss against step, a panel a run, as losses of different objectives do not compare: every logged
+    step, pale, and a running mean over 2 % of the run. runs: {name: (step [S], loss [S])}."""
     columns = min(len(runs), 4)
     rows = -(-len(runs) // columns)
     figure = new_figure(10.2 / max(columns, 2) * columns, 2.6 * rows + 0.2)
@@ -261,8 +262,7 @@ def loss_curves(runs: Mapping[str, tuple[np.ndarray, np.ndarray]], colours: Mapp
     for axis in axes.ravel()[len(runs) :]:
         axis.remove()
 
-
-return figure
+    return figure
 
 
 @styled
@@ -284,8 +284,7 @@ def cutout_gallery(images: np.ndarray, observed: np.ndarray, bands: Sequence[str
                 axis.set_title(bands[column])
         axes[row, 0].set_ylabel(titles[row], rotation=0, ha="right", va="center", fontsize=9)
 
-
-return figure
+    return figure
 
 
 @styled
@@ -294,8 +293,8 @@ def reconstructions(
 ) -> Figure:
     """What a masked autoencoder was shown, what it filled in, and the original: three rows an object, a column a band.
 
-    images, reconstruction: [B, C, H, W] in stretched units; hidden: bool, pixels the encoder did not see (blue); observed:
-    bool [B, C]. Visible pixels of the middle row are the input's own. The three rows share the original's grey scale.
+    images, reconstruction: [B, C, H, W] in stretched units; hidden: bool, pixels the encoder did not see (blue);
+    observed: bool [B, C]. Visible pixels of the middle row are the input's own; the rows share the original's greys.
     """
     n, c = images.shape[:2]
     side = min(1.1, 9.0 / c)
@@ -314,8 +313,7 @@ def reconstructions(
         for axis, label in zip(axes[:, 0], ("seen", "filled in", "original"), strict=True):
             axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
 
-
-return figure
+    return figure
 
 
 def stretch(image: np.ndarray) -> tuple[float, float]:

@@ -1,0 +1,158 @@
+"""Make a synthetic survey with images, missing bands and a realistic choice of spectroscopic redshifts.
+
+    python -m data_tools.simulate DATASET --samples 20000 --size 32 --seed 0
+
+The same command finishes an interrupted dataset. What is made depends on --samples, --size, --seed and
+--samples_per_shard alone, not on --workers.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import importlib.metadata
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import rich.progress
+
+from data_tools import splits
+from data_tools.simulator import bands, population, survey
+from jaxz.data.manifest import Manifest
+from jaxz.data.writer import DatasetWriter
+from jaxz.errors import InputError, Stopped, run
+
+CELL_ORDER = 9  # HEALPix: cells of 7 arcmin
+PACKAGES = ("jaxz", "jax", "numpy", "astropy", "speclite")
+
+
+def main(argv: list[str]) -> int | None:
+    parser = argparse.ArgumentParser(prog="python -m data_tools.simulate", description=__doc__.splitlines()[0])
+    parser.add_argument("dataset", type=Path, help="directory to write")
+    parser.add_argument("--samples", type=int, default=20000)
+    parser.add_argument("--size", type=int, default=32, help="pixels a side, of 0.2 arcsec")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--samples_per_shard", type=int, default=1000)
+    parser.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 8), help="processes")
+    args = parser.parse_args(argv)
+    validate(args)
+
+    plan = {name: getattr(args, name) for name in ("samples", "size", "seed", "samples_per_shard")}
+    writer = DatasetWriter(args.dataset, make_manifest(plan), {"tool": "simulate", **plan})
+    if writer.complete:
+        print(f"{args.dataset} is complete: {args.samples} samples; nothing to do")
+        return None
+    split, summary = make_splits(plan)
+    shards = -(-args.samples // args.samples_per_shard)
+    todo = [n for n in range(shards) if not writer.done(n)]
+    with _interruptible():
+        for _ in _progress(_run_workers(writer, plan, split, todo, args.workers), len(todo), "shards"):
+            pass
+    writer.finish(shards, summary)
+    print(f"{args.dataset}: {args.samples} samples in {shards} shards")
+
+
+def validate(args: argparse.Namespace) -> None:
+    """Raises InputError."""
+    for name in ("samples", "samples_per_shard", "workers"):
+        if (value := getattr(args, name)) < 1:
+            raise InputError(f"{name}: {value} must be at least 1")
+    if args.size < 16 or args.size % 4:
+        raise InputError(f"size: {args.size} must be a multiple of 4 and at least 16; try {max(16, args.size // 4 * 4)}")
+    if not 0 <= args.seed < 2**63:
+        raise InputError(f"seed: {args.seed} must lie in 0 .. 2^63 - 1")
+
+
+def make_manifest(plan: dict) -> Manifest:
+    """The manifest of a survey; plan: {samples, size, seed, samples_per_shard}."""
+    arguments = " ".join(f"--{name} {value}" for name, value in plan.items())
+    return Manifest(
+        arrays={"image": survey.image_array(plan["size"])},
+        bands=bands.manifest_bands(),
+        columns=survey.column_specs(),
+        provenance={
+            "command": f"python -m data_tools.simulate DATASET {arguments}",
+            "versions": {name: _version(name) for name in PACKAGES},
+            "flux_kind": "aperture",
+        },
+    )
+
+
+def make_splits(plan: dict) -> tuple[np.ndarray, dict]:
+    """The split of every object [N] and what the manifest says about splits."""
+    _, ra, dec = population.positions(plan["seed"], 0, plan["samples"])
+    gap = float(np.hypot(1, 1) * plan["size"] * bands.PIXEL_SCALE)  # the diagonal of a cutout
+    split, _ = splits.assign_splits(ra, dec, gap_arcsec=gap, order=CELL_ORDER, seed=plan["seed"])
+    counts = {name: int(count) for name, count in sorted(collections.Counter(split.tolist()).items())}
+    return split, {"by": "healpix", "order": CELL_ORDER, "gap_arcsec": gap, "counts": counts}
+
+
+def write_shard(writer: DatasetWriter, plan: dict, split: np.ndarray, n: int) -> None:
+    """Make and write shard `n`; split: that of its objects."""
+    first = n * plan["samples_per_shard"]
+    galaxies = population.galaxies(plan["seed"], first, len(split))
+    seen = survey.observe(galaxies, plan["seed"], first, plan["size"])
+    keys = [f"{i:09d}" for i in range(first, first + len(split))]
+    writer.write_shard(n, keys, {"image": seen.image}, survey.columns(galaxies, seen, first, split))
+
+
+def _run_workers(writer: DatasetWriter, plan: dict, split: np.ndarray, todo: list[int], workers: int) -> Iterator[int]:
+    """Write the shards `todo` in worker processes, yielding their numbers as they are done."""
+    step = plan["samples_per_shard"]
+    pool = concurrent.futures.ProcessPoolExecutor(
+        min(workers, max(len(todo), 1)), multiprocessing.get_context("spawn"), initializer=_start_worker
+    )
+    try:
+        jobs = {pool.submit(write_shard, writer, plan, split[n * step : (n + 1) * step], n): n for n in todo}
+        for job in concurrent.futures.as_completed(jobs):
+            job.result()
+            yield jobs[job]
+    finally:
+        pool.shutdown(cancel_futures=True)  # shards begun are finished
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    jax.config.update("jax_platforms", "cpu")  # an accelerator has one owner, and its sums another order
+
+
+class _interruptible:
+    """Turns Ctrl-C and SIGTERM into Stopped."""
+
+    def __enter__(self):
+        self.before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def __exit__(self, kind, error, traceback):
+        signal.signal(signal.SIGTERM, self.before)
+        if kind is KeyboardInterrupt:
+            raise Stopped("interrupted; the same command goes on from here") from None
+
+
+def _progress(steps: Iterable, total: int, what: str) -> Iterator:
+    """Pass `steps` on, showing a bar on a terminal and a line every few seconds elsewhere."""
+    if sys.stderr.isatty():
+        yield from rich.progress.track(steps, what, total, console=rich.console.Console(stderr=True))
+        return
+    begin = shown = time.monotonic()
+    for done, step in enumerate(steps, 1):
+        if done == total or time.monotonic() - shown > 5:
+            shown = time.monotonic()
+            print(f"{done} of {total} {what}, {shown - begin:.0f} s", file=sys.stderr, flush=True)
+        yield step
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout
+        return "not installed"
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,102 @@
+"""Splits by sky cell, never by object, with a gap between them: neighbouring cutouts share pixels."""
+
+from collections.abc import Callable
+
+import astropy.units as u
+import numpy as np
+from astropy_healpix import HEALPix
+
+from jaxz.errors import InputError
+
+FRACTIONS = {"train": 0.75, "val": 0.05, "test": 0.20}
+GAP = "gap"  # the split of objects too near to a cell of another one
+DIRECTIONS = 16  # of the points around an object that look for another split
+
+
+def assign_splits(
+    ra: np.ndarray,
+    dec: np.ndarray,
+    *,
+    gap_arcsec: float,
+    order: int = 9,
+    fractions: dict[str, float] = FRACTIONS,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Split (str) and nested HEALPix cell (int64) of each object at ra, dec (deg) [N].
+
+    Objects of two different splits are at least gap_arcsec apart, those of GAP excepted, which no split may use.
+    Raises InputError where cells are too small for the gap, or fractions do not sum to one.
+    """
+    healpix = HEALPix(2**order, order="nested")
+    side = healpix.pixel_resolution.to_value(u.arcsec)
+    if not 0 <= gap_arcsec <= side / 4:
+        raise InputError(f"gap_arcsec: {gap_arcsec} must lie in 0 .. {side / 4:.3g}, a quarter of a cell; lower the order")
+    ra, dec = np.radians(np.asarray(ra, float)), np.radians(np.asarray(dec, float))
+    centre = np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)])
+    east = np.stack([-np.sin(ra), np.cos(ra), np.zeros_like(ra)])
+    north = np.cross(centre, east, axis=0)
+    gap = np.radians(gap_arcsec / 3600)
+
+    def cell(shift: float, azimuth: float) -> np.ndarray:
+        x, y, z = np.cos(shift) * centre + np.sin(shift) * (np.cos(azimuth) * east + np.sin(azimuth) * north)
+        return healpix.lonlat_to_healpix(np.arctan2(y, x) * u.rad, np.arctan2(z, np.hypot(x, y)) * u.rad)
+
+    return _assign(cell, gap, fractions, seed)
+
+
+def assign_splits_pixels(
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    gap_px: float,
+    cell_px: float,
+    fractions: dict[str, float] = FRACTIONS,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `assign_splits`, for an image without sky coordinates: square cells of cell_px pixels, x, y [N] in pixels."""
+    if not 0 <= gap_px <= cell_px / 4:
+        raise InputError(f"gap_px: {gap_px} must lie in 0 .. cell_px / 4 = {cell_px / 4:.3g}; use larger cells")
+    x, y = np.asarray(x, float), np.asarray(y, float)
+
+    def cell(shift: float, azimuth: float) -> np.ndarray:
+        column = np.floor((x + shift * np.cos(azimuth)) / cell_px).astype(np.int64)
+        row = np.floor((y + shift * np.sin(azimuth)) / cell_px).astype(np.int64)
+        return (row << 32) + column
+
+    return _assign(cell, gap_px, fractions, seed)
+
+
+def _assign(
+    cell: Callable[[float, float], np.ndarray], gap: float, fractions: dict[str, float], seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cells are put in the order of a hash and cut where the objects so far reach the fractions.
+
+    cell(shift, azimuth): the cells of the objects, moved. Half the gap on either side of a border would do; looking
+    the whole gap ahead also finds corners that reach in between two of the DIRECTIONS.
+    """
+    if not fractions or min(fractions.values()) < 0 or abs(sum(fractions.values()) - 1) > 1e-6 or GAP in fractions:
+        raise InputError(f"fractions: {fractions} must be non-negative, sum to 1 and not name {GAP!r}")
+    own = cell(0.0, 0.0)
+    azimuths = 2 * np.pi * np.arange(DIRECTIONS) / DIRECTIONS
+    around = [cell(gap, azimuth) for azimuth in azimuths] if gap else []
+    cells, counts = np.unique(own, return_counts=True)
+    order = np.argsort(_hash(cells, seed), kind="stable")
+    # an object count of a cell stands at its middle, so that no fraction is short of half a cell in the mean
+    middle = np.empty(len(cells))
+    middle[order] = (np.cumsum(counts[order]) - 0.5 * counts[order]) / max(counts.sum(), 1)
+    split_of = np.searchsorted(np.cumsum([*fractions.values()])[:-1], middle, side="right")
+    split = split_of[np.searchsorted(cells, own)]
+    near_other = np.zeros(len(own), bool)
+    for other in around:
+        place = np.minimum(np.searchsorted(cells, other), len(cells) - 1)
+        near_other |= (cells[place] == other) & (split_of[place] != split)  # a cell without objects has no split
+    return np.where(near_other, GAP, np.array([*fractions])[split]), own
+
+
+def _hash(cells: np.ndarray, seed: int) -> np.ndarray:
+    """uint64, well mixed (the finalizer of SplitMix64, Steele et al. 2014)."""
+    with np.errstate(over="ignore"):
+        x = cells.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15) * np.uint64(2 * seed + 1)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))

@@ -1,0 +1,214 @@
+"""A survey is data: reads the TOML file that describes one (docs/adding_a_survey.md)."""
+
+import dataclasses
+import tomllib
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jaxz.data.manifest import NAME
+from jaxz.errors import InputError, suggest
+
+
+@dataclass(frozen=True)
+class BandSource:
+    """One filter of the survey and the file that holds it. Wavelengths in nm, PSF FWHM in arcsec.
+
+    m_AB = zero_point_ab - 2.5 log10(value in the file). file: a name inside the images folder; "{band}" stands for
+    `name`. weight_file: same grid, a pixel is bad where it is not positive. saturation: in the units of the file.
+    uncertain: what is not sure about these numbers, kept in the provenance.
+    """
+
+    name: str
+    file: str
+    zero_point_ab: float
+    wavelength_nm: float
+    width_nm: float
+    a_over_ebv: float
+    psf_fwhm_arcsec: float
+    hdu: int = 0
+    weight_file: str = ""
+    weight_hdu: int = 0
+    saturation: float = float("inf")
+    uncertain: str = ""
+
+
+@dataclass(frozen=True)
+class CatalogColumns:
+    """The catalogue's own name of each column: either ra and dec (degrees, ICRS) or x and y (pixels).
+
+    pixel_origin: the number of the first pixel in x and y, 0 (NumPy) or 1 (FITS, SExtractor).
+    z_quality_map: original flag, as text -> homogenised quality 0..4; flags that are not in it become 0, unknown.
+    """
+
+    object_id: str
+    ra: str = ""
+    dec: str = ""
+    x: str = ""
+    y: str = ""
+    pixel_origin: int = 0
+    z_spec: str = ""
+    z_spec_err: str = ""
+    z_quality: str = ""
+    z_quality_map: dict = field(default_factory=dict)
+    ebv: str = ""
+    obj_class: str = ""
+
+    @property
+    def sky(self) -> bool:
+        """Whether positions are ra and dec."""
+        return bool(self.ra)
+
+
+@dataclass(frozen=True)
+class Detection:
+    """Sources are runs of at least min_pixels pixels above threshold_sigma in `band`, after a Gaussian matched filter
+    of filter_fwhm_arcsec; sigma is that of the filtered sky."""
+
+    band: str
+    filter_fwhm_arcsec: float
+    threshold_sigma: float = 5.0
+    min_pixels: int = 9
+
+
+@dataclass(frozen=True)
+class Photometry:
+    """Fixed circular apertures. band: the reference band of mag_ref. background_box_px: the mesh of the sky."""
+
+    band: str
+    aperture_diameter_arcsec: float
+    background_box_px: int = 128
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Sky cells of about cell_arcmin go to one split each."""
+
+    cell_arcmin: float
+    fractions: dict
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Everything that data_tools.convert knows of a survey; `text` is the file as it was read."""
+
+    name: str
+    pixel_scale_arcsec: float
+    bands: tuple[BandSource, ...]
+    photometry: Photometry
+    splits: Splits
+    release: str = ""
+    notes: str = ""
+    subtract_background: bool = False
+    catalog: CatalogColumns | None = None
+    detection: Detection | None = None
+    text: str = ""
+
+    def band_number(self, name: str) -> int:
+        return [band.name for band in self.bands].index(name)
+
+
+SECTIONS = {"catalog": CatalogColumns, "detection": Detection, "photometry": Photometry, "splits": Splits}
+POSITIVE = {
+    "pixel_scale_arcsec", "wavelength_nm", "width_nm", "psf_fwhm_arcsec", "saturation", "filter_fwhm_arcsec",
+    "threshold_sigma", "min_pixels", "aperture_diameter_arcsec", "background_box_px", "cell_arcmin",
+}  # fmt: skip
+NOT_NEGATIVE = {"hdu", "weight_hdu", "a_over_ebv", "seed"}
+KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "a table"}
+
+
+def load_survey(path: Path | str) -> Survey:
+    """Read and check a survey file. Raises InputError that names the field, its value and the fix."""
+    try:
+        text = Path(path).read_text()
+        values = tomllib.loads(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"survey: {str(path)!r} cannot be read ({error}); give a survey TOML file") from None
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"survey: {str(path)!r} is not TOML ({error}); correct the file") from None
+    for name, kind in SECTIONS.items():
+        if name in values:
+            values[name] = build(kind, values[name], name)
+    bands = values.get("bands", [])
+    if not isinstance(bands, list) or not bands:
+        raise InputError("bands: none given; add a [[bands]] section for each filter")
+    values["bands"] = tuple(build(BandSource, band, f"bands[{n}]") for n, band in enumerate(bands))
+    if "text" in values:
+        raise InputError(f"text is not a known field.{suggest('text', set(survey_fields()) - {'text'})}")
+    survey = build(Survey, {**values, "text": text}, "")
+    check(survey)
+    return survey
+
+
+def survey_fields() -> list[str]:
+    return [f.name for f in dataclasses.fields(Survey)]
+
+
+def build(kind: type, values, where: str):
+    """An instance of dataclass `kind` from a TOML table. Raises InputError for unknown, missing or mistyped fields."""
+    prefix = f"{where}." if where else ""
+    if not isinstance(values, dict):
+        raise InputError(f"{where}: {values!r} must be a table; write [{where}]")
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    for name in values:
+        if name not in fields:
+            raise InputError(f"{prefix}{name} is not a known field.{suggest(name, set(fields) - {'text'})}")
+    for name, spec in fields.items():
+        required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise InputError(f"{prefix}{name} is missing; add it (see docs/adding_a_survey.md)")
+    types = typing.get_type_hints(kind)
+    return kind(**{name: checked(value, types[name], prefix + name) for name, value in values.items()})
+
+
+def checked(value, kind, where: str):
+    """`value` if it is of the wanted type and range, a whole number being a number too."""
+    if kind not in KINDS:  # a section, built and checked already
+        return value
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise InputError(f"{where}: {value!r} must be {KINDS[kind]}")
+    name = where.rpartition(".")[2]
+    if name in POSITIVE and not value > 0:
+        raise InputError(f"{where}: {value!r} must be greater than 0")
+    if name in NOT_NEGATIVE and not value >= 0:
+        raise InputError(f"{where}: {value!r} must not be negative")
+    return value
+
+
+def check(survey: Survey) -> None:
+    """What one field alone does not tell. Raises InputError."""
+    names = [band.name for band in survey.bands]
+    for n, band in enumerate(survey.bands):
+        if not NAME.fullmatch(band.name):
+            raise InputError(f"bands[{n}].name: {band.name!r} may only hold letters, digits, '_' and '-' (at most 32)")
+        if names.index(band.name) != n:
+            raise InputError(f"bands[{n}].name: {band.name!r} stands twice; band names must be unique")
+    if len(names) > 32:
+        raise InputError(f"bands: {len(names)} bands, but bands_observed holds 32 bits; give at most 32")
+    for section in ("detection", "photometry"):
+        values = getattr(survey, section)
+        if values is not None and values.band not in names:
+            raise InputError(f"{section}.band: {values.band!r} is not a band.{suggest(values.band, names)}")
+    check_catalog(survey.catalog)
+    fractions = survey.splits.fractions
+    if not fractions or not all(type(f) in (int, float) and f > 0 for f in fractions.values()):
+        raise InputError(f"splits.fractions: {fractions} must name each split with a fraction greater than 0")
+    if abs(sum(fractions.values()) - 1) > 1e-6:
+        raise InputError(f"splits.fractions: {fractions} sum to {sum(fractions.values()):g}; make them sum to 1")
+    if "gap" in fractions:
+        raise InputError("splits.fractions: 'gap' is kept for objects between two splits; choose another name")
+
+
+def check_catalog(columns: CatalogColumns | None) -> None:
+    if columns is None:
+        return
+    given = {name for name in ("ra", "dec", "x", "y") if getattr(columns, name)}
+    if given not in ({"ra", "dec"}, {"x", "y"}):
+        raise InputError(f"catalog: {sorted(given) or 'no'} position columns are named; name ra and dec, or x and y")
+    if columns.pixel_origin not in (0, 1):
+        raise InputError(f"catalog.pixel_origin: {columns.pixel_origin} must be 0 (NumPy) or 1 (FITS)")
+    if any(quality not in (0, 1, 2, 3, 4) for quality in columns.z_quality_map.values()):
+        raise InputError(f"catalog.z_quality_map: {columns.z_quality_map} must map flags to 0, 1, 2, 3 or 4")

@@ -1,0 +1,81 @@
+"""A run scored on a dataset's test sets.
+
+    python -m jaxz.evaluate --workdir=RUN --dataset=DATASET
+
+writes RUN/predictions.parquet and .fits, pdf.hdf5 and report.json for runs that predict redshifts, and
+RUN/reconstructions.npz for those that reconstruct images.
+"""
+
+import argparse
+import io
+from pathlib import Path
+
+import numpy as np
+
+from jaxz import errors
+from jaxz.data.dataset import Dataset, open_dataset
+from jaxz.files import replace
+from jaxz.photoz.pdf import PDF
+from jaxz.predict import Model, catalog_of, load_run
+from jaxz.results import test_sets, truths_of, write_results
+
+SHOWN = 6  # reconstructed objects
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m jaxz.evaluate", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--workdir", required=True, type=Path, help="the run")
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--item", choices=("params", "ema"), default="params", help="ema: the averaged weights")
+    options = parser.parse_args(argv)
+    dataset, model = open_dataset(options.dataset), load_run(options.workdir, options.item)
+    if "mae" in model.config.losses:
+        write_reconstructions(options.workdir / "reconstructions.npz", model, dataset)
+    if "redshift" in model.config.losses:
+        score(options.workdir, model, dataset)
+    elif "mae" not in model.config.losses:
+        raise errors.InputError(f"--workdir: {str(options.workdir)!r} predicts neither redshifts nor images; name another run")
+
+
+def score(workdir: Path, model: Model, dataset: Dataset) -> None:
+    """Predict all test sets at once, write the results and print the main scores."""
+    where = " or ".join(f"({condition})" for condition, _ in test_sets(dataset).values())
+    rows, found = model.predict_dataset(dataset, where, ("pdf",))
+    catalog = catalog_of(dataset, rows)
+    arm = workdir.resolve().name
+    truths = truths_of(dataset, catalog["key"].to_pylist())
+    report = write_results(workdir, arm, catalog, PDF(model.edges, found["pdf"]), truths, fits=True)
+    for name, metrics in report[arm].items():
+        if metrics["sigma_mad"]["value"] is not None:
+            values = ", ".join(f"{m} {metrics[m]['value']:.4f} +- {metrics[m]['error']:.4f}" for m in ("sigma_mad", "eta_15"))
+            print(f"{arm} on {name}: {values}")
+
+
+def write_reconstructions(path: Path, model: Model, dataset: Dataset) -> None:
+    """A few test objects, from the brightest to the median, as the encoder saw them and as they were filled in."""
+    rows = dataset.select("split == 'test'")
+    if "mag_ref" in dataset.manifest.columns:
+        magnitude = dataset.column("mag_ref")[rows]
+        rows = rows[np.argsort(np.where(np.isfinite(magnitude), magnitude, np.inf), kind="stable")]
+    chosen = rows[(np.linspace(0.003, 0.4, SHOWN) ** 1.5 * len(rows)).astype(int)]
+    from jaxz.data.reader import Reader
+
+    prepare, _ = model._compiled(dataset.manifest.to_json())
+    batch = Reader(dataset, prepare.arrays).read(chosen) | {name: dataset.column(name)[chosen] for name in prepare.columns}
+    found = model.predict(batch, dataset.manifest)
+    seen = prepare(batch, None)
+    content = {
+        "image": np.asarray(seen["image"]),
+        "reconstruction": found["reconstruction"],
+        "hidden": found["hidden"],
+        "observed": np.asarray(seen["mask"]).any((2, 3)),
+        "bands": np.array([band.name for band in model.normalisation.bands]),
+        "key": np.array(dataset.table(["key"]).take(chosen)["key"].to_pylist()),
+    }
+    sink = io.BytesIO()
+    np.savez_compressed(sink, **content)
+    replace(path, sink.getbuffer())
+
+
+if __name__ == "__main__":
+    errors.run(main)

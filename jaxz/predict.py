@@ -1,0 +1,158 @@
+"""A trained run applied to any dataset: redshifts with p(z), or embeddings.
+
+    python -m jaxz.predict --workdir=RUN --dataset=DATASET --out=FILE.parquet [--where "split == 'test'"]
+
+FILE (.parquet or .fits) gets a row per object; p(z) goes beside it as FILE's name with .hdf5, readable by qp. In a notebook:
+
+    model = jaxz.load_run("RUN");  model.predict(batch);  model.embed(batch)
+"""
+
+import argparse
+import functools
+from pathlib import Path
+
+from jaxz import errors, runtime
+
+runtime.set_xla_flags()
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pyarrow as pa  # noqa: E402
+from ml_collections import ConfigDict  # noqa: E402
+
+from jaxz import logs, objectives  # noqa: E402
+from jaxz.checkpoint import Checkpoints  # noqa: E402
+from jaxz.data.dataset import Dataset, open_dataset  # noqa: E402
+from jaxz.data.manifest import Array, Column, Manifest  # noqa: E402
+from jaxz.data.prepare import Normalisation, Prepare  # noqa: E402
+from jaxz.data.stream import Source, Stream  # noqa: E402
+from jaxz.models import build  # noqa: E402
+from jaxz.photoz.pdf import PDF, write_qp  # noqa: E402
+from jaxz.results import CATALOG_COLUMNS, prediction_table, write_catalog  # noqa: E402
+
+
+def load_run(path: Path | str, item: str = "params") -> "Model":
+    """The newest whole checkpoint of a run; item "ema" takes its averaged weights.
+
+    Raises InputError where there is no run or no checkpoint.
+    """
+    if not (Path(path) / "checkpoints").is_dir():
+        raise errors.InputError(f"workdir: {str(path)!r} is no run directory with checkpoints; train it first or name another")
+    checkpoints = Checkpoints(Path(path))
+    try:
+        meta = checkpoints.meta()
+        model = Model(ConfigDict(meta["config"]), Normalisation.from_json(meta["normalisation"]))
+        model.params = checkpoints.params(model.abstract, item)
+    finally:
+        checkpoints.close()
+    return model
+
+
+class Model:
+    """A run's objective with its parameters. Batches are dicts of NumPy arrays as a Stream yields them."""
+
+    def __init__(self, config, normalisation: Normalisation):
+        self.config, self.normalisation = config, normalisation
+        encoder = build(config.model, normalisation.bands, normalisation.size)
+        self.objective = objectives.Objective(encoder, config, normalisation)
+        shapes, self.extra = jax.eval_shape(self.objective.init, jax.random.key(0))
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        self.abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), shapes)
+        self.params: dict = {}
+        size, bands = normalisation.size, normalisation.bands
+        self.training_units = Manifest(
+            arrays={"image": Array("image", "float32", (len(bands), size, size))},
+            bands=bands,
+            columns={"ebv": Column("float32")},
+        )
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019  one compiled function a dataset
+    def _compiled(self, manifest_json: str):
+        prepare = Prepare(Manifest.from_json(manifest_json), self.normalisation)
+        return prepare, jax.jit(
+            lambda params, batch: self.objective.predict(params, self.extra, prepare(batch, jax.random.key(0)))
+        )
+
+    def predict(self, batch: dict, manifest: Manifest | None = None) -> dict[str, np.ndarray]:
+        """What the run's objectives predict, by name: embedding [B,D]; pdf [B,bins] (mass per redshift bin); flux [B,C]
+        (microjansky); reconstruction [B,C,H,W].
+
+        batch: image [B,C,H,W] in stored units of `manifest`'s bands (default: those of the training dataset), and where
+        there are ebv [B], bands_observed [B], image_mask [B,C,H,W].
+        """
+        prepare, function = self._compiled((manifest or self.training_units).to_json())
+        batch = {"ebv": np.zeros(len(batch["image"]), np.float32), **batch} if prepare.deredden else dict(batch)
+        used = {name: batch[name] for name in ("image", "image_mask", "ebv", "bands_observed") if name in batch}
+        return jax.device_get(function(self.params, used))
+
+    def embed(self, batch: dict, manifest: Manifest | None = None) -> np.ndarray:
+        """float32 [B,D]: the encoder's summary of each image."""
+        return self.predict(batch, manifest)["embedding"]
+
+    @property
+    def edges(self) -> np.ndarray:
+        """[bins+1] redshift bin edges of `pdf`."""
+        settings = self.config.redshift
+        return np.linspace(settings.z_min, settings.z_max, settings.bins + 1)
+
+    def predict_dataset(self, dataset: Dataset, where: str | None, outputs: tuple[str, ...], batch_size: int = 256):
+        """(rows int64 [N], {output: [N, ...]}) for the rows that pass `where`, in order; shows progress.
+
+        Raises InputError where the dataset's bands, size or scale do not fit the model.
+        """
+        prepare, _ = self._compiled(dataset.manifest.to_json())
+        source = Source(dataset, prepare.arrays, prepare.columns, where)
+        stream = Stream(source, batch_size, shuffle=False, epochs=1)
+        parts: dict[str, list] = {name: [] for name in ("row", *outputs)}
+        with logs.Bar("predict", stream.batches) as bar:
+            for n, batch in enumerate(stream):
+                found = self.predict(batch, dataset.manifest) | {"row": batch["row"]}
+                for name in parts:
+                    parts[name].append(found[name][batch["valid"]])
+                bar.update(n + 1)
+        stream.close()
+        whole = {name: np.concatenate(values) for name, values in parts.items()}
+        return whole.pop("row"), whole
+
+
+def catalog_of(dataset: Dataset, rows: np.ndarray) -> pa.Table:
+    """key and what there is of the catalogue's columns for `rows`, with the number of observed bands."""
+    known = [name for name in CATALOG_COLUMNS if name == "key" or name in dataset.manifest.columns]
+    catalog = dataset.table(known).take(pa.array(rows))
+    if "n_bands" not in known:
+        bits = dataset.column("bands_observed")[rows] if "bands_observed" in dataset.manifest.columns else None
+        count = np.full(len(rows), len(dataset.manifest.bands)) if bits is None else np.bitwise_count(bits)
+        catalog = catalog.append_column("n_bands", pa.array(count.astype(np.int32)))
+    return catalog
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m jaxz.predict", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--workdir", required=True, help="the run")
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--out", required=True, type=Path, help="FILE.parquet or FILE.fits")
+    parser.add_argument("--where", help="rows to predict, such as \"split == 'test'\"; default all")
+    parser.add_argument("--item", choices=("params", "ema"), default="params", help="ema: the averaged weights")
+    options = parser.parse_args(argv)
+    if options.out.suffix not in (".parquet", ".fits"):
+        raise errors.InputError(f"--out: {str(options.out)!r} must end in .parquet or .fits")
+    if not options.out.parent.is_dir():
+        raise errors.InputError(f"--out: {str(options.out.parent)!r} is no directory; make it first")
+    dataset, model = open_dataset(options.dataset), load_run(options.workdir, options.item)
+    redshift = "redshift" in model.config.losses
+    rows, found = model.predict_dataset(dataset, options.where, ("pdf",) if redshift else ("embedding",))
+    catalog = catalog_of(dataset, rows)
+    if redshift:
+        pdf = PDF(model.edges, found["pdf"])
+        write_qp(options.out.with_suffix(".hdf5"), pdf, {"key": np.array(catalog["key"].to_pylist(), dtype=str)})
+        catalog = prediction_table(catalog, pdf, {})
+    else:
+        width = found["embedding"].shape[1]
+        column = pa.FixedSizeListArray.from_arrays(pa.array(found["embedding"].ravel()), width)
+        catalog = catalog.append_column("embedding", column)
+    write_catalog(options.out, catalog)
+    print(f"{len(rows)} objects -> {options.out}")
+
+
+if __name__ == "__main__":
+    errors.run(main)

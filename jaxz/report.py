@@ -1,0 +1,114 @@
+"""Compares runs: one self-contained HTML page, with report.json and report.csv beside it.
+
+    python -m jaxz.report RUN [RUN ...] --out report.html
+
+Needs no accelerator and imports no jax.
+"""
+
+import argparse
+import base64
+import csv
+import io
+import json
+import sys
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+
+from jaxz import __version__
+from jaxz.data.writer import replace
+from jaxz.errors import InputError, run
+from jaxz.photoz.plots import arm_colours
+from jaxz.report_data import Run, read_run
+from jaxz.report_figures import Picture, pictures
+from jaxz.report_tables import MAIN, METRICS, compute_table, definitions, score_table, verdict
+
+TEMPLATE = Path(__file__).with_name("report_template.html")
+
+
+def read_runs(paths: Sequence[str]) -> list[Run]:
+    """The runs, each under the name of its directory. Raises InputError where two share a name."""
+    runs = [read_run(path) for path in paths]
+    for number, one in enumerate(runs):
+        if one.name in {other.name for other in runs[:number]}:
+            raise InputError(f"RUN: two run directories are named {one.name!r}; rename one, as it names the arm")
+    return runs
+
+
+def merged_scores(runs: Sequence[Run]) -> dict:
+    """{arm: {test set: {metric: {"value", "error"}}}} of all arms that have scores."""
+    return {run.name: run.scores for run in runs if run.scores}
+
+
+def scores_csv(scores: dict) -> str:
+    """The same as a table: arm,test_set,metric,value,error; what is undefined is left empty."""
+    sink = io.StringIO()
+    table = csv.writer(sink, lineterminator="\n")
+    table.writerow(["arm", "test_set", "metric", "value", "error"])
+    for arm, sets in scores.items():
+        for test_set, metrics in sets.items():
+            table.writerows([arm, test_set, name, m.get("value"), m.get("error")] for name, m in metrics.items())
+    return sink.getvalue()
+
+
+def page(runs: Sequence[Run], shown: Sequence[Picture], colours: dict[str, str]) -> str:
+    """The HTML of the report."""
+    arms = [run for run in runs if run.scores]
+    title = f"Photometric redshifts: {len(arms)} arms compared" if len(arms) > 1 else f"Run report: {runs[-1].name}"
+    datasets = sorted({str(path) for run in runs if (path := (run.config.get("data") or {}).get("path"))})
+    sections = []
+    for name in dict.fromkeys(picture.section for picture in shown):
+        figures = "".join(figure(picture) for picture in shown if picture.section == name)
+        sections.append(f'<section id="{anchor(name)}"><h2>{escape(name)}</h2>{figures}</section>')
+    links = [*dict.fromkeys(picture.section for picture in shown), "Cost", "All metrics"]
+    others = tuple(METRICS)[len(MAIN) :]
+    more = score_table(arms, others, colours) + definitions(arms, others) if arms else "<p>No scores yet.</p>"
+    return Template(TEMPLATE.read_text()).substitute(
+        title=escape(title),
+        subtitle=escape("Dataset " + ", ".join(datasets) if datasets else ""),
+        links=" · ".join(f'<a href="#{anchor(name)}">{escape(name)}</a>' for name in links),
+        verdict="".join(f"<p>{sentence}</p>" for sentence in verdict(runs)),
+        scores=score_table(arms, MAIN, colours) + definitions(arms, MAIN) if arms else "",
+        figures="".join(sections),
+        cost=compute_table(runs, colours),
+        more=more,
+        version=__version__,
+    )
+
+
+def figure(picture: Picture) -> str:
+    source = f"data:image/png;base64,{base64.b64encode(picture.png).decode()}"
+    title, caption = escape(picture.title), escape(picture.caption)
+    image = f'<img src="{source}" alt="{title}. {caption}">'
+    return f"<figure><h3>{title}</h3>{image}<figcaption>{caption}</figcaption></figure>"
+
+
+def anchor(name: str) -> str:
+    return name.lower().replace(" ", "-")
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m jaxz.report", description=__doc__.split("\n\n")[0])
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories; their names become the arms'")
+    parser.add_argument(
+        "--out", default="report.html", help="page to write; .json and .csv of the same name go beside it"
+    )
+    options = parser.parse_args(argv)
+    out = Path(options.out)
+    if out.suffix != ".html" or not out.parent.is_dir():
+        raise InputError(f"--out: {options.out!r} must be a .html file in a directory that exists")
+    runs = read_runs(options.runs)
+    colours, shown = arm_colours([run.name for run in runs]), []
+    for picture in pictures(runs, colours):
+        print(f"drew {picture.title}", file=sys.stderr, flush=True)
+        shown.append(picture)
+    scores = merged_scores(runs)
+    replace(out.with_suffix(".json"), json.dumps(scores, indent=1).encode())
+    replace(out.with_suffix(".csv"), scores_csv(scores).encode())
+    replace(out, page(runs, shown, colours).encode())
+    print(out)
+
+
+if __name__ == "__main__":
+    run(main)

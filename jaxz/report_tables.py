@@ -1,0 +1,244 @@
+"""The report's words: the verdict, computed from the scores, and its tables as HTML."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from jaxz.report_data import Run
+
+TEST_SETS = {"spec_like": "test set like the labelled one", "full": "every test object"}
+DIFFERENT = 2.0  # combined errors: below, two arms are not told apart
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is shown. best: the value that it should come near, or None where lower is always better."""
+
+    label: str
+    meaning: str
+    best: float | None = 0.0
+    percent: bool = False
+
+    def rank(self, value: float) -> float:
+        return value if self.best is None else abs(value - self.best)
+
+    def text(self, value: float, error: float | None) -> str:
+        """Such as "0.0212 ± 0.0004"; two digits of the error decide how many are shown."""
+        scale = 100 if self.percent else 1
+        value, error = value * scale, None if error is None else error * scale
+        digits = 4 if not error else min(max(1 - math.floor(math.log10(error)), 0), 5)
+        shown = f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+        return shown + (" %" if self.percent else "")
+
+
+METRICS = {
+    "sigma_mad": Metric(
+        "σ<sub>MAD</sub>", "scatter of e: 1.4826 × the median distance from the median; blind to outliers"
+    ),
+    "eta_15": Metric("η<sub>0.15</sub>", "outliers: the fraction with |e| above 0.15", percent=True),
+    "bias_median": Metric("median bias", "median of e: above 0, redshifts are overestimated"),
+    "crps": Metric(
+        "CRPS", "distance between p(z) and the true redshift, in redshift; rewards sharp and honest p(z)", None
+    ),
+    "pit_ks": Metric("PIT KS", "largest departure of PIT = CDF(true z) from uniform; 0: p(z) is calibrated"),
+    "coverage_68": Metric(
+        "68 % coverage", "fraction inside the 68 % interval; more: p(z) too wide", 0.68, percent=True
+    ),
+    "eta_05": Metric("η<sub>0.05</sub>", "the fraction with |e| above 0.05", percent=True),
+    "bias_mean": Metric("mean bias", "mean of e; moved by outliers"),
+    "sigma_68": Metric("σ<sub>68</sub>", "half of the range that holds the middle 68 % of e"),
+    "sigma_iqr": Metric("σ<sub>IQR</sub>", "interquartile range of e / 1.349"),
+    "nmad0": Metric("NMAD about 0", "1.4826 × the median |e|: scatter and bias together"),
+    "outlier_rail": Metric("outliers (RAIL)", "fraction with |e| above max(0.06, 3 σ<sub>IQR</sub>)", percent=True),
+    "hsc_loss": Metric("HSC loss", "mean of 1 − 1/(1 + (e/0.15)²): 0 perfect, 1 hopeless"),
+    "rms": Metric("rms", "root mean square of e; ruled by the worst outliers"),
+    "r2": Metric("R²", "share of the variance of the true redshift that is explained", 1.0),
+    "nll": Metric("NLL", "mean of −log p(true z)", None),
+    "cde_loss": Metric("CDE loss", "∫p² dz − 2 p(true z), mean", None),
+    "brier": Metric("Brier", "squared error of the bin probabilities, 0 to 2", None),
+    "wasserstein": Metric("W<sub>1</sub>", "mean distance of p(z)'s mass from the true redshift", None),
+    "pit_cvm": Metric("PIT CvM", "Cramér–von Mises statistic of the PIT; grows with the number of objects"),
+    "pit_outlier_rate": Metric("PIT outliers", "fraction with PIT below 10⁻⁴ or above 0.9999", percent=True),
+    "nz_bias": Metric("n(z) bias", "relative error of the mean redshift of the stacked p(z)"),
+}
+MAIN = tuple(METRICS)[:6]
+
+
+def label(test_set: str) -> str:
+    return TEST_SETS.get(test_set, test_set)
+
+
+def all_test_sets(arms: Sequence[Run]) -> list[str]:
+    """The test sets of all arms, the known ones first."""
+    found = {name for arm in arms for name in arm.scores}
+    return [name for name in TEST_SETS if name in found] + sorted(found - TEST_SETS.keys())
+
+
+def score(arm: Run, test_set: str, metric: str) -> tuple[float, float | None] | None:
+    """Value and error, or None where it is missing or undefined."""
+    entry = arm.scores.get(test_set, {}).get(metric) or {}
+    return None if entry.get("value") is None else (entry["value"], entry.get("error"))
+
+
+def ranking(arms: Sequence[Run], test_set: str, metric: str) -> list[tuple[str, float, float | None]]:
+    """(arm, value, error), the best first."""
+    scored = [(arm.name, *found) for arm in arms if (found := score(arm, test_set, metric))]
+    return sorted(scored, key=lambda row: METRICS[metric].rank(row[1]))
+
+
+def separation(first: tuple, second: tuple) -> float:
+    """|difference| of two (arm, value, error) in units of their combined error."""
+    error = math.hypot(first[2] or 0, second[2] or 0)
+    return abs(first[1] - second[1]) / error if error else math.inf
+
+
+def join(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def standing(rows: list[tuple[str, float, float | None]], metric: str) -> str:
+    """Who leads in one metric, and whether it is beyond the errors, as half a sentence."""
+    kind, best = METRICS[metric], rows[0]
+    tied = [row for row in rows[1:] if separation(best, row) < DIFFERENT]
+    value = kind.text(*best[1:])
+    if len(rows) == 1:
+        return f"{kind.label} = {value}"
+    if tied:
+        others = join([f"<b>{escape(row[0])}</b> ({kind.text(*row[1:])})" for row in tied])
+        return f"in {kind.label}, <b>{escape(best[0])}</b> ({value}) and {others} do not differ within the errors"
+    second = rows[1]
+    return (
+        f"<b>{escape(best[0])}</b> has the lowest {kind.label}, {value}, {separation(best, second):.1f} combined "
+        f"errors ahead of {escape(second[0])} ({kind.text(*second[1:])})"
+    )
+
+
+def verdict(arms: Sequence[Run]) -> list[str]:
+    """The findings in plain sentences (HTML), from the numbers alone."""
+    sets = all_test_sets(arms)
+    if not sets:
+        return [
+            "None of these runs has been scored yet: <code>python -m jaxz.evaluate</code> compares them on a test set."
+        ]
+    sentences = []
+    for test_set in sets:
+        halves = [standing(rows, m) for m in ("sigma_mad", "eta_15") if (rows := ranking(arms, test_set, m))]
+        if halves:
+            counts = sorted({int(found[0]) for arm in arms if (found := score(arm, test_set, "objects"))})
+            objects = f" ({counts[0]:,} objects)" if len(counts) == 1 else ""
+            text = f"<i>{escape(label(test_set)).capitalize()}</i>{objects}: {'; '.join(halves)}."
+            if len(counts) > 1:
+                text += (
+                    f" The arms were scored on different objects ({counts[0]:,} to {counts[-1]:,}): compare with care."
+                )
+            sentences.append(text)
+    sentences += [sentence for sentence in (gap(arms, sets), cost(arms, sets)) if sentence]
+    seeds = (
+        "Errors are bootstrap errors over the test objects of one training run each, without the spread between seeds."
+    )
+    return [*sentences, seeds]
+
+
+def gap(arms: Sequence[Run], sets: Sequence[str]) -> str:
+    """How the leader on every object does worse there than on objects like the labelled ones."""
+    if not {"spec_like", "full"} <= set(sets) or not (rows := ranking(arms, "full", "sigma_mad")):
+        return ""
+    arm = next(arm for arm in arms if arm.name == rows[0][0])
+    changes = []
+    for metric in ("sigma_mad", "eta_15", "bias_median"):
+        near, far = score(arm, "spec_like", metric), score(arm, "full", metric)
+        if near and far:
+            changes.append(
+                f"{METRICS[metric].label} from {METRICS[metric].text(*near)} to {METRICS[metric].text(*far)}"
+            )
+    return f"Where labels are missing, <b>{escape(arm.name)}</b> goes in {join(changes)}." if changes else ""
+
+
+def cost(arms: Sequence[Run], sets: Sequence[str]) -> str:
+    """What the two leading arms of the last test set cost in images and time, with pretraining."""
+    leading = [name for name, *_ in ranking(arms, sets[-1], "sigma_mad")][:2]
+    parts = []
+    for name in leading:
+        arm = next(arm for arm in arms if arm.name == name)
+        if arm.compute:
+            pretraining = arm.total("images") - float(arm.compute.get("images") or 0)
+            before = f", {quantity(pretraining)} of them in pretraining" if pretraining else ""
+            images = (
+                f"saw {quantity(arm.total('images'))} images{before}, in"
+                if arm.total("images")
+                else "saw no images; it took"
+            )
+            parts.append(f"{escape(name)} {images} {duration(arm.total('seconds'))}")
+    return f"Cost: {'; '.join(parts)}." if parts else ""
+
+
+def quantity(number: float) -> str:
+    """Such as 12.3 M."""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """Such as 3.4 h."""
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def score_table(arms: Sequence[Run], metrics: Sequence[str], colours: Mapping[str, str]) -> str:
+    """Arms under each test set, a column a metric, the best of each in bold."""
+    metrics = [m for m in metrics if any(score(arm, t, m) for arm in arms for t in arm.scores)]
+    head = "".join(f'<th title="{escape(METRICS[m].meaning)}">{METRICS[m].label}</th>' for m in metrics)
+    body = []
+    for test_set in all_test_sets(arms):
+        counts = sorted({int(found[0]) for arm in arms if (found := score(arm, test_set, "objects"))})
+        objects = f" – {' to '.join(f'{n:,}' for n in counts[:: max(1, len(counts) - 1)])} objects" if counts else ""
+        body.append(f'<tr class="set"><th colspan="{len(metrics) + 1}">{escape(label(test_set))}{objects}</th></tr>')
+        best = {m: rows[0][0] for m in metrics if len(rows := ranking(arms, test_set, m)) > 1}
+        for arm in (arm for arm in arms if test_set in arm.scores):
+            cells = []
+            for metric in metrics:
+                found = score(arm, test_set, metric)
+                text = METRICS[metric].text(*found) if found else "–"
+                cells.append(f"<td>{f'<b>{text}</b>' if best.get(metric) == arm.name else text}</td>")
+            body.append(f"<tr><th>{swatch(arm.name, colours)}</th>{''.join(cells)}</tr>")
+    return f"<table><thead><tr><th>arm</th>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+
+
+def compute_table(runs: Sequence[Run], colours: Mapping[str, str]) -> str:
+    """What each run cost, by itself and with the runs it started from."""
+    columns = ("starts from", "steps × batch", "images", "with pretraining", "time", "with pretraining", "parameters",
+               "GFLOP / image", "devices")  # fmt: skip
+    rows = []
+    for run in runs:
+        own, before = run.compute, " ← ".join(parent.name for parent in run.parents)
+        start = (run.config.get("init") or {}).get("path")
+        flops = own.get("flops_per_image")
+        cells = (
+            escape(before or (f"{start} (not found)" if start else "scratch")),
+            f"{own['steps']:,} × {own['batch_size']:,}" if own.get("steps") else "–",
+            quantity(own["images"]) if own.get("images") else "–",
+            quantity(run.total("images")) if run.total("images") else "–",
+            duration(own["seconds"]) if own.get("seconds") is not None else "–",
+            duration(run.total("seconds")) if run.total("seconds") else "–",
+            quantity(own["parameters"]) if own.get("parameters") else "–",
+            f"{flops / 1e9:.3g}" if flops else "–",
+            escape(str(own.get("devices", "–"))),
+        )
+        rows.append(f"<tr><th>{swatch(run.name, colours)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    head = "".join(f"<th>{column}</th>" for column in columns)
+    return f"<table><thead><tr><th>run</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def definitions(arms: Sequence[Run], metrics: Sequence[str]) -> str:
+    """One line for each metric that is shown."""
+    shown = [m for m in metrics if any(score(arm, t, m) for arm in arms for t in arm.scores)]
+    return "<dl>" + "".join(f"<dt>{METRICS[m].label}</dt><dd>{METRICS[m].meaning}</dd>" for m in shown) + "</dl>"
+
+
+def swatch(name: str, colours: Mapping[str, str]) -> str:
+    return f'<span class="swatch" style="background:{colours[name]}"></span>{escape(name)}'

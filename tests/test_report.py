@@ -1,0 +1,222 @@
+import csv
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from scipy import stats
+
+from jaxz import report, report_tables
+from jaxz.errors import InputError
+from jaxz.photoz.pdf import PDF
+from jaxz.report_data import read_run
+from jaxz.results import write_results
+
+ARMS = {  # scatter, bias and outliers of the fake arms; the last entry is where they started
+    "direct_vit": (0.030, 0.002, 0.03, ""),
+    "mae_finetune": (0.022, 0.001, 0.015, "mae_pretrain"),
+    "frozen_probe": (0.038, -0.004, 0.05, "mae_pretrain"),
+    "photometry_gbt": (0.031, 0.000, 0.03, ""),
+}
+
+
+def fake_run(root, name, n=3000, seed=1):
+    """A run directory with everything that evaluate and train leave."""
+    sigma, bias, outliers, start = ARMS[name]
+    sky, draw = np.random.default_rng(0), np.random.default_rng([seed, *name.encode()])
+    z_true = np.clip(sky.gamma(3, 0.28, n), 0.02, 2.9)
+    magnitude = np.clip(19 + 3.2 * z_true**0.6 + sky.normal(0, 0.9, n), 17, 25)
+    labelled = magnitude < 22.5
+    spread = sigma * (1 + np.clip(magnitude - 21.5, 0, None)) * (1 + z_true)
+    z_phot = z_true + bias * (1 + z_true) - 0.05 * np.clip(z_true - 1.5, 0, None) + spread * draw.normal(size=n)
+    lost = draw.uniform(size=n) < outliers * np.where(labelled, 0.5, 2)
+    z_phot = np.clip(np.where(lost, draw.uniform(0.05, 2.8, n), z_phot), 0.01, 2.95)
+    edges = np.linspace(0, 3, 151)
+    mass = np.diff(stats.norm.cdf(edges, z_phot[:, None], 0.9 * spread[:, None]), axis=1) + 2e-4
+    pdf = PDF(edges, (mass / mass.sum(axis=1, keepdims=True)).astype(np.float32))
+    catalog = pa.table({
+        "key": [f"obj{i:05d}" for i in range(n)], "object_id": np.arange(n), "ra": sky.uniform(149, 151, n),
+        "dec": sky.uniform(1, 3, n), "n_bands": np.full(n, 9), "mag_ref": magnitude.astype(np.float32),
+    })  # fmt: skip
+    run = base_run(root, name, start, steps=4000, seconds=1500.0)
+    truths = {"spec_like": np.where(labelled, z_true, np.nan), "full": z_true}
+    write_results(run, name, catalog, pdf, truths, resamples=50)
+    return run
+
+
+def base_run(root, name, start="", steps=20000, seconds=9000.0):
+    """A run directory that has been trained but not evaluated."""
+    run = root / name
+    run.mkdir()
+    config = {"train": {"steps": steps, "batch_size": 128}, "init": {"path": str(root / start) if start else ""}}
+    (run / "config.json").write_text(json.dumps(config | {"data": {"path": str(root / "dataset")}}))
+    cost = {"steps": steps, "batch_size": 128, "images": 128 * steps, "seconds": seconds}
+    (run / "compute.json").write_text(
+        json.dumps(cost | {"parameters": 5_500_000, "flops_per_image": 2.1e9, "devices": "1 cpu"})
+    )
+    draw = np.random.default_rng(list(name.encode()))
+    lines = [{"step": s, "loss": 0.5 + 3 * np.exp(-s / 900) + 0.1 * draw.normal()} for s in range(10, steps + 1, 10)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return run
+
+
+def fake_reconstructions(run, n=3, c=5, size=32):
+    """Round galaxies, half of their patches hidden, the third band of the first absent."""
+    draw, (y, x) = np.random.default_rng(3), np.mgrid[:size, :size] - size / 2
+    width = draw.uniform(2, 5, (n, 1, 1, 1))
+    truth = 3 * draw.uniform(0.3, 1, (n, c, 1, 1)) * np.exp(-(x**2 + y**2) / (2 * width**2))
+    hidden = np.repeat(np.repeat(draw.uniform(size=(n, c, size // 8, size // 8)) < 0.6, 8, axis=2), 8, axis=3)
+    observed = np.ones((n, c), bool)
+    observed[0, 2] = False
+    image = (truth + 0.15 * draw.normal(size=truth.shape)).astype(np.float32)
+    np.savez(run / "reconstructions.npz", image=image, reconstruction=truth.astype(np.float32), hidden=hidden,
+             observed=observed, bands=np.array(list("ugriz"[:c])))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    fake_reconstructions(base_run(root, "mae_pretrain"))
+    return [root / "mae_pretrain", *(fake_run(root, name) for name in ARMS)]
+
+
+@pytest.fixture(scope="module")
+def rendered(runs):
+    out = runs[0].parent / "compared.html"
+    report.main([*map(str, runs), "--out", str(out)])
+    return out
+
+
+def test_page_is_self_contained(rendered):
+    text = rendered.read_text()
+    assert "Photometric redshifts: 4 arms compared" in text
+    assert "<script" not in text
+    assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]{30})', text))
+    assert not re.search(r'(href|src)="(?!#|data:)', text)
+    assert "$" not in re.sub(r'src="[^"]*"', "", text)
+    for title in ("Estimated against true redshift", "Calibration", "Redshift distribution", "p(z) of a few", "Training loss",
+                  "Reconstructions by mae_pretrain"):  # fmt: skip
+        assert f"<h3>{title}" in text
+
+
+def test_json_and_csv_hold_every_number(runs, rendered):
+    merged = json.loads(rendered.with_suffix(".json").read_text())
+    assert list(merged) == list(ARMS)
+    for run in runs[1:]:
+        assert merged[run.name] == json.loads((run / "report.json").read_text())[run.name]
+    with open(rendered.with_suffix(".csv")) as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == sum(len(metrics) for sets in merged.values() for metrics in sets.values())
+    one = next(r for r in rows if (r["arm"], r["test_set"], r["metric"]) == ("mae_finetune", "full", "crps"))
+    assert float(one["value"]) == merged["mae_finetune"]["full"]["crps"]["value"]
+
+
+def arm(tmp_path, name, scores, **files):
+    (tmp_path / name).mkdir()
+    for file, content in {"config": {}, "report": {name: scores}, **files}.items():
+        (tmp_path / name / f"{file}.json").write_text(json.dumps(content))
+    return read_run(tmp_path / name)
+
+
+def scores(value, error, test_set="full", metric="sigma_mad"):
+    return {test_set: {metric: {"value": value, "error": error}}}
+
+
+def test_verdict_names_a_winner_beyond_the_errors(tmp_path):
+    arms = [arm(tmp_path, "slow", scores(0.05, 0.003)), arm(tmp_path, "fast", scores(0.03, 0.004))]
+    text = report_tables.verdict(arms)[0]
+    assert "<b>fast</b> has the lowest" in text
+    assert "4.0 combined errors ahead of slow" in text  # 0.02 / hypot(0.003, 0.004)
+
+
+def test_verdict_calls_no_winner_within_the_errors(tmp_path):
+    arms = [arm(tmp_path, "a", scores(0.034, 0.003)), arm(tmp_path, "b", scores(0.03, 0.004)),
+            arm(tmp_path, "c", scores(0.09, 0.004))]  # fmt: skip
+    text = report_tables.verdict(arms)[0]
+    assert "<b>b</b> (0.0300 ± 0.0040) and <b>a</b> (0.0340 ± 0.0030) do not differ within the errors" in text
+    assert "has the lowest" not in text
+    assert "<b>c</b>" not in text
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "winner"),
+    [
+        ("bias_median", (-0.02, 0.01), 1),
+        ("coverage_68", (0.9, 0.6), 1),
+        ("r2", (0.8, 0.7), 0),
+        ("nll", (-2.0, -1.0), 0),
+    ],
+)
+def test_best_is_bold(tmp_path, metric, values, winner):
+    arms = [arm(tmp_path, str(i), scores(v, 0.001, metric=metric)) for i, v in enumerate(values)]
+    table = report_tables.score_table(arms, [metric], {"0": "red", "1": "blue"})
+    assert re.findall(r"(\d)</th><td><b>", table) == [str(winner)]
+
+
+def test_cost_includes_what_a_run_started_from(tmp_path):
+    pretrain = arm(tmp_path, "pretrain", {}, compute={"images": 9000, "seconds": 7000})
+    middle = {"init": {"path": str(pretrain.path)}}
+    arm(tmp_path, "middle", {}, config=middle, compute={"images": 500, "seconds": 90})
+    last = arm(
+        tmp_path, "last", {}, config={"init": {"path": str(tmp_path / "middle")}}, compute={"images": 60, "seconds": 8}
+    )
+    assert [parent.name for parent in last.parents] == ["middle", "pretrain"]
+    assert last.total("images") == 9560
+    assert last.total("seconds") == 7098
+
+
+def test_runs_that_start_from_each_other_end(tmp_path):
+    arm(tmp_path, "a", {}, config={"init": {"path": str(tmp_path / "b")}}, compute={"images": 1})
+    b = arm(tmp_path, "b", {}, config={"init": {"path": str(tmp_path / "a")}}, compute={"images": 2})
+    assert b.total("images") == 3
+
+
+def test_sparse_runs_still_make_a_page(tmp_path):
+    undefined = {"spec_like": {"sigma_mad": {"value": None, "error": None}, "objects": {"value": 0, "error": 0}}}
+    arm(tmp_path, "bare", {})
+    arm(tmp_path, "undefined", undefined)
+    arm(tmp_path, "other<set>", scores(0.03, None, "faint & far"))
+    out = tmp_path / "r.html"
+    report.main([str(tmp_path / name) for name in ("bare", "undefined", "other<set>")] + ["--out", str(out)])
+    text = out.read_text()
+    assert "faint &amp; far" in text
+    assert "other&lt;set&gt;" in text
+    report.main([str(tmp_path / "bare"), "--out", str(out)])
+    assert "None of these runs has been scored" in out.read_text()
+
+
+def test_a_line_being_written_is_left_out(tmp_path):
+    run = base_run(tmp_path, "mae_pretrain", steps=50)
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 60, "lo')
+    assert read_run(run).steps.tolist() == [10, 20, 30, 40, 50]
+
+
+@pytest.mark.parametrize("make", [lambda p: None, lambda p: p.mkdir()])
+def test_refuses_what_is_no_run(tmp_path, make):
+    make(tmp_path / "nothing")
+    with pytest.raises(InputError, match="is no run directory"):
+        report.main([str(tmp_path / "nothing"), "--out", str(tmp_path / "r.html")])
+    assert not list(tmp_path.glob("r.*"))
+
+
+def test_refuses_a_damaged_file_by_name(tmp_path):
+    run = base_run(tmp_path, "damaged", steps=50)
+    (run / "predictions.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(InputError, match="damaged: its predictions cannot be read"):
+        read_run(run)
+    (run / "compute.json").write_text("{")
+    with pytest.raises(InputError, match=r"compute\.json is not JSON"):
+        read_run(run)
+
+
+def test_command_line(tmp_path):
+    command = [sys.executable, "-c", "import sys, jaxz.report\nassert 'jax' not in sys.modules\n"
+               "jaxz.errors.run(jaxz.report.main)", str(tmp_path / "none")]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: RUN:")
+    assert len(done.stderr.splitlines()) == 1
