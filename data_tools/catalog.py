@@ -36,13 +36,13 @@ def read_catalog(path: Path, columns: CatalogColumns, grid: Grid) -> dict[str, n
         raise InputError(f"catalog.ra: {columns.ra!r} needs a WCS, and the tiles have none; name x and y instead")
     try:
         table = Table.read(path)
-    except Exception as error:  # noqa: BLE001  every format of astropy has errors of its own
+    except Exception as error:
         problem = f"{str(path)!r} cannot be read as a table ({type(error).__name__}: {error})"
         raise InputError(f"catalog: {problem}; give FITS, ECSV, CSV or VOTable") from None
     if len(table) == 0:
         raise InputError(f"catalog: {str(path)!r} has no rows; give a catalogue of the field")
-    get = lambda name: column(table, getattr(columns, name), f"catalog.{name}", path)  # noqa: E731
-    numbers = lambda name: to_float(get(name), f"catalog.{name}")  # noqa: E731
+    get = lambda name: column(table, getattr(columns, name), f"catalog.{name}", path)
+    numbers = lambda name: to_float(get(name), f"catalog.{name}")
 
     sources = {"object_id": object_ids(get("object_id"), columns.object_id)}
     if columns.sky:

@@ -48,8 +48,8 @@ HEALPIX_SIDE_ARCMIN = 58.632 * 60  # side of a base cell; halves with each order
 POLICY = {
     "centring": "integer: the nearest pixel to (x, y) is pixel [size // 2, size // 2]; x, y keep the exact centre",
     "unit": "stored = file value * scale, so that the background sigma per pixel over the tile is 1",
-    "mask": "nodata: NaN in the file; bad: infinite, or weight not positive; saturated: past the survey's or float16's limit",
-    "photometry": "circular apertures on the exact centres, sky subtracted; fluxerr is the background's, of empty apertures",
+    "mask": "nodata: NaN in the file; bad: infinite or without weight; saturated: past the survey's level or float16's",
+    "photometry": "circular apertures on the exact centres, sky subtracted; fluxerr is that of empty apertures",
 }
 
 

@@ -7,22 +7,20 @@ The same command finishes an interrupted dataset. What is made depends on --samp
 """
 
 import argparse
-import collections
 import concurrent.futures
 import importlib.metadata
+import math
 import multiprocessing
 import os
 import signal
-import sys
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
-import rich.progress
 
 from data_tools import splits
+from data_tools.progress import progress
 from data_tools.simulator import bands, population, survey
 from jaxz.data.manifest import Manifest
 from jaxz.data.writer import DatasetWriter
@@ -52,7 +50,7 @@ def main(argv: list[str]) -> int | None:
     shards = -(-args.samples // args.samples_per_shard)
     todo = [n for n in range(shards) if not writer.done(n)]
     with _interruptible():
-        for _ in _progress(_run_workers(writer, plan, split, todo, args.workers), len(todo), "shards"):
+        for _ in progress(_run_workers(writer, plan, split, todo, args.workers), len(todo), "shards"):
             pass
     writer.finish(shards, summary)
     print(f"{args.dataset}: {args.samples} samples in {shards} shards")
@@ -87,10 +85,11 @@ def make_manifest(plan: dict) -> Manifest:
 def make_splits(plan: dict) -> tuple[np.ndarray, dict]:
     """The split of every object [N] and what the manifest says about splits."""
     _, ra, dec = population.positions(plan["seed"], 0, plan["samples"])
-    gap = float(np.hypot(1, 1) * plan["size"] * bands.PIXEL_SCALE)  # the diagonal of a cutout
-    split, _ = splits.assign_splits(ra, dec, gap_arcsec=gap, order=CELL_ORDER, seed=plan["seed"])
-    counts = {name: int(count) for name, count in sorted(collections.Counter(split.tolist()).items())}
-    return split, {"by": "healpix", "order": CELL_ORDER, "gap_arcsec": gap, "counts": counts}
+    gap_px = plan["size"] * math.sqrt(2)  # the diagonal of a cutout
+    split, _ = splits.assign_splits(ra, dec, gap_arcsec=gap_px * bands.PIXEL_SCALE, order=CELL_ORDER, seed=plan["seed"])
+    counts = {str(name): int(count) for name, count in zip(*np.unique(split, return_counts=True), strict=True)}
+    rule = {"healpix_order": CELL_ORDER, "gap_px": gap_px, "fractions": splits.FRACTIONS, "seed": plan["seed"]}
+    return split, {"counts": counts, **rule}
 
 
 def write_shard(writer: DatasetWriter, plan: dict, split: np.ndarray, n: int) -> None:
@@ -132,19 +131,6 @@ class _interruptible:
         signal.signal(signal.SIGTERM, self.before)
         if kind is KeyboardInterrupt:
             raise Stopped("interrupted; the same command goes on from here") from None
-
-
-def _progress(steps: Iterable, total: int, what: str) -> Iterator:
-    """Pass `steps` on, showing a bar on a terminal and a line every few seconds elsewhere."""
-    if sys.stderr.isatty():
-        yield from rich.progress.track(steps, what, total, console=rich.console.Console(stderr=True))
-        return
-    begin = shown = time.monotonic()
-    for done, step in enumerate(steps, 1):
-        if done == total or time.monotonic() - shown > 5:
-            shown = time.monotonic()
-            print(f"{done} of {total} {what}, {shown - begin:.0f} s", file=sys.stderr, flush=True)
-        yield step
 
 
 def _version(package: str) -> str:

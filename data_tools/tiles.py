@@ -75,7 +75,7 @@ def read_hdu(path: Path, hdu: int, where: str, get: Callable):
             return get(image)
     except InputError:
         raise
-    except Exception as error:  # noqa: BLE001  damage shows as whatever the decoder at hand raises
+    except Exception as error:
         problem = f"{str(path)!r} is not a readable FITS file ({type(error).__name__}: {error})"
         raise InputError(f"{where}file: {problem}; fetch it again") from None
 

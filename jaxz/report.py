@@ -24,6 +24,7 @@ from jaxz.report_data import Run, read_run
 from jaxz.report_figures import Picture, pictures
 from jaxz.report_tables import MAIN, METRICS, compute_table, definitions, score_table, verdict
 
+WIDEST = 6  # metrics side by side in a table
 TEMPLATE = Path(__file__).with_name("report_template.html")
 
 
@@ -55,7 +56,11 @@ def scores_csv(scores: dict) -> str:
 def page(runs: Sequence[Run], shown: Sequence[Picture], colours: dict[str, str]) -> str:
     """The HTML of the report."""
     arms = [run for run in runs if run.scores]
-    title = f"Photometric redshifts: {len(arms)} arms compared" if len(arms) > 1 else f"Run report: {runs[-1].name}"
+    title = (
+        f"Photometric redshifts: {len(arms)} arms compared"
+        if len(arms) > 1
+        else f"Run report: {(arms or runs)[0].name}"
+    )
     datasets = sorted({str(path) for run in runs if (path := (run.config.get("data") or {}).get("path"))})
     sections = []
     for name in dict.fromkeys(picture.section for picture in shown):
@@ -63,7 +68,7 @@ def page(runs: Sequence[Run], shown: Sequence[Picture], colours: dict[str, str])
         sections.append(f'<section id="{anchor(name)}"><h2>{escape(name)}</h2>{figures}</section>')
     links = [*dict.fromkeys(picture.section for picture in shown), "Cost", "All metrics"]
     others = tuple(METRICS)[len(MAIN) :]
-    more = score_table(arms, others, colours) + definitions(arms, others) if arms else "<p>No scores yet.</p>"
+    tables = [score_table(arms, others[start : start + WIDEST], colours) for start in range(0, len(others), WIDEST)]
     return Template(TEMPLATE.read_text()).substitute(
         title=escape(title),
         subtitle=escape("Dataset " + ", ".join(datasets) if datasets else ""),
@@ -72,7 +77,7 @@ def page(runs: Sequence[Run], shown: Sequence[Picture], colours: dict[str, str])
         scores=score_table(arms, MAIN, colours) + definitions(arms, MAIN) if arms else "",
         figures="".join(sections),
         cost=compute_table(runs, colours),
-        more=more,
+        more="".join(tables) + definitions(arms, others) if arms else "<p>No scores yet.</p>",
         version=__version__,
     )
 

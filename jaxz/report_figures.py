@@ -63,8 +63,8 @@ def scatter(arms: Sequence[Run], test_set: str, colours: Mapping[str, str]) -> I
     by = {c: text for c, text in by.items() if all(c in v for v in columns.values())}
     trended = {name: {**c, "z_phot": c["z_best"]} for name, c in columns.items()}
     caption = (
-        "Bins with at least 10 objects; bars are bootstrap errors. Against true redshift a bias shows where objects "
-        "end up wrong; against estimated redshift, how far to trust an estimate: the two differ by regression to the mean."
+        "Bins with at least 25 objects; bars are bootstrap errors. Against true redshift a bias shows where objects "
+        "end up wrong; against estimated redshift, how far to trust an estimate: they differ by regression to the mean."
     )
     picture = plots.png(plots.trends(trended, by, colours))
     yield Picture("Point estimates", f"Bias, scatter and outliers: {label(test_set)}", caption, picture)
@@ -109,9 +109,7 @@ def examples(arms: Sequence[Run], test_set: str, colours: Mapping[str, str]) -> 
     z_true = np.array([truth[first[key]] for key in keys], float)
     pdfs = {arm.name: arm.pdf[[place[key] for key in keys]] for arm, place in zip(arms, places, strict=True)}
     titles = [f"{key}, z = {z:.3f}" for key, z in zip(keys, z_true, strict=True)]
-    caption = (
-        f"Objects of the {label(test_set)}, evenly spaced in rank of true redshift (dashed), not chosen by success."
-    )
+    caption = f"From {label(test_set)}: evenly spaced in rank of true redshift (dashed), not chosen by success."
     picture = plots.png(plots.pdf_gallery(pdfs, z_true, titles, colours))
     yield Picture("Examples", "p(z) of a few objects", caption, picture)
     if picture := cutouts(arms[0], keys, [f"z = {z:.3f}" for z in z_true]):
@@ -144,7 +142,7 @@ def cutouts(arm: Run, keys: Sequence[str], titles: Sequence[str]) -> bytes | Non
 def filled_in(run: Run) -> Picture:
     """What a pretraining run makes of hidden pixels."""
     names = ("image", "reconstruction", "hidden", "observed")
-    image, reconstruction, hidden, observed = (run.reconstructions[name][:4] for name in names)
+    image, reconstruction, hidden, observed = (run.reconstructions[name][:3] for name in names)
     figure = plots.reconstructions(
         image, reconstruction, hidden, observed, [str(b) for b in run.reconstructions["bands"]]
     )

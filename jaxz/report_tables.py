@@ -1,7 +1,7 @@
 """The report's words: the verdict, computed from the scores, and its tables as HTML."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -19,17 +19,16 @@ class Metric:
     meaning: str
     best: float | None = 0.0
     percent: bool = False
+    digits: int = 4  # shown after the point
 
     def rank(self, value: float) -> float:
         return value if self.best is None else abs(value - self.best)
 
     def text(self, value: float, error: float | None) -> str:
-        """Such as "0.0212 ± 0.0004"; two digits of the error decide how many are shown."""
-        scale = 100 if self.percent else 1
-        value, error = value * scale, None if error is None else error * scale
-        digits = 4 if not error else min(max(1 - math.floor(math.log10(error)), 0), 5)
-        shown = f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
-        return shown + (" %" if self.percent else "")
+        """Such as "0.0212 ± 0.0004"."""
+        scale, digits = (100, 2) if self.percent else (1, self.digits)
+        shown = f"{value * scale:.{digits}f}" + ("" if error is None else f" ± {error * scale:.{digits}f}")
+        return shown.replace("-", "−") + ("&nbsp;%" if self.percent else "")
 
 
 METRICS = {
@@ -41,7 +40,7 @@ METRICS = {
     "crps": Metric(
         "CRPS", "distance between p(z) and the true redshift, in redshift; rewards sharp and honest p(z)", None
     ),
-    "pit_ks": Metric("PIT KS", "largest departure of PIT = CDF(true z) from uniform; 0: p(z) is calibrated"),
+    "pit_ks": Metric("PIT KS", "largest departure of PIT = CDF(true z) from uniform; 0: p(z) is calibrated", digits=3),
     "coverage_68": Metric(
         "68 % coverage", "fraction inside the 68 % interval; more: p(z) too wide", 0.68, percent=True
     ),
@@ -54,11 +53,11 @@ METRICS = {
     "hsc_loss": Metric("HSC loss", "mean of 1 − 1/(1 + (e/0.15)²): 0 perfect, 1 hopeless"),
     "rms": Metric("rms", "root mean square of e; ruled by the worst outliers"),
     "r2": Metric("R²", "share of the variance of the true redshift that is explained", 1.0),
-    "nll": Metric("NLL", "mean of −log p(true z)", None),
-    "cde_loss": Metric("CDE loss", "∫p² dz − 2 p(true z), mean", None),
+    "nll": Metric("NLL", "mean of −log p(true z)", None, digits=3),
+    "cde_loss": Metric("CDE loss", "∫p² dz − 2 p(true z), mean", None, digits=3),
     "brier": Metric("Brier", "squared error of the bin probabilities, 0 to 2", None),
     "wasserstein": Metric("W<sub>1</sub>", "mean distance of p(z)'s mass from the true redshift", None),
-    "pit_cvm": Metric("PIT CvM", "Cramér–von Mises statistic of the PIT; grows with the number of objects"),
+    "pit_cvm": Metric("PIT CvM", "Cramér–von Mises statistic of the PIT; grows with the number of objects", digits=2),
     "pit_outlier_rate": Metric("PIT outliers", "fraction with PIT below 10⁻⁴ or above 0.9999", percent=True),
     "nz_bias": Metric("n(z) bias", "relative error of the mean redshift of the stacked p(z)"),
 }
@@ -211,8 +210,6 @@ def score_table(arms: Sequence[Run], metrics: Sequence[str], colours: Mapping[st
 
 def compute_table(runs: Sequence[Run], colours: Mapping[str, str]) -> str:
     """What each run cost, by itself and with the runs it started from."""
-    columns = ("starts from", "steps × batch", "images", "with pretraining", "time", "with pretraining", "parameters",
-               "GFLOP / image", "devices")  # fmt: skip
     rows = []
     for run in runs:
         own, before = run.compute, " ← ".join(parent.name for parent in run.parents)
@@ -221,17 +218,22 @@ def compute_table(runs: Sequence[Run], colours: Mapping[str, str]) -> str:
         cells = (
             escape(before or (f"{start} (not found)" if start else "scratch")),
             f"{own['steps']:,} × {own['batch_size']:,}" if own.get("steps") else "–",
-            quantity(own["images"]) if own.get("images") else "–",
-            quantity(run.total("images")) if run.total("images") else "–",
-            duration(own["seconds"]) if own.get("seconds") is not None else "–",
-            duration(run.total("seconds")) if run.total("seconds") else "–",
+            with_total(run, "images", quantity),
+            with_total(run, "seconds", duration),
             quantity(own["parameters"]) if own.get("parameters") else "–",
             f"{flops / 1e9:.3g}" if flops else "–",
             escape(str(own.get("devices", "–"))),
         )
         rows.append(f"<tr><th>{swatch(run.name, colours)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    columns = ("starts from", "steps × batch", "images", "time", "parameters", "GFLOP / image", "devices")
     head = "".join(f"<th>{column}</th>" for column in columns)
     return f"<table><thead><tr><th>run</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def with_total(run: Run, name: str, text: Callable[[float], str]) -> str:
+    """A run's own cost and, where it started from another run, the sum in brackets."""
+    own = text(run.compute[name]) if run.compute.get(name) else "–"
+    return f"{own} ({text(run.total(name))})" if run.parents else own
 
 
 def definitions(arms: Sequence[Run], metrics: Sequence[str]) -> str:

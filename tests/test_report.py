@@ -97,8 +97,8 @@ def test_page_is_self_contained(rendered):
     assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]{30})', text))
     assert not re.search(r'(href|src)="(?!#|data:)', text)
     assert "$" not in re.sub(r'src="[^"]*"', "", text)
-    for title in ("Estimated against true redshift", "Calibration", "Redshift distribution", "p(z) of a few", "Training loss",
-                  "Reconstructions by mae_pretrain"):  # fmt: skip
+    shown = ("Estimated against true redshift", "Bias, scatter and outliers", "Calibration", "Redshift distribution")
+    for title in (*shown, "p(z) of a few", "Training loss", "Reconstructions by mae_pretrain"):
         assert f"<h3>{title}" in text
 
 

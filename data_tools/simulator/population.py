@@ -16,8 +16,8 @@ COSMOLOGY = FlatLambdaCDM(H0=70, Om0=0.3)
 I_BRIGHT, I_FAINT = 17.0, 25.0  # the sample's limits in the reference band; brighter would overflow float16
 FIELDS = 24
 FIELD_RADIUS = 0.5  # deg
-MISSING = 0.15  # chance that a field lacks a band; every third field is complete
-TEMPLATE_SCATTER = 0.05  # mag, of each colour with the reference band, that no template has
+MISSING = 0.12  # chance that a field lacks a band; every third field is complete
+TEMPLATE_SCATTER = 0.04  # mag, of each colour with the reference band, that no template has
 SPEC_Z_ERROR = 5e-4  # of (1 + z)
 
 

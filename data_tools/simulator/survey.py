@@ -89,7 +89,7 @@ def column_specs() -> dict[str, Column]:
     """The manifest's columns."""
     reference = NAMES[bands.REFERENCE]
     aperture = f"in a Gaussian aperture of sigma {APERTURE_SIGMA} arcsec before the seeing; NaN where the band is absent"
-    specs = {
+    return {
         "object_id": Column("int64"),
         "ra": Column("float64", "deg", "ICRS"),
         "dec": Column("float64", "deg", "ICRS"),
@@ -110,11 +110,10 @@ def column_specs() -> dict[str, Column]:
         **{f"fluxerr_{name}": Column("float32", "microjansky", "of the sky noise") for name in NAMES},
         "true_z": Column("float32"),
         "true_type": Column("float32", "", "spectral kind from 0 (elliptical) to 4 (starburst)"),
-        "true_mag_i": Column("float32", "AB mag", f"total, {reference} band, before Galactic extinction"),
+        f"true_mag_{reference}": Column("float32", "AB mag", f"total, {reference} band, before Galactic extinction"),
         "true_re_arcsec": Column("float32", "arcsec", "half-light radius of the disk along the major axis"),
         **{f"true_flux_{name}": Column("float32", "microjansky", "total, Galactic extinction included") for name in NAMES},
     }
-    return specs
 
 
 def columns(galaxies: Galaxies, seen: Observation, first: int, split: np.ndarray) -> dict[str, np.ndarray]:
@@ -144,7 +143,7 @@ def columns(galaxies: Galaxies, seen: Observation, first: int, split: np.ndarray
         **{f"fluxerr_{name}": seen.flux_error[:, b].astype(np.float32) for b, name in enumerate(NAMES)},
         "true_z": galaxies.z.astype(np.float32),
         "true_type": galaxies.kind.astype(np.float32),
-        "true_mag_i": galaxies.mag[:, bands.REFERENCE].astype(np.float32),
+        f"true_mag_{NAMES[bands.REFERENCE]}": galaxies.mag[:, bands.REFERENCE].astype(np.float32),
         "true_re_arcsec": galaxies.re_disk.astype(np.float32),
         **{f"true_flux_{name}": seen.true_flux[:, b].astype(np.float32) for b, name in enumerate(NAMES)},
     }

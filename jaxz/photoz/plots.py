@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from jaxz.photoz.metrics import binned_metrics, pit_ks, residuals
 from jaxz.photoz.pdf import PDF
@@ -115,10 +116,10 @@ def trends(
     """Bias, sigma_mad and eta_15 with bootstrap errors in bins of several columns.
 
     arms: {name: {"z_phot": [N], "z_true": [N], and every column of `by`}}; by: {column: axis label}. Bins with fewer
-    than 10 objects are left out. Top: the number of objects.
+    than 25 objects are left out. Top: the number of objects.
     """
     figure = new_figure(3.3 * len(by) + 0.6, 7.4)
-    axes = figure.subplots(4, len(by), squeeze=False, sharex="col", sharey="row", height_ratios=[0.55, 1, 1, 1])
+    axes = figure.subplots(4, len(by), squeeze=False, sharex="col", height_ratios=[0.55, 1, 1, 1])
     for column, (key, label) in enumerate(by.items()):
         finite = {name: np.isfinite(arm[key]) for name, arm in arms.items()}
         edges = quantile_edges(np.concatenate([arm[key][finite[name]] for name, arm in arms.items()]), bins)
@@ -126,7 +127,7 @@ def trends(
         for number, (name, arm) in enumerate(arms.items()):
             z_phot, z_true, values = (np.asarray(arm[k])[finite[name]] for k in ("z_phot", "z_true", key))
             axes[0, column].hist(values, edges, histtype="step", color=colours[name])
-            table = [b for b in binned_metrics(z_phot, z_true, values, edges) if b["objects"] >= 10]
+            table = [b for b in binned_metrics(z_phot, z_true, values, edges) if b["objects"] >= 25]
             x = np.array([(b["low"] + b["high"]) / 2 for b in table]) + shift * (number - (len(arms) - 1) / 2)
             for row, (metric, _) in enumerate(TREND_ROWS, 1):
                 y, error = (np.array([b[metric][k] for b in table], float) for k in ("value", "error"))
@@ -135,6 +136,7 @@ def trends(
                     elinewidth=1, capsize=0, label=name,
                 )  # fmt: skip
         axes[0, column].set_yscale("log")
+        axes[0, column].yaxis.set_minor_formatter(NullFormatter())
         axes[1, column].axhline(0, color="#999999", lw=0.8, zorder=0)
         for row in (2, 3):
             axes[row, column].set_ylim(bottom=0)
@@ -160,7 +162,7 @@ def calibration(arms: Mapping[str, np.ndarray], colours: Mapping[str, str]) -> F
     figure = new_figure(10.2, 3.7)
     left, right = figure.subplots(1, 2)
     for name, pit in arms.items():
-        left.hist(pit, 20, range=(0, 1), density=True, histtype="step", color=colours[name], lw=1.5)
+        left.stairs(*np.histogram(pit, 20, (0, 1), density=True), baseline=None, color=colours[name], lw=1.5)
         levels = np.linspace(0, 1, 201)
         strays = np.searchsorted(np.sort(pit), levels, side="right") / len(pit) - levels
         right.plot(levels, strays, color=colours[name], lw=1.5, label=f"{name}: KS {pit_ks(pit):.3f}")
@@ -225,8 +227,8 @@ def pdf_gallery(
         for name, pdf in arms.items():
             one = pdf[[place]]
             axis.stairs(one.probability[0] / one.widths, one.edges, color=colours[name], lw=1.3, label=name)
-            ends += [one.quantile(0.005)[0], one.quantile(0.995)[0]]
-        margin = 0.1 * (max(ends) - min(ends)) + 0.02
+            ends += [one.quantile(0.05)[0], one.quantile(0.95)[0]]
+        margin = 0.4 * (max(ends) - min(ends)) + 0.01
         axis.axvline(z_true[place], color="#222222", ls="--", lw=1.1)
         axis.set(xlim=(min(ends) - margin, max(ends) + margin), yticks=[], ylim=(0, None))
         axis.set_title(titles[place], fontsize=9, fontweight="normal")
@@ -297,22 +299,23 @@ def reconstructions(
     observed: bool [B, C]. Visible pixels of the middle row are the input's own; the rows share the original's greys.
     """
     n, c = images.shape[:2]
-    side = min(1.1, 9.0 / c)
+    side = min(1.05, 9.0 / c)
     filled = np.where(hidden, reconstruction, images)
-    figure = new_figure(side * c + 1.3, side * 3 * n + 0.15 * n + 0.35)
-    blocks = np.atleast_1d(figure.subfigures(n, 1, hspace=0.02)) if n else []
-    for row, block in enumerate(blocks):
-        axes = block.subplots(3, c, squeeze=False)
+    figure = new_figure(side * c + 1.0, side * (3.2 * n) + 0.3)
+    axes = figure.subplots(4 * n - 1, c, squeeze=False, height_ratios=([1, 1, 1, 0.15] * n)[:-1])
+    for axis in axes[3::4].ravel():  # air between objects
+        axis.remove()
+    for row in range(n):
+        block = axes[4 * row : 4 * row + 3]
         for column in range(c):
             scale = stretch(images[row, column])
             seen = np.ma.masked_where(hidden[row, column], images[row, column])
-            for axis, picture in zip(axes[:, column], (seen, filled[row, column], images[row, column]), strict=True):
+            for axis, picture in zip(block[:, column], (seen, filled[row, column], images[row, column]), strict=True):
                 show(axis, picture if observed[row, column] else None, scale)
-            if row == 0:
-                axes[0, column].set_title(bands[column])
-        for axis, label in zip(axes[:, 0], ("seen", "filled in", "original"), strict=True):
-            axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
-
+        for axis, text in zip(block[:, 0], ("seen", "filled in", "original"), strict=True):
+            axis.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=9)
+    for axis, band in zip(axes[0], bands, strict=True):
+        axis.set_title(band)
     return figure
 
 

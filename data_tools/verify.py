@@ -1,0 +1,208 @@
+"""Checks a dataset against its own manifest and index.
+
+    python -m data_tools.verify DATASET [--sizes] [--workers 2]
+
+Every byte is read: sizes and sha256 of the shards, the members of each tar, the crc32 of every payload, the copies of
+the scalars, keys. --sizes opens no tar: sizes and row counts only. Exit 0: clean; 1: problems, one a line on stdout;
+2: not a dataset.
+"""
+
+import argparse
+import hashlib
+import json
+import mmap
+import sys
+import tarfile
+import zlib
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data_tools.progress import in_threads
+from jaxz.data.manifest import Manifest, Shard
+from jaxz.data.writer import meta_json
+from jaxz.errors import FAILED, InputError, run
+
+CHUNK = 1 << 22
+
+
+def main(argv: list[str]) -> int | None:
+    parser = argparse.ArgumentParser(prog="python -m data_tools.verify", description=__doc__.split("\n\n")[0])
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("--sizes", action="store_true", help="only sizes and row counts; opens no tar")
+    parser.add_argument("--workers", type=int, default=2, help="threads (default 2)")
+    args = parser.parse_args(argv)
+    if args.workers < 1:
+        raise InputError(f"workers: {args.workers} must be at least 1")
+    manifest = Manifest.load(args.dataset)
+    check = partial(check_sizes if args.sizes else check_shard, args.dataset, manifest)
+    problems = strangers(args.dataset, manifest)
+    problems += [line for found in in_threads(check, manifest.shards, args.workers, "shards") for line in found]
+    if not args.sizes:
+        problems += repeated_keys(args.dataset, manifest)
+    for problem in problems:
+        print(problem)
+    count = f"{len(problems)} problem{'s' * (len(problems) != 1)}" if problems else "no problem found"
+    print(f"{args.dataset}: {manifest.samples} samples in {len(manifest.shards)} shards: {count}", file=sys.stderr)
+    return FAILED if problems else None
+
+
+def strangers(dataset: Path, manifest: Manifest) -> list[str]:
+    """Shards and indices that dataset.json does not know: no reader sees their samples."""
+    known = {shard.name for shard in manifest.shards}
+    files = [*dataset.glob("shards/*.tar"), *dataset.glob("index/*.parquet")]
+    return [f"{path.relative_to(dataset)}: not in dataset.json" for path in sorted(files) if path.stem not in known]
+
+
+def check_sizes(dataset: Path, manifest: Manifest, shard: Shard) -> list[str]:
+    """Whether the tar and the index of a shard are there, of the right size and number of rows."""
+    tar, index = f"shards/{shard.name}.tar", f"index/{shard.name}.parquet"
+    problems = []
+    try:
+        size = (dataset / tar).stat().st_size
+    except OSError as error:
+        problems.append(f"{tar}: {error.strerror}; all {shard.samples} samples lost")
+    else:
+        if size != shard.bytes:
+            problems.append(f"{tar}: {size} bytes, dataset.json says {shard.bytes}{lost(dataset / index, size)}")
+    try:
+        rows = pq.read_metadata(dataset / index).num_rows
+    except (OSError, pa.ArrowException) as error:
+        return [*problems, f"{index}: cannot be read ({error}); all {shard.samples} samples out of reach"]
+    if rows != shard.samples:
+        problems.append(f"{index}: {rows} rows, dataset.json says {shard.samples}")
+    return problems
+
+
+def lost(index: Path, size: int) -> str:
+    """Which samples have payloads past the end of a tar of `size` bytes, as the end of a sentence."""
+    try:
+        table = pq.read_table(index)
+    except (OSError, pa.ArrowException):
+        return ""
+    ends = [
+        table[name].to_numpy() + table[name.removesuffix("_offset") + "_size"].to_numpy()
+        for name in table.column_names
+        if name.endswith("_offset") and name.removesuffix("_offset") + "_size" in table.column_names
+    ]
+    gone = np.flatnonzero(np.max(ends, axis=0) > size) if ends and len(table) else []
+    if not len(gone):
+        return "; no payload lost"
+    first = int(gone[0])
+    return f"; cut at offset {size}: {len(gone)} of {len(table)} samples lost, from {table['key'][first].as_py()!r} on"
+
+
+def check_shard(dataset: Path, manifest: Manifest, shard: Shard) -> list[str]:
+    """All that can be wrong with one shard, a line each."""
+    problems = check_sizes(dataset, manifest, shard)
+    tar, path = f"shards/{shard.name}.tar", dataset / "shards" / f"{shard.name}.tar"
+    try:
+        index = pq.read_table(dataset / "index" / f"{shard.name}.parquet")
+    except (OSError, pa.ArrowException):
+        return problems  # check_sizes has told
+    if missing := expected_columns(manifest) - set(index.column_names):
+        return [
+            *problems,
+            f"index/{shard.name}.parquet: column {min(missing)!r} is missing; the index is of another dataset",
+        ]
+    written = json.loads((index.schema.metadata or {}).get(b"jaxz", b"{}"))
+    if written.get("sha256") != shard.sha256:
+        problems.append(f"index/{shard.name}.parquet: stale: written for a tar of another sha256 than dataset.json's")
+    if not path.is_file() or path.stat().st_size == 0:
+        return problems
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        digest = hashlib.sha256()
+        for start in range(0, len(content), CHUNK):
+            digest.update(content[start : start + CHUNK])
+        if digest.hexdigest() != shard.sha256:
+            problems.append(f"{tar}: sha256 is {digest.hexdigest()}, dataset.json says {shard.sha256}")
+        for array, spec in manifest.arrays.items():
+            if spec.encoding == "raw":
+                problems += check_payloads(tar, content, index, array)
+        problems += check_members(tar, content, index, manifest)
+    return problems
+
+
+def expected_columns(manifest: Manifest) -> set[str]:
+    places = {
+        f"{name}_{suffix}" if array.encoding == "raw" else name
+        for name, array in manifest.arrays.items()
+        for suffix in ("offset", "size", "crc32")
+    }
+    return {"key", *manifest.columns, *places}
+
+
+def check_payloads(tar: str, content: mmap.mmap, index: pa.Table, array: str) -> list[str]:
+    """The crc32 of every payload of one array, and whether it is inside of the tar."""
+    places = zip(*(index[f"{array}_{suffix}"].to_pylist() for suffix in ("offset", "size", "crc32")), strict=True)
+    bad = [
+        (row, offset)
+        for row, (offset, size, crc) in enumerate(places)
+        if offset < 0 or offset + size > len(content) or zlib.crc32(content[offset : offset + size]) != crc
+    ]
+    if not bad:
+        return []
+    (row, offset), last = bad[0], f" to {index['key'][bad[-1][0]].as_py()!r}" if len(bad) > 1 else ""
+    which = f"{index['key'][row].as_py()!r} at offset {offset}{last}"
+    return [f"{tar}: {array}: {len(bad)} of {len(index)} samples do not have the checksum of the index: {which}"]
+
+
+def check_members(tar: str, content: mmap.mmap, index: pa.Table, manifest: Manifest) -> list[str]:
+    """The members of the tar against the index: names in order, payloads at the offsets, copies of the scalars."""
+    raw = sorted(name for name, array in manifest.arrays.items() if array.encoding == "raw")
+    suffixes = sorted([*(f"{name}.npy" for name in raw), "meta.json"])
+    expected = [(row, key, suffix) for row, key in enumerate(index["key"].to_pylist()) for suffix in suffixes]
+    scalars = index.select(list(manifest.columns)).to_pylist()
+    found, error = walk(content)
+    for (row, key, suffix), (name, start, end) in zip(expected, found, strict=False):
+        sample = f"{tar}: sample {row} of {len(index)}, {key!r}, at offset {start}"
+        if name != f"{key}.{suffix}":
+            return [f"{sample}: the tar holds {name!r}, the index says {key}.{suffix}"]
+        if suffix == "meta.json":
+            if content[start:end] != meta_json(scalars[row]):
+                return [f"{sample}: meta.json is not a copy of the index's scalars"]
+            continue
+        array = suffix.removesuffix(".npy")
+        offset, size = (index[f"{array}_{suffix}"][row].as_py() for suffix in ("offset", "size"))
+        if not start < offset or offset + size != end:
+            return [f"{sample}: {array} lies at {offset} for the index, outside of its member ({start} to {end})"]
+    if error or len(found) != len(expected):
+        reason = f" ({error})" if error else ""
+        return [f"{tar}: {len(found)} members, the index says {len(expected)}{reason}"]
+    return []
+
+
+def walk(content: mmap.mmap) -> tuple[list[tuple[str, int, int]], str]:
+    """(name, first byte, end) of each member of a tar, and what ended the walk early, if anything did."""
+    members = []
+    try:
+        with tarfile.open(fileobj=content, mode="r:") as tar:
+            for member in tar:
+                members.append((member.name, member.offset_data, member.offset_data + member.size))
+    except tarfile.TarError as error:
+        return members, str(error)
+    return members, ""
+
+
+def repeated_keys(dataset: Path, manifest: Manifest) -> list[str]:
+    """Keys that stand more than once in the dataset."""
+    tables = []
+    for shard in manifest.shards:
+        try:
+            tables.append(pq.read_table(dataset / "index" / f"{shard.name}.parquet", columns=["key"]))
+        except (OSError, pa.ArrowException):
+            continue  # check_sizes has told
+    keys = pa.concat_tables(tables)["key"] if tables else pa.chunked_array([[]], pa.string())
+    if pc.count_distinct(keys).as_py() == len(keys):
+        return []
+    counts = pc.value_counts(keys)
+    twice = counts.filter(pc.greater(counts.field("counts"), 1))
+    return [f"index: {len(twice)} keys stand more than once in the dataset; first: {twice[0]['values'].as_py()!r}"]
+
+
+if __name__ == "__main__":
+    run(main)
