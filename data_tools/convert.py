@@ -12,16 +12,18 @@ import importlib.metadata
 import json
 import math
 import sys
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from astropy import units as u
+from astropy.utils.exceptions import AstropyWarning
 from astropy_healpix import lonlat_to_healpix
 
 from data_tools.catalog import LABELS, OPTIONAL, label, read_catalog, to_sky
-from data_tools.detect import aperture_flux, aperture_noise, detect
+from data_tools.detect import aperture_flux, aperture_noise, detect, noise_area
 from data_tools.progress import in_threads
 from data_tools.splits import assign_splits, assign_splits_pixels
 from data_tools.survey import BandSource, Survey, load_survey
@@ -56,8 +58,8 @@ POLICY = {
 @dataclass(frozen=True)
 class Plane:
     """One band of the tile, measured: stored float16 [H, W], flags uint8 [H, W], flux and fluxerr float32 [N] in
-    microjansky; sigma is the sky's per pixel in the file's units, noise_ratio the sigma of empty apertures over
-    sigma * sqrt(area): 1 for noise that is independent between pixels."""
+    microjansky; sigma is the sky's per pixel in the file's units, noise_ratio is the sigma of empty apertures over
+    what independent pixels of that sigma would give."""
 
     band: BandSource
     stored: np.ndarray
@@ -75,6 +77,15 @@ class Plane:
 
 def main(argv: list[str]) -> int | None:
     args = parse(argv)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AstropyWarning)  # of headers that it mends; what it cannot read is an error
+        summary = convert(args, argv)
+    print(json.dumps(summary, indent=1))
+    return None
+
+
+def convert(args: argparse.Namespace, argv: list[str]) -> dict:
+    """Do all that the command line asks for, and say what was done."""
     survey = load_survey(args.survey)
     files = find_files(survey, args.images)
     grid = check_aligned(survey, files)
@@ -98,8 +109,7 @@ def main(argv: list[str]) -> int | None:
                    "aperture_to_pixel_noise": round(p.noise_ratio, 3)} for p in planes],
     }  # fmt: skip
     if args.dry_run:
-        print(json.dumps({**summary, "dry_run": True, "bytes": estimate_bytes(manifest, summary["samples"])}, indent=1))
-        return None
+        return {**summary, "dry_run": True, "bytes": estimate_bytes(manifest, summary["samples"])}
     provenance = {
         "tool": "data_tools.convert", "arguments": argv, "survey": survey.text, "policy": policy(survey),
         "inputs": inputs(survey, args), "versions": versions(), "dropped": summary["dropped"],
@@ -107,8 +117,7 @@ def main(argv: list[str]) -> int | None:
                                 "uncertain": p.band.uncertain} for p in planes},
     }  # fmt: skip
     written = write(manifest, provenance, sources, planes, args, shards, splits)
-    print(json.dumps({**summary, "bytes": sum(shard.bytes for shard in written.shards)}, indent=1))
-    return None
+    return {**summary, "bytes": sum(shard.bytes for shard in written.shards)}
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -196,7 +205,7 @@ def measure_band(survey: Survey, images: Path, band: BandSource, xy: np.ndarray)
     ujy = 10 ** (-0.4 * (band.zero_point_ab - ZERO_POINT_UJY))
     fluxerr = np.where(np.isfinite(flux), noise * local * ujy, np.nan)
     stored, flags = to_stored(residual if survey.subtract_background else pixels, flags, 1 / sigma)
-    noise_ratio = noise / (sigma * math.sqrt(math.pi) * radius)
+    noise_ratio = noise / (sigma * math.sqrt(noise_area(radius)))
     return Plane(band, stored, flags, sigma, (flux * ujy).astype(np.float32), fluxerr.astype(np.float32), noise_ratio)
 
 

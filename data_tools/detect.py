@@ -44,9 +44,14 @@ def aperture_flux(residual: np.ndarray, flags: np.ndarray, xy: np.ndarray, radiu
     return np.where(covered > apertures.area * (1 - 1e-9), flux, np.nan)
 
 
+def noise_area(radius_px: float) -> float:
+    """Variance of an aperture's sum over that of a pixel, were the pixels independent: the sum of squared overlaps."""
+    return float((CircularAperture((0, 0), radius_px).to_mask().data ** 2).sum())
+
+
 def aperture_noise(residual: np.ndarray, flags: np.ndarray, radius_px: float) -> float:
     """The sigma of apertures laid at random on the sky, sources clipped: it holds the noise's correlation between
-    pixels, which sigma * sqrt(area) does not (Labbe et al. 2003, AJ 125 1107)."""
+    pixels, which the noise of one pixel does not (Labbe et al. 2003, AJ 125 1107)."""
     height, width = residual.shape
     edge = min(radius_px + 1, (min(height, width) - 1) / 2)
     rng = np.random.default_rng(0)

@@ -24,7 +24,7 @@ from data_tools.progress import progress
 from data_tools.simulator import bands, population, survey
 from jaxz.data.manifest import Manifest
 from jaxz.data.writer import DatasetWriter
-from jaxz.errors import InputError, Stopped, run
+from jaxz.errors import InputError, run
 
 CELL_ORDER = 9  # HEALPix: cells of 7 arcmin
 PACKAGES = ("jaxz", "jax", "numpy", "astropy", "speclite")
@@ -49,9 +49,9 @@ def main(argv: list[str]) -> int | None:
     split, summary = make_splits(plan)
     shards = -(-args.samples // args.samples_per_shard)
     todo = [n for n in range(shards) if not writer.done(n)]
-    with _interruptible():
-        for _ in progress(_run_workers(writer, plan, split, todo, args.workers), len(todo), "shards"):
-            pass
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
+    for _ in progress(_run_workers(writer, plan, split, todo, args.workers), len(todo), "shards"):
+        pass
     writer.finish(shards, summary)
     print(f"{args.dataset}: {args.samples} samples in {shards} shards")
 
@@ -61,8 +61,9 @@ def validate(args: argparse.Namespace) -> None:
     for name in ("samples", "samples_per_shard", "workers"):
         if (value := getattr(args, name)) < 1:
             raise InputError(f"{name}: {value} must be at least 1")
-    if args.size < 16 or args.size % 4:
-        raise InputError(f"size: {args.size} must be a multiple of 4 and at least 16; try {max(16, args.size // 4 * 4)}")
+    if not 16 <= args.size <= 256 or args.size % 4:  # larger cutouts would need larger cells
+        near = min(max(16, args.size // 4 * 4), 256)
+        raise InputError(f"size: {args.size} must be a multiple of 4 from 16 to 256; try {near}")
     if not 0 <= args.seed < 2**63:
         raise InputError(f"seed: {args.seed} must lie in 0 .. 2^63 - 1")
 
@@ -119,18 +120,6 @@ def _run_workers(writer: DatasetWriter, plan: dict, split: np.ndarray, todo: lis
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     jax.config.update("jax_platforms", "cpu")  # an accelerator has one owner, and its sums another order
-
-
-class _interruptible:
-    """Turns Ctrl-C and SIGTERM into Stopped."""
-
-    def __enter__(self):
-        self.before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-    def __exit__(self, kind, error, traceback):
-        signal.signal(signal.SIGTERM, self.before)
-        if kind is KeyboardInterrupt:
-            raise Stopped("interrupted; the same command goes on from here") from None
 
 
 def _version(package: str) -> str:

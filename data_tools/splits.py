@@ -30,7 +30,7 @@ def assign_splits(
     healpix = HEALPix(2**order, order="nested")
     side = healpix.pixel_resolution.to_value(u.arcsec)
     if not 0 <= gap_arcsec <= side / 4:
-        raise InputError(f"gap_arcsec: {gap_arcsec} must lie in 0 .. {side / 4:.3g}, a quarter of a cell; lower the order")
+        raise InputError(f"gap_arcsec: {gap_arcsec} must lie in 0 .. {side / 4:.3g}, a quarter cell; lower the order")
     ra, dec = np.radians(np.asarray(ra, float)), np.radians(np.asarray(dec, float))
     centre = np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)])
     east = np.stack([-np.sin(ra), np.cos(ra), np.zeros_like(ra)])

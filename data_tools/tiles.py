@@ -1,6 +1,5 @@
 """Aligned tiles: one FITS image a band on one pixel grid, their sky, and the cutouts made of them."""
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from astropy.io import fits
 from astropy.stats import SigmaClip
-from astropy.wcs import WCS, FITSFixedWarning, WcsError
+from astropy.wcs import WCS, WcsError
 from astropy.wcs.utils import proj_plane_pixel_scales
 from photutils.background import Background2D, MADStdBackgroundRMS, MedianBackground
 
@@ -110,9 +109,7 @@ def check_aligned(survey: Survey, files: dict[str, Path]) -> Grid:
 
 def celestial(header: fits.Header, where: str) -> WCS | None:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FITSFixedWarning)
-            wcs = WCS(header)
+        wcs = WCS(header)
     except (WcsError, ValueError) as error:
         raise InputError(f"{where} has a WCS that cannot be used ({error}); correct its header") from None
     return wcs.celestial if wcs.has_celestial else None
@@ -133,7 +130,7 @@ def flag_pixels(pixels: np.ndarray, weight: np.ndarray | None, saturation: float
     flags = np.zeros(pixels.shape, np.uint8)
     flags[np.isnan(pixels)] |= MASK_BITS["nodata"]
     flags[np.isinf(pixels)] |= MASK_BITS["bad"]
-    flags[pixels >= saturation] |= MASK_BITS["saturated"]
+    flags[(pixels >= saturation) & np.isfinite(pixels)] |= MASK_BITS["saturated"]
     if weight is not None:
         flags[~(weight > 0)] |= MASK_BITS["bad"]
     return flags

@@ -16,6 +16,7 @@ import tarfile
 import zlib
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -123,7 +124,7 @@ def check_shard(dataset: Path, manifest: Manifest, shard: Shard) -> list[str]:
         for array, spec in manifest.arrays.items():
             if spec.encoding == "raw":
                 problems += check_payloads(tar, content, index, array)
-        problems += check_members(tar, content, index, manifest)
+        problems += check_members(tar, file, content, index, manifest)
     return problems
 
 
@@ -151,13 +152,13 @@ def check_payloads(tar: str, content: mmap.mmap, index: pa.Table, array: str) ->
     return [f"{tar}: {array}: {len(bad)} of {len(index)} samples do not have the checksum of the index: {which}"]
 
 
-def check_members(tar: str, content: mmap.mmap, index: pa.Table, manifest: Manifest) -> list[str]:
+def check_members(tar: str, file: BinaryIO, content: mmap.mmap, index: pa.Table, manifest: Manifest) -> list[str]:
     """The members of the tar against the index: names in order, payloads at the offsets, copies of the scalars."""
     raw = sorted(name for name, array in manifest.arrays.items() if array.encoding == "raw")
     suffixes = sorted([*(f"{name}.npy" for name in raw), "meta.json"])
     expected = [(row, key, suffix) for row, key in enumerate(index["key"].to_pylist()) for suffix in suffixes]
     scalars = index.select(list(manifest.columns)).to_pylist()
-    found, error = walk(content)
+    found, error = walk(file)
     for (row, key, suffix), (name, start, end) in zip(expected, found, strict=False):
         sample = f"{tar}: sample {row} of {len(index)}, {key!r}, at offset {start}"
         if name != f"{key}.{suffix}":
@@ -176,11 +177,11 @@ def check_members(tar: str, content: mmap.mmap, index: pa.Table, manifest: Manif
     return []
 
 
-def walk(content: mmap.mmap) -> tuple[list[tuple[str, int, int]], str]:
+def walk(file: BinaryIO) -> tuple[list[tuple[str, int, int]], str]:
     """(name, first byte, end) of each member of a tar, and what ended the walk early, if anything did."""
     members = []
     try:
-        with tarfile.open(fileobj=content, mode="r:") as tar:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 members.append((member.name, member.offset_data, member.offset_data + member.size))
     except tarfile.TarError as error:

@@ -15,6 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from sklearn.ensemble import HistGradientBoostingRegressor
+from sklearn.impute import SimpleImputer
+from sklearn.neighbors import KNeighborsRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.manifest import ZERO_POINT_UJY
@@ -24,7 +30,9 @@ from jaxz.photoz.pdf import PDF
 from jaxz.results import CATALOG_COLUMNS, truths_of, write_results
 
 POGSON = 2.5 / np.log(10)
-FOLDS, RESIDUAL_BINS, REDSHIFT_BINS, FEWEST = 5, 10, 300, 50
+FOLDS, REDSHIFT_BINS, FEWEST = 5, 300, 50
+SMALL = 20_000  # training objects: below, threads cost the trees more than they save
+MOST_GROUPS, GROUP, LEVELS = 10, 100, 51  # of residuals: groups, objects in one at least, quantiles kept of each
 
 
 def asinh_magnitudes(flux: np.ndarray, softening: np.ndarray) -> np.ndarray:
@@ -37,22 +45,19 @@ def asinh_magnitudes(flux: np.ndarray, softening: np.ndarray) -> np.ndarray:
 
 
 def features(flux: np.ndarray, softening: np.ndarray, reference: int) -> np.ndarray:
-    """[N, C]: the magnitude of band `reference`, then the colours of adjacent bands; NaN where a band is absent."""
+    """[N, 2C-1]: the magnitude of band `reference`, the colours of adjacent bands, and those against the reference.
+
+    NaN where a band is absent: the colours against the reference outlive the absence of a neighbour.
+    """
     magnitudes = asinh_magnitudes(flux, softening)
-    return np.column_stack([magnitudes[:, reference], magnitudes[:, :-1] - magnitudes[:, 1:]])
+    chosen, adjacent = magnitudes[:, reference], magnitudes[:, :-1] - magnitudes[:, 1:]
+    return np.column_stack([chosen, adjacent, np.delete(magnitudes, reference, axis=1) - chosen[:, None]])
 
 
 def make_model(name: str, seed: int):
     """The regressor; both fit in seconds to minutes on 1e5 objects."""
     if name == "gbt":
-        from sklearn.ensemble import HistGradientBoostingRegressor
-
         return HistGradientBoostingRegressor(max_iter=300, learning_rate=0.06, early_stopping=False, random_state=seed)
-    from sklearn.impute import SimpleImputer
-    from sklearn.neighbors import KNeighborsRegressor
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     # Neighbours need complete vectors: an absent colour is taken as the training median, which says nothing of z.
     imputer = SimpleImputer(strategy="median", keep_empty_features=True)
     return make_pipeline(imputer, StandardScaler(), KNeighborsRegressor(n_neighbors=20))
@@ -77,15 +82,16 @@ def residual_pdf(z_point: np.ndarray, z_fold: np.ndarray, z_train: np.ndarray, e
     of one object goes evenly over the grid: an outlier of a kind not yet seen.
     """
     residual = (z_fold - z_train) / (1 + z_train)
-    groups = min(RESIDUAL_BINS, len(residual) // 20)
-    limits = np.quantile(z_fold, np.linspace(0, 1, groups + 1)[1:-1])
+    groups = min(MOST_GROUPS, max(1, len(residual) // GROUP))
+    limits = np.unique(np.quantile(z_fold, np.linspace(0, 1, groups + 1)[1:-1]))
+    limits = limits[limits < z_fold.max()]  # with ties, no group is empty
     probability = np.empty((len(z_point), len(edges) - 1), np.float32)
-    for group in range(groups):
-        seen = np.sort(residual[np.searchsorted(limits, z_fold) == group])
+    for group in range(len(limits) + 1):
+        seen = residual[np.searchsorted(limits, z_fold) == group]
+        levels = np.linspace(0, 1, min(LEVELS, len(seen)))  # few enough for a smooth CDF
         rows = np.flatnonzero(np.searchsorted(limits, z_point) == group)
-        rank = (np.arange(len(seen)) + 0.5) / len(seen)
         threshold = (z_point[rows, None] - edges) / (1 + edges)
-        mass = -np.diff(np.interp(threshold, seen, rank, left=0, right=1), axis=1)
+        mass = -np.diff(np.interp(threshold, np.quantile(seen, levels), levels), axis=1)
         total = mass.sum(axis=1, keepdims=True)
         flat = np.diff(edges) / (edges[-1] - edges[0])
         mass = np.where(total > 0, mass / np.where(total > 0, total, 1), flat)
@@ -135,8 +141,9 @@ def predict(dataset: Dataset, model: str, seed: int) -> tuple[pa.Table, PDF]:
         )
     if "n_bands" not in known:
         catalog = catalog.append_column("n_bands", pa.array(np.isfinite(flux).sum(axis=1)))
-    z_fold = out_of_fold(model, x_train, z_train, seed)
-    z_point = make_model(model, seed).fit(x_train, z_train).predict(features(flux, softening, reference))
+    with threadpool_limits(1 if len(z_train) < SMALL else None):
+        z_fold = out_of_fold(model, x_train, z_train, seed)
+        z_point = make_model(model, seed).fit(x_train, z_train).predict(features(flux, softening, reference))
     edges = np.linspace(0, np.ceil(12 * z_train.max()) / 10, REDSHIFT_BINS + 1)
     return catalog, residual_pdf(z_point, z_fold, z_train, edges)
 

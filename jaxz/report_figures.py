@@ -132,11 +132,18 @@ def cutouts(arm: Run, keys: Sequence[str], titles: Sequence[str]) -> bytes | Non
     samples = [dataset.cutout(numbers[key]) for key in keys]
     sigma = np.array([band.sky_sigma for band in dataset.manifest.bands])[:, None, None]
     images = np.stack([np.arcsinh(sample["image"] / (3 * sigma)) for sample in samples])
-    good = np.stack(
-        [sample["image_mask"] == 0 if "image_mask" in sample else sample["image"] != 0 for sample in samples]
-    )
-    bands = [band.name for band in dataset.manifest.bands]
-    return plots.png(plots.cutout_gallery(images, good.any(axis=(2, 3)), bands, titles))
+    names = [band.name for band in dataset.manifest.bands]
+    seen = np.stack([bands_observed(sample, len(names)) for sample in samples])
+    return plots.png(plots.cutout_gallery(images, seen, names, titles))
+
+
+def bands_observed(sample: Mapping, bands: int) -> np.ndarray:
+    """bool [C]: by the column's bits, else by the mask's good pixels."""
+    if "bands_observed" in sample:
+        return (sample["bands_observed"] >> np.arange(bands)) & 1 == 1
+    if "image_mask" in sample:
+        return (sample["image_mask"] == 0).any(axis=(-2, -1))
+    return np.ones(bands, bool)
 
 
 def filled_in(run: Run) -> Picture:

@@ -148,10 +148,9 @@ def gap(arms: Sequence[Run], sets: Sequence[str]) -> str:
     for metric in ("sigma_mad", "eta_15", "bias_median"):
         near, far = score(arm, "spec_like", metric), score(arm, "full", metric)
         if near and far:
-            changes.append(
-                f"{METRICS[metric].label} from {METRICS[metric].text(*near)} to {METRICS[metric].text(*far)}"
-            )
-    return f"Where labels are missing, <b>{escape(arm.name)}</b> goes in {join(changes)}." if changes else ""
+            changes.append(f"{METRICS[metric].label} {METRICS[metric].text(*near)} → {METRICS[metric].text(*far)}")
+    step = f"From the {label('spec_like')} to {label('full')}, <b>{escape(arm.name)}</b> changes:"
+    return f"{step} {', '.join(changes)}." if changes else ""
 
 
 def cost(arms: Sequence[Run], sets: Sequence[str]) -> str:
@@ -239,7 +238,10 @@ def with_total(run: Run, name: str, text: Callable[[float], str]) -> str:
 def definitions(arms: Sequence[Run], metrics: Sequence[str]) -> str:
     """One line for each metric that is shown."""
     shown = [m for m in metrics if any(score(arm, t, m) for arm in arms for t in arm.scores)]
-    return "<dl>" + "".join(f"<dt>{METRICS[m].label}</dt><dd>{METRICS[m].meaning}</dd>" for m in shown) + "</dl>"
+    error = "<dt>e</dt><dd>(z<sub>estimated</sub> − z<sub>true</sub>) / (1 + z<sub>true</sub>)</dd>"
+    return (
+        f"<dl>{error}" + "".join(f"<dt>{METRICS[m].label}</dt><dd>{METRICS[m].meaning}</dd>" for m in shown) + "</dl>"
+    )
 
 
 def swatch(name: str, colours: Mapping[str, str]) -> str:

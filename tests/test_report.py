@@ -3,17 +3,20 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from scipy import stats
 
-from jaxz import report, report_tables
+from jaxz import report, report_figures, report_tables
+from jaxz.data.dataset import open_dataset
 from jaxz.errors import InputError
-from jaxz.photoz.pdf import PDF
+from jaxz.photoz.pdf import PDF, write_qp
 from jaxz.report_data import read_run
 from jaxz.results import write_results
+from tests.helpers import blobs
 
 ARMS = {  # scatter, bias and outliers of the fake arms; the last entry is where they started
     "direct_vit": (0.030, 0.002, 0.03, ""),
@@ -186,6 +189,41 @@ def test_sparse_runs_still_make_a_page(tmp_path):
     assert "other&lt;set&gt;" in text
     report.main([str(tmp_path / "bare"), "--out", str(out)])
     assert "None of these runs has been scored" in out.read_text()
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_handful_of_objects_makes_a_page(tmp_path, n):
+    run = base_run(tmp_path, "tiny", steps=10)
+    catalog = pa.table({"key": [f"k{i}" for i in range(n)], "mag_ref": np.full(n, np.nan, np.float32)})
+    pdf = PDF(np.linspace(0, 3, 31), np.full((n, 30), 1 / 30))
+    write_results(run, "tiny", catalog, pdf, {"full": np.linspace(0.5, 1, n), "spec_like": np.full(n, np.nan)})
+    report.main([str(run), "--out", str(tmp_path / "r.html")])
+    assert f"{n} objects" in (tmp_path / "r.html").read_text()
+
+
+def test_pdf_of_other_objects_is_refused(tmp_path):
+    run = base_run(tmp_path, "mixed", steps=10)
+    pdf = PDF([0.0, 1.0, 2.0], np.full((2, 2), 0.5))
+    write_results(run, "mixed", pa.table({"key": ["a", "b"]}), pdf, {})
+    write_qp(run / "pdf.hdf5", pdf, {"key": np.array(["b", "a"])})
+    with pytest.raises(InputError, match="different objects"):
+        read_run(run)
+
+
+def test_cutouts_come_from_the_dataset(tmp_path, monkeypatch):
+    dataset = blobs(tmp_path / "dataset", samples=24)
+    arm = replace(read_run(base_run(tmp_path, "arm", steps=10)), config={"data": {"path": str(dataset)}})
+    drawn = []
+    blank = report_figures.plots.new_figure(1, 1)
+    monkeypatch.setattr(report_figures.plots, "cutout_gallery", lambda *arguments: drawn.append(arguments) or blank)
+    assert report_figures.cutouts(arm, ["blob000010", "blob000003"], ["x", "y"]).startswith(b"\x89PNG")
+    images, observed, bands, _ = drawn[0]
+    assert observed.tolist() == [[False, True, True], [True, True, True]]  # every tenth blob lacks band g
+    assert bands == ["g", "r", "i"]
+    stored = open_dataset(dataset).cutout(3)["image"].astype(float)
+    assert np.sinh(images[1]) * 3 == pytest.approx(stored, abs=1e-2)
+    assert report_figures.cutouts(arm, ["nowhere"], ["x"]) is None
+    assert report_figures.cutouts(replace(arm, config={"data": {"path": str(tmp_path / "gone")}}), [], []) is None
 
 
 def test_a_line_being_written_is_left_out(tmp_path):

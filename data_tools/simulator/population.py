@@ -47,14 +47,18 @@ RE_SCATTER = 0.2  # dex
 RE_RANGE = 0.06, 1.6  # arcsec; larger would not fit the smallest cutout
 DISK_THICKNESS, BULGE_AXIS_RATIO = 0.2, 0.8
 
-# Columns of an object's uniform random numbers; a multiple of 4, as the generator counts
-CELL, KIND, DUST, Z, LUMINOSITY, SIZE, BULGE, INCLINATION, ANGLE, X, Y, LABEL, SPEC_Z, EBV, FIELD, RADIUS, AZIMUTH = range(17)
+# What an object's uniform random numbers decide, by column
+CELL, KIND, DUST, Z, LUMINOSITY, SIZE, BULGE, INCLINATION, ANGLE = range(9)
+X, Y, LABEL, SPEC_Z, EBV, FIELD, RADIUS, AZIMUTH = range(9, 17)
 SCATTER = 20  # and the next, one a band
 OBJECTS, SKY = 1, 2  # independent streams
 
 
 def uniforms(seed: int, stream: int, first: int, count: int, numbers: int) -> np.ndarray:
-    """[count, numbers] uniform in [0, 1): row i is a function of (seed, stream, first + i). numbers: a multiple of 4."""
+    """[count, numbers] uniform in [0, 1): row i is a function of (seed, stream, first + i).
+
+    numbers: a multiple of 4.
+    """
     generator = np.random.Philox(key=np.array([seed, 2**63 + stream], np.uint64))
     generator.advance(first * numbers // 4)  # a counter step gives four numbers
     return np.random.Generator(generator).random((count, numbers))
@@ -73,12 +77,12 @@ class Fields(NamedTuple):
 
 def fields(seed: int) -> Fields:
     """The survey's fields: evenly over |dec| < 60 deg (a Fibonacci lattice), so that none overlap."""
-    u = uniforms(seed, SKY, 0, FIELDS, 8 + -len(bands.BANDS) % 4 + len(bands.BANDS))
+    u = uniforms(seed, SKY, 0, FIELDS, _numbers())
     number = np.arange(FIELDS)
     golden = (1 + 5**0.5) / 2
     ra = (360 * (number / golden + u[0, 0])) % 360
     dec = np.degrees(np.arcsin(np.sin(np.radians(60)) * (2 * (number + 0.5) / FIELDS - 1)))
-    observed = u[:, 8 : 8 + len(bands.BANDS)] >= MISSING
+    observed = u[:, SCATTER : SCATTER + len(bands.BANDS)] >= MISSING
     observed[::3] = True
     observed[:, bands.REFERENCE] = True
     return Fields(ra, dec, 0.03 * np.exp(0.6 * normal(u[:, 1])), observed)
@@ -153,13 +157,14 @@ def galaxies(seed: int, first: int, count: int) -> Galaxies:
 def spectroscopic_success(mag: np.ndarray, z: np.ndarray, red: np.ndarray) -> np.ndarray:
     """Chance of a secure redshift: nearly all bright galaxies, 2 % of the faint; few in the redshift desert of blue
     galaxies (1.5 < z < 2.2: no [O II] in the optical) and among red ones beyond z = 1.1."""
-    logistic = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
+    logistic = lambda x: 1 / (1 + np.exp(-x))
     chance = np.maximum(logistic((22.3 - mag) / 0.25), 0.02 * logistic((24.6 - mag) / 0.2))
     chance = np.where(~red & (z > 1.5) & (z < 2.2), 0.25 * chance, chance)
     return np.where(red & (z > 1.1), 0.4 * chance, chance)
 
 
 def _numbers() -> int:
+    """Uniform numbers drawn per object or field: a multiple of 4."""
     return SCATTER + 4 * -(-len(bands.BANDS) // 4)
 
 

@@ -19,17 +19,17 @@ NORM = 4450.0  # angstrom, rest frame: absolute magnitudes are AB magnitudes the
 
 # Continuum F_lambda of five kinds, 1 at 5500 A, at the wavelengths (angstrom) of the first row. Between 3960 and 4060 A
 # old stars have their break, below 3850 A young ones the Balmer break. Shapes after Coleman, Wu & Weedman 1980.
+# fmt: off
 CONTINUUM = np.array(
     [
-        # fmt: off
         [912, 1216, 1500, 2000, 2600, 3200, 3600, 3850, 3960, 4060, 4500, 5500, 6500, 8000, 10000, 12500, 16500, 22000],
-        [.020, .030, .035, .030, .047, .19, .32, .40, .42, .70, .90, 1, 1.02, .98, .88, .68, .44, .180],
+        [.020, .030, .035, .030, .045, .18, .32, .40, .42, .70, .90, 1, 1.02, .98, .88, .68, .44, .180],
         [.060, .080, .100, .120, .20, .36, .46, .58, .62, .86, 1.0, 1, .94, .82, .68, .50, .31, .128],
         [.420, .450, .470, .450, .50, .62, .70, .86, .90, 1.06, 1.12, 1, .85, .68, .52, .36, .22, .090],
         [2.60, 2.40, 1.90, 1.35, 1.05, 1.00, 1.02, 1.22, 1.25, 1.33, 1.28, 1, .78, .56, .40, .27, .155, .062],
-        # fmt: on
     ]
 )
+# fmt: on
 STARBURST_SLOPE = -0.6  # the starburst is the irregular, steeper by this power of wavelength
 LYMAN_BREAK = 0.05  # of the light below 912 A that leaves the galaxy
 # Emission lines: rest wavelength (angstrom), rest equivalent width (angstrom) for each kind.

@@ -87,8 +87,9 @@ def image_array(size: int) -> Array:
 
 def column_specs() -> dict[str, Column]:
     """The manifest's columns."""
+    total = Column("float32", "microjansky", "total, Galactic extinction included")
     reference = NAMES[bands.REFERENCE]
-    aperture = f"in a Gaussian aperture of sigma {APERTURE_SIGMA} arcsec before the seeing; NaN where the band is absent"
+    aperture = f"in a Gaussian aperture, sigma {APERTURE_SIGMA} arcsec before the seeing; NaN where the band is absent"
     return {
         "object_id": Column("int64"),
         "ra": Column("float64", "deg", "ICRS"),
@@ -112,7 +113,7 @@ def column_specs() -> dict[str, Column]:
         "true_type": Column("float32", "", "spectral kind from 0 (elliptical) to 4 (starburst)"),
         f"true_mag_{reference}": Column("float32", "AB mag", f"total, {reference} band, before Galactic extinction"),
         "true_re_arcsec": Column("float32", "arcsec", "half-light radius of the disk along the major axis"),
-        **{f"true_flux_{name}": Column("float32", "microjansky", "total, Galactic extinction included") for name in NAMES},
+        **{f"true_flux_{name}": total for name in NAMES},
     }
 
 

@@ -44,9 +44,9 @@ class Shard:
         self.fd = os.open(path, os.O_RDONLY)
         self.path, self.size, self.expected = path, os.fstat(self.fd).st_size, expected
 
-    def __del__(self):
+    def __del__(self, close=os.close):  # bound here: at exit, globals may be gone first
         if hasattr(self, "fd"):
-            os.close(self.fd)
+            close(self.fd)
 
 
 class Reader:

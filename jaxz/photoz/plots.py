@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogFormatter, NullFormatter
 
 from jaxz.photoz.metrics import binned_metrics, pit_ks, residuals
 from jaxz.photoz.pdf import PDF
@@ -99,8 +99,9 @@ def density(arms: Mapping[str, tuple[np.ndarray, np.ndarray]], colours: Mapping[
     most = max([float(np.nanmax(p.get_array())) for p in pictures if p.get_array().count()], default=1.0)
     for picture in pictures:
         picture.set_norm(LogNorm(1, max(most, 2)))
-    figure.colorbar(pictures[0], ax=axes.ravel().tolist(), label="objects per cell", pad=0.01, aspect=40, shrink=0.9)
-
+    bar = figure.colorbar(pictures[0], ax=axes.ravel().tolist(), label="objects per cell", pad=0.01, aspect=40)
+    bar.ax.yaxis.set_major_formatter(LogFormatter())
+    bar.ax.yaxis.set_minor_formatter(LogFormatter())
     return figure
 
 
@@ -188,7 +189,7 @@ def redshift_distribution(
     rows = -(-len(arms) // columns)
     figure = new_figure(10.2 / max(columns, 2) * columns, 2.9 * rows + 0.3)
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    low, high = limits(*z_true.values())
+    low, high = limits(*z_true.values(), *(z_phot for z_phot, _ in arms.values()))
     edges = np.linspace(low, high, 41)
     for axis, (name, (z_phot, pdf)) in zip(axes.ravel(), arms.items(), strict=False):
         axis.hist(z_true[name], edges, density=True, color="#d5d5d5", label="true")

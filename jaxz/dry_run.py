@@ -1,0 +1,34 @@
+"""What a training step will cost, from its compiled form: nothing is trained."""
+
+import re
+
+import jax
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+def collectives(compiled) -> dict[str, int]:
+    """How many of each collective operation the compiled step holds."""
+    text = compiled.as_text()
+    found = {name: len(re.findall(rf"= [^=]*\b{name}(?:-start)?\(", text)) for name in COLLECTIVES}
+    return {name: count for name, count in found.items() if count}
+
+
+def describe(step, abstract, batch: dict, mesh, config) -> str:
+    """Parameters, operations, memory and collectives of the jitted `step(state, batch)`, as lines of text."""
+    compiled = step.lower(abstract, batch).compile()
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    parameters: dict[str, int] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(abstract.params)[0]:
+        group = jax.tree_util.keystr(path[:1], simple=True)
+        parameters[group] = parameters.get(group, 0) + leaf.size
+    lines = [
+        f"parameters       {sum(parameters.values()):,} ({', '.join(f'{g} {n:,}' for g, n in parameters.items())})",
+        f"devices          {mesh.size} ({jax.devices()[0].device_kind}): data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']}",
+        f"batch            {config.train.batch_size} ({config.train.batch_size // mesh.size} a device), {config.train.steps} steps",
+        f"operations       {mesh.size * cost.get('flops', 0) / config.train.batch_size / 1e9:.3g} GFLOP an image",
+        f"device memory    {(memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20:,.0f} MiB "
+        f"(state and batch {memory.argument_size_in_bytes / 2**20:,.0f}, working {memory.temp_size_in_bytes / 2**20:,.0f})",
+        f"collectives      {', '.join(f'{n} {name}' for name, n in collectives(compiled).items()) or 'none'}",
+    ]
+    return "\n".join(lines)

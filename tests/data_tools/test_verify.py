@@ -1,0 +1,160 @@
+"""Damage of every kind is found, and said where; a clean dataset passes."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_tools import verify
+from jaxz.data.dataset import open_dataset
+from jaxz.errors import InputError
+from tests.helpers import blobs
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory):
+    return blobs(tmp_path_factory.mktemp("clean") / "dataset", samples=30, shards=3)
+
+
+@pytest.fixture
+def dataset(clean, tmp_path):
+    return shutil.copytree(clean, tmp_path / "dataset")
+
+
+def check(dataset: Path, capsys, *more: str) -> tuple[int, list[str]]:
+    code = verify.main([str(dataset), *more]) or 0
+    return code, capsys.readouterr().out.splitlines()
+
+
+def flip(path: Path, offset: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 0x10
+    path.write_bytes(content)
+
+
+def change_index(path: Path, change) -> None:
+    index = pq.read_table(path)
+    pq.write_table(change(index).replace_schema_metadata(index.schema.metadata), path)
+
+
+def test_clean_dataset(dataset, capsys):
+    assert check(dataset, capsys) == (0, [])
+    assert check(dataset, capsys, "--sizes") == (0, [])
+
+
+def test_truncated_shard_says_where_and_how_many(dataset, capsys):
+    path = dataset / "shards/00001.tar"
+    offsets, sizes, _ = open_dataset(dataset).places(1, "image")
+    full = path.stat().st_size
+    size = int(offsets[4] + sizes[4] - 1)  # the fifth image lacks its last byte
+    path.write_bytes(path.read_bytes()[:size])
+    expected = f"shards/00001.tar: {size} bytes, dataset.json says {full}; cut at offset {size}: "
+    expected += "6 of 10 samples lost, from 'blob000014' on"
+    assert check(dataset, capsys, "--sizes") == (1, [expected])
+    code, lines = check(dataset, capsys)
+    assert code == 1 and lines[0] == expected
+    first = f"shards/00001.tar: image: 6 of 10 samples .* 'blob000014' at offset {offsets[4]} to 'blob000019'"
+    assert any(re.match(first, line) for line in lines) and all(line.startswith("shards/00001") for line in lines)
+
+
+def test_flipped_byte_of_a_payload_names_the_sample(dataset, capsys):
+    offsets, _, _ = open_dataset(dataset).places(2, "image")
+    flip(dataset / "shards/00002.tar", int(offsets[7]) + 100)
+    assert check(dataset, capsys, "--sizes") == (0, [])
+    code, (digest, payload) = check(dataset, capsys)
+    assert code == 1 and digest.startswith("shards/00002.tar: sha256 is")
+    assert payload.startswith("shards/00002.tar: image: 1 of 10 samples")
+    assert payload.endswith(f"'blob000027' at offset {offsets[7]}")
+
+
+def test_flipped_bytes_outside_of_payloads(dataset, capsys):
+    offsets, sizes, _ = open_dataset(dataset).places(0, "image")
+    path = dataset / "shards/00000.tar"
+    meta = path.read_bytes().index(b'"ebv"', int(offsets[3] + sizes[3]))  # the member after image is meta.json
+    flip(path, meta + 1)
+    _, lines = check(dataset, capsys)
+    assert len(lines) == 2 and re.search(r"sample 3 of 10, 'blob000003', at offset \d+: meta.json is not a", lines[1])
+    flip(path, meta + 1)
+    assert check(dataset, capsys) == (0, [])
+    name = path.read_bytes().index(b"blob000005.image.npy")
+    flip(path, name + 5)  # a tar header no longer adds up
+    _, lines = check(dataset, capsys)
+    assert len(lines) == 2 and "members, the index says 20" in lines[1]
+
+
+def test_missing_shard_and_missing_index(dataset, capsys):
+    (dataset / "shards/00000.tar").unlink()
+    (dataset / "index/00002.parquet").unlink()
+    for more in ((), ("--sizes",)):
+        code, lines = check(dataset, capsys, *more)
+        assert code == 1 and len(lines) == 2
+        assert lines[0] == "shards/00000.tar: No such file or directory; all 10 samples lost"
+        assert lines[1].startswith("index/00002.parquet: cannot be read")
+
+
+def test_stale_index(dataset, capsys, tmp_path):
+    """Shards written again with other content, one index left from before."""
+    other = blobs(tmp_path / "other", samples=30, shards=3, seed=1)
+    shutil.copy(other / "index/00001.parquet", dataset / "index/00001.parquet")
+    code, lines = check(dataset, capsys)
+    assert code == 1 and all("/00001." in line for line in lines)
+    assert lines[0].startswith("index/00001.parquet: stale")
+    assert any("10 of 10 samples do not have the checksum" in line for line in lines)
+
+
+def test_index_with_a_row_or_a_column_less(dataset, capsys):
+    change_index(dataset / "index/00000.parquet", lambda index: index.slice(0, 9))
+    change_index(dataset / "index/00001.parquet", lambda index: index.drop_columns(["ebv"]))
+    code, lines = check(dataset, capsys)
+    assert code == 1
+    assert "index/00000.parquet: 9 rows, dataset.json says 10" in lines
+    assert "shards/00000.tar: 20 members, the index says 18" in lines
+    assert any("index/00001.parquet: column 'ebv' is missing" in line for line in lines)
+    assert check(dataset, capsys, "--sizes") == (1, ["index/00000.parquet: 9 rows, dataset.json says 10"])
+
+
+def test_index_that_differs_from_the_tar(dataset, capsys):
+    def rename(index):
+        keys = index["key"].to_pylist()
+        keys[2] = "blob000003"
+        return index.set_column(0, "key", pa.array(keys))
+
+    change_index(dataset / "index/00000.parquet", rename)
+    _, lines = check(dataset, capsys)
+    assert "the tar holds 'blob000002.image.npy', the index says blob000003.image.npy" in lines[0]
+    assert lines[1] == "index: 1 keys stand more than once in the dataset; first: 'blob000003'"
+
+
+def test_an_offset_that_points_into_the_header(dataset, capsys):
+    def move(index):
+        offsets = index["image_offset"].to_pylist()
+        offsets[6] -= 512
+        return index.set_column(index.column_names.index("image_offset"), "image_offset", pa.array(offsets))
+
+    change_index(dataset / "index/00001.parquet", move)
+    _, lines = check(dataset, capsys)
+    assert len(lines) == 2 and "image: 1 of 10 samples" in lines[0]
+    assert "sample 6 of 10, 'blob000016'" in lines[1] and "outside of its member" in lines[1]
+
+
+def test_shards_that_the_manifest_does_not_know(dataset, capsys):
+    shutil.copy(dataset / "shards/00000.tar", dataset / "shards/00003.tar")
+    assert check(dataset, capsys) == (1, ["shards/00003.tar: not in dataset.json"])
+
+
+def test_what_is_no_dataset_ends_with_2(dataset, tmp_path):
+    with pytest.raises(InputError, match=r"has no readable dataset\.json"):
+        verify.main([str(tmp_path / "nowhere")])
+    manifest = json.loads((dataset / "dataset.json").read_text())
+    (dataset / "dataset.json").write_text(json.dumps({**manifest, "schema_version": 99}))
+    command = [sys.executable, "-m", "data_tools.verify", str(dataset)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 2 and "schema_version 99" in ended.stderr and "Traceback" not in ended.stderr
