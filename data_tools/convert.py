@@ -38,10 +38,9 @@ from data_tools.tiles import (
     flag_pixels,
     measure_sky,
     nearest_pixel,
-    pixel_sigma,
     read_image,
     to_stored,
-)  # fmt: skip
+)
 from jaxz.data.manifest import ZERO_POINT_UJY, Array, Band, Column, Manifest
 from jaxz.data.writer import DatasetWriter
 from jaxz.errors import InputError, run
@@ -196,8 +195,7 @@ def measure_band(survey: Survey, images: Path, band: BandSource, xy: np.ndarray)
     """Read one band, measure its sky and the sources at xy [N, 2] (0-based pixels), and scale it for storage."""
     pixels, flags = read_band(band, images)
     sky = measure_sky(pixels, flags, survey.photometry.background_box_px, band.name)
-    residual = pixels - sky.level
-    sigma = pixel_sigma(residual, flags)
+    residual, sigma = pixels - sky.level, sky.sigma
     radius = survey.photometry.aperture_diameter_arcsec / 2 / survey.pixel_scale_arcsec
     flux, noise = aperture_flux(residual, flags, xy, radius), aperture_noise(residual, flags, radius)
     column, row = nearest_pixel(xy).T

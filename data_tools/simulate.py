@@ -108,8 +108,10 @@ def _run_workers(writer: DatasetWriter, plan: dict, split: np.ndarray, todo: lis
     pool = concurrent.futures.ProcessPoolExecutor(
         min(workers, max(len(todo), 1)), multiprocessing.get_context("spawn"), initializer=_start_worker
     )
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # workers inherit it: Ctrl-C is their parent's business
     try:
         jobs = {pool.submit(write_shard, writer, plan, split[n * step : (n + 1) * step], n): n for n in todo}
+        signal.signal(signal.SIGINT, handler)
         for job in concurrent.futures.as_completed(jobs):
             job.result()
             yield jobs[job]
@@ -118,7 +120,6 @@ def _run_workers(writer: DatasetWriter, plan: dict, split: np.ndarray, todo: lis
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     jax.config.update("jax_platforms", "cpu")  # an accelerator has one owner, and its sums another order
 
 

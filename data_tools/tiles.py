@@ -35,6 +35,11 @@ class Sky:
     level: np.ndarray
     rms: np.ndarray
 
+    @property
+    def sigma(self) -> float:
+        """The tile's typical sigma per pixel."""
+        return float(np.median(self.rms))
+
 
 def find_files(survey: Survey, images: Path) -> dict[str, Path]:
     """The image of each band. Raises InputError for one that is not there."""
@@ -150,11 +155,6 @@ def measure_sky(pixels: np.ndarray, flags: np.ndarray, box: int, band: str) -> S
     if not (np.isfinite(rms).all() and np.median(rms) > 0):
         raise InputError(f"bands.{band}.file: the sky has a sigma of {np.median(rms):g}, no noise; drop the band")
     return Sky(level, rms)
-
-
-def pixel_sigma(residual: np.ndarray, flags: np.ndarray) -> float:
-    """The sky's sigma per pixel over the tile: 1.4826 MAD of the pixels within 3 sigma."""
-    return float(MADStdBackgroundRMS(sigma_clip=SigmaClip(sigma=3.0, maxiters=10))(residual[flags == 0]))
 
 
 def to_stored(pixels: np.ndarray, flags: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:

@@ -15,20 +15,28 @@ def set_xla_flags() -> None:
 
 
 class StopSignal:
-    """True once SIGINT, SIGTERM or SIGUSR2 came; a second SIGINT ends the process at once."""
+    """Within it, SIGINT, SIGTERM and SIGUSR2 do not end the process but make this true; a second SIGINT does end it."""
+
+    NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
     def __init__(self):
         self.name = ""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-            signal.signal(number, self._set)
 
-    def _set(self, number, frame):
-        if number == signal.SIGINT and self.name:
-            raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
+    def __enter__(self) -> "StopSignal":
+        self.before = {number: signal.signal(number, self._set) for number in self.NUMBERS}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def __bool__(self) -> bool:
         return bool(self.name)
 
     def __str__(self) -> str:
         return self.name
+
+    def _set(self, number, frame):
+        if number == signal.SIGINT and self.name:
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name

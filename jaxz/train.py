@@ -104,11 +104,11 @@ class Run:
     def loop(self, step, state, stream: Stream) -> None:
         """Train to the last step. Raises Stopped after saving where a signal came, FloatingPointError for a loss that
         is not finite."""
-        stop, config = runtime.StopSignal(), self.config
+        config = self.config
         first, last = int(state.step), config.train.steps
         self.metrics = logs.Metrics(self.workdir / "metrics.jsonl", first)
         batches = prefetch(stream, self.mesh)
-        with logs.Bar(self.workdir.name, last, first) as bar:
+        with logs.Bar(self.workdir.name, last, first) as bar, runtime.StopSignal() as stop:
             for n in range(first + 1, last + 1):
                 batch, stream_state = next(batches)
                 state, values = step(state, batch)

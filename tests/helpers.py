@@ -37,7 +37,7 @@ def blobs(path: Path, samples: int = 96, size: int = 16, shards: int = 3, seed: 
     image[lacking, 0] = fill
     labelled = ids % 2 == 0
     columns = {
-        "split": np.where(ids % 4 == 3, "test", "train"),
+        "split": np.where(ids // 2 % 4 == 3, "test", "train"),
         "z_kind": np.where(labelled, "spec", "none"),
         "z": np.where(labelled, z, np.nan),
         "z_err": np.where(labelled, 1e-3, np.nan),
@@ -56,3 +56,26 @@ def blobs(path: Path, samples: int = 96, size: int = 16, shards: int = 3, seed: 
         writer.write_shard(n, [f"blob{i:06d}" for i in rows], {"image": image[rows]}, part)
     writer.finish(shards, {})
     return path
+
+
+SMALL = """
+from jaxz.config import default
+
+def get_config():
+    config = default()
+    config.data.path = {path!r}
+    config.model.update(dict(width=32, depth=2, heads=2, patch=8))
+    config.mae.update(dict(mask_ratio=0.5, decoder_width=16, decoder_depth=1, decoder_heads=2))
+    config.losses = {losses!r}
+    config.train.update(dict(steps=20, batch_size=16, log_every=1))
+    config.optim.warmup_steps = 2
+    config.checkpoint.update(dict(every=7, keep=3))
+    return config
+"""
+
+
+def small_config(folder: Path, dataset: Path, **losses: float) -> str:
+    """A config file for a tiny model on `dataset`; returns its --config argument."""
+    path = folder / f"config_{'_'.join(losses)}.py"
+    path.write_text(SMALL.format(path=str(dataset), losses=losses))
+    return f"--config={path}"

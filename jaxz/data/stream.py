@@ -14,6 +14,7 @@ from jaxz.errors import InputError, suggest
 
 STATE_VERSION = 1
 AHEAD = 2  # batches read ahead beside those being read
+OWN = ("row", "epoch", "position", "valid")  # entries that the stream adds to a batch
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Stream:
         for name in arrays:
             if name not in dataset.manifest.arrays:
                 raise InputError(f"array {name!r} is not in {str(dataset.path)!r}.{suggest(name, dataset.manifest.arrays)}")
+        if taken := [name for name in (*arrays, *source.columns) if name in OWN]:
+            raise InputError(f"column {taken[0]!r} has a name that the stream itself uses; rename it in the dataset")
         self.source, self.batch_size, self.seed, self.epochs = source, batch_size, seed, epochs
         self.slots = np.arange(batch_size)[local]
         self.rows = dataset.select(source.where)

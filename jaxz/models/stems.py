@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-SPACING = 0.15  # in ln(wavelength): neighbouring broad bands differ by 0.1 to 0.3
+SPACING = 0.04  # in ln(wavelength): neighbouring broad bands differ by 0.1 to 0.3, and must be told apart easily
 CENTRES = np.arange(np.log(150.0), np.log(30_000.0), SPACING)  # far ultraviolet to mid infrared, nm
 
 
@@ -43,21 +43,28 @@ def unpatchify(patches: jax.Array, patch: int) -> jax.Array:
 
 
 class FusedStem(nnx.Module):
-    """One token per patch: the sum over observed pixels of all bands, each band with the kernel of its wavelength.
+    """One token per patch, from the observed pixels of all bands: what is masked enters nowhere, whatever value it holds.
 
-    token = sum_c K(lambda_c) . (mask * pixels)_c + sum_c e(lambda_c) * observed fraction_c + bias. What is masked enters
-    neither sum, whatever value it holds.
+    token = K0 . m + sum_c K(lambda_c) . GAIN (x_c - m) + sum_c e(lambda_c) * observed fraction_c + bias, m the mean of the
+    pixel's observed bands. Bands look alike: without taking out what they share, colours are learned several times slower.
     """
+
+    GAIN = 3.0  # deviations are a few times smaller than the mean
 
     def __init__(self, bands, patch: int, width: int, dtype, *, rngs: nnx.Rngs):
         self.patch, self.dtype = patch, dtype
-        self.kernel = WavelengthKernel(bands, (patch * patch, width), (len(bands) * patch * patch) ** -0.5, rngs=rngs)
+        pixels = patch * patch
+        self.kernel = WavelengthKernel(bands, (pixels, width), (len(bands) * pixels) ** -0.5, rngs=rngs)
+        self.mean = nnx.Linear(pixels, width, dtype=dtype, rngs=rngs)
         self.presence = WavelengthKernel(bands, (width,), 0.02, rngs=rngs)
-        self.bias = nnx.Param(jnp.zeros(width))
 
     def __call__(self, image: jax.Array, mask: jax.Array) -> jax.Array:
-        pixels = patchify(jnp.where(mask, image, 0), self.patch).astype(self.dtype)  # [B,N,C,PP]
+        image = jnp.where(mask, image, 0)
+        mean = image.sum(1, keepdims=True) / jnp.maximum(mask.sum(1, keepdims=True), 1)  # [B,1,H,W]
+        colour = jnp.where(mask, self.GAIN * (image - mean), 0)
+        pixels = patchify(colour, self.patch).astype(self.dtype)  # [B,N,C,PP]
         observed = patchify(mask.astype(self.dtype), self.patch).mean(-1)  # [B,N,C]
         kernel = self.kernel().astype(self.dtype)  # [C,PP,D]
         tokens = pixels.reshape(*pixels.shape[:2], -1) @ kernel.reshape(-1, kernel.shape[-1])
-        return tokens + observed @ self.presence().astype(self.dtype) + self.bias[...].astype(self.dtype)
+        tokens += self.mean(patchify(mean, self.patch)[:, :, 0])
+        return tokens + observed @ self.presence().astype(self.dtype)

@@ -1,22 +1,23 @@
-"""Conversion of a synthetic survey with a WCS and of the real nine-band tile."""
+"""Conversion of a synthetic survey with a WCS: pixels, positions, fluxes, masks, labels, resuming."""
 
+import dataclasses
 import json
 import math
-import subprocess
-import sys
+import re
+import textwrap
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
-import webdataset
 from astropy.io import fits
 from astropy.stats import mad_std
-from astropy.table import Table
 from scipy.spatial import cKDTree
 
 import jaxz
 from data_tools import convert
 from data_tools.detect import aperture_flux, aperture_noise, noise_area
+from data_tools.survey import SECTIONS, BandSource, Survey, load_survey
 from data_tools.tiles import MASK_BITS, cut, fits_inside, nearest_pixel
 from jaxz.data.writer import DatasetWriter
 from jaxz.errors import InputError
@@ -27,14 +28,12 @@ from tests.data_tools.survey_files import (
     ZERO_POINTS,
     arguments,
     grid_positions,
-    header,
     sky_of,
     tiles,
     write_survey,
 )
 
 ROOT = Path(__file__).parents[2]
-TILE = ROOT / "../shared/data/profound_kids_viking_9band"
 SIZE = 16
 
 
@@ -241,211 +240,34 @@ def test_weights_and_saturation_make_bits(folder, tmp_path):
     assert seen == MASK_BITS["bad"] | MASK_BITS["saturated"]
 
 
-def edit(old: str, new: str):
-    def change(folder: Path):
-        text = (folder / "survey.toml").read_text()
-        assert old in text
-        (folder / "survey.toml").write_text(text.replace(old, new, 1))
-
-    return change
+@pytest.mark.parametrize("path", sorted((ROOT / "data_tools/surveys").glob("*.toml")), ids=lambda path: path.stem)
+def test_survey_files_of_the_repository_load(path):
+    survey = load_survey(path)
+    assert survey.name == path.stem and survey.text == path.read_text()
 
 
-def remove(name: str):
-    return lambda folder: (folder / name).unlink()
+def test_example_survey_shows_every_field():
+    """A field that is added must be shown to users."""
+    values = tomllib.loads((ROOT / "data_tools/surveys/example.toml").read_text())
+    assert set(values) == {f.name for f in dataclasses.fields(Survey)} - {"text"}
+    assert set(values["bands"][0]) == {f.name for f in dataclasses.fields(BandSource)}
+    for section, kind in SECTIONS.items():
+        left_out = {"x", "y", "pixel_origin"} if section == "catalog" else set()
+        assert set(values[section]) == {f.name for f in dataclasses.fields(kind)} - left_out
 
 
-def rewrite(name: str, image, **keywords):
-    return lambda folder: fits.writeto(folder / name, image, overwrite=True, **keywords)
-
-
-def cut_file(name: str, size: int):
-    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:size])
-
-
-def catalogue(**columns):
-    """Replace columns; None removes one."""
-
-    def change(folder: Path):
-        table = Table.read(folder / "catalog.fits")
-        for name, values in columns.items():
-            table.remove_column(name)
-            if values is not None:
-                table[name] = np.resize(values, len(table))
-        table.write(folder / "catalog.fits", overwrite=True)
-
-    return change
-
-
-NOISE = np.random.default_rng(1).normal(size=(HEIGHT, WIDTH)).astype(np.float32)
-BAD_FILES = {
-    "unknown key": (
-        edit("pixel_scale_arcsec", "pixel_scale_arcsecs"),
-        "pixel_scale_arcsecs is not a known.*Did you mean",
-    ),
-    "unknown band key": (edit("width_nm", "width"), r"bands\[0\].width is not a known field. Did you mean 'width_nm'"),
-    "missing field": (edit("a_over_ebv = 3.2\n", ""), r"bands\[0\].a_over_ebv is missing"),
-    "wrong type": (
-        edit("zero_point_ab = 25.0", 'zero_point_ab = "25"'),
-        r"bands\[0\].zero_point_ab: '25' must be a num",
-    ),
-    "not positive": (
-        edit("wavelength_nm = 480", "wavelength_nm = -4"),
-        r"bands\[0\].wavelength_nm: -4.0 must be great",
-    ),
-    "not TOML": (edit("[catalog]", "[catalog"), "survey: .* is not TOML"),
-    "repeated band": (edit('name = "r"', 'name = "g"'), r"bands\[1\].name: 'g' stands twice"),
-    "no such band": (edit('band = "r"', 'band = "R2"'), "detection.band: 'R2' is not a band"),
-    "fractions": (edit("train = 0.6", "train = 0.7"), "splits.fractions: .* sum to 1.1; make them sum to 1"),
-    "cells": (edit("cell_arcmin = 0.8", "cell_arcmin = 0.1"), "splits.cell_arcmin: 0.1 is too small .* at least 0.75"),
-    "wrong scale": (
-        edit("pixel_scale_arcsec = 0.5", "pixel_scale_arcsec = 0.6"),
-        "pixel_scale_arcsec: 0.6, but .* 0.5",
-    ),
-    "no tile": (remove("tile_r.fits"), "bands.r.file: .*tile_r.fits' is not there"),
-    "no weights": (
-        edit("hdu = 1\n", 'hdu = 1\nweight_file = "w.fits"\n'),
-        "bands.z.weight_file: .*w.fits' is not there",
-    ),
-    "other shape": (rewrite("tile_r.fits", NOISE[:-1], header=header()), r"bands.r.file: .* is \[299, 340\], but"),
-    "other grid": (rewrite("tile_r.fits", NOISE, header=header(0.5)), "off the pixel grid of .* by 0.50 pixels"),
-    "cube": (rewrite("tile_g.fits", np.stack([NOISE] * 2)), r"bands.g.hdu: HDU 0 .* shape \(2, 300, 340\)"),
-    "no image there": (edit("hdu = 1", "hdu = 0"), "bands.z.hdu: HDU 0 of .* holds no image; use 1"),
-    "no such HDU": (edit("hdu = 1", "hdu = 7"), "bands.z.hdu: 7, but .* has HDUs 0 to 1"),
-    "not FITS": (cut_file("tile_g.fits", 100), "bands.g.file: .*tile_g.fits' is not a readable FITS file"),
-    "truncated": (cut_file("tile_r.fits", 100_000), "bands.r.file: .*tile_r.fits' is not a readable FITS file"),
-    "truncated, compressed": (cut_file("z_band.fits", 60_000), "bands.z.file: .*z_band.fits' is not a readable FITS"),
-    "blank": (rewrite("tile_g.fits", NOISE * np.nan, header=header()), "bands.g.file: no part of the tile has half"),
-    "constant": (rewrite("tile_g.fits", NOISE * 0, header=header()), "bands.g.file: the sky has a sigma of 0"),
-    "no catalogue": (remove("catalog.fits"), "catalog: .* cannot be read as a table"),
-    "no ra": (catalogue(RA=None), "catalog.ra: 'RA' is not a column of .*catalog.fits'"),
-    "text as ra": (catalogue(RA=["10h"]), "catalog.ra: 'RA' holds .*, not numbers"),
-    "repeated ids": (catalogue(ID=[5, 6]), "catalog.object_id: 'ID' holds 5 more than once"),
-    "elsewhere": (catalogue(RA=[10.0]), "catalog: none of 182 objects has its cutout of 16 pixels in the tile"),
-    "no positions": (
-        edit('ra = "RA"\ndec = "DEC"\n', ""),
-        "catalog: no position columns are named; name ra and dec, or",
-    ),
-    "half a position": (edit('dec = "DEC"\n', ""), "catalog: .*ra.* position columns are named; name ra and dec, or x"),
-    "unmapped quality": (edit("z_quality_map", "#"), "catalog.z_quality: the flags .*'14'.* are not 0 to 4"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_FILES)
-def test_bad_input_is_one_sentence_and_writes_nothing(case, tmp_path, folder):
-    change, message = BAD_FILES[case]
-    images = tmp_path / "field"
-    images.mkdir()
-    for path in folder.iterdir():
-        (images / path.name).write_bytes(path.read_bytes())
-    change(images)
-    with pytest.raises(InputError, match=message) as caught:
-        convert.main(arguments(images, tmp_path / "out", "--size", str(SIZE)))
-    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
-
-
-BAD_ARGUMENTS = {
-    "odd size": (["--size", "15"], "size: 15 must be even"),
-    "too large": (["--size", "302"], "size: 302 is larger than the tile"),
-    "no workers": (["--workers", "0"], "workers: 0 must be at least 1"),
-    "no samples": (["--samples_per_shard", "0"], "samples_per_shard: 0 must be at least 1"),
-    "no folder": (["--images", "nowhere"], "images: 'nowhere' is not a directory"),
-    "no survey": (["--survey", "nowhere.toml"], "survey: 'nowhere.toml' cannot be read"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_ARGUMENTS)
-def test_bad_arguments(case, folder, tmp_path):
-    more, message = BAD_ARGUMENTS[case]
-    with pytest.raises(InputError, match=message):
-        convert.main(arguments(folder, tmp_path / "out", *more))
-    assert not (tmp_path / "out").exists()
-
-
-def test_sky_positions_need_a_wcs(folder, tmp_path):
-    images = write_survey(tmp_path / "field")
-    for name, hdu in (("tile_g.fits", 0), ("tile_r.fits", 0), ("z_band.fits", 1)):
-        pixels = fits.getdata(images / name, hdu)
-        fits.HDUList([fits.PrimaryHDU()] * hdu + [(fits.ImageHDU if hdu else fits.PrimaryHDU)(pixels)]).writeto(
-            images / name, overwrite=True
-        )
-    with pytest.raises(InputError, match=r"catalog\.ra: 'RA' needs a WCS, and the tiles have none; name x and y"):
-        convert.main(arguments(images, tmp_path / "out", "--size", str(SIZE)))
-    table, (x, y) = Table.read(images / "catalog.fits"), grid_positions()
-    table["X_IMAGE"], table["Y_IMAGE"] = x + 1.0, y + 1.0
-    table.write(images / "catalog.fits", overwrite=True)
-    edit('ra = "RA"\ndec = "DEC"\n', 'x = "X_IMAGE"\ny = "Y_IMAGE"\npixel_origin = 1\n')(images)
-    convert.main(arguments(images, tmp_path / "out", "--size", str(SIZE)))
-    dataset = jaxz.open_dataset(tmp_path / "out")
-    assert "ra" not in dataset.manifest.columns
-    for row in range(0, len(dataset), 7):
-        assert dataset.cutout(row)["image"][0].argmax() == SIZE // 2 * SIZE + SIZE // 2
-
-
-def test_command_line_ends_with_2_and_one_sentence(folder, tmp_path):
-    command = [sys.executable, "-m", "data_tools.convert", *arguments(folder, tmp_path / "out", "--size", "15")]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert ended.returncode == 2 and ended.stdout == ""
-    assert ended.stderr.strip() == "error: size: 15 must be even and at least 2; the centre is pixel size / 2"
-    ended = subprocess.run([*command[:-2], "--dry_runs"], cwd=ROOT, capture_output=True, text=True)
-    assert ended.returncode == 2 and "Traceback" not in ended.stderr
-
-
-@pytest.fixture(scope="module")
-def kids(tmp_path_factory):
-    if not TILE.is_dir():
-        pytest.skip("needs ../shared/data/profound_kids_viking_9band")
-    out = tmp_path_factory.mktemp("kids") / "dataset"
-    survey = ROOT / "data_tools/surveys/kids_viking_tile.toml"
-    convert.main(["--survey", str(survey), "--images", str(TILE), "--out", str(out), "--samples_per_shard", "600"])
-    return jaxz.open_dataset(out)
-
-
-@pytest.fixture(scope="module")
-def kids_tiles(kids):
-    """{band: (float32 [2600, 2600], factor)}: the files, and the factor that the manifest's zero point says."""
-    files = {b.name: 0.0 if b.name in "ugri" else 30.0 for b in kids.manifest.bands}
-    return {
-        band.name: (fits.getdata(TILE / f"{band.name}.fits", 1), 10 ** (0.4 * (band.zero_point_ab - files[band.name])))
-        for band in kids.manifest.bands
-    }
-
-
-def test_real_tile_every_cutout_is_the_tile(kids, kids_tiles):
-    assert [band.name for band in kids.manifest.bands] == ["u", "g", "r", "i", "Z", "Y", "J", "H", "Ks"]
-    assert len(kids) >= 1900
-    planes = np.stack([pixels.astype(float) * factor for pixels, factor in kids_tiles.values()])
-    x, y = kids.column("x"), kids.column("y")
-    for row in range(len(kids)):
-        sample = kids.cutout(row)
-        left, low = math.floor(x[row] + 0.5) - 32, math.floor(y[row] + 0.5) - 32
-        truth = planes[:, low : low + 64, left : left + 64]
-        assert (sample["image_mask"] == 0).all()
-        # half a unit in the last place of float16, and the float32 product before it
-        assert (np.abs(sample["image"] - truth) <= np.maximum(np.abs(truth), 2**-14) * (2**-11 + 2**-22)).all()
-
-
-def test_real_tile_has_unit_sky_noise_and_separated_splits(kids, kids_tiles):
-    for name, (pixels, factor) in kids_tiles.items():
-        assert mad_std(pixels) * factor == pytest.approx(1, abs=0.06), name
-    positions, split = np.stack([kids.column("x"), kids.column("y")], 1), kids.column("split").astype(str)
-    names = sorted(set(split) - {"gap"})
-    assert names == ["test", "train", "val"]
-    for a in names:
-        for b in names:
-            if a < b:
-                nearest, _ = cKDTree(positions[split == a]).query(positions[split == b])
-                assert nearest.min() >= 64 * math.sqrt(2)
-
-
-def test_real_tile_reads_with_stock_webdataset(kids):
-    urls = [str(kids.path / "shards" / f"{shard.name}.tar") for shard in kids.manifest.shards]
-    number = 0
-    for row, sample in enumerate(webdataset.WebDataset(urls, shardshuffle=False).decode()):
-        number += 1
-        if row % 25 == 0:
-            ours = kids.cutout(row)
-            assert sample["__key__"] == ours["key"]
-            np.testing.assert_array_equal(sample["image.npy"], ours["image"])
-            np.testing.assert_array_equal(sample["image_mask.npy"], ours["image_mask"])
-            assert sample["meta.json"]["x"] == ours["x"] and sample["meta.json"]["split"] == ours["split"]
-    assert number == len(kids)
+def test_recipes_of_the_format_page_work(converted, tmp_path, monkeypatch):
+    (tmp_path / "DATASET").symlink_to(converted.path)
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs/dataset_format.md").read_text()
+    blocks = [textwrap.dedent(block) for block in re.findall(r"(?:^    .*\n)+", page, re.MULTILINE)]
+    recipes = [block for block in blocks if block.startswith("import")]
+    assert len(recipes) == 3
+    for recipe in recipes:
+        names = {}
+        exec(recipe, names)
+        if "row" in names:
+            np.testing.assert_array_equal(names["image"], converted.cutout(7)["image"])
+            assert names["row"]["key"] == converted.cutout(7)["key"]
+        if "webdataset" in names:
+            assert names["sample"]["meta.json"]["object_id"] == converted.column("object_id")[3 * 40 - 1]

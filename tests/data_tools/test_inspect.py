@@ -7,11 +7,12 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from data_tools import inspect
+from data_tools import convert, inspect
 from data_tools.inspect_page import choose, composite
 from jaxz.data.dataset import open_dataset
 from jaxz.data.manifest import Band
 from jaxz.errors import InputError
+from tests.data_tools.survey_files import arguments, write_survey
 from tests.helpers import blobs
 
 
@@ -85,6 +86,14 @@ def test_page_is_self_contained(dataset, tmp_path):
         kind, _, data = source.partition(",")
         assert kind == "data:image/png;base64" and base64.b64decode(data).startswith(b"\x89PNG")
     assert not re.search(r"https?://", text)
+
+
+def test_page_of_a_converted_survey_has_a_map(tmp_path):
+    folder = write_survey(tmp_path / "field")
+    convert.main(arguments(folder, tmp_path / "out", "--size", "16"))
+    inspect.main([str(tmp_path / "out"), "--html", str(tmp_path / "page.html")])
+    text = (tmp_path / "page.html").read_text()
+    assert len(Page(text).sources) == 3 and "Map of the splits" in text
 
 
 def test_gallery_goes_from_bright_to_faint(dataset):

@@ -1,5 +1,6 @@
-"""The synthetic survey: its physics against textbooks, its images against direct integration, its files against rules."""
+"""The synthetic survey: its physics against textbooks, its images against direct integration, its files."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import speclite.filters
 from astropy.cosmology import FlatLambdaCDM
 from scipy.stats import kstest
 from sklearn.ensemble import HistGradientBoostingRegressor
+from threadpoolctl import threadpool_limits
 
 from data_tools import simulate
 from data_tools.simulator import bands, photometry, population, render, spectra, survey
@@ -113,7 +115,7 @@ def test_redshifts_and_luminosities_follow_the_schechter_functions(many):
 
 def test_the_sample_is_limited_in_magnitude_and_looks_like_the_sky(many):
     mag = many.mag[:, bands.REFERENCE]
-    assert population.I_BRIGHT <= mag.min() and mag.max() <= population.I_FAINT
+    assert mag.min() >= population.I_BRIGHT and mag.max() <= population.I_FAINT
     medians = [np.median(many.z[(mag > m) & (mag < m + 1)]) for m in (21, 22, 23, 24)]
     assert np.all(np.abs(np.array(medians) - [0.49, 0.62, 0.81, 1.0]) < 0.1)  # COSMOS-like
     assert 0.005 < np.mean(many.z > 3) < 0.03
@@ -290,7 +292,7 @@ def test_the_reference_magnitude_is_nearly_total(observed):
     mag = galaxies.mag[:, bands.REFERENCE] + bands.A_OVER_EBV[bands.REFERENCE] * galaxies.ebv
     compact = galaxies.re_disk < 0.3
     missed = (clean.mag_ref - mag)[compact]
-    assert -0.01 < missed.min() and missed.max() < 0.25
+    assert missed.min() > -0.01 and missed.max() < 0.25
 
 
 def test_an_object_is_the_same_however_the_work_is_cut():
@@ -315,7 +317,8 @@ def test_redshifts_can_be_learnt_and_the_selection_shows():
     fair = np.flatnonzero(train)[: np.sum(train & galaxies.labelled)]
 
     def scores(rows, test):
-        model = HistGradientBoostingRegressor(max_iter=60, random_state=0).fit(inputs[rows], galaxies.z[rows])
+        with threadpool_limits(1):  # OpenMP's threads would wait for each other on a busy machine
+            model = HistGradientBoostingRegressor(max_iter=60, random_state=0).fit(inputs[rows], galaxies.z[rows])
         error = (model.predict(inputs[test]) - galaxies.z[test]) / (1 + galaxies.z[test])
         return 1.4826 * np.median(np.abs(error - np.median(error))), np.mean(np.abs(error) > 0.15)
 
@@ -347,10 +350,12 @@ def dataset(tmp_path_factory):
 
 def test_interrupted_and_with_more_workers_it_is_the_same_dataset(dataset, tmp_path):
     path = tmp_path / "again"
-    first = subprocess.Popen(command(path, *SMALL, "--workers", "2"), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    first = subprocess.Popen(
+        command(path, *SMALL, "--workers", "2"), cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     while not list(path.glob("index/*.parquet")) and first.poll() is None:
         time.sleep(0.02)
-    first.send_signal(signal.SIGINT)
+    os.killpg(first.pid, signal.SIGINT)  # as a terminal does: to the workers too
     _, stderr = first.communicate(timeout=60)
     assert first.returncode == 75 and "Traceback" not in stderr, stderr
     begun = len(list(path.glob("index/*.parquet")))

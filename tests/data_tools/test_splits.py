@@ -53,7 +53,7 @@ def test_no_two_splits_come_nearer_than_the_gap_in_an_image(count):
 
 def test_the_gap_takes_no_more_than_the_borders():
     x, y = np.random.default_rng(0).uniform(0, 2000, (2, 50000))
-    split, cell = assign_splits_pixels(x, y, gap_px=10, cell_px=200, seed=0)
+    split, _ = assign_splits_pixels(x, y, gap_px=10, cell_px=200, seed=0)
     inside = (np.minimum(x % 200, 200 - x % 200) > 10) & (np.minimum(y % 200, 200 - y % 200) > 10)
     assert not np.any(split[inside] == GAP)
     assert 0.03 < np.mean(split == GAP) < 1 - 0.9**2  # some, and less than all borders hold
