@@ -79,5 +79,5 @@ def hide_bands(mask: jax.Array, chance: float, key: jax.Array) -> jax.Array:
     """bool [B,C]: observed bands to hide, each with `chance`, but never the last one that is left."""
     observed = mask.any((2, 3))
     draw = jnp.where(observed, jax.random.uniform(key, observed.shape), -1)
-    kept = jax.nn.one_hot(draw.argmax(1), observed.shape[1], dtype=bool)
-    return (draw > 1 - chance) & ~kept
+    last = jax.nn.one_hot(draw.argmax(1), observed.shape[1], dtype=bool)
+    return observed & (draw < chance) & ~last

@@ -1,0 +1,130 @@
+"""What the device does to stored numbers, against formulas written out here."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxz.data.dataset import open_dataset
+from jaxz.data.manifest import Array
+from jaxz.data.prepare import Normalisation, Prepare, symmetries
+from jaxz.errors import InputError
+
+KEY = jax.random.key(0)
+
+
+@pytest.fixture
+def manifest(blob_dataset):
+    return open_dataset(blob_dataset).manifest
+
+
+def batch_of(rng, count=5, bands=3, size=16):
+    return {
+        "image": rng.normal(size=(count, bands, size, size)).astype(np.float16) * 20,
+        "ebv": rng.uniform(0, 0.3, count).astype(np.float32),
+        "bands_observed": np.full(count, 0b111, np.uint32),
+    }
+
+
+def test_the_stretch_is_asinh_of_dereddened_flux_over_three_sky_sigma(manifest):
+    batch = batch_of(np.random.default_rng(0))
+    prepared = Prepare(manifest, Normalisation.create(manifest, (), 3.0, True))(batch, KEY)
+    extinction = np.array([3.2, 2.3, 1.7])  # magnitudes per unit of E(B-V)
+    flux = batch["image"].astype(np.float64) * 10 ** (0.4 * batch["ebv"][:, None] * extinction)[..., None, None]
+    np.testing.assert_allclose(prepared["image"], np.arcsinh(flux / 3), rtol=2e-5, atol=1e-6)
+    assert prepared["mask"].all()
+    np.testing.assert_allclose(prepared["sky"], 1 / 3, rtol=1e-6)
+
+
+def test_another_zero_point_of_the_same_sky_gives_the_same_numbers(manifest):
+    """A model sees microjansky: 2.5 mag of zero point are a factor of 10 in stored numbers."""
+    normalisation = Normalisation.create(manifest, (), 3.0, False)
+    other = dataclasses.replace(
+        manifest, bands=tuple(dataclasses.replace(b, zero_point_ab=b.zero_point_ab + 2.5) for b in manifest.bands)
+    )
+    batch = batch_of(np.random.default_rng(1))
+    scaled = {**batch, "image": batch["image"].astype(np.float32) * 10}
+    a, b = Prepare(manifest, normalisation)(batch, KEY), Prepare(other, normalisation)(scaled, KEY)
+    np.testing.assert_allclose(a["image"], b["image"], rtol=1e-5)
+    np.testing.assert_allclose(a["sky"], 10 * b["sky"], rtol=1e-5)  # stored sky sigma stayed 1
+
+
+def test_bands_are_matched_by_name(manifest):
+    normalisation = Normalisation.create(manifest, ("i", "g"), 3.0, False)
+    batch = batch_of(np.random.default_rng(2))
+    prepared = Prepare(manifest, normalisation)(batch, KEY)
+    np.testing.assert_allclose(prepared["image"], np.arcsinh(batch["image"][:, [2, 0]].astype(np.float32) / 3), rtol=1e-5)
+    without_g = dataclasses.replace(
+        manifest, bands=manifest.bands[1:], arrays={"image": Array("image", "float16", (2, 16, 16))}
+    )
+    part = {**batch, "image": batch["image"][:, 1:], "bands_observed": np.full(5, 0b11, np.uint32)}
+    lacking = Prepare(without_g, normalisation)(part, KEY)
+    np.testing.assert_array_equal(lacking["image"][:, 0], prepared["image"][:, 0])
+    assert not lacking["mask"][:, 1].any() and lacking["mask"][:, 0].all()
+
+
+@pytest.mark.parametrize("garbage", [0.0, 1e4, -300.0, np.nan, np.inf])
+def test_what_is_not_observed_changes_nothing(manifest, garbage):
+    prepare = Prepare(
+        dataclasses.replace(manifest, arrays={**manifest.arrays, "image_mask": Array("mask", "uint8", (3, 16, 16))}),
+        Normalisation.create(manifest, (), 3.0, True),
+        augment=True,
+    )
+    batch = batch_of(np.random.default_rng(3)) | {"epoch": np.zeros(5, np.int32), "position": np.arange(5, dtype=np.uint32)}
+    batch["bands_observed"][:2] = 0b101
+    batch["image_mask"] = np.zeros(batch["image"].shape, np.uint8)
+    batch["image_mask"][2, 0, 3, 4] = 2
+    filled = {**batch, "image": batch["image"].copy()}
+    filled["image"][:2, 1] = garbage
+    filled["image"][2, 0, 3, 4] = garbage
+    a, b = prepare(batch, KEY), prepare(filled, KEY)
+    np.testing.assert_array_equal(a["image"], b["image"])
+    np.testing.assert_array_equal(a["mask"], b["mask"])
+    assert (~a["mask"]).sum() == 2 * 256 + 1
+
+
+def test_a_pixel_that_is_not_finite_is_masked(manifest):
+    batch = batch_of(np.random.default_rng(4))
+    batch["image"][1, 2, 5, 6] = np.nan
+    prepared = Prepare(manifest, Normalisation.create(manifest, (), 3.0, False))(batch, KEY)
+    assert not prepared["mask"][1, 2, 5, 6] and (~prepared["mask"]).sum() == 1
+    assert np.isfinite(prepared["image"]).all()
+
+
+def test_symmetries_are_the_eight_of_the_square_by_position():
+    rng = np.random.default_rng(0)
+    image = jnp.asarray(np.repeat(rng.normal(size=(1, 2, 6, 6)), 400, 0))
+    position, epoch = jnp.arange(400, dtype=jnp.uint32), jnp.zeros(400, jnp.int32)
+    moved, mask = symmetries(image, image > 0, epoch, position, KEY)
+    np.testing.assert_array_equal(mask, moved > 0)
+    eight = [np.rot90(f, k, (1, 2)) for f in (image[0], image[0][:, :, ::-1]) for k in range(4)]
+    which = [next(i for i, e in enumerate(eight) if np.array_equal(e, m)) for m in np.asarray(moved)]
+    counts = np.bincount(which, minlength=8)
+    assert counts.min() > 25 and counts.max() < 80  # 50 +- 7 expected of each
+    shuffled = np.random.default_rng(1).permutation(400)  # the same sample, whichever batch it comes in
+    again, _ = symmetries(image[shuffled], image[shuffled] > 0, epoch, position[shuffled], KEY)
+    np.testing.assert_array_equal(again, moved[shuffled])
+    other_epoch, _ = symmetries(image, image > 0, epoch + 1, position, KEY)
+    assert not np.array_equal(other_epoch, moved)
+
+
+def test_what_does_not_fit_is_refused(manifest):
+    normalisation = Normalisation.create(manifest, (), 3.0, False)
+    with pytest.raises(InputError, match=r"data.bands: 'k' is not a band"):
+        Normalisation.create(manifest, ("k",), 3.0, False)
+    renamed = tuple(dataclasses.replace(b, name=b.name + "2") for b in manifest.bands)
+    with pytest.raises(InputError, match="none match by name"):
+        Prepare(dataclasses.replace(manifest, bands=renamed), normalisation)
+    coarse = tuple(dataclasses.replace(b, pixel_scale_arcsec=0.4) for b in manifest.bands)
+    with pytest.raises(InputError, match=r"bands.g.pixel_scale_arcsec: 0.4 is not the model's 0.2"):
+        Prepare(dataclasses.replace(manifest, bands=coarse), normalisation)
+    small = dataclasses.replace(manifest, arrays={"image": Array("image", "float16", (3, 8, 8))})
+    with pytest.raises(InputError, match=r"arrays.image.shape"):
+        Prepare(small, normalisation)
+
+
+def test_json_round_trip(manifest):
+    normalisation = Normalisation.create(manifest, ("r",), 2.0, True)
+    assert Normalisation.from_json(normalisation.to_json()) == normalisation

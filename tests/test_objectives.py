@@ -1,0 +1,142 @@
+"""Losses against hand-computed values, and what must not reach them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from jaxz import models, objectives
+from jaxz.config import default
+from jaxz.data.dataset import open_dataset
+from jaxz.data.prepare import Normalisation
+from jaxz.errors import InputError
+from jaxz.models.stems import patchify
+from jaxz.objectives.mae import hide_bands
+from jaxz.objectives.redshift import soft_labels
+
+KEY = jax.random.key(3)
+
+
+def make(blob_dataset, **losses):
+    config = default()
+    config.model.update(dict(width=32, depth=1, heads=2, patch=4))
+    config.mae.update(dict(mask_ratio=0.75, band_mask=0.3, decoder_width=16, decoder_depth=1, decoder_heads=2))
+    config.losses = losses
+    normalisation = Normalisation.create(open_dataset(blob_dataset).manifest, (), 3.0, False)
+    objective = objectives.Objective(models.build(config.model, normalisation.bands, 16), config, normalisation)
+    params, extra = objective.init(jax.random.key(0))
+    return objective, params, extra
+
+
+def batch_of(count=6):
+    rng = np.random.default_rng(0)
+    batch = {"image": jnp.asarray(rng.normal(size=(count, 3, 16, 16)), jnp.float32)}
+    batch["mask"] = jnp.ones((count, 3, 16, 16), bool).at[0, 1].set(False).at[1, 2, 3, 3].set(False)
+    batch["sky"] = jnp.array([0.5, 0.25, 1.0])
+    batch |= {f"flux_{b}": jnp.asarray(rng.uniform(0.1, 3, count), jnp.float32) for b in "gri"}
+    batch["flux_r"] = batch["flux_r"].at[0].set(jnp.nan)
+    batch["z"] = jnp.array([0.2, 0.5, np.nan, 1.0, 9.0, 0.7])
+    batch["z_err"] = jnp.array([1e-3, np.nan, np.nan, 0.1, 1e-3, 1e-3])
+    return batch
+
+
+def test_mae_is_the_error_of_hidden_observed_pixels_in_units_of_the_sky(blob_dataset):
+    objective, params, extra = make(blob_dataset, mae=1.0)
+    batch, term = batch_of(), objective.terms["mae"]
+    loss, _ = term.loss(params, {}, {}, batch, KEY, 0)
+    predicted, hidden = (np.asarray(a) for a in term.reconstruct(params, batch, KEY))
+    target, observed = (np.asarray(patchify(batch[name], 4)) for name in ("image", "mask"))
+    assert not (hidden & ~observed).any()
+    error = ((predicted - target) / np.array([0.5, 0.25, 1.0])[:, None]) ** 2
+    np.testing.assert_allclose(loss, error[hidden].mean(), rtol=1e-5)
+    per_patch = hidden.any((2, 3)).sum(1)
+    assert (per_patch >= 12).all()  # 3/4 of 16 patches, more where bands are hidden too
+
+
+def test_mae_sees_nothing_of_what_it_must_predict(blob_dataset):
+    objective, params, _ = make(blob_dataset, mae=1.0)
+    batch, term = batch_of(), objective.terms["mae"]
+    predicted, hidden = term.reconstruct(params, batch, KEY)
+    from jaxz.models.stems import unpatchify
+
+    changed = {**batch, "image": jnp.where(unpatchify(hidden, 4), 77.0, batch["image"])}
+    np.testing.assert_array_equal(term.reconstruct(params, changed, KEY)[0], predicted)
+
+
+def test_hidden_bands_have_the_stated_frequency_and_leave_one():
+    mask = jnp.ones((4000, 3, 2, 2), bool).at[:2000, 0].set(False)
+    hidden = np.asarray(hide_bands(mask, 0.3, KEY))
+    assert not hidden[:2000, 0].any()
+    assert not hidden.all(1).any() and not hidden[:2000, 1:].all(1).any()
+    # each of three with 0.3, but for one in the 0.3^3 of cases in which all would go
+    assert abs(hidden[2000:].mean() - (0.3 - 0.3**3 / 3)) < 0.02
+
+
+@pytest.mark.parametrize("losses", [dict(mae=1.0), dict(fluxes=1.0), dict(redshift=1.0)])
+def test_garbage_in_an_absent_band_changes_no_loss_gradient_or_prediction(blob_dataset, losses):
+    objective, params, extra = make(blob_dataset, **losses)
+    batch = batch_of()
+    filled = {**batch, "image": jnp.where(batch["mask"], batch["image"], 1e5)}
+    grad = jax.value_and_grad(lambda p, b: objective.loss(p, {}, extra, b, KEY, 0)[0])
+    (a, ga), (b, gb) = grad(params, batch), grad(params, filled)
+    assert a == b and np.isfinite(a)
+    jax.tree.map(np.testing.assert_array_equal, ga, gb)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(ga))
+    jax.tree.map(np.testing.assert_array_equal, *(objective.predict(params, extra, b) for b in (batch, filled)))
+
+
+def test_fluxes_is_a_huber_loss_over_measured_bands(blob_dataset):
+    objective, params, extra = make(blob_dataset, fluxes=1.0)
+    objective.terms["fluxes"].settings.band_mask = 0.0
+    batch = batch_of()
+    loss, _ = objective.loss(params, {}, extra, batch, KEY, 0)
+    predicted = np.asarray(objective.predict(params, extra, batch)["flux"])
+    scale = objective.terms["fluxes"].scale
+    flux = np.stack([batch[f"flux_{b}"] for b in "gri"], 1)
+    error = np.abs(np.arcsinh(predicted / scale) - np.arcsinh(flux / scale))[np.isfinite(flux)]
+    np.testing.assert_allclose(loss, np.where(error < 1, error**2 / 2, error - 0.5).mean(), rtol=1e-4)
+
+
+def test_soft_labels_hold_the_gaussian_mass_of_each_bin():
+    edges = np.linspace(0, 2, 41)
+    labels = np.asarray(soft_labels(jnp.array([0.5, 1.999]), jnp.array([0.03, 0.2]), edges))
+    np.testing.assert_allclose(labels[0], np.diff(stats.norm.cdf(edges, 0.5, 0.03)), atol=1e-5)
+    cut = np.diff(stats.norm.cdf(edges, 1.999, 0.2))
+    np.testing.assert_allclose(labels[1], cut / cut.sum(), atol=1e-5)
+    np.testing.assert_allclose(labels.sum(1), 1, rtol=1e-6)
+
+
+def test_redshift_is_the_mean_cross_entropy_of_labelled_rows(blob_dataset):
+    objective, params, extra = make(blob_dataset, redshift=1.0)
+    batch = batch_of()
+    loss, aux = objective.loss(params, {}, extra, batch, KEY, 0)
+    p = np.asarray(objective.predict(params, extra, batch)["pdf"], np.float64)
+    edges, rows, total = np.linspace(0, 3, 151), [0, 1, 3, 5], 0  # row 2 has no redshift, row 4 lies outside of the range
+    for row in rows:
+        z = float(batch["z"][row])
+        sigma = max(np.nan_to_num(float(batch["z_err"][row])), 0.01 * (1 + z))
+        mass = np.diff(stats.norm.cdf(edges, z, sigma))
+        total -= (mass / mass.sum() * np.log(p[row])).sum()
+    np.testing.assert_allclose(loss, total / 4, rtol=1e-4)
+    np.testing.assert_allclose(aux["metrics"]["redshift/labelled"], 4 / 6)
+
+
+def test_a_batch_without_labels_has_no_gradient(blob_dataset):
+    objective, params, extra = make(blob_dataset, redshift=1.0)
+    batch = batch_of() | {"z": jnp.full(6, jnp.nan)}
+    loss, grads = jax.value_and_grad(lambda p: objective.loss(p, {}, extra, batch, KEY, 0)[0])(params)
+    assert loss == 0 and not any(np.any(g) for g in jax.tree.leaves(grads))
+
+
+def test_terms_add_with_their_weights(blob_dataset):
+    objective, params, extra = make(blob_dataset, mae=0.5, redshift=2.0)
+    loss, aux = objective.loss(params, {}, extra, batch_of(), KEY, 0)
+    metrics = aux["metrics"]
+    np.testing.assert_allclose(loss, 0.5 * metrics["mae/loss"] + 2 * metrics["redshift/loss"], rtol=1e-6)
+    assert set(params) == {"encoder", "mae", "redshift"}
+
+
+def test_an_unknown_objective_is_refused(blob_dataset):
+    with pytest.raises(InputError, match="losses: 'mea' is no objective.*Did you mean 'mae'"):
+        make(blob_dataset, mea=1.0)
