@@ -1,6 +1,6 @@
 """The demo's ViT trained directly on the labelled tenth.
 
-    python -m jaxz.train --config=configs/demo_direct.py --workdir=runs/demo/direct
+python -m jaxz.train --config=configs/demo_direct.py --workdir=runs/demo/direct
 """
 
 from jaxz.config import default

@@ -20,8 +20,8 @@ from rich.table import Table
 from data_tools.progress import progress
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.manifest import ZERO_POINT_UJY
-from jaxz.data.writer import replace
 from jaxz.errors import InputError, run
+from jaxz.files import replace
 
 WIDTH = 140  # of the tables where stdout is not a terminal
 EXAMPLES = 3  # values shown of a text column

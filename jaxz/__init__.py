@@ -1,4 +1,4 @@
-"""jaxz: multi-band sky cutouts -> ViT pretraining -> photometric redshifts, in JAX.
+"""Multi-band sky cutouts -> ViT pretraining -> photometric redshifts, in JAX.
 
 Importing this package does not import jax; `open_dataset` needs only numpy and pyarrow.
 """

@@ -5,8 +5,8 @@
     meta                      JSON: resolved config, normalisation, versions, a digest of every array and of itself
     files.json                size and crc32 of every file, written once the checkpoint is complete
 
-The digests are of values, the same for every mesh, and always verified. files.json finds damage before Orbax reads it, also
-in files that hold no value; a crash may leave the newest checkpoint without it, which is no fault.
+The digests are of values, the same for every mesh, and always verified. files.json finds damage before Orbax reads it,
+also in files that hold no value; a crash may leave the newest checkpoint without it, which is no fault.
 """
 
 import functools
@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from jaxz.files import replace
 from jaxz.errors import InputError
+from jaxz.files import replace
 from jaxz.optim import path_names
 from jaxz.state import TrainState
 
@@ -83,7 +83,9 @@ class Checkpoints:
                 aside.parent.mkdir(exist_ok=True)
                 shutil.move(self.path / str(step), aside)
                 self.manager.reload()
-                log.warning("checkpoint %d is damaged (%s); moved to %s, going on from the one before", step, error, aside)
+                log.warning(
+                    "checkpoint %d is damaged (%s); moved to %s, going on from the one before", step, error, aside
+                )
                 continue
             state = abstract._replace(**{name: restored.get(name, getattr(abstract, name)) for name in ARRAYS})
             place = abstract.step.sharding
@@ -102,7 +104,7 @@ class Checkpoints:
         raise InputError(f"{str(self.path.parent)!r} holds no checkpoint; train it first, or name another run")
 
     def params(self, abstract: dict, item: str = "params") -> dict:
-        """The parameters (or their average, item "ema") of the newest whole checkpoint, shaped and placed as `abstract`.
+        """The parameters (or, item "ema", their average) of the newest whole checkpoint, placed like `abstract`.
 
         Only the entries of `abstract` are kept. Raises InputError where that item or a whole checkpoint is missing.
         """
@@ -133,7 +135,7 @@ class Checkpoints:
                 raise Damaged(f"{changed[0]} is not as it was saved")
         try:
             sealed = self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-        except Exception as error:  # noqa: BLE001  whatever a damaged file makes its reader raise
+        except Exception as error:
             raise Damaged(f"meta: {type(error).__name__}") from error
         if not isinstance(sealed, dict) or seal({k: v for k, v in sealed.items() if k != "seal"}) != sealed:
             raise Damaged("meta does not match its own digest")
@@ -144,7 +146,7 @@ class Checkpoints:
         args = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
         try:
             restored = self.manager.restore(step, args=ocp.args.Composite(**args))
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             raise Damaged(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}") from error
         for name in abstract:
             found = digests({name: restored[name]})[name]
@@ -198,7 +200,9 @@ def _lane(array: jax.Array, salt: int) -> jax.Array:
         array = array.astype(jnp.uint8)
     wide = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[array.dtype.itemsize]
     bits = jax.lax.bitcast_convert_type(array, wide).astype(jnp.uint32)
-    axes = [jax.lax.broadcasted_iota(jnp.uint32, array.shape, d) * jnp.uint32(s) for d, s in enumerate(strides(array.shape))]
+    axes = [
+        jax.lax.broadcasted_iota(jnp.uint32, array.shape, d) * jnp.uint32(s) for d, s in enumerate(strides(array.shape))
+    ]
     place = functools.reduce(jnp.add, axes, jnp.uint32(0))
     x = bits ^ _mix(place + jnp.uint32(salt))
     return _mix(x).sum(dtype=jnp.uint32)

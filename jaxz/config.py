@@ -32,7 +32,7 @@ def default() -> ml_collections.ConfigDict:
             losses=dict(redshift=1.0),  # objectives by name, with their weights
             mae=dict(mask_ratio=0.75, band_mask=0.2, decoder_width=128, decoder_depth=2, decoder_heads=4),
             fluxes=dict(band_mask=0.2),
-            redshift=dict(z_min=0.0, z_max=3.0, bins=150, label_sigma=0.01),
+            redshift=dict(z_min=0.0, z_max=3.0, bins=150, label_sigma=0.01, band_mask=0.0),
             init=dict(path="", item="params"),  # a run to start from; item "ema" takes its averaged weights
             train=dict(steps=1000, batch_size=128, log_every=10, ema_decay=0.0),  # ema_decay 0: no average is kept
             optim=dict(
@@ -64,6 +64,7 @@ CHECKS = (
     ("mae.band_mask", lambda v: 0 <= v < 1, "in [0, 1)"),
     ("mae.decoder_heads", lambda v: v >= 1, "at least 1"),
     ("fluxes.band_mask", lambda v: 0 <= v < 1, "in [0, 1)"),
+    ("redshift.band_mask", lambda v: 0 <= v < 1, "in [0, 1)"),
     ("redshift.bins", lambda v: v >= 2, "at least 2"),
     ("redshift.label_sigma", lambda v: v > 0, "above 0"),
     ("init.item", lambda v: v in ("params", "ema"), "'params' or 'ema'"),
@@ -88,17 +89,24 @@ def validate(config: ml_collections.ConfigDict) -> None:
     problems = [
         f"{field}: {value!r} must be {rule}"
         for field, test, rule in CHECKS
-        if not test(value := config.get_ref(field).get() if "." not in field else config[field.split(".")[0]][field.split(".")[1]])
+        if not test(
+            value := config.get_ref(field).get()
+            if "." not in field
+            else config[field.split(".")[0]][field.split(".")[1]]
+        )
     ]
     if not config.data.path:
         problems.append("data.path: '' is not set; name a dataset with --config.data.path=DATASET")
     if not config.losses:
         problems.append("losses: is empty; name at least one objective")
     if config.model.heads >= 1 and config.model.width % config.model.heads:
-        problems.append(f"model.heads: {config.model.heads} does not divide model.width {config.model.width}; choose a divisor")
+        problems.append(
+            f"model.heads: {config.model.heads} does not divide model.width {config.model.width}; choose a divisor"
+        )
     if config.mae.decoder_heads >= 1 and config.mae.decoder_width % config.mae.decoder_heads:
         problems.append(
-            f"mae.decoder_heads: {config.mae.decoder_heads} does not divide mae.decoder_width {config.mae.decoder_width}"
+            f"mae.decoder_heads: {config.mae.decoder_heads} does not divide {config.mae.decoder_width}, mae.decoder_width; "
+            "choose a divisor"
         )
     if config.redshift.z_max <= config.redshift.z_min:
         problems.append(f"redshift.z_max: {config.redshift.z_max} must be above redshift.z_min {config.redshift.z_min}")

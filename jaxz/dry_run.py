@@ -22,13 +22,14 @@ def describe(step, abstract, batch: dict, mesh, config) -> str:
     for path, leaf in jax.tree_util.tree_flatten_with_path(abstract.params)[0]:
         group = jax.tree_util.keystr(path[:1], simple=True)
         parameters[group] = parameters.get(group, 0) + leaf.size
+    kind, state_mib = jax.devices()[0].device_kind, memory.argument_size_in_bytes / 2**20
+    work_mib, batch = memory.temp_size_in_bytes / 2**20, config.train.batch_size
     lines = [
         f"parameters       {sum(parameters.values()):,} ({', '.join(f'{g} {n:,}' for g, n in parameters.items())})",
-        f"devices          {mesh.size} ({jax.devices()[0].device_kind}): data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']}",
-        f"batch            {config.train.batch_size} ({config.train.batch_size // mesh.size} a device), {config.train.steps} steps",
-        f"operations       {mesh.size * cost.get('flops', 0) / config.train.batch_size / 1e9:.3g} GFLOP an image",
-        f"device memory    {(memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20:,.0f} MiB "
-        f"(state and batch {memory.argument_size_in_bytes / 2**20:,.0f}, working {memory.temp_size_in_bytes / 2**20:,.0f})",
+        f"devices          {mesh.size} ({kind}): data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']}",
+        f"batch            {batch} ({batch // mesh.size} a device), {config.train.steps} steps",
+        f"operations       {mesh.size * cost.get('flops', 0) / batch / 1e9:.3g} GFLOP an image",
+        f"device memory    {state_mib + work_mib:,.0f} MiB (state and batch {state_mib:,.0f}, working {work_mib:,.0f})",
         f"collectives      {', '.join(f'{n} {name}' for name, n in collectives(compiled).items()) or 'none'}",
     ]
     return "\n".join(lines)

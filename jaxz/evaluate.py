@@ -34,7 +34,9 @@ def main(argv: list[str]) -> None:
     if "redshift" in model.config.losses:
         score(options.workdir, model, dataset)
     elif "mae" not in model.config.losses:
-        raise errors.InputError(f"--workdir: {str(options.workdir)!r} predicts neither redshifts nor images; name another run")
+        raise errors.InputError(
+            f"--workdir: {str(options.workdir)!r} predicts neither redshifts nor images; name another run"
+        )
 
 
 def score(workdir: Path, model: Model, dataset: Dataset) -> None:
@@ -47,7 +49,9 @@ def score(workdir: Path, model: Model, dataset: Dataset) -> None:
     report = write_results(workdir, arm, catalog, PDF(model.edges, found["pdf"]), truths, fits=True)
     for name, metrics in report[arm].items():
         if metrics["sigma_mad"]["value"] is not None:
-            values = ", ".join(f"{m} {metrics[m]['value']:.4f} +- {metrics[m]['error']:.4f}" for m in ("sigma_mad", "eta_15"))
+            values = ", ".join(
+                f"{m} {metrics[m]['value']:.4f} +- {metrics[m]['error']:.4f}" for m in ("sigma_mad", "eta_15")
+            )
             print(f"{arm} on {name}: {values}")
 
 
@@ -61,7 +65,9 @@ def write_reconstructions(path: Path, model: Model, dataset: Dataset) -> None:
     from jaxz.data.reader import Reader
 
     prepare, _ = model._compiled(dataset.manifest.to_json())
-    batch = Reader(dataset, prepare.arrays).read(chosen) | {name: dataset.column(name)[chosen] for name in prepare.columns}
+    batch = Reader(dataset, prepare.arrays).read(chosen) | {
+        name: dataset.column(name)[chosen] for name in prepare.columns
+    }
     found = model.predict(batch, dataset.manifest)
     seen = prepare(batch, None)
     content = {

@@ -64,7 +64,13 @@ class Bar:
         if self.live:
             from rich.console import Console
 
-            columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            columns = (
+                "{task.description}",
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
             self.progress = Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True))
             self.task = self.progress.add_task(title, total=total, completed=done, note="")
             self.progress.start()

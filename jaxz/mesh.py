@@ -12,8 +12,8 @@ from jaxz.errors import InputError
 
 BATCH = P(("data", "fsdp"))
 
-# First match wins; every array of the state must match one. Names are paths such as "encoder/blocks/up/kernel", found at
-# the end of the optimizer's paths too. Stacked blocks have a leading axis of depth.
+# First match wins; every array of the state must match one. Names are paths such as "encoder/blocks/up/kernel", found
+# at the end of the optimizer's paths too. Stacked blocks have a leading axis of depth.
 RULES = (
     (r"blocks/.*/kernel$", P(None, "fsdp")),
     (r"(kernel|basis|position|mask_token)$", P("fsdp")),
@@ -33,7 +33,9 @@ def make_mesh(data: int, fsdp: int, devices=None) -> Mesh:
             raise InputError(f"mesh.fsdp: {fsdp} does not divide the {len(devices)} devices; choose a divisor")
         data = len(devices) // fsdp
     if data * fsdp > len(devices):
-        raise InputError(f"mesh: data {data} x fsdp {fsdp} needs more than the {len(devices)} devices there are; lower one")
+        raise InputError(
+            f"mesh: data {data} x fsdp {fsdp} needs more than the {len(devices)} devices there are; lower one"
+        )
     chosen = np.array(devices[: data * fsdp]).reshape(data, fsdp)
     return Mesh(chosen, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
 
@@ -50,7 +52,8 @@ def shardings(tree, mesh: Mesh, rules=RULES):
         if spec is None:
             raise ValueError(f"no sharding rule covers {name!r}; add one to jaxz/mesh.py")
         fits = [
-            axis if axis and d < leaf.ndim and leaf.shape[d] % mesh.shape[axis] == 0 else None for d, axis in enumerate(spec)
+            axis if axis and d < leaf.ndim and leaf.shape[d] % mesh.shape[axis] == 0 else None
+            for d, axis in enumerate(spec)
         ]
         return NamedSharding(mesh, P(*fits[: leaf.ndim]))
 
@@ -71,7 +74,9 @@ def local_slots(mesh: Mesh, batch_size: int) -> slice:
     Raises InputError where the batch is not divisible by the devices.
     """
     if batch_size % mesh.size:
-        raise InputError(f"train.batch_size: {batch_size} is not divisible by the {mesh.size} devices; choose a multiple")
+        raise InputError(
+            f"train.batch_size: {batch_size} is not divisible by the {mesh.size} devices; choose a multiple"
+        )
     spans = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch_size,)).values()
     starts = [span[0].start or 0 for span in spans]
     stops = [batch_size if span[0].stop is None else span[0].stop for span in spans]

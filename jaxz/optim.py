@@ -40,5 +40,7 @@ def make_optimizer(config, steps: int, params) -> optax.GradientTransformation:
         raise InputError(f"optim.frozen: {config.frozen!r} is no regular expression ({error}); mend it") from None
     if len(found := set(jax.tree.leaves(labels))) < 2:
         every = "every" if found == {"frozen"} else "no"
-        raise InputError(f"optim.frozen: {config.frozen!r} matches {every} parameter of {jax.tree.leaves(names)}; mend it")
+        raise InputError(
+            f"optim.frozen: {config.frozen!r} matches {every} parameter of {jax.tree.leaves(names)}; mend it"
+        )
     return optax.multi_transform({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)

@@ -24,8 +24,8 @@ from threadpoolctl import threadpool_limits
 
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.manifest import ZERO_POINT_UJY
-from jaxz.data.writer import replace
 from jaxz.errors import InputError, run
+from jaxz.files import replace
 from jaxz.photoz.pdf import PDF
 from jaxz.results import CATALOG_COLUMNS, truths_of, write_results
 

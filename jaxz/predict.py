@@ -2,7 +2,8 @@
 
     python -m jaxz.predict --workdir=RUN --dataset=DATASET --out=FILE.parquet [--where "split == 'test'"]
 
-FILE (.parquet or .fits) gets a row per object; p(z) goes beside it as FILE's name with .hdf5, readable by qp. In a notebook:
+FILE (.parquet or .fits) gets a row per object; p(z) goes beside it as FILE's name with .hdf5, readable by qp.
+In a notebook:
 
     model = jaxz.load_run("RUN");  model.predict(batch);  model.embed(batch)
 """
@@ -11,24 +12,20 @@ import argparse
 import functools
 from pathlib import Path
 
-from jaxz import errors, runtime
+import jax
+import numpy as np
+import pyarrow as pa
+from ml_collections import ConfigDict
 
-runtime.set_xla_flags()
-
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-import pyarrow as pa  # noqa: E402
-from ml_collections import ConfigDict  # noqa: E402
-
-from jaxz import logs, objectives  # noqa: E402
-from jaxz.checkpoint import Checkpoints  # noqa: E402
-from jaxz.data.dataset import Dataset, open_dataset  # noqa: E402
-from jaxz.data.manifest import Array, Column, Manifest  # noqa: E402
-from jaxz.data.prepare import Normalisation, Prepare  # noqa: E402
-from jaxz.data.stream import Source, Stream  # noqa: E402
-from jaxz.models import build  # noqa: E402
-from jaxz.photoz.pdf import PDF, write_qp  # noqa: E402
-from jaxz.results import CATALOG_COLUMNS, prediction_table, write_catalog  # noqa: E402
+from jaxz import errors, logs, objectives, runtime
+from jaxz.checkpoint import Checkpoints
+from jaxz.data.dataset import Dataset, open_dataset
+from jaxz.data.manifest import Array, Column, Manifest
+from jaxz.data.prepare import Normalisation, Prepare
+from jaxz.data.stream import Source, Stream
+from jaxz.models import build
+from jaxz.photoz.pdf import PDF, write_qp
+from jaxz.results import CATALOG_COLUMNS, prediction_table, write_catalog
 
 
 def load_run(path: Path | str, item: str = "params") -> "Model":
@@ -36,8 +33,11 @@ def load_run(path: Path | str, item: str = "params") -> "Model":
 
     Raises InputError where there is no run or no checkpoint.
     """
+    runtime.set_xla_flags()
     if not (Path(path) / "checkpoints").is_dir():
-        raise errors.InputError(f"workdir: {str(path)!r} is no run directory with checkpoints; train it first or name another")
+        raise errors.InputError(
+            f"workdir: {str(path)!r} is no run directory with checkpoints; train it first or name another"
+        )
     checkpoints = Checkpoints(Path(path))
     try:
         meta = checkpoints.meta()

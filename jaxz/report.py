@@ -17,8 +17,8 @@ from pathlib import Path
 from string import Template
 
 from jaxz import __version__
-from jaxz.data.writer import replace
 from jaxz.errors import InputError, run
+from jaxz.files import replace
 from jaxz.photoz.plots import arm_colours
 from jaxz.report_data import Run, read_run
 from jaxz.report_figures import Picture, pictures

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jaxz.data.writer import replace
 from jaxz.errors import InputError
+from jaxz.files import replace
 from jaxz.photoz.metrics import evaluate_metrics
 from jaxz.photoz.pdf import PDF, write_qp
 

@@ -7,7 +7,8 @@ import signal
 
 def set_xla_flags() -> None:
     """Work around jaxlib 0.10's CPU compiler: the gradient of a dense layer on a slice of the batch crashes the process
-    where YNN fusion is on (and it is slower). Must run before jax starts its backend."""
+    where YNN fusion is on (and it is slower). Must run before jax starts its backend,
+    which its import alone does not."""
     flag = "--xla_cpu_experimental_ynn_fusion_type="
     flags = os.environ.get("XLA_FLAGS", "")
     if importlib.metadata.version("jaxlib").startswith("0.10.") and flag not in flags:

@@ -22,7 +22,7 @@ class TrainState(NamedTuple):
 
 def abstract_state(objective, optimizer, ema_decay: float, mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, without any array."""
-    make = lambda: fresh_state(objective, optimizer, ema_decay, 0)  # noqa: E731
+    make = lambda: fresh_state(objective, optimizer, ema_decay, 0)
     shapes = jax.eval_shape(make)
     return jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings(shapes, mesh)
@@ -36,15 +36,15 @@ def fresh_state(objective, optimizer, ema_decay: float, seed: int) -> TrainState
 
 
 def start_from(state: TrainState, params: dict) -> TrainState:
-    """`state` with those of its parameters replaced that `params` has too (the heads of other objectives stay fresh)."""
+    """`state` with those of its parameters replaced that `params` has too; other objectives' heads stay fresh."""
     merged = {name: params.get(name, value) for name, value in state.params.items()}
     ema = jax.tree.map(jnp.copy, merged) if state.ema else {}
     return state._replace(params=merged, ema=ema)
 
 
 def make_step(objective, optimizer, prepare, config, abstract: TrainState) -> Callable:
-    """step(state, batch) -> (state, metrics): jitted, the state donated. Keys are folded from (seed, step), so that no key
-    is stored; augmentation's from (seed, epoch, position)."""
+    """step(state, batch) -> (state, metrics): jitted, the state donated. Keys are folded from (seed, step), so that no
+    key is stored; augmentation's from (seed, epoch, position)."""
     placed = jax.tree.map(lambda a: a.sharding, abstract)
 
     def loss_of(params, state, batch, key):

@@ -8,35 +8,32 @@ signal after saving.
 
 import contextlib
 import json
-import os
+import sys
 import time
 from collections import deque
 from pathlib import Path
 
-from jaxz import errors, runtime
+import jax
+import numpy as np
+
+from jaxz import errors, logs, objectives, runtime
+from jaxz.checkpoint import Checkpoints, Damaged
 from jaxz.config import difference, parse, resolved, validate
-
-runtime.set_xla_flags()
-
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-
-from jaxz import logs, objectives  # noqa: E402
-from jaxz.checkpoint import Checkpoints, Damaged  # noqa: E402
-from jaxz.data.dataset import Dataset, open_dataset  # noqa: E402
-from jaxz.data.prepare import Normalisation, Prepare  # noqa: E402
-from jaxz.data.stream import Source, Stream  # noqa: E402
-from jaxz.files import replace  # noqa: E402
-from jaxz.mesh import local_slots, make_mesh, to_devices  # noqa: E402
-from jaxz.models import build  # noqa: E402
-from jaxz.optim import make_optimizer  # noqa: E402
-from jaxz.provenance import versions  # noqa: E402
-from jaxz.state import abstract_state, fresh_state, make_step, start_from  # noqa: E402
+from jaxz.data.dataset import Dataset, open_dataset
+from jaxz.data.prepare import Normalisation, Prepare
+from jaxz.data.stream import Source, Stream
+from jaxz.files import replace
+from jaxz.mesh import local_slots, make_mesh, to_devices
+from jaxz.models import build
+from jaxz.optim import make_optimizer
+from jaxz.provenance import versions
+from jaxz.state import abstract_state, fresh_state, make_step, start_from
 
 log = logs.log
 
 
 def main(argv: list[str]) -> int:
+    runtime.set_xla_flags()
     workdir, dry_run, allow_change, rest = arguments(argv)
     config = parse(rest)
     validate(config)
@@ -72,13 +69,15 @@ def main(argv: list[str]) -> int:
             seconds = meta["seconds"]
             log.info("%s: going on from step %d of %d", workdir, int(state.step), config.train.steps)
         else:
-            make = lambda: fresh_state(objective, optimizer, config.train.ema_decay, config.seed)  # noqa: E731
+            make = lambda: fresh_state(objective, optimizer, config.train.ema_decay, config.seed)
             state = jax.jit(make, out_shardings=jax.tree.map(lambda a: a.sharding, abstract))()
             if config.init.path:
                 state = start_from(state, pretrained_params(config, abstract))
             seconds = 0.0
             count = sum(a.size for a in jax.tree.leaves(state.params))
-            log.info("%s: %d parameters on %d device(s), %d samples to train on", workdir, count, mesh.size, len(stream))
+            log.info(
+                "%s: %d parameters on %d device(s), %d samples to train on", workdir, count, mesh.size, len(stream)
+            )
         meta = {
             "config": resolved(config),
             "normalisation": normalisation.to_json(),
@@ -86,7 +85,7 @@ def main(argv: list[str]) -> int:
             "versions": versions(),
         }
 
-        # ---- loop ------------------------------------------------------------------------------------------------------
+        # ---- loop ----------------------------------------------------------------------------------------------------
         run = Run(workdir, config, checkpoints, meta, mesh, seconds)
         with contextlib.closing(stream), contextlib.closing(checkpoints), contextlib.closing(run):
             run.loop(step, state, stream)
@@ -171,14 +170,18 @@ def arguments(argv: list[str]) -> tuple[Path, bool, bool, list[str]]:
 def starting_normalisation(config, dataset: Dataset) -> Normalisation:
     """That of the run in init.path, where there is one; else a new one for this dataset."""
     if not config.init.path:
-        return Normalisation.create(dataset.manifest, tuple(config.data.bands), config.data.softening, config.data.deredden)
+        return Normalisation.create(
+            dataset.manifest, tuple(config.data.bands), config.data.softening, config.data.deredden
+        )
     return Normalisation.from_json(run_meta(config.init.path)["normalisation"])
 
 
 def run_meta(path: str) -> dict:
     """The newest checkpoint's meta of a run. Raises InputError where there is none."""
     if not (Path(path) / "checkpoints").is_dir():
-        raise errors.InputError(f"init.path: {path!r} is no run directory with checkpoints; train it first or name another")
+        raise errors.InputError(
+            f"init.path: {path!r} is no run directory with checkpoints; train it first or name another"
+        )
     checkpoints = Checkpoints(Path(path))
     try:
         return checkpoints.meta()
@@ -193,8 +196,13 @@ def pretrained_params(config, abstract) -> dict:
     """
     then = run_meta(config.init.path)["config"]
     if changed := difference(then["model"], resolved(config)["model"]):
-        raise errors.InputError(f"init.path: {config.init.path!r} has another model ({'; '.join(changed)}); use the same")
-    shared = ["encoder", *(name for name in config.losses if name in then["losses"] and then.get(name) == resolved(config).get(name))]
+        raise errors.InputError(
+            f"init.path: {config.init.path!r} has another model ({'; '.join(changed)}); use the same"
+        )
+    shared = [
+        "encoder",
+        *(name for name in config.losses if name in then["losses"] and then.get(name) == resolved(config).get(name)),
+    ]
     wanted = {name: abstract.params[name] for name in shared}
     checkpoints = Checkpoints(Path(config.init.path))
     try:
@@ -212,7 +220,12 @@ def make_stream(config, dataset: Dataset, objective, prepare: Prepare, mesh) -> 
     source = Source(dataset, prepare.arrays, columns, " and ".join(conditions) or None, config.data.window)
     local = local_slots(mesh, config.train.batch_size)
     return Stream(
-        source, config.train.batch_size, seed=config.seed, local=local, check=config.data.check, threads=config.data.threads
+        source,
+        config.train.batch_size,
+        seed=config.seed,
+        local=local,
+        check=config.data.check,
+        threads=config.data.threads,
     )
 
 
@@ -234,8 +247,8 @@ def freeze_config(workdir: Path, config, allow_change: bool) -> None:
         then = json.loads(path.read_text())
         if (changed := difference(then, now)) and not allow_change:
             raise errors.InputError(
-                f"--workdir: {str(workdir)!r} was begun with another config ({'; '.join(changed)}); use another workdir, "
-                "the same config, or --allow_config_change"
+                f"--workdir: {str(workdir)!r} was begun with another config ({'; '.join(changed)}); use another "
+                "workdir, the same config, or --allow_config_change"
             )
     elif workdir.exists() and any(workdir.iterdir()):
         raise errors.InputError(f"--workdir: {str(workdir)!r} holds files but no config.json; name an empty directory")
@@ -243,7 +256,9 @@ def freeze_config(workdir: Path, config, allow_change: bool) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         replace(path, json.dumps(now, indent=1).encode())
     except OSError as error:
-        raise errors.InputError(f"--workdir: {str(workdir)!r} cannot be written ({error.strerror}); name another") from None
+        raise errors.InputError(
+            f"--workdir: {str(workdir)!r} cannot be written ({error.strerror}); name another"
+        ) from None
 
 
 def write_compute(workdir: Path, config, state, seconds: float, mesh) -> None:
@@ -264,7 +279,7 @@ def fail_cleanly(argv: list[str]) -> int:
     try:
         return main(argv)
     except (Damaged, FloatingPointError) as error:
-        print(f"failed: {error}", file=os.sys.stderr)
+        print(f"failed: {error}", file=sys.stderr)
         return errors.FAILED
 
 

@@ -9,10 +9,9 @@ from scipy import stats
 from jaxz import models, objectives
 from jaxz.config import default
 from jaxz.data.dataset import open_dataset
-from jaxz.data.prepare import Normalisation
+from jaxz.data.prepare import Normalisation, hide_bands
 from jaxz.errors import InputError
 from jaxz.models.stems import patchify
-from jaxz.objectives.mae import hide_bands
 from jaxz.objectives.redshift import soft_labels
 
 KEY = jax.random.key(3)
@@ -42,7 +41,7 @@ def batch_of(count=6):
 
 
 def test_mae_is_the_error_of_hidden_observed_pixels_in_units_of_the_sky(blob_dataset):
-    objective, params, extra = make(blob_dataset, mae=1.0)
+    objective, params, _ = make(blob_dataset, mae=1.0)
     batch, term = batch_of(), objective.terms["mae"]
     loss, _ = term.loss(params, {}, {}, batch, KEY, 0)
     predicted, hidden = (np.asarray(a) for a in term.reconstruct(params, batch, KEY))
@@ -112,7 +111,11 @@ def test_redshift_is_the_mean_cross_entropy_of_labelled_rows(blob_dataset):
     batch = batch_of()
     loss, aux = objective.loss(params, {}, extra, batch, KEY, 0)
     p = np.asarray(objective.predict(params, extra, batch)["pdf"], np.float64)
-    edges, rows, total = np.linspace(0, 3, 151), [0, 1, 3, 5], 0  # row 2 has no redshift, row 4 lies outside of the range
+    edges, rows, total = (
+        np.linspace(0, 3, 151),
+        [0, 1, 3, 5],
+        0,
+    )  # row 2 has no redshift, row 4 lies outside of the range
     for row in rows:
         z = float(batch["z"][row])
         sigma = max(np.nan_to_num(float(batch["z_err"][row])), 0.01 * (1 + z))

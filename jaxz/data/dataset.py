@@ -125,7 +125,11 @@ class Dataset:
         try:
             table = read(path)
         except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{path} cannot be read ({error}); {samples} samples lost; restore it or convert again") from None
+            raise DataError(
+                f"{path} cannot be read ({error}); {samples} samples lost; restore it or convert again"
+            ) from None
         if table.num_rows != samples:
-            raise DataError(f"{path} has {table.num_rows} rows, dataset.json says {samples}; restore it or convert again")
+            raise DataError(
+                f"{path} has {table.num_rows} rows, dataset.json says {samples}; restore it or convert again"
+            )
         return table

@@ -132,7 +132,9 @@ class Manifest:
             if array.variable and f"{name}_mask" in self.arrays:
                 raise InputError(f"{where}: a variable array makes its own {name}_mask; rename the stored one")
             if array.encoding == "index" and (array.nbytes > INDEX_ARRAY_LIMIT or array.variable):
-                raise InputError(f"{where}.encoding: 'index' is for fixed shapes under {INDEX_ARRAY_LIMIT} bytes; use 'raw'")
+                raise InputError(
+                    f"{where}.encoding: 'index' is for fixed shapes under {INDEX_ARRAY_LIMIT} bytes; use 'raw'"
+                )
         if len({band.name for band in self.bands}) != len(self.bands):
             raise InputError(f"bands: names {[band.name for band in self.bands]} must be unique")
 
@@ -187,5 +189,7 @@ class Manifest:
             text = path.read_text()
         except OSError as error:
             hint = "make one with `python -m data_tools.simulate` or `data_tools.convert`"
-            raise InputError(f"dataset {str(dataset)!r} has no readable dataset.json ({error.strerror}); {hint}") from None
+            raise InputError(
+                f"dataset {str(dataset)!r} has no readable dataset.json ({error.strerror}); {hint}"
+            ) from None
         return cls.from_json(text, str(path))

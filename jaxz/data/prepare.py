@@ -29,7 +29,9 @@ class Normalisation:
     def create(cls, manifest: Manifest, bands: tuple[str, ...], softening: float, deredden: bool) -> "Normalisation":
         """Softening is in units of the sky sigma per pixel. Raises InputError for bands that the dataset lacks."""
         if "image" not in manifest.arrays:
-            raise InputError(f"data.path: the dataset has no array 'image' but {sorted(manifest.arrays)}; choose another")
+            raise InputError(
+                f"data.path: the dataset has no array 'image' but {sorted(manifest.arrays)}; choose another"
+            )
         by_name = {band.name: band for band in manifest.bands}
         for name in bands:
             if name not in by_name:
@@ -37,7 +39,9 @@ class Normalisation:
         chosen = tuple(by_name[name] for name in bands or by_name)
         for band in chosen:
             if not band.sky_sigma > 0:
-                raise InputError(f"bands.{band.name}.sky_sigma: {band.sky_sigma} must be positive; measure it and fix dataset.json")
+                raise InputError(
+                    f"bands.{band.name}.sky_sigma: {band.sky_sigma} must be positive; measure it and fix dataset.json"
+                )
         scale = tuple(softening * band.sky_sigma * band.ujy_per_unit for band in chosen)
         height, width = manifest.arrays["image"].shape[1:]
         if height != width:
@@ -125,8 +129,19 @@ def symmetries(image: jax.Array, mask: jax.Array, epoch: jax.Array, position: ja
 
 
 def eight_views(size: int) -> np.ndarray:
-    """int32 [8, size*size]: which pixel each pixel is taken from. A gather, since XLA fuses chains of flips with the random
-    draw and draws anew for every pixel: 40 times slower on CPU."""
+    """int32 [8, size*size]: which pixel each pixel is taken from.
+
+    For a gather, since XLA fuses chains of flips with the random draw and draws anew for every pixel: 40 times slower
+    on CPU.
+    """
     pixels = np.arange(size * size, dtype=np.int32).reshape(size, size)
     turned = [np.rot90(view, k) for view in (pixels, pixels.T) for k in range(4)]
     return np.stack([view.ravel() for view in turned])
+
+
+def hide_bands(mask: jax.Array, chance: float, key: jax.Array) -> jax.Array:
+    """bool [B,C]: observed bands to hide, each with `chance`, but never the last one that is left."""
+    observed = mask.any((2, 3))
+    draw = jnp.where(observed, jax.random.uniform(key, observed.shape), -1)
+    last = jax.nn.one_hot(draw.argmax(1), observed.shape[1], dtype=bool)
+    return observed & (draw < chance) & ~last

@@ -62,10 +62,12 @@ class Reader:
         self.lock = threading.Lock()
 
     def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """{name: [B, *shape]} for int64 rows [B]; a variable axis is padded with zeros and its `name`_mask, bool [B, max],
-        says which entries are there. Raises DataError for what cannot be read whole."""
+        """{name: [B, *shape]} for int64 rows [B]; a variable axis is padded with zeros, and its `name`_mask,
+        bool [B, max], says which entries are there. Raises DataError for what cannot be read whole."""
         batch = {name: self.buffers.take((len(rows), *spec.full_shape), spec.dtype) for name, spec in self.raw.items()}
-        masks = {f"{name}_mask": np.zeros((len(rows), spec.max), bool) for name, spec in self.raw.items() if spec.variable}
+        masks = {
+            f"{name}_mask": np.zeros((len(rows), spec.max), bool) for name, spec in self.raw.items() if spec.variable
+        }
         shards, within = self.dataset.locate(rows)
         for n in np.unique(shards):
             slots = np.flatnonzero(shards == n)
@@ -75,7 +77,9 @@ class Reader:
                 for slot in slots[np.argsort(places[0][within[slots]])]:
                     offset, size, crc = (int(p[within[slot]]) for p in places)
                     if spec.variable:
-                        self._read_variable(shard, name, batch[name][slot], masks[f"{name}_mask"][slot], offset, size, crc)
+                        self._read_variable(
+                            shard, name, batch[name][slot], masks[f"{name}_mask"][slot], offset, size, crc
+                        )
                     else:
                         self._read_payload(shard, name, batch[name][slot], offset, size, crc)
         for name, values in self.columns.items():
@@ -97,12 +101,17 @@ class Reader:
     def _read_payload(self, shard, name, target, offset, size, crc):
         view = memoryview(target.reshape(-1).view(np.uint8))
         if size != len(view):
-            raise DataError(f"{shard.path}: {name} at offset {offset} has {size} bytes, its shape takes {len(view)}; rebuild the index")
+            raise DataError(
+                f"{shard.path}: {name} at offset {offset} has {size} bytes, its shape takes {len(view)}; "
+                "rebuild the index"
+            )
         done = 0
         while done < size:
             got = os.preadv(shard.fd, [view[done:]], offset + done)
             if got == 0:
-                raise DataError(f"{shard.path}: {name} at offset {offset} ends {size - done} bytes early; restore the shard")
+                raise DataError(
+                    f"{shard.path}: {name} at offset {offset} ends {size - done} bytes early; restore the shard"
+                )
             done += got
         if self.check == "crc" and zlib.crc32(view) != crc:
             raise DataError(f"{shard.path}: {name} at offset {offset} fails its checksum; restore the shard")
@@ -118,14 +127,17 @@ class Reader:
                 shard = Shard(path, entry.bytes)
             except OSError as error:
                 reason = errno.errorcode.get(error.errno, "error")
-                raise DataError(f"{path} cannot be opened ({reason}): {entry.samples} samples lost; restore it") from None
+                raise DataError(
+                    f"{path} cannot be opened ({reason}): {entry.samples} samples lost; restore it"
+                ) from None
             if shard.size > entry.bytes:
                 raise DataError(f"{path} has {shard.size} bytes, dataset.json says {entry.bytes}; restore the shard")
             if shard.size < entry.bytes:
                 ends = np.max([np.add(*self.dataset.places(n, name)[:2]) for name in self.raw], axis=0)
                 lost = int((ends > shard.size).sum())
                 raise DataError(
-                    f"{path} is cut at offset {shard.size} of {entry.bytes} bytes: {lost} of {entry.samples} samples lost; restore it"
+                    f"{path} is cut at offset {shard.size} of {entry.bytes} bytes: {lost} of {entry.samples} "
+                    "samples lost; restore it"
                 )
             self.shards[n] = shard
             if len(self.shards) > OPEN_SHARDS:

@@ -34,9 +34,9 @@ class Stream:
     """Iterates over batches, dicts of NumPy arrays [B, ...]: the source's arrays and columns (a variable array with its
     `<array>_mask`), `row` (global row number, int64), `epoch` (int32) and `position` in the epoch (uint32).
 
-    epochs=None: endless, an epoch's tail goes on into the next epoch. epochs=1: every row once; the last batch is filled
-    up with repeats, and `valid` (bool) says which rows count. `local` is the slice of every global batch that this
-    process reads: processes that read all slices read the same global batches as one process does.
+    epochs=None: endless, an epoch's tail goes on into the next epoch. epochs=1: every row once; the last batch
+    is filled up with repeats, and `valid` (bool) says which rows count. `local` is the slice of every global batch that
+    this process reads: processes that read all slices read the same global batches as one process does.
     Raises InputError for unknown names or no rows; reading raises DataError.
     """
 
@@ -56,21 +56,27 @@ class Stream:
         arrays = tuple(dataset.manifest.arrays) if source.arrays is None else source.arrays
         for name in arrays:
             if name not in dataset.manifest.arrays:
-                raise InputError(f"array {name!r} is not in {str(dataset.path)!r}.{suggest(name, dataset.manifest.arrays)}")
+                raise InputError(
+                    f"array {name!r} is not in {str(dataset.path)!r}.{suggest(name, dataset.manifest.arrays)}"
+                )
         if taken := [name for name in (*arrays, *source.columns) if name in OWN]:
             raise InputError(f"column {taken[0]!r} has a name that the stream itself uses; rename it in the dataset")
         self.source, self.batch_size, self.seed, self.epochs = source, batch_size, seed, epochs
         self.slots = np.arange(batch_size)[local]
         self.rows = dataset.select(source.where)
         if not len(self.rows):
-            raise InputError(f"where: {source.where!r} selects none of the {len(dataset)} rows of {str(dataset.path)!r}")
+            raise InputError(
+                f"where: {source.where!r} selects none of the {len(dataset)} rows of {str(dataset.path)!r}"
+            )
         self.columns = {name: self._column(name) for name in source.columns}
         counts = np.bincount(dataset.locate(self.rows)[0], minlength=len(dataset.manifest.shards))
         self.order = Order(tuple(counts.tolist()), seed, source.window, shuffle)
         self.reader = Reader(dataset, arrays, check)
         self.threads = threads
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="jaxz-read")
-        self.fingerprint = dataset.fingerprint({*source.columns, *(filters.names(source.where) if source.where else ())})
+        self.fingerprint = dataset.fingerprint(
+            {*source.columns, *(filters.names(source.where) if source.where else ())}
+        )
         self.next = 0  # global position of the next batch: epoch * rows + position
         self.pending: collections.deque[Future] = collections.deque()
 
@@ -114,7 +120,7 @@ class Stream:
         return {"version": STATE_VERSION, "batch_size": self.batch_size, "sources": [source], "stage": 0}
 
     def restore(self, state: dict) -> None:
-        """Go on from `state()`, in O(1). Raises InputError where rows, columns or settings are not those it was made with."""
+        """Go on from `state()`, in O(1). Raises InputError where rows, columns or settings are not those it is of."""
         if state.get("version") != STATE_VERSION:
             raise InputError(f"stream state version {state.get('version')!r} is not {STATE_VERSION}; start a new run")
         [then], [now] = state["sources"], self.state()["sources"]
@@ -127,7 +133,9 @@ class Stream:
         changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
         changed += [name for name in ("name", "where", "window", "seed") if then[name] != now[name]]
         if changed:
-            details = ", ".join(f"{name}: {then.get(name, 'column')!r} -> {now.get(name, 'column')!r}" for name in changed)
+            details = ", ".join(
+                f"{name}: {then.get(name, 'column')!r} -> {now.get(name, 'column')!r}" for name in changed
+            )
             raise InputError(f"the stream changed since the checkpoint ({details}); undo it or start a new run")
         self._drain()
         self.next = then["epoch"] * len(self.rows) + then["position"]

@@ -49,11 +49,13 @@ def parse(where: str) -> ast.expr:
     try:
         return ast.parse(where, mode="eval").body
     except SyntaxError:
-        raise InputError(f"where: {where!r} is not an expression; write for example \"z_kind == 'spec' and z < 1\"") from None
+        raise InputError(
+            f"where: {where!r} is not an expression; write for example \"z_kind == 'spec' and z < 1\""
+        ) from None
 
 
 def visit(node: ast.expr, column, where: str):
-    go = lambda child: visit(child, column, where)  # noqa: E731
+    go = lambda child: visit(child, column, where)
     match node:
         case ast.BoolOp(op=op, values=values):
             combine = pc.and_kleene if isinstance(op, ast.And) else pc.or_kleene

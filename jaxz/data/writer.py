@@ -113,7 +113,8 @@ class DatasetWriter:
                     sample[member] = content
                 tar.write(sample)
         for a in raw:
-            for suffix, values, kind in zip(("offset", "size", "crc32"), where[a], (pa.int64(), pa.int64(), pa.uint32())):
+            kinds = {"offset": pa.int64(), "size": pa.int64(), "crc32": pa.uint32()}
+            for (suffix, kind), values in zip(kinds.items(), where[a], strict=True):
                 table[f"{a}_{suffix}"] = pa.array(values, kind)
 
         content = buffer.getbuffer()
@@ -133,7 +134,9 @@ class DatasetWriter:
             found.append(Shard(name=f"{n:05d}", **json.loads(index.schema.metadata[b"jaxz"])))
             keys = index["key"].to_pylist()
             if twice := seen.intersection(keys):
-                raise InputError(f"key {min(twice)!r} of shard {n:05d} stands in an earlier shard; object ids must be unique")
+                raise InputError(
+                    f"key {min(twice)!r} of shard {n:05d} stands in an earlier shard; object ids must be unique"
+                )
             seen.update(keys)
         provenance = {**self.manifest.provenance, "plan": self.plan}
         manifest = dataclasses.replace(self.manifest, shards=tuple(found), splits=splits, provenance=provenance)

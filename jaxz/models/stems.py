@@ -17,7 +17,7 @@ def wavelength_features(wavelength_nm) -> np.ndarray:
 
 
 class WavelengthKernel(nnx.Module):
-    """A weight for every filter, [C, *shape], as a smooth function of its wavelength: features [C,F] @ basis [F, *shape]."""
+    """A weight for every filter, [C, *shape], smooth in its wavelength: features [C,F] @ basis [F, *shape]."""
 
     def __init__(self, bands, shape: tuple[int, ...], scale: float, *, rngs: nnx.Rngs):
         self.features = tuple(map(tuple, wavelength_features([band.wavelength_nm for band in bands]).tolist()))
@@ -43,10 +43,11 @@ def unpatchify(patches: jax.Array, patch: int) -> jax.Array:
 
 
 class FusedStem(nnx.Module):
-    """One token per patch, from the observed pixels of all bands: what is masked enters nowhere, whatever value it holds.
+    """One token per patch, from the observed pixels of all bands: what is masked enters nowhere, whatever it holds.
 
-    token = K0 . m + sum_c K(lambda_c) . GAIN (x_c - m) + sum_c e(lambda_c) * observed fraction_c + bias, m the mean of the
-    pixel's observed bands. Bands look alike: without taking out what they share, colours are learned several times slower.
+    token = K0 . m + sum_c K(lambda_c) . GAIN (x_c - m) + sum_c e(lambda_c) * observed fraction_c + bias, m the mean of
+    the pixel's observed bands. Bands look alike: where what they share is not taken out, colours are learned several
+    times slower.
     """
 
     GAIN = 3.0  # deviations are a few times smaller than the mean

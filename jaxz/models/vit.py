@@ -26,7 +26,7 @@ class Backbone(nnx.Module):
         self.stem = FusedStem(bands, config.patch, config.width, dtype, rngs=rngs)
         tokens = (size // config.patch) ** 2
         self.position = nnx.Param(0.02 * jax.random.normal(rngs.params(), (tokens, config.width)))
-        block = lambda r: layers.Block(config.width, config.heads, dtype, rngs=r)  # noqa: E731
+        block = lambda r: layers.Block(config.width, config.heads, dtype, rngs=r)
         self.blocks = layers.stack(config.depth, block, rngs)
         self.norm = nnx.LayerNorm(config.width, rngs=rngs)
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxz.data.prepare import hide_bands
 from jaxz.models import Encoder
 from jaxz.models.functional import Functional
 from jaxz.models.stems import WavelengthKernel
-from jaxz.objectives.mae import hide_bands
 
 SOFTENING = 3.0  # in units of the image's softening: an aperture holds some ten pixels of noise in quadrature
 

@@ -1,13 +1,14 @@
 """Masked autoencoding of multi-band cutouts (He et al. 2022): hide patches and whole bands, predict their pixels.
 
-The loss is in units of the background variance: 1 is the floor that sky noise sets. Weights from the source's own photons
-would bias faint pixels.
+The loss is in units of the background variance: 1 is the floor that sky noise sets. Weights from the source's own
+photons would bias faint pixels.
 """
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxz.data.prepare import hide_bands
 from jaxz.models import Encoder, layers
 from jaxz.models.functional import Functional
 from jaxz.models.stems import WavelengthKernel, patchify, unpatchify
@@ -21,7 +22,7 @@ class Decoder(nnx.Module):
         self.embed = nnx.Linear(encoder.width, inner, rngs=rngs)
         self.mask_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (inner,)))
         self.position = nnx.Param(0.02 * jax.random.normal(rngs.params(), (encoder.tokens, inner)))
-        block = lambda r: layers.Block(inner, settings.decoder_heads, jnp.float32, rngs=r)  # noqa: E731
+        block = lambda r: layers.Block(inner, settings.decoder_heads, jnp.float32, rngs=r)
         self.blocks = layers.stack(settings.decoder_depth, block, rngs)
         self.norm = nnx.LayerNorm(inner, rngs=rngs)
         self.kernel = WavelengthKernel(encoder.bands, (inner, patch * patch), inner**-0.5, rngs=rngs)
@@ -73,11 +74,3 @@ class Objective:
         """reconstruction [B,C,H,W] from a part of each image, and which pixels were hidden."""
         predicted, hidden = self.reconstruct(params, batch, jax.random.key(0))
         return {"reconstruction": unpatchify(predicted, self.patch), "hidden": unpatchify(hidden, self.patch)}
-
-
-def hide_bands(mask: jax.Array, chance: float, key: jax.Array) -> jax.Array:
-    """bool [B,C]: observed bands to hide, each with `chance`, but never the last one that is left."""
-    observed = mask.any((2, 3))
-    draw = jnp.where(observed, jax.random.uniform(key, observed.shape), -1)
-    last = jax.nn.one_hot(draw.argmax(1), observed.shape[1], dtype=bool)
-    return observed & (draw < chance) & ~last

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxz.data.prepare import hide_bands
 from jaxz.models import Encoder
 from jaxz.models.functional import Functional
 
@@ -20,7 +21,8 @@ class Head(nnx.Module):
 
 class Objective:
     """Cross-entropy with p(z) in `bins` equal bins over [z_min, z_max]; rows without a redshift, or with one outside of
-    the range, have no weight. settings: z_min, z_max, bins, label_sigma (least smoothing, in units of 1+z)."""
+    the range, have no weight. settings: z_min, z_max, bins, label_sigma (least smoothing, in units of 1+z), band_mask
+    (chance of an observed band to be hidden in training: few labels are otherwise learned by heart)."""
 
     columns = ("z", "z_err")
 
@@ -32,8 +34,8 @@ class Objective:
     def init(self, key):
         return self.head.init(key), {}
 
-    def logits(self, params, batch):
-        return self.head(params["redshift"], self.encoder(params["encoder"], batch["image"], batch["mask"]).cls)
+    def logits(self, params, image, mask):
+        return self.head(params["redshift"], self.encoder(params["encoder"], image, mask).cls)
 
     def loss(self, params, ema, extra, batch, key, step):
         z, error = batch["z"].astype(jnp.float32), batch["z_err"].astype(jnp.float32)
@@ -41,14 +43,16 @@ class Objective:
         z = jnp.where(labelled, z, self.settings.z_min)
         sigma = jnp.maximum(jnp.nan_to_num(error), self.settings.label_sigma * (1 + z))
         target = soft_labels(z, sigma, self.edges)
-        entropy = -(target * jax.nn.log_softmax(self.logits(params, batch))).sum(1)
+        hidden = hide_bands(batch["mask"], self.settings.band_mask, key)
+        logits = self.logits(params, batch["image"], batch["mask"] & ~hidden[..., None, None])
+        entropy = -(target * jax.nn.log_softmax(logits)).sum(1)
         count = labelled.sum()
         loss = jnp.where(labelled, entropy, 0).sum() / jnp.maximum(count, 1)
         return loss, {"metrics": {"labelled": count / len(z)}, "extra": extra}
 
     def predict(self, params, extra, batch):
         """pdf [B,bins]: the probability of each redshift bin."""
-        return {"pdf": jax.nn.softmax(self.logits(params, batch))}
+        return {"pdf": jax.nn.softmax(self.logits(params, batch["image"], batch["mask"]))}
 
 
 def soft_labels(z: jax.Array, sigma: jax.Array, edges) -> jax.Array:

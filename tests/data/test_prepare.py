@@ -55,7 +55,9 @@ def test_bands_are_matched_by_name(manifest):
     normalisation = Normalisation.create(manifest, ("i", "g"), 3.0, False)
     batch = batch_of(np.random.default_rng(2))
     prepared = Prepare(manifest, normalisation)(batch, KEY)
-    np.testing.assert_allclose(prepared["image"], np.arcsinh(batch["image"][:, [2, 0]].astype(np.float32) / 3), rtol=1e-5)
+    np.testing.assert_allclose(
+        prepared["image"], np.arcsinh(batch["image"][:, [2, 0]].astype(np.float32) / 3), rtol=1e-5
+    )
     without_g = dataclasses.replace(
         manifest, bands=manifest.bands[1:], arrays={"image": Array("image", "float16", (2, 16, 16))}
     )
@@ -72,7 +74,10 @@ def test_what_is_not_observed_changes_nothing(manifest, garbage):
         Normalisation.create(manifest, (), 3.0, True),
         augment=True,
     )
-    batch = batch_of(np.random.default_rng(3)) | {"epoch": np.zeros(5, np.int32), "position": np.arange(5, dtype=np.uint32)}
+    batch = batch_of(np.random.default_rng(3)) | {
+        "epoch": np.zeros(5, np.int32),
+        "position": np.arange(5, dtype=np.uint32),
+    }
     batch["bands_observed"][:2] = 0b101
     batch["image_mask"] = np.zeros(batch["image"].shape, np.uint8)
     batch["image_mask"][2, 0, 3, 4] = 2

@@ -155,7 +155,9 @@ def test_a_cut_shard_names_file_offset_and_loss(blob_dataset, tmp_path):
     size = tar.stat().st_size
     with open(tar, "r+b") as file:
         file.truncate(size // 2)
-    with pytest.raises(DataError, match=rf"00001.tar is cut at offset {size // 2} of {size} bytes: 1\d of 32 samples lost"):
+    with pytest.raises(
+        DataError, match=rf"00001.tar is cut at offset {size // 2} of {size} bytes: 1\d of 32 samples lost"
+    ):
         list(Stream(Source(open_dataset(copy)), 8, epochs=1))
 
 
@@ -201,7 +203,9 @@ def mixed_dataset(tmp_path_factory):
         frames = [rng.normal(size=(t, 4, 6)).astype(np.float16) for t in lengths]
         bands = [np.arange(t, dtype=np.uint8) for t in lengths]
         keys = [f"s{n}_{i}" for i in range(40)]
-        writer.write_shard(n, keys, {"features": rows, "frames": frames, "frames_band": bands}, {"target": rows @ weights})
+        writer.write_shard(
+            n, keys, {"features": rows, "frames": frames, "frames_band": bands}, {"target": rows @ weights}
+        )
     writer.finish(2, {})
     return open_dataset(path)
 

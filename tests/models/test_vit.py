@@ -83,7 +83,9 @@ def test_attention_against_its_formula():
         scores = q[:, h] @ k[:, h].T / np.sqrt(4)
         weights = np.exp(scores - scores.max(1, keepdims=True))
         heads.append(weights / weights.sum(1, keepdims=True) @ v[:, h])
-    expected = np.concatenate(heads, 1) @ np.asarray(layer.out.kernel[...], np.float64) + np.asarray(layer.out.bias[...])
+    expected = np.concatenate(heads, 1) @ np.asarray(layer.out.kernel[...], np.float64) + np.asarray(
+        layer.out.bias[...]
+    )
     np.testing.assert_allclose(layer(x.astype(np.float32))[0], expected, rtol=1e-4, atol=1e-5)
 
 

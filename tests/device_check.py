@@ -1,0 +1,89 @@
+"""Run by test_mesh.py in its own process, on 8 host-platform devices: prints what it measured as JSON."""
+
+import json
+import sys
+
+import jax
+import numpy as np
+
+from jaxz import objectives, runtime, train
+from jaxz.checkpoint import Checkpoints, digests
+from jaxz.config import parse
+from jaxz.data.dataset import open_dataset
+from jaxz.data.prepare import Normalisation, Prepare
+from jaxz.dry_run import collectives
+from jaxz.mesh import make_mesh, to_devices
+from jaxz.models import build
+from jaxz.optim import make_optimizer
+from jaxz.state import abstract_state, fresh_state, make_step
+
+
+def main(config_argument: str, workdir: str) -> None:
+    runtime.set_xla_flags()
+    config = parse([config_argument])
+    dataset = open_dataset(config.data.path)
+    normalisation = Normalisation.create(dataset.manifest, (), config.data.softening, config.data.deredden)
+    prepare = Prepare(dataset.manifest, normalisation, augment=True)
+    objective = objectives.Objective(
+        build(config.model, normalisation.bands, normalisation.size), config, normalisation
+    )
+    params = jax.eval_shape(lambda: objective.init(jax.random.key(0))[0])
+    optimizer = make_optimizer(config.optim, config.train.steps, params)
+    result = {}
+    for name, devices, data, fsdp in (("1", 1, 1, 1), ("8", 8, 8, 1), ("2x4", 8, 2, 4)):
+        mesh = make_mesh(data, fsdp, jax.devices()[:devices])
+        with jax.set_mesh(mesh):
+            abstract = abstract_state(objective, optimizer, 0.9, mesh)
+            step = make_step(objective, optimizer, prepare, config, abstract)
+            make = lambda: fresh_state(objective, optimizer, 0.9, 0)
+            state = jax.jit(make, out_shardings=jax.tree.map(lambda a: a.sharding, abstract))()
+            stream = train.make_stream(config, dataset, objective, prepare, mesh)
+            losses, rows = [], []
+            for n in range(20):
+                host = next(stream)
+                rows.append(host.pop("row").tolist())
+                batch = to_devices(host, mesh)
+                if n == 0:
+                    compiled = step.lower(state, batch).compile()
+                    old = jax.tree.leaves(state)
+                state, metrics = step(state, batch)
+                if n == 0:
+                    donated = sum(a.is_deleted() for a in old)
+                losses.append(float(metrics["loss"]))
+            stream.close()
+            kernel = state.params["encoder"]["blocks"]["up"]["kernel"]
+            result[name] = {
+                "losses": losses,
+                "rows": rows,
+                "collectives": collectives(compiled),
+                "leaves": len(old),
+                "donated": donated,
+                "aliased": compiled.as_text().count("may-alias") + compiled.as_text().count("must-alias"),
+                "kernel_shard": list(kernel.sharding.shard_shape(kernel.shape)),
+                "moment_shard": [
+                    list(a.sharding.shard_shape(a.shape)) for a in jax.tree.leaves(state.opt) if a.shape == kernel.shape
+                ],
+                "digest": digests({"params": state.params})["params"],
+            }
+            if name == "2x4":
+                result["resharded"] = reshard(state, workdir, objective, optimizer)
+    json.dump(result, sys.stdout)
+
+
+def reshard(state, workdir, objective, optimizer) -> bool:
+    """Saved on 2 x 4, restored on 4 x 2 (digests are verified on the way) and on one device: the same values."""
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(state, {}, {"config": {}})
+    checkpoints.finish()
+    same = True
+    for data, fsdp in ((4, 2), (1, 1)):
+        mesh = make_mesh(data, fsdp, jax.devices()[: data * fsdp])
+        restored, _, _ = checkpoints.restore(abstract_state(objective, optimizer, 0.9, mesh))
+        for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(restored), strict=True):
+            same &= bool(np.array_equal(np.asarray(a), np.asarray(b)))
+    checkpoints.close()
+    return same
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

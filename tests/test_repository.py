@@ -1,0 +1,151 @@
+"""The house: imports run one way, requirements agree, every config is whole."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import jax
+import pytest
+from packaging.requirements import Requirement
+
+from jaxz import objectives
+from jaxz.config import default, parse, validate
+from jaxz.data.dataset import open_dataset
+from jaxz.data.prepare import Normalisation
+from jaxz.models import build
+from tests.helpers import blobs
+
+ROOT = Path(__file__).parents[1]
+
+# Each layer may import those before it, and itself.
+LAYERS = (
+    ("errors", "files", "provenance"),
+    ("data.manifest", "data.order", "data.where", "config", "mesh", "runtime"),
+    ("data.dataset", "data.writer"),
+    ("data.reader", "data.prepare"),
+    ("data.stream",),
+    ("models", "photoz", "logs"),
+    ("objectives",),
+    ("optim", "state"),
+    ("checkpoint", "dry_run"),
+    ("results", "report_data", "report_tables", "report_figures"),
+    ("predict", "report", "photometry"),
+    ("evaluate", "train"),
+)
+
+
+def imports(path: Path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def layer(module: str) -> int | None:
+    return next((n for n, names in enumerate(LAYERS) for name in names if f"{module}.".startswith(f"{name}.")), None)
+
+
+def modules():
+    for path in sorted((ROOT / "jaxz").rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT / "jaxz").with_suffix("").parts).removesuffix("__init__").rstrip(".")
+        if name not in ("", "data"):
+            yield name, path
+
+
+def test_imports_run_one_way():
+    wrong = []
+    for name, path in modules():
+        assert layer(name) is not None, f"jaxz/{name} has no layer; give it one in this test"
+        for target in imports(path):
+            if target.startswith(("data_tools", "launch", "benchmarks", "tests")):
+                wrong.append(f"{name} imports {target}")
+            if target.startswith("jaxz."):
+                other = target.removeprefix("jaxz.")
+                if layer(other) is not None and layer(other) > layer(name):
+                    wrong.append(f"{name} imports {other}")
+    assert not wrong
+
+
+def test_models_know_no_data_objectives_no_trainer_and_photoz_only_itself():
+    for name, path in modules():
+        found = {t.removeprefix("jaxz.") for t in imports(path) if t.startswith("jaxz.")}
+        if name.startswith("models"):
+            assert not any(t.startswith("data") for t in found), name
+        if name.startswith("photoz"):
+            assert all(t.startswith("photoz") for t in found), name
+
+
+def test_orbax_is_imported_in_one_place_and_torch_nowhere():
+    for top in ("jaxz", "data_tools"):
+        for path in (ROOT / top).rglob("*.py"):
+            for target in imports(path):
+                assert not target.startswith(("torch", "tensorflow")), path
+                assert not target.startswith("orbax") or path.name == "checkpoint.py", path
+
+
+def test_importing_jaxz_does_not_import_jax():
+    code = "import sys, jaxz, jaxz.photoz.metrics; jaxz.open_dataset; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_pins_satisfy_the_ranges():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    ranges = [Requirement(r) for r in project["dependencies"] + project["optional-dependencies"]["dev"]]
+    lines = [line.strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    pins = {r.name: r for r in (Requirement(line) for line in lines if line and not line.startswith("#"))}
+    assert {r.name for r in ranges} == set(pins)
+    for wanted in ranges:
+        [pin] = pins[wanted.name].specifier
+        assert pin.operator == "==" and wanted.specifier.contains(pin.version), wanted.name
+
+
+def test_every_import_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {Requirement(r).name.replace("-", "_") for r in project["dependencies"]}
+    names = {"orbax": "orbax_checkpoint", "sklearn": "scikit_learn", "absl": "absl_py"}
+    for top in ("jaxz", "data_tools", "configs"):
+        for path in (ROOT / top).rglob("*.py"):
+            for target in imports(path):
+                package = target.split(".")[0]
+                if package not in sys.stdlib_module_names and package not in ("jaxz", "data_tools"):
+                    assert names.get(package, package) in declared, f"{path}: {package}"
+
+
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def survey(tmp_path_factory):
+    return blobs(tmp_path_factory.mktemp("survey") / "d", samples=16, size=64, shards=1)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=[p.stem for p in CONFIGS])
+def test_every_config_is_valid_and_makes_a_model(path, survey):
+    config = parse([f"--config={path}", f"--config.data.path={survey}"])
+    validate(config)
+    manifest = open_dataset(survey).manifest
+    normalisation = Normalisation.create(manifest, (), config.data.softening, config.data.deredden)
+    encoder = build(config.model, normalisation.bands, normalisation.size)
+    objective = objectives.Objective(encoder, config, normalisation)
+    params, extra = jax.eval_shape(objective.init, jax.random.key(0))
+    image = jax.ShapeDtypeStruct((2, 3, 64, 64), "float32")
+    batch = {
+        "image": image,
+        "mask": jax.ShapeDtypeStruct(image.shape, "bool"),
+        "sky": jax.ShapeDtypeStruct((3,), "float32"),
+    }
+    batch |= {name: jax.ShapeDtypeStruct((2,), "float32") for name in objective.columns}
+    loss, _ = jax.eval_shape(objective.loss, params, {}, extra, batch, jax.random.key(0), 0)
+    assert loss.shape == ()
+    header = ast.get_docstring(ast.parse(path.read_text()))
+    assert f"python -m jaxz.train --config=configs/{path.name} --workdir=" in header
+    assert re.search(r"(?i)hardware", header) and re.search(r"(?i)time", header) and re.search(r"(?i)expect", header)
+
+
+def test_the_config_stays_small():
+    count = lambda node: sum(count(v) if isinstance(v, dict) else 1 for v in node.values())
+    assert count(default().to_dict()) <= 60

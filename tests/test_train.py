@@ -1,0 +1,277 @@
+"""The trainer end to end on a tiny dataset: exact resume, damaged checkpoints, fine-tuning, what it refuses."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxz import errors, train
+from jaxz.checkpoint import Checkpoints
+from jaxz.errors import InputError
+from jaxz.predict import load_run
+from tests.helpers import blobs, small_config
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*argv) -> None:
+    assert train.main([str(a) for a in argv]) == errors.OK
+
+
+def losses(workdir: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def digests(workdir: Path) -> dict:
+    checkpoints = Checkpoints(workdir)
+    try:
+        return checkpoints.meta()["digests"]
+    finally:
+        checkpoints.close()
+
+
+@pytest.fixture(scope="module")
+def config(blob_dataset, tmp_path_factory):
+    return small_config(tmp_path_factory.mktemp("config"), blob_dataset, mae=0.1, fluxes=1.0, redshift=1.0)
+
+
+@pytest.fixture(scope="module")
+def straight(config, tmp_path_factory):
+    """20 steps without a break."""
+    workdir = tmp_path_factory.mktemp("runs") / "straight"
+    run(config, f"--workdir={workdir}", "--config.train.ema_decay=0.9")
+    return workdir
+
+
+def start(config, workdir) -> subprocess.Popen:
+    command = [sys.executable, "-m", "jaxz.train", config, f"--workdir={workdir}", "--config.train.ema_decay=0.9"]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition, process) -> None:
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("moment", ["within a save", "after a step"])
+def test_kill_and_restart_equals_an_unbroken_run(config, straight, tmp_path, moment):
+    workdir = tmp_path / "killed"
+    process = start(config, workdir)
+    checkpoints = workdir / "checkpoints"
+    if moment == "within a save":  # of step 14: its directory has another name until it is complete
+        wait_for(lambda: any(p.name.startswith("14.") for p in checkpoints.glob("*")), process)
+    else:
+        lines = workdir / "metrics.jsonl"
+        wait_for(lambda: (checkpoints / "7").exists() and lines.exists(), process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (checkpoints / "20").exists()
+    run(config, f"--workdir={workdir}", "--config.train.ema_decay=0.9")
+    assert (workdir / "metrics.jsonl").read_bytes() == (straight / "metrics.jsonl").read_bytes()
+    assert digests(workdir) == digests(straight)
+
+
+def test_a_signal_saves_and_asks_to_be_requeued(config, straight, tmp_path):
+    workdir = tmp_path / "stopped"
+    process = start(config, workdir)
+    wait_for(lambda: (workdir / "checkpoints" / "7").exists(), process)
+    process.send_signal(signal.SIGINT)
+    _, message = process.communicate()
+    if process.returncode == errors.OK:
+        pytest.skip("the run ended before the signal came")
+    assert (
+        process.returncode == errors.REQUEUE and "Traceback" not in message and "run the same command again" in message
+    )
+    run(config, f"--workdir={workdir}", "--config.train.ema_decay=0.9")
+    assert (workdir / "metrics.jsonl").read_bytes() == (straight / "metrics.jsonl").read_bytes()
+    assert digests(workdir) == digests(straight)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_a_damaged_checkpoint_is_noticed_and_the_one_before_taken(config, straight, tmp_path, damage, capsys):
+    workdir = tmp_path / "damaged"
+    shutil.copytree(straight, workdir)
+    newest = workdir / "checkpoints" / "20"
+    (newest / "files.json").unlink()  # so that the digests of the values alone must find it
+    victim = max((p for p in (newest / "params").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+        victim.write_bytes(content)
+    elif damage == "cut":
+        victim.write_bytes(content[: len(content) // 2])
+    else:
+        victim.unlink()
+    run(config, f"--workdir={workdir}", "--config.train.ema_decay=0.9")
+    said = capsys.readouterr().err
+    assert "checkpoint 20 is damaged" in said and "going on from step 14" in said
+    assert (workdir / "metrics.jsonl").read_bytes() == (straight / "metrics.jsonl").read_bytes()
+    assert digests(workdir) == digests(straight)
+
+
+def test_any_changed_byte_is_noticed(straight, tmp_path):
+    workdir, rng = tmp_path / "bytes", np.random.default_rng(0)
+    shutil.copytree(straight, workdir)
+    files = sorted(p for p in (workdir / "checkpoints" / "20").rglob("*") if p.is_file())
+    for victim in files:
+        content = victim.read_bytes()
+        changed = bytearray(content)
+        changed[rng.integers(len(content))] ^= 1 << rng.integers(8)
+        victim.write_bytes(changed)
+        checkpoints = Checkpoints(workdir)
+        assert checkpoints.meta()["step"] == 14, victim
+        checkpoints.close()
+        victim.write_bytes(content)
+
+
+def test_when_all_are_damaged_the_run_fails_and_says_so(config, straight, tmp_path):
+    workdir = tmp_path / "all"
+    shutil.copytree(straight, workdir)
+    for meta in workdir.glob("checkpoints/*/meta/metadata"):
+        meta.write_text("{}")
+    with pytest.raises(Exception, match="all checkpoints .* are damaged"):
+        train.main([config, f"--workdir={workdir}", "--config.train.ema_decay=0.9"])
+
+
+def test_a_finished_run_run_again_does_nothing(config, straight):
+    before = (straight / "metrics.jsonl").stat().st_mtime_ns, losses(straight)
+    run(config, f"--workdir={straight}", "--config.train.ema_decay=0.9")
+    assert losses(straight) == before[1] and len(before[1]) == 20
+
+
+def test_each_seed_is_another_run(config, straight, tmp_path):
+    run(
+        config,
+        f"--workdir={tmp_path / 'a'}",
+        "--config.train.ema_decay=0.9",
+        "--config.seed=1",
+        "--config.train.steps=3",
+    )
+    assert losses(tmp_path / "a")[0] != losses(straight)[0]
+
+
+def test_training_learns_and_its_average_follows(straight):
+    assert np.mean(losses(straight)[-3:]) < 0.9 * np.mean(losses(straight)[:3])
+    params, ema = load_run(straight).params, load_run(straight, "ema").params
+    gaps = [float(np.abs(a - b).max()) for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(ema), strict=True)]
+    assert 0 < max(gaps) < 1
+
+
+def test_a_probe_starts_from_the_pretrained_encoder_and_leaves_it_alone(straight, blob_dataset, tmp_path):
+    workdir = tmp_path / "probe"
+    config = small_config(tmp_path, blob_dataset, redshift=1.0)
+    run(config, f"--workdir={workdir}", f"--config.init.path={straight}", "--config.optim.frozen=^encoder/")
+    before, after = load_run(straight).params, load_run(workdir).params
+    jax.tree.map(np.testing.assert_array_equal, before["encoder"], after["encoder"])
+    assert not np.array_equal(before["redshift"]["out"]["kernel"], after["redshift"]["out"]["kernel"])
+    assert not any("encoder" in name for name in digests(workdir)["opt"])  # no optimizer state for what is frozen
+    assert load_run(workdir).normalisation == load_run(straight).normalisation
+
+
+def test_starting_from_an_average_takes_the_average(straight, blob_dataset, tmp_path):
+    workdir = tmp_path / "from_ema"
+    arguments = [f"--config.init.path={straight}", "--config.init.item=ema", "--config.optim.frozen=^encoder/"]
+    run(
+        small_config(tmp_path, blob_dataset, redshift=1.0), f"--workdir={workdir}", "--config.train.steps=1", *arguments
+    )
+    jax.tree.map(
+        np.testing.assert_array_equal, load_run(straight, "ema").params["encoder"], load_run(workdir).params["encoder"]
+    )
+
+
+def test_only_the_train_split_is_trained_on(config, blob_dataset, tmp_path):
+    """Other splits' rows can hold anything: the losses stay the same, unless the run is transductive."""
+    from jaxz.data.dataset import open_dataset
+
+    dataset = open_dataset(blob_dataset)
+    assert set(dataset.table(["split"])["split"].to_pylist()) == {"train", "test"}
+    for name, transductive, rows in (("a", "False", 72), ("b", "True", 96)):
+        run(
+            config,
+            f"--workdir={tmp_path / name}",
+            "--config.train.steps=1",
+            f"--config.data.transductive={transductive}",
+        )
+        assert f"{rows} samples to train on" in (tmp_path / name / "log.txt").read_text()
+
+
+def test_garbage_in_absent_bands_does_not_change_training(config, straight, tmp_path):
+    other = blobs(tmp_path / "garbage", fill=3e4)
+    run(config, f"--workdir={tmp_path / 'run'}", "--config.train.ema_decay=0.9", f"--config.data.path={other}")
+    assert losses(tmp_path / "run") == losses(straight)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"the loss is .* at step \d+; lower optim.lr"):
+        train.main([config, f"--workdir={tmp_path / 'nan'}", "--config.optim.lr=1e38", "--config.optim.clip_norm=1e38"])
+
+
+def test_dry_run_writes_nothing(config, tmp_path, capsys):
+    run(config, f"--workdir={tmp_path / 'dry'}", "--dry_run")
+    said = capsys.readouterr().out
+    assert "parameters" in said and "GFLOP" in said and not (tmp_path / "dry").exists()
+
+
+BAD = [
+    (["--config.train.stepz=3"], r"--config: .*stepz.*Did you mean \"?'?steps"),
+    (["--config.train.steps=many"], "--config: .*steps"),
+    (["--config.train.steps=0"], "train.steps: 0 must be at least 1"),
+    (["--config.data.path=nowhere"], "dataset 'nowhere' has no readable dataset.json .*make one with"),
+    (["--config.data.bands=('g','k')"], "data.bands: 'k' is not a band of the dataset"),
+    (["--config.data.where=zz > 1"], "column 'zz' is not in"),
+    (["--config.data.where=z >"], "where: .* is not an expression"),
+    (["--config.model.heads=5"], "model.heads: 5 does not divide model.width 32"),
+    (["--config.model.patch=7"], "model.patch: 7 does not divide the cutouts' 16 pixels"),
+    (["--config.model.name=resnet"], "model.name: 'resnet' is no backbone"),
+    (["--config.init.path=nowhere"], "init.path: 'nowhere' is no run directory"),
+    (["--config.optim.frozen=^nothing/"], "optim.frozen: '\\^nothing/' matches no parameter"),
+    (["--config.optim.frozen=("], "optim.frozen: '\\(' is no regular expression"),
+    (["--config.mesh.fsdp=3"], "mesh.fsdp: 3 does not divide"),
+    (["--config.train.steps=0", "--config.optim.lr=-1.0"], "train.steps: 0 .*; optim.lr: -1.0"),
+    (["--stpes=3"], "argument '--stpes=3' is not known"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD)
+def test_bad_input_is_one_sentence_and_leaves_nothing(config, tmp_path, arguments, message):
+    with pytest.raises(InputError, match=message):
+        train.main([config, f"--workdir={tmp_path / 'bad'}", *arguments])
+    assert not (tmp_path / "bad").exists()
+
+
+def test_a_workdir_of_another_config_is_refused_with_the_difference(config, straight, tmp_path):
+    with pytest.raises(InputError, match=r"begun with another config \(optim.lr: 0.001 -> 0.01\)"):
+        train.main([config, f"--workdir={straight}", "--config.train.ema_decay=0.9", "--config.optim.lr=0.01"])
+    allowed = tmp_path / "allowed"
+    shutil.copytree(straight, allowed)
+    more = ["--config.train.ema_decay=0.9", "--config.train.steps=22", "--allow_config_change"]
+    run(config, f"--workdir={allowed}", *more)
+    assert losses(allowed)[:20] == losses(straight) and len(losses(allowed)) == 22
+
+
+def test_mismatched_encoders_are_refused(straight, blob_dataset, tmp_path):
+    with pytest.raises(InputError, match=r"init.path: .* has another model \(depth: 2 -> 3\)"):
+        train.main(
+            [
+                small_config(tmp_path, blob_dataset, redshift=1.0),
+                f"--workdir={tmp_path / 'x'}",
+                f"--config.init.path={straight}",
+                "--config.model.depth=3",
+            ]
+        )
+
+
+def test_the_command_line_exits_2_without_a_traceback(config, tmp_path):
+    command = [sys.executable, "-m", "jaxz.train", config, f"--workdir={tmp_path / 'bad'}", "--config.train.stepz=3"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ})
+    assert done.returncode == errors.BAD_INPUT
+    assert done.stderr.startswith("error: ") and len(done.stderr.strip().splitlines()) == 1
