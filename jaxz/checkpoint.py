@@ -51,7 +51,7 @@ class Checkpoints:
         items = {name: getattr(state, name) for name in ARRAYS if jax.tree.leaves(getattr(state, name))}
         step = int(state.step)
         sealed = seal({**meta, "step": step, "digests": digests(items), "stream": stream})
-        arrays = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        arrays = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
         json_items = {"stream": ocp.args.JsonSave(stream), "meta": ocp.args.JsonSave(sealed)}
         self.saving = True
         self.manager.save(step, args=ocp.args.Composite(**arrays, **json_items), force=True)
@@ -143,7 +143,10 @@ class Checkpoints:
 
     def _read(self, step: int, abstract: dict) -> tuple[dict, dict]:
         meta = self._meta(step)
-        args = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+        args = {
+            name: ocp.args.PyTreeRestore(tree, ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True)
+            for name, tree in abstract.items()
+        }
         try:
             restored = self.manager.restore(step, args=ocp.args.Composite(**args))
         except Exception as error:

@@ -105,8 +105,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
         )
     if config.mae.decoder_heads >= 1 and config.mae.decoder_width % config.mae.decoder_heads:
         problems.append(
-            f"mae.decoder_heads: {config.mae.decoder_heads} does not divide {config.mae.decoder_width}, mae.decoder_width; "
-            "choose a divisor"
+            f"mae.decoder_heads: {config.mae.decoder_heads} does not divide mae.decoder_width "
+            f"{config.mae.decoder_width}; choose a divisor"
         )
     if config.redshift.z_max <= config.redshift.z_min:
         problems.append(f"redshift.z_max: {config.redshift.z_max} must be above redshift.z_min {config.redshift.z_min}")

@@ -1,8 +1,15 @@
+import os
+import tempfile
+
 import pytest
 
 from jaxz import runtime
 
 runtime.set_xla_flags()
+# Compiled programs are shared by the tests and the processes that they start: compiling is most of their time.
+CACHE = tempfile.TemporaryDirectory(prefix="jaxz-compiled-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 
 @pytest.fixture(scope="session")
