@@ -1,6 +1,9 @@
-"""The demo's ViT trained directly on the labelled tenth.
+"""The demo's ViT trained directly on the labelled eighth, for as many images as pretraining and fine-tuning take together.
 
-python -m jaxz.train --config=configs/demo_direct.py --workdir=runs/demo/direct
+    python -m jaxz.train --config=configs/demo_direct.py --workdir=runs/demo/direct
+
+Hardware: 2 CPU cores. Time: 4 minutes. Expect: sigma_mad about 0.030 on the test set like the labelled one, well below what
+gradient boosting on the catalog fluxes reaches, and 0.08 on the full one. lr 2e-3 did better than 1e-3 here.
 """
 
 from jaxz.config import default
@@ -11,9 +14,8 @@ def get_config():
     config.data.path = "runs/demo/dataset"
     config.data.where = "z_kind == 'spec'"
     config.model.update(dict(width=128, depth=4, heads=4, patch=8))
-    config.mae.update(dict(mask_ratio=0.5, decoder_width=64, decoder_depth=1, decoder_heads=4))
     config.losses = dict(redshift=1.0)
-    config.train.update(dict(steps=800, batch_size=128, log_every=10))
-    config.optim.update(dict(lr=1e-3, warmup_steps=50))
+    config.train.update(dict(steps=1800, batch_size=128, log_every=10))
+    config.optim.update(dict(lr=2e-3, warmup_steps=50))
     config.checkpoint.every = 200
     return config

@@ -1,20 +1,16 @@
-"""The demo's ViT trained directly on the labelled tenth.
+"""The demo's pretrained ViT fine-tuned on the labelled eighth.
 
-python -m jaxz.train --config=configs/demo_direct.py --workdir=runs/demo/direct
+    python -m jaxz.train --config=configs/demo_finetune.py --workdir=runs/demo/pretrained
+
+Hardware: 2 CPU cores. Time: 2 minutes. Expect: on the full test set far fewer outliers than the directly trained ViT.
 """
 
-from jaxz.config import default
+from configs import demo_direct
 
 
 def get_config():
-    config = default()
-    config.data.path = "runs/demo/dataset"
-    config.data.where = "z_kind == 'spec'"
-    config.model.update(dict(width=128, depth=4, heads=4, patch=8))
-    config.mae.update(dict(mask_ratio=0.5, decoder_width=64, decoder_depth=1, decoder_heads=4))
-    config.losses = dict(redshift=1.0)
-    config.train.update(dict(steps=800, batch_size=128, log_every=10))
-    config.optim.update(dict(lr=1e-3, warmup_steps=50))
-    config.checkpoint.every = 200
+    config = demo_direct.get_config()
     config.init.path = "runs/demo/pretrain"
+    config.train.steps = 800
+    config.optim.lr = 1e-3
     return config

@@ -64,7 +64,7 @@ from jaxz.config import default
 def get_config():
     config = default()
     config.data.path = {path!r}
-    config.model.update(dict(width=32, depth=2, heads=2, patch=8))
+    config.model.update(dict(width=32, depth={depth}, heads=2, patch=8))
     config.mae.update(dict(mask_ratio=0.5, decoder_width=16, decoder_depth=1, decoder_heads=2))
     config.losses = {losses!r}
     config.train.update(dict(steps=20, batch_size=16, log_every=1))
@@ -74,8 +74,8 @@ def get_config():
 """
 
 
-def small_config(folder: Path, dataset: Path, **losses: float) -> str:
+def small_config(folder: Path, dataset: Path, depth: int = 2, **losses: float) -> str:
     """A config file for a tiny model on `dataset`; returns its --config argument."""
     path = folder / f"config_{'_'.join(losses)}.py"
-    path.write_text(SMALL.format(path=str(dataset), losses=losses))
+    path.write_text(SMALL.format(path=str(dataset), depth=depth, losses=losses))
     return f"--config={path}"
