@@ -1,9 +1,9 @@
-"""The demo's ViT trained directly on the labelled eighth, for as many images as pretraining and fine-tuning take together.
+"""The demo's ViT trained directly on the labelled eighth, on as many images as pretraining and fine-tuning together.
 
     python -m jaxz.train --config=configs/demo_direct.py --workdir=runs/demo/direct
 
-Hardware: 2 CPU cores. Time: 4 minutes. Expect: sigma_mad about 0.030 on the test set like the labelled one, well below what
-gradient boosting on the catalog fluxes reaches, and 0.08 on the full one. lr 2e-3 did better than 1e-3 here.
+Hardware: 2 CPU cores. Time: 4 minutes. Expect: sigma_mad about 0.030 on the test set like the labelled one, below
+what gradient boosting on the catalog fluxes reaches, and 0.08 on the full one. lr 2e-3 did better than 1e-3 here.
 """
 
 from jaxz.config import default

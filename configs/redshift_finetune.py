@@ -3,8 +3,9 @@
     python -m jaxz.train --config=configs/redshift_finetune.py --workdir=RUN --config.data.path=DATASET \\
         --config.init.path=PRETRAINING_RUN
 
-Takes the model of configs/pretrain_mae.py. Hardware: 2 CPU cores for a try, one GPU for work. Time: minutes to hours with the
-number of labels. Expect: set redshift.z_max above the largest redshift you hope for; compare with a run without init.path.
+Takes the model of configs/pretrain_mae.py; redshift.z_max must lie above the largest redshift hoped for. Hardware: 2
+CPU cores for a try, one GPU for work. Time: minutes to hours, by the number of labels. Expect: compare with a run without
+init.path.
 """
 
 from configs import pretrain_mae

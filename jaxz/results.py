@@ -77,14 +77,20 @@ def write_catalog(path: Path | str, table: pa.Table) -> None:
     if path.suffix == ".fits":
         from astropy.table import Table
 
-        columns = {name: np.asarray(table[name].to_pylist()) if pa.types.is_string(table[name].type)
-                   else table[name].to_numpy() for name in table.column_names}  # fmt: skip
+        columns = {name: to_numpy(table[name]) for name in table.column_names}
         Table(columns).write(sink, format="fits")
     elif path.suffix == ".parquet":
         pq.write_table(table, sink, compression="zstd")
     else:
         raise InputError(f"out: {str(path)!r} must end in .parquet or .fits")
     replace(path, sink.getbuffer())
+
+
+def to_numpy(column: pa.ChunkedArray) -> np.ndarray:
+    """[N], or [N, n] for a column of fixed-size lists."""
+    if pa.types.is_fixed_size_list(column.type):
+        return column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+    return np.asarray(column.to_pylist()) if pa.types.is_string(column.type) else column.to_numpy()
 
 
 def write_results(

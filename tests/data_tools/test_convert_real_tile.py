@@ -1,5 +1,6 @@
 """Conversion of the real nine-band tile, against the tile's own pixels."""
 
+import json
 import math
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from scipy.spatial import cKDTree
 
 import jaxz
 from data_tools import convert
+from jaxz import train
 
 ROOT = Path(__file__).parents[2]
 TILE = ROOT / "../shared/data/profound_kids_viking_9band"
@@ -76,3 +78,18 @@ def test_real_tile_reads_with_stock_webdataset(kids):
             np.testing.assert_array_equal(sample["image_mask.npy"], ours["image_mask"])
             assert sample["meta.json"]["x"] == ours["x"] and sample["meta.json"]["split"] == ours["split"]
     assert number == len(kids)
+
+
+def test_real_tile_pretrains(kids, tmp_path):
+    """200 steps of masked autoencoding on the train split: the loss on hidden pixels falls."""
+    config = ["--config=configs/pretrain_mae.py", f"--config.data.path={kids.path}", f"--workdir={tmp_path / 'run'}"]
+    small = [
+        "--config.model.width=64",
+        "--config.model.depth=2",
+        "--config.model.heads=2",
+        "--config.train.batch_size=16",
+    ]
+    assert train.main([*config, *small, "--config.mae.decoder_width=48", "--config.train.log_every=1"]) == 0
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 200 and np.isfinite(losses).all()
+    assert np.median(losses[-20:]) < 0.6 * np.median(losses[:20])

@@ -1,0 +1,109 @@
+"""Runs applied to datasets: scores, files, bands matched by name, and what is refused."""
+
+import json
+
+import h5py
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from astropy.table import Table
+
+import jaxz
+from jaxz import evaluate, predict, train
+from jaxz.data.stream import Source, Stream
+from jaxz.errors import InputError
+from jaxz.photoz.metrics import evaluate_metrics
+from jaxz.photoz.pdf import PDF
+from tests.helpers import blobs, small_config
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return blobs(tmp_path_factory.mktemp("data") / "d", samples=400)
+
+
+@pytest.fixture(scope="module")
+def run(dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    config = small_config(folder, dataset, depth=1, mae=0.1, redshift=1.0)
+    assert (
+        train.main([config, f"--workdir={folder / 'arm'}", "--config.train.steps=120", "--config.optim.lr=3e-3"]) == 0
+    )
+    evaluate.main([f"--workdir={folder / 'arm'}", f"--dataset={dataset}"])
+    return folder / "arm"
+
+
+def test_evaluate_scores_the_test_split_alone(run, dataset):
+    table = pq.read_table(run / "predictions.parquet")
+    truth = jaxz.open_dataset(dataset).table(["key", "true_z", "z", "z_kind"], "split == 'test'")
+    assert table["key"].to_pylist() == truth["key"].to_pylist()
+    report = json.loads((run / "report.json").read_text())["arm"]
+    assert set(report) == {"spec_like", "full"}
+    z_best, z_true = table["z_best"].to_numpy(), truth["true_z"].to_numpy()
+    e = (z_best - z_true) / (1 + z_true)
+    expected = 1.4826 * np.median(np.abs(e - np.median(e)))
+    assert report["full"]["sigma_mad"]["value"] == pytest.approx(expected, rel=1e-5)
+    labelled = np.array(truth["z_kind"].to_pylist()) == "spec"
+    assert report["spec_like"]["objects"]["value"] == labelled.sum() == table["test_spec_like"].to_numpy().sum()
+    prior = np.full(len(z_true), np.median(z_true))
+    assert report["full"]["sigma_mad"]["value"] < 0.5 * evaluate_metrics(prior, z_true)["sigma_mad"]["value"]
+
+
+def test_results_are_readable_by_others(run):
+    table, fits = pq.read_table(run / "predictions.parquet"), Table.read(run / "predictions.fits")
+    np.testing.assert_array_equal(table["z_best"].to_numpy(), fits["z_best"])
+    with h5py.File(run / "pdf.hdf5") as file:
+        density, edges = file["data/pdfs"][:], file["meta/bins"][0]
+    pdf = PDF(edges, density * np.diff(edges))
+    np.testing.assert_allclose(pdf.median(), table["z_median"].to_numpy(), atol=1e-5)
+    with np.load(run / "reconstructions.npz") as saved:
+        assert saved["image"].shape == saved["reconstruction"].shape == saved["hidden"].shape == (6, 3, 16, 16)
+        assert saved["bands"].tolist() == ["g", "r", "i"]
+
+
+def test_a_model_predicts_batches_and_datasets_alike(run, dataset):
+    model, opened = jaxz.load_run(run), jaxz.open_dataset(dataset)
+    rows, found = model.predict_dataset(opened, "split == 'test'", ("pdf", "embedding"), batch_size=32)
+    batch = next(Stream(Source(opened, columns=("ebv", "bands_observed"), where="split == 'test'"), 8, shuffle=False))
+    by_batch = model.predict(batch)
+    np.testing.assert_allclose(by_batch["pdf"], found["pdf"][:8], atol=1e-6)
+    np.testing.assert_allclose(model.embed(batch), found["embedding"][:8], atol=1e-5)
+    np.testing.assert_array_equal(rows[:8], batch["row"])
+    np.testing.assert_allclose(found["pdf"].sum(1), 1, rtol=1e-5)
+
+
+def test_garbage_in_an_absent_band_changes_no_prediction(run, dataset, tmp_path):
+    other = blobs(tmp_path / "garbage", samples=400, fill=3e4)
+    model = jaxz.load_run(run)
+    a, b = (model.predict_dataset(jaxz.open_dataset(d), None, ("pdf",))[1]["pdf"] for d in (dataset, other))
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out.fits"])
+def test_predict_writes_a_catalog_and_pdfs(run, dataset, tmp_path, name, capsys):
+    predict.main([f"--workdir={run}", f"--dataset={dataset}", f"--out={tmp_path / name}", "--where=z > 1"])
+    count = len(jaxz.open_dataset(dataset).select("z > 1"))
+    table = Table.read(tmp_path / name) if name.endswith("fits") else pq.read_table(tmp_path / name).to_pandas()
+    assert len(table) == count and {"key", "z_best", "z_l68", "odds", "n_bands"} <= set(table.columns)
+    assert (tmp_path / "out.hdf5").exists() and f"{count} objects" in capsys.readouterr().out
+
+
+def test_a_run_without_redshifts_predicts_embeddings(dataset, tmp_path):
+    config = small_config(tmp_path, dataset, depth=1, mae=1.0)
+    train.main([config, f"--workdir={tmp_path / 'mae'}", "--config.train.steps=2"])
+    predict.main([f"--workdir={tmp_path / 'mae'}", f"--dataset={dataset}", f"--out={tmp_path / 'e.parquet'}"])
+    assert np.stack(pq.read_table(tmp_path / "e.parquet")["embedding"].to_numpy()).shape == (400, 32)
+    predict.main([f"--workdir={tmp_path / 'mae'}", f"--dataset={dataset}", f"--out={tmp_path / 'e.fits'}"])
+    assert Table.read(tmp_path / "e.fits")["embedding"].shape == (400, 32)
+
+
+def test_what_does_not_fit_is_refused(run, dataset, tmp_path):
+    with pytest.raises(InputError, match="no run directory with checkpoints"):
+        jaxz.load_run(tmp_path)
+    with pytest.raises(InputError, match=r"must end in .parquet or .fits"):
+        predict.main([f"--workdir={run}", f"--dataset={dataset}", f"--out={tmp_path / 'x.csv'}"])
+    with pytest.raises(InputError, match=r"arrays.image.shape: \[3, 32, 32\] does not fit"):
+        other = blobs(tmp_path / "large", samples=12, size=32)
+        predict.main([f"--workdir={run}", f"--dataset={other}", f"--out={tmp_path / 'x.parquet'}"])
+    with pytest.raises(InputError, match="'ema' was not kept"):
+        jaxz.load_run(run, "ema")
