@@ -3,9 +3,9 @@
     python -m jaxz.train --config=configs/redshift_finetune.py --workdir=RUN --config.data.path=DATASET \\
         --config.init.path=PRETRAINING_RUN
 
-Takes the model of configs/pretrain_mae.py; redshift.z_max must lie above the largest redshift hoped for. Hardware: 2
-CPU cores for a try, one GPU for work. Time: minutes to hours, by the number of labels. Expect: compare with a run without
-init.path.
+Takes the model of configs/pretrain_mae.py; redshift.z_max must lie above the largest redshift hoped for.
+Hardware: 2 CPU cores for a try, one GPU for work. Time: minutes to hours, by the number of labels.
+Expect: compare it with a run without init.path.
 """
 
 from configs import pretrain_mae
