@@ -26,7 +26,8 @@ def default() -> ml_collections.ConfigDict:
                 check="size",  # or "crc": verify every payload's checksum too
                 softening=3.0,  # asinh scale, in units of the sky sigma per pixel
                 deredden=True,  # Galactic reddening, by the columns ebv and a_over_ebv
-                augment=True,  # the 8 symmetries of the square
+                augment=True,  # the 8 symmetries of the square, and moves ...
+                shift=0,  # ... by up to so many pixels
             ),
             model=dict(name="vit", width=384, depth=12, heads=6, patch=8, dtype="float32"),
             losses=dict(redshift=1.0),  # objectives by name, with their weights
@@ -55,6 +56,7 @@ CHECKS = (
     ("data.window", lambda v: v >= 0, "at least 0"),
     ("data.threads", lambda v: v >= 1, "at least 1"),
     ("data.softening", lambda v: v > 0, "above 0"),
+    ("data.shift", lambda v: v >= 0, "at least 0"),
     ("model.dtype", lambda v: v in ("float32", "bfloat16", "float16"), "float32, bfloat16 or float16"),
     ("model.width", lambda v: v >= 1, "at least 1"),
     ("model.depth", lambda v: v >= 1, "at least 1"),

@@ -8,7 +8,6 @@ that `jaxz.report` compares with those of the image models.
 
 import argparse
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -157,7 +156,7 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     started, dataset, workdir = time.monotonic(), open_dataset(options.dataset), Path(options.workdir)
 
-    config = {"model": options.model, "data": {"path": os.path.abspath(options.dataset)}, "seed": options.seed}
+    config = {"model": options.model, "data": {"path": options.dataset}, "seed": options.seed}
     if (workdir / "config.json").exists() and json.loads((workdir / "config.json").read_text()) != config:
         raise InputError(f"workdir: {options.workdir!r} holds a run of another configuration; choose another directory")
     catalog, pdf = predict(dataset, options.model, options.seed)

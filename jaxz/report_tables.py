@@ -154,10 +154,9 @@ def gap(arms: Sequence[Run], sets: Sequence[str]) -> str:
 
 
 def cost(arms: Sequence[Run], sets: Sequence[str]) -> str:
-    """What the two leading arms of the last test set cost in images and time, with pretraining."""
-    leading = [name for name, *_ in ranking(arms, sets[-1], "sigma_mad")][:2]
+    """What each arm cost in images and time, with pretraining, the best of the last test set first."""
     parts = []
-    for name in leading:
+    for name, *_ in ranking(arms, sets[-1], "sigma_mad"):
         arm = next(arm for arm in arms if arm.name == name)
         if arm.compute:
             pretraining = arm.total("images") - float(arm.compute.get("images") or 0)

@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     # ---- data ------------------------------------------------------------------------------------------------------
     dataset = open_dataset(config.data.path)
     normalisation = starting_normalisation(config, dataset)
-    prepare = Prepare(dataset.manifest, normalisation, augment=config.data.augment)
+    prepare = Prepare(dataset.manifest, normalisation, augment=config.data.augment, shift=config.data.shift)
 
     # ---- mesh, model, state ----------------------------------------------------------------------------------------
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)

@@ -69,7 +69,7 @@ class Prepare:
     matches, or the cutouts have another size or pixel scale than the model's.
     """
 
-    def __init__(self, manifest: Manifest, normalisation: Normalisation, augment: bool = False):
+    def __init__(self, manifest: Manifest, normalisation: Normalisation, augment: bool = False, shift: int = 0):
         names = [band.name for band in manifest.bands]
         wanted = [band.name for band in normalisation.bands]
         self.index = [names.index(name) if name in names else -1 for name in wanted]
@@ -91,7 +91,7 @@ class Prepare:
         factor = [b.ujy_per_unit / s for b, s in zip(bands, normalisation.scale_ujy, strict=True)]
         self.factor = np.where(there, factor, 0).astype(np.float32)
         self.sky = np.where(there, [b.sky_sigma for b in bands] * self.factor, 1).astype(np.float32)
-        self.there, self.augment, self.deredden = there, augment, normalisation.deredden
+        self.there, self.augment, self.shift, self.deredden = there, augment, shift, normalisation.deredden
         if self.deredden and "ebv" not in manifest.columns:
             raise InputError("data.deredden: the dataset has no column 'ebv'; add it or set data.deredden=False")
         self.extinction = np.array([band.a_over_ebv for band in normalisation.bands], np.float32)
@@ -115,17 +115,32 @@ class Prepare:
             flux = flux * 10 ** (0.4 * ebv[:, None] * self.extinction)[..., None, None]
         image = jnp.arcsinh(flux)
         if self.augment:
-            image, mask = symmetries(image, mask, batch["epoch"], batch["position"], key)
+            image, mask = turn_and_shift(image, mask, batch["epoch"], batch["position"], key, self.shift)
         rest = {name: value for name, value in batch.items() if name not in ("image", "image_mask")}
         return {**rest, "image": image, "mask": mask, "sky": jnp.asarray(self.sky)}
 
 
-def symmetries(image: jax.Array, mask: jax.Array, epoch: jax.Array, position: jax.Array, key: jax.Array):
-    """One of the 8 symmetries of the square for each sample, by (key, epoch, position): flux and noise stay exact."""
-    draw = lambda e, p: jax.random.bits(jax.random.fold_in(jax.random.fold_in(key, e), p), dtype=jnp.uint32) % 8
-    source = jnp.asarray(eight_views(image.shape[-1]))[jax.vmap(draw)(epoch, position)]  # [B,H*W]
-    turn = lambda x: jnp.take_along_axis(x.reshape(*x.shape[:2], -1), source[:, None], axis=2).reshape(x.shape)
-    return turn(image), turn(mask)
+def turn_and_shift(
+    image: jax.Array, mask: jax.Array, epoch: jax.Array, position: jax.Array, key: jax.Array, shift: int
+):
+    """One of the 8 symmetries of the square and a move by up to `shift` whole pixels along each axis, for each sample
+    by (key, epoch, position): flux and noise stay exact, and what comes in from outside is not observed."""
+    size, moves = image.shape[-1], 2 * shift + 1
+
+    def draw(e, p):
+        sample_key = jax.random.fold_in(jax.random.fold_in(key, e), p)
+        return jax.random.randint(sample_key, (3,), 0, jnp.array([8, moves, moves]))
+
+    view, dy, dx = jax.vmap(draw)(epoch, position).T  # [B] each
+    place = jnp.arange(size)
+    rows, columns = (place + (d - shift)[:, None] for d in (dy, dx))  # [B,size]
+    inside = ((rows >= 0) & (rows < size))[:, :, None] & ((columns >= 0) & (columns < size))[:, None]
+    flat = (jnp.clip(rows, 0, size - 1)[:, :, None] * size + jnp.clip(columns, 0, size - 1)[:, None]).reshape(
+        len(dy), -1
+    )
+    source = jnp.take_along_axis(jnp.asarray(eight_views(size))[view], flat, axis=1)[:, None]  # [B,1,H*W]
+    take = lambda x: jnp.take_along_axis(x.reshape(*x.shape[:2], -1), source, axis=2).reshape(x.shape)
+    return jnp.where(inside[:, None], take(image), 0), take(mask) & inside[:, None]
 
 
 def eight_views(size: int) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 
 from jaxz.data.dataset import open_dataset
 from jaxz.data.manifest import Array
-from jaxz.data.prepare import Normalisation, Prepare, symmetries
+from jaxz.data.prepare import Normalisation, Prepare, turn_and_shift
 from jaxz.errors import InputError
 
 KEY = jax.random.key(0)
@@ -102,17 +102,37 @@ def test_symmetries_are_the_eight_of_the_square_by_position():
     rng = np.random.default_rng(0)
     image = jnp.asarray(np.repeat(rng.normal(size=(1, 2, 6, 6)), 400, 0))
     position, epoch = jnp.arange(400, dtype=jnp.uint32), jnp.zeros(400, jnp.int32)
-    moved, mask = symmetries(image, image > 0, epoch, position, KEY)
+    moved, mask = turn_and_shift(image, image > 0, epoch, position, KEY, 0)
     np.testing.assert_array_equal(mask, moved > 0)
     eight = [np.rot90(f, k, (1, 2)) for f in (image[0], image[0][:, :, ::-1]) for k in range(4)]
     which = [next(i for i, e in enumerate(eight) if np.array_equal(e, m)) for m in np.asarray(moved)]
     counts = np.bincount(which, minlength=8)
     assert counts.min() > 25 and counts.max() < 80  # 50 +- 7 expected of each
     shuffled = np.random.default_rng(1).permutation(400)  # the same sample, whichever batch it comes in
-    again, _ = symmetries(image[shuffled], image[shuffled] > 0, epoch, position[shuffled], KEY)
+    again, _ = turn_and_shift(image[shuffled], image[shuffled] > 0, epoch, position[shuffled], KEY, 0)
     np.testing.assert_array_equal(again, moved[shuffled])
-    other_epoch, _ = symmetries(image, image > 0, epoch + 1, position, KEY)
+    other_epoch, _ = turn_and_shift(image, image > 0, epoch + 1, position, KEY, 0)
     assert not np.array_equal(other_epoch, moved)
+
+
+def test_moves_shift_whole_pixels_and_mask_what_comes_in():
+    rng = np.random.default_rng(0)
+    image = jnp.asarray(np.repeat(rng.normal(size=(1, 2, 6, 6)), 300, 0))
+    everywhere = jnp.ones(image.shape, bool)
+    moved, mask = turn_and_shift(
+        image, everywhere, jnp.zeros(300, jnp.int32), jnp.arange(300, dtype=jnp.uint32), KEY, 2
+    )
+    views = [np.rot90(f, k, (1, 2)) for f in (image[0], image[0][:, :, ::-1]) for k in range(4)]
+    cut = lambda x, dy, dx: np.pad(x, ((0, 0), (2, 2), (2, 2)))[:, 2 + dy : 8 + dy, 2 + dx : 8 + dx]
+    moves = [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)]
+    possible = {cut(view, *move).tobytes(): (n, move) for n, view in enumerate(views) for move in moves}
+    inside = {move: cut(np.ones((2, 6, 6), bool), *move) for move in moves}
+    seen = set()
+    for sample, observed in zip(np.asarray(moved), np.asarray(mask), strict=True):
+        view, move = possible[sample.tobytes()]
+        np.testing.assert_array_equal(observed, inside[move])
+        seen.add((view, *move))
+    assert len({view for view, _, _ in seen}) == 8 and len({(dy, dx) for _, dy, dx in seen}) > 20
 
 
 def test_what_does_not_fit_is_refused(manifest):
