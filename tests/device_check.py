@@ -21,6 +21,7 @@ from jaxz.state import abstract_state, fresh_state, make_step
 def main(config_argument: str, workdir: str) -> None:
     runtime.set_xla_flags()
     config = parse([config_argument])
+    config.train.ema_decay = 0.9
     dataset = open_dataset(config.data.path)
     normalisation = Normalisation.create(dataset.manifest, (), config.data.softening, config.data.deredden)
     prepare = Prepare(dataset.manifest, normalisation, augment=True)
@@ -65,20 +66,22 @@ def main(config_argument: str, workdir: str) -> None:
                 ],
                 "digest": digests({"params": state.params})["params"],
             }
-            if name == "2x4":
-                result["resharded"] = reshard(state, workdir, objective, optimizer)
+        if name == "2x4":
+            result["resharded"] = reshard(state, workdir, objective, optimizer, mesh)
     json.dump(result, sys.stdout)
 
 
-def reshard(state, workdir, objective, optimizer) -> bool:
+def reshard(state, workdir, objective, optimizer, mesh) -> bool:
     """Saved on 2 x 4, restored on 4 x 2 (digests are verified on the way) and on one device: the same values."""
     checkpoints = Checkpoints(workdir)
-    checkpoints.save(state, {}, {"config": {}})
+    with jax.set_mesh(mesh):
+        checkpoints.save(state, {}, {"config": {}})
     checkpoints.finish()
     same = True
     for data, fsdp in ((4, 2), (1, 1)):
         mesh = make_mesh(data, fsdp, jax.devices()[: data * fsdp])
-        restored, _, _ = checkpoints.restore(abstract_state(objective, optimizer, 0.9, mesh))
+        with jax.set_mesh(mesh):
+            restored, _, _ = checkpoints.restore(abstract_state(objective, optimizer, 0.9, mesh))
         for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(restored), strict=True):
             same &= bool(np.array_equal(np.asarray(a), np.asarray(b)))
     checkpoints.close()

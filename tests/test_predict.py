@@ -45,8 +45,8 @@ def test_evaluate_scores_the_test_split_alone(run, dataset):
     assert report["full"]["sigma_mad"]["value"] == pytest.approx(expected, rel=1e-5)
     labelled = np.array(truth["z_kind"].to_pylist()) == "spec"
     assert report["spec_like"]["objects"]["value"] == labelled.sum() == table["test_spec_like"].to_numpy().sum()
-    prior = np.full(len(z_true), np.median(z_true))
-    assert report["full"]["sigma_mad"]["value"] < 0.5 * evaluate_metrics(prior, z_true)["sigma_mad"]["value"]
+    prior = evaluate_metrics(np.full(len(z_true), np.median(z_true)), z_true)  # what knowing nothing gives
+    assert report["full"]["sigma_mad"]["value"] < 0.8 * prior["sigma_mad"]["value"]
 
 
 def test_results_are_readable_by_others(run):
@@ -56,9 +56,6 @@ def test_results_are_readable_by_others(run):
         density, edges = file["data/pdfs"][:], file["meta/bins"][0]
     pdf = PDF(edges, density * np.diff(edges))
     np.testing.assert_allclose(pdf.median(), table["z_median"].to_numpy(), atol=1e-5)
-    with np.load(run / "reconstructions.npz") as saved:
-        assert saved["image"].shape == saved["reconstruction"].shape == saved["hidden"].shape == (6, 3, 16, 16)
-        assert saved["bands"].tolist() == ["g", "r", "i"]
 
 
 def test_a_model_predicts_batches_and_datasets_alike(run, dataset):
@@ -88,9 +85,14 @@ def test_predict_writes_a_catalog_and_pdfs(run, dataset, tmp_path, name, capsys)
     assert (tmp_path / "out.hdf5").exists() and f"{count} objects" in capsys.readouterr().out
 
 
-def test_a_run_without_redshifts_predicts_embeddings(dataset, tmp_path):
+def test_a_run_without_redshifts_gives_reconstructions_and_embeddings(dataset, tmp_path):
     config = small_config(tmp_path, dataset, depth=1, mae=1.0)
     train.main([config, f"--workdir={tmp_path / 'mae'}", "--config.train.steps=2"])
+    evaluate.main([f"--workdir={tmp_path / 'mae'}", f"--dataset={dataset}"])
+    with np.load(tmp_path / "mae" / "reconstructions.npz") as saved:
+        assert saved["image"].shape == saved["reconstruction"].shape == saved["hidden"].shape == (6, 3, 16, 16)
+        assert saved["bands"].tolist() == ["g", "r", "i"]
+        assert 0.4 < saved["hidden"][saved["observed"]].mean() < 0.8  # half of the patches, and some bands
     predict.main([f"--workdir={tmp_path / 'mae'}", f"--dataset={dataset}", f"--out={tmp_path / 'e.parquet'}"])
     assert np.stack(pq.read_table(tmp_path / "e.parquet")["embedding"].to_numpy()).shape == (400, 32)
     predict.main([f"--workdir={tmp_path / 'mae'}", f"--dataset={dataset}", f"--out={tmp_path / 'e.fits'}"])

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -69,19 +70,31 @@ class Dataset:
 
     def cutout(self, row: int) -> dict:
         """One sample: its arrays, its scalars and its key, by global row number."""
-        from jaxz.data.reader import Reader
-
         if not 0 <= row < len(self):
             raise InputError(f"row {row} is outside of the dataset's 0..{len(self) - 1}")
         shard, within = self.locate(np.array([row]))
         scalars = self._index(int(shard[0])).slice(int(within[0]), 1).to_pylist()[0]
         sample = {"key": scalars["key"], **{c: scalars[c] for c in self.manifest.columns}}
-        batch = Reader(self, tuple(self.manifest.arrays), check="crc").read(np.array([row]))
         for name, spec in self.manifest.arrays.items():
-            value = batch[name][0]
-            sample[name] = np.moveaxis(np.moveaxis(value, spec.shape.index(None), 0)[batch[f"{name}_mask"][0]], 0,
-                                       spec.shape.index(None)) if spec.variable else value  # fmt: skip
+            if spec.encoding == "index":
+                sample[name] = np.array(scalars[name], spec.dtype).reshape(spec.shape)
+            else:
+                sample[name] = self._payload(int(shard[0]), int(within[0]), name)
         return sample
+
+    def _payload(self, shard: int, within: int, name: str) -> np.ndarray:
+        """One stored array, checked against its checksum."""
+        offset, size, crc = (int(place[within]) for place in self.places(shard, name))
+        path, spec = self.path / "shards" / f"{self.manifest.shards[shard].name}.tar", self.manifest.arrays[name]
+        try:
+            with open(path, "rb") as tar:
+                tar.seek(offset)
+                payload = tar.read(size)
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror}); restore the shard") from None
+        if zlib.crc32(payload) != crc:
+            raise DataError(f"{path}: {name} at offset {offset} fails its checksum; restore the shard")
+        return np.frombuffer(payload, spec.dtype).reshape(spec.shape_of(size))
 
     def places(self, shard: int, array: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Offset, size and crc32 of every payload of `array` in a shard's tar."""
