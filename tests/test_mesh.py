@@ -43,14 +43,11 @@ def test_the_state_is_donated(measured):
 
 
 def test_collectives_of_the_compiled_step(measured):
-    """Data parallel: gradients and metrics are summed in a few fused all-reduces, nothing is gathered."""
+    """Data parallel: one fused all-reduce. FSDP: weights are gathered, 66 all-gathers and 2 all-reduces measured."""
     assert measured["1"]["collectives"] == {}
-    assert set(measured["8"]["collectives"]) == {"all-reduce"}
-    assert measured["8"]["collectives"]["all-reduce"] <= MOST_ALL_REDUCES
-    assert measured["2x4"]["collectives"]["all-gather"] > 0
-
-
-MOST_ALL_REDUCES = 12
+    assert set(measured["8"]["collectives"]) == {"all-reduce"} and measured["8"]["collectives"]["all-reduce"] <= 2
+    assert 0 < measured["2x4"]["collectives"]["all-gather"] <= 70
+    assert measured["2x4"]["collectives"]["all-reduce"] <= 4
 
 
 def test_fsdp_splits_parameters_and_their_moments(measured):
