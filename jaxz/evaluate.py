@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxz import errors
 from jaxz.data.dataset import Dataset, open_dataset
+from jaxz.data.reader import Reader
 from jaxz.files import replace
 from jaxz.photoz.pdf import PDF
 from jaxz.predict import Model, catalog_of, load_run
@@ -58,13 +59,13 @@ def score(workdir: Path, model: Model, dataset: Dataset) -> None:
 def write_reconstructions(path: Path, model: Model, dataset: Dataset) -> None:
     """A few test objects, from the brightest to the median, as the encoder saw them and as they were filled in."""
     rows = dataset.select("split == 'test'")
+    if not len(rows):
+        raise errors.InputError(f"--dataset: {str(dataset.path)!r} has no row with split == 'test'; name another")
     if "mag_ref" in dataset.manifest.columns:
         magnitude = dataset.column("mag_ref")[rows]
         rows = rows[np.argsort(np.where(np.isfinite(magnitude), magnitude, np.inf), kind="stable")]
     chosen = rows[(np.linspace(0.003, 0.4, SHOWN) ** 1.5 * len(rows)).astype(int)]
-    from jaxz.data.reader import Reader
-
-    prepare, _ = model._compiled(dataset.manifest.to_json())
+    prepare, _ = model.compiled(dataset.manifest.to_json())
     batch = Reader(dataset, prepare.arrays).read(chosen) | {
         name: dataset.column(name)[chosen] for name in prepare.columns
     }

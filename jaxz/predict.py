@@ -67,7 +67,8 @@ class Model:
         )
 
     @functools.lru_cache(maxsize=8)  # noqa: B019  one compiled function a dataset
-    def _compiled(self, manifest_json: str):
+    def compiled(self, manifest_json: str):
+        """(Prepare, jitted predict(params, batch)) for the dataset of a manifest."""
         prepare = Prepare(Manifest.from_json(manifest_json), self.normalisation)
         return prepare, jax.jit(
             lambda params, batch: self.objective.predict(params, self.extra, prepare(batch, jax.random.key(0)))
@@ -80,7 +81,7 @@ class Model:
         batch: image [B,C,H,W] in stored units of `manifest`'s bands (default: those of the training dataset), and where
         there are ebv [B], bands_observed [B], image_mask [B,C,H,W].
         """
-        prepare, function = self._compiled((manifest or self.training_units).to_json())
+        prepare, function = self.compiled((manifest or self.training_units).to_json())
         batch = {"ebv": np.zeros(len(batch["image"]), np.float32), **batch} if prepare.deredden else dict(batch)
         used = {name: batch[name] for name in ("image", "image_mask", "ebv", "bands_observed") if name in batch}
         return jax.device_get(function(self.params, used))
@@ -100,7 +101,7 @@ class Model:
 
         Raises InputError where the dataset's bands, size or scale do not fit the model.
         """
-        prepare, _ = self._compiled(dataset.manifest.to_json())
+        prepare, _ = self.compiled(dataset.manifest.to_json())
         source = Source(dataset, prepare.arrays, prepare.columns, where)
         stream = Stream(source, batch_size, shuffle=False, epochs=1)
         parts: dict[str, list] = {name: [] for name in ("row", *outputs)}

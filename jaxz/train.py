@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
 
     # ---- data ------------------------------------------------------------------------------------------------------
     dataset = open_dataset(config.data.path)
-    normalisation = starting_normalisation(config, dataset)
+    normalisation = starting_normalisation(workdir, config, dataset)
     prepare = Prepare(dataset.manifest, normalisation, augment=config.data.augment, shift=config.data.shift)
 
     # ---- mesh, model, state ----------------------------------------------------------------------------------------
@@ -167,13 +167,24 @@ def arguments(argv: list[str]) -> tuple[Path, bool, bool, list[str]]:
     return Path(workdir), flags["--dry_run"], flags["--allow_config_change"], rest
 
 
-def starting_normalisation(config, dataset: Dataset) -> Normalisation:
-    """That of the run in init.path, where there is one; else a new one for this dataset."""
+def starting_normalisation(workdir: Path, config, dataset: Dataset) -> Normalisation:
+    """The run's own where it goes on, else that of the run in init.path, else a new one for this dataset.
+
+    Raises InputError where the run in init.path has another model.
+    """
+    if (workdir / "checkpoints").is_dir():
+        with contextlib.suppress(errors.InputError):  # no whole checkpoint: restoring will say so
+            return Normalisation.from_json(run_meta(str(workdir))["normalisation"])
     if not config.init.path:
         return Normalisation.create(
             dataset.manifest, tuple(config.data.bands), config.data.softening, config.data.deredden
         )
-    return Normalisation.from_json(run_meta(config.init.path)["normalisation"])
+    meta = run_meta(config.init.path)
+    if changed := difference(meta["config"]["model"], resolved(config)["model"]):
+        raise errors.InputError(
+            f"init.path: {config.init.path!r} has another model ({'; '.join(changed)}); use the same"
+        )
+    return Normalisation.from_json(meta["normalisation"])
 
 
 def run_meta(path: str) -> dict:
@@ -190,15 +201,8 @@ def run_meta(path: str) -> dict:
 
 
 def pretrained_params(config, abstract) -> dict:
-    """The encoder, and the heads of the objectives they share, of the run in init.path.
-
-    Raises InputError where its encoder is another one.
-    """
+    """The encoder of the run in init.path, and the heads of the objectives that both have with the same settings."""
     then = run_meta(config.init.path)["config"]
-    if changed := difference(then["model"], resolved(config)["model"]):
-        raise errors.InputError(
-            f"init.path: {config.init.path!r} has another model ({'; '.join(changed)}); use the same"
-        )
     shared = [
         "encoder",
         *(name for name in config.losses if name in then["losses"] and then.get(name) == resolved(config).get(name)),

@@ -184,6 +184,16 @@ def test_a_probe_starts_from_the_pretrained_encoder_and_leaves_it_alone(straight
     assert load_run(workdir).normalisation == load_run(straight).normalisation
 
 
+def test_a_fine_tuning_goes_on_without_the_run_it_started_from(straight, blob_dataset, tmp_path):
+    pretrained, workdir = tmp_path / "pretrained", tmp_path / "tuned"
+    shutil.copytree(straight, pretrained)
+    arguments = [small_config(tmp_path, blob_dataset, redshift=1.0), f"--workdir={workdir}"]
+    run(*arguments, f"--config.init.path={pretrained}", "--config.train.steps=2")
+    shutil.rmtree(pretrained)
+    run(*arguments, f"--config.init.path={pretrained}", "--config.train.steps=3", "--allow_config_change")
+    assert len(losses(workdir)) == 3
+
+
 def test_starting_from_an_average_takes_the_average(straight, blob_dataset, tmp_path):
     workdir = tmp_path / "from_ema"
     arguments = [f"--config.init.path={straight}", "--config.init.item=ema", "--config.optim.frozen=^encoder/"]
@@ -283,6 +293,7 @@ def test_mismatched_encoders_are_refused(straight, blob_dataset, tmp_path):
                 "--config.model.depth=3",
             ]
         )
+    assert not (tmp_path / "x").exists()
 
 
 def test_the_command_line_exits_2_without_a_traceback(config, tmp_path):
