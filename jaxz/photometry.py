@@ -165,7 +165,7 @@ def main(argv: list[str]) -> None:
     truths = truths_of(dataset, catalog["key"].to_pylist())
     report = write_results(workdir, workdir.resolve().name, catalog, pdf, truths, seed=options.seed)
     cost = {"steps": 0, "batch_size": 0, "images": 0, "seconds": time.monotonic() - started}
-    cost |= {"parameters": 0, "flops_per_image": 0, "devices": "cpu"}
+    cost |= {"parameters": 0, "devices": "cpu"}
     replace(workdir / "compute.json", json.dumps(cost, indent=1).encode())
     for name, metrics in report[workdir.resolve().name].items():
         sigma, eta = (metrics[key]["value"] for key in ("sigma_mad", "eta_15"))

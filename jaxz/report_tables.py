@@ -212,18 +212,16 @@ def compute_table(runs: Sequence[Run], colours: Mapping[str, str]) -> str:
     for run in runs:
         own, before = run.compute, " ← ".join(parent.name for parent in run.parents)
         start = (run.config.get("init") or {}).get("path")
-        flops = own.get("flops_per_image")
         cells = (
             escape(before or (f"{start} (not found)" if start else "scratch")),
             f"{own['steps']:,} × {own['batch_size']:,}" if own.get("steps") else "–",
             with_total(run, "images", quantity),
             with_total(run, "seconds", duration),
             quantity(own["parameters"]) if own.get("parameters") else "–",
-            f"{flops / 1e9:.3g}" if flops else "–",
             escape(str(own.get("devices", "–"))),
         )
         rows.append(f"<tr><th>{swatch(run.name, colours)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-    columns = ("starts from", "steps × batch", "images", "time", "parameters", "GFLOP / image", "devices")
+    columns = ("starts from", "steps × batch", "images", "time", "parameters", "devices")
     head = "".join(f"<th>{column}</th>" for column in columns)
     return f"<table><thead><tr><th>run</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 

@@ -57,9 +57,7 @@ def base_run(root, name, start="", steps=20000, seconds=9000.0):
     config = {"train": {"steps": steps, "batch_size": 128}, "init": {"path": str(root / start) if start else ""}}
     (run / "config.json").write_text(json.dumps(config | {"data": {"path": str(root / "dataset")}}))
     cost = {"steps": steps, "batch_size": 128, "images": 128 * steps, "seconds": seconds}
-    (run / "compute.json").write_text(
-        json.dumps(cost | {"parameters": 5_500_000, "flops_per_image": 2.1e9, "devices": "1 cpu"})
-    )
+    (run / "compute.json").write_text(json.dumps(cost | {"parameters": 5_500_000, "devices": "1 cpu"}))
     draw = np.random.default_rng(list(name.encode()))
     lines = [{"step": s, "loss": 0.5 + 3 * np.exp(-s / 900) + 0.1 * draw.normal()} for s in range(10, steps + 1, 10)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
