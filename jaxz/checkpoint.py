@@ -36,11 +36,14 @@ class Damaged(Exception):
 
 
 class Checkpoints:
-    """The checkpoints of one run. Saving is asynchronous and atomic; `close` waits for it."""
+    """The checkpoints of one run. Saving is asynchronous and atomic; `close` waits for it.
 
-    def __init__(self, workdir: Path, keep: int = 1):
+    keep: how many stay, for the run that writes them; None only reads, and leaves alone what a running training writes.
+    """
+
+    def __init__(self, workdir: Path, keep: int | None = None):
         self.path = Path(workdir).resolve() / "checkpoints"
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=keep is not None)
         self.manager = ocp.CheckpointManager(self.path, options=options)
         self.saving = False
 

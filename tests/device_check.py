@@ -73,7 +73,7 @@ def main(config_argument: str, workdir: str) -> None:
 
 def reshard(state, workdir, objective, optimizer, mesh) -> bool:
     """Saved on 2 x 4, restored on 4 x 2 (digests are verified on the way) and on one device: the same values."""
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, keep=1)
     with jax.set_mesh(mesh):
         checkpoints.save(state, {}, {"config": {}})
     checkpoints.finish()

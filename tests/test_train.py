@@ -145,6 +145,15 @@ def test_any_changed_byte_is_noticed(straight, tmp_path):
         victim.write_bytes(content)
 
 
+def test_reading_leaves_a_save_under_way_alone(straight, tmp_path):
+    workdir = tmp_path / "running"
+    shutil.copytree(straight, workdir)
+    under_way = workdir / "checkpoints" / "25.orbax-checkpoint-tmp"
+    shutil.copytree(workdir / "checkpoints" / "20", under_way)
+    load_run(workdir)
+    assert (under_way / "meta").is_dir()
+
+
 def test_when_all_are_damaged_the_run_fails_and_says_so(config, straight, tmp_path):
     workdir = tmp_path / "all"
     shutil.copytree(straight, workdir)
