@@ -33,7 +33,7 @@ def default() -> ml_collections.ConfigDict:
             losses=dict(redshift=1.0),  # objectives by name, with their weights
             mae=dict(mask_ratio=0.75, band_mask=0.2, decoder_width=128, decoder_depth=2, decoder_heads=4),
             fluxes=dict(band_mask=0.2),
-            redshift=dict(z_min=0.0, z_max=3.0, bins=150, label_sigma=0.01, band_mask=0.0),
+            redshift=dict(z_min=0.0, z_max=3.0, bins=150, label_sigma=0.01, band_mask=0.0, views=8),
             init=dict(path="", item="params"),  # a run to start from; item "ema" takes its averaged weights
             train=dict(steps=1000, batch_size=128, log_every=10, ema_decay=0.0),  # ema_decay 0: no average is kept
             optim=dict(
@@ -67,6 +67,7 @@ CHECKS = (
     ("mae.decoder_heads", lambda v: v >= 1, "at least 1"),
     ("fluxes.band_mask", lambda v: 0 <= v < 1, "in [0, 1)"),
     ("redshift.band_mask", lambda v: 0 <= v < 1, "in [0, 1)"),
+    ("redshift.views", lambda v: v in (1, 8), "1 or 8"),
     ("redshift.bins", lambda v: v >= 2, "at least 2"),
     ("redshift.label_sigma", lambda v: v > 0, "above 0"),
     ("init.item", lambda v: v in ("params", "ema"), "'params' or 'ema'"),

@@ -132,6 +132,23 @@ def test_a_batch_without_labels_has_no_gradient(blob_dataset):
     assert loss == 0 and not any(np.any(g) for g in jax.tree.leaves(grads))
 
 
+def test_a_redshift_is_the_mean_over_the_symmetries_of_the_square(blob_dataset):
+    objective, params, extra = make(blob_dataset, redshift=1.0)
+    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(KEY, p.shape), params)  # so that views differ
+    batch = batch_of()
+    averaged = objective.predict(params, extra, batch)["pdf"]
+    objective.terms["redshift"].settings.views = 1
+    seen = [
+        objective.predict(
+            params, extra, {**batch, **{n: jnp.rot90(flip(batch[n]), k, (2, 3)) for n in ("image", "mask")}}
+        )
+        for k in range(4)
+        for flip in (lambda x: x, lambda x: x[..., ::-1])
+    ]
+    assert np.ptp([one["pdf"] for one in seen], axis=0).max() > 1e-4
+    np.testing.assert_allclose(averaged, np.mean([one["pdf"] for one in seen], axis=0), rtol=1e-5, atol=1e-8)
+
+
 def test_terms_add_with_their_weights(blob_dataset):
     objective, params, extra = make(blob_dataset, mae=0.5, redshift=2.0)
     loss, aux = objective.loss(params, {}, extra, batch_of(), KEY, 0)

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -104,16 +105,13 @@ class Dataset:
     def fingerprint(self, columns: Iterable[str] = ()) -> dict:
         """What a stream's state holds to notice a changed dataset: a digest of the rows (shard names, counts and
         checksums) and one of each of the given columns."""
-        shards = [(s.name, s.samples, s.sha256) for s in self.manifest.shards]
+        rows = repr([(s.name, s.samples, s.sha256) for s in self.manifest.shards]).encode()
         digests = {}
         for name in sorted(set(columns)):
             values = self._read((name,))[name]
-            digest = hashlib.sha256()
-            for chunk in values.chunks:
-                digest.update(repr(chunk.to_pylist()).encode() if pa.types.is_string(chunk.type)
-                              else np.ascontiguousarray(chunk.to_numpy(zero_copy_only=False)).tobytes())  # fmt: skip
-            digests[name] = digest.hexdigest()[:16]
-        return {"rows": hashlib.sha256(repr(shards).encode()).hexdigest()[:16], "columns": digests}
+            parts = (values.slice(start, stop - start) for start, stop in itertools.pairwise(self.starts.tolist()))
+            digests[name] = short_digest(*(column_digest(part) for part in parts))
+        return {"rows": short_digest(rows), "columns": digests}
 
     @functools.lru_cache(maxsize=64)  # noqa: B019  a dataset lives as long as its process
     def _index(self, shard: int) -> pa.Table:
@@ -146,3 +144,25 @@ class Dataset:
                 f"{path} has {table.num_rows} rows, dataset.json says {samples}; restore it or convert again"
             )
         return table
+
+
+def short_digest(*parts: bytes) -> str:
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+
+
+def column_digest(values: pa.ChunkedArray) -> bytes:
+    """sha256 of a shard's column: its type, which values are missing, and the others."""
+    digest = hashlib.sha256(str(values.type).encode())
+    array = values.combine_chunks()
+    digest.update(np.packbits(array.is_null().to_numpy(zero_copy_only=False)))
+    if pa.types.is_fixed_size_list(array.type):
+        array = array.flatten()
+    if pa.types.is_string(array.type):
+        array = array.fill_null("")
+        _, offsets, text = array.buffers()
+        ends = np.frombuffer(offsets, np.int32)[array.offset : array.offset + len(array) + 1]
+        digest.update(ends - ends[0])
+        digest.update(memoryview(text)[ends[0] : ends[-1]] if text else b"")
+    else:
+        digest.update(np.ascontiguousarray(array.fill_null(0).to_numpy(zero_copy_only=False)))
+    return digest.digest()

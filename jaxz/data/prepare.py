@@ -154,6 +154,11 @@ def eight_views(size: int) -> np.ndarray:
     return np.stack([view.ravel() for view in turned])
 
 
+def turn(x: jax.Array, view: jax.Array) -> jax.Array:
+    """[B,C,H,H] with every image in the given view of the eight."""
+    return x.reshape(*x.shape[:2], -1)[..., jnp.asarray(eight_views(x.shape[-1]))[view]].reshape(x.shape)
+
+
 def hide_bands(mask: jax.Array, chance: float, key: jax.Array) -> jax.Array:
     """bool [B,C]: observed bands to hide, each with `chance`, but never the last one that is left."""
     observed = mask.any((2, 3))

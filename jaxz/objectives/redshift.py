@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxz.data.prepare import hide_bands
+from jaxz.data.prepare import hide_bands, turn
 from jaxz.models import Encoder
 from jaxz.models.functional import Functional
 
@@ -22,7 +22,8 @@ class Head(nnx.Module):
 class Objective:
     """Cross-entropy with p(z) in `bins` equal bins over [z_min, z_max]; rows without a redshift, or with one outside of
     the range, have no weight. settings: z_min, z_max, bins, label_sigma (least smoothing, in units of 1+z), band_mask
-    (chance of an observed band to be hidden in training: few labels are otherwise learned by heart)."""
+    (chance of an observed band to be hidden in training: few labels are otherwise learned by heart), views (how many of
+    the square's 8 symmetries a prediction is averaged over: which way the sky is up must not change a redshift)."""
 
     columns = ("z", "z_err")
 
@@ -51,8 +52,12 @@ class Objective:
         return loss, {"metrics": {"labelled": count / len(z)}, "extra": extra}
 
     def predict(self, params, extra, batch):
-        """pdf [B,bins]: the probability of each redshift bin."""
-        return {"pdf": jax.nn.softmax(self.logits(params, batch["image"], batch["mask"]))}
+        """pdf [B,bins]: the probability of each redshift bin, averaged over the views."""
+
+        def seen(view):
+            return jax.nn.softmax(self.logits(params, turn(batch["image"], view), turn(batch["mask"], view)))
+
+        return {"pdf": jax.lax.map(seen, jnp.arange(self.settings.views)).mean(0)}
 
 
 def soft_labels(z: jax.Array, sigma: jax.Array, edges) -> jax.Array:
