@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
-SAMPLES := 24000
+SAMPLES := 40000
 
 .PHONY: demo test lint clean
 .DELETE_ON_ERROR:
@@ -12,6 +12,7 @@ SAMPLES := 24000
 	@echo "setting up .venv (1 to 3 minutes, 1.5 GB)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
 # Every command goes on where it was when it is run again.

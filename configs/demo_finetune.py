@@ -11,6 +11,4 @@ from configs import demo_direct
 def get_config():
     config = demo_direct.get_config()
     config.init.path = "runs/demo/pretrain"
-    config.train.steps = 800
-    config.optim.lr = 1e-3
     return config

@@ -3,14 +3,19 @@
 from pathlib import Path
 
 import numpy as np
+from astropy.coordinates import SkyCoord
 from astropy.table import Table
 
 from data_tools.survey import CatalogColumns
-from data_tools.tiles import Grid
+from data_tools.tiles import Grid, sky_to_pixel
 from jaxz.data.manifest import Column
 from jaxz.errors import InputError, suggest
 
-Z_VALID = (-0.01, 20.0)  # outside of it a number stands for "no redshift" (-99, 99 ...)
+VALID = {  # any other number stands for "not known" (-99, 99, 1e20 ...)
+    "z_spec": lambda z: (z > -0.01) & (z < 20),
+    "z_spec_err": lambda error: (error > 0) & (error < 10),
+    "ebv": lambda ebv: (ebv >= 0) & (ebv < 20),
+}
 LABELS = {
     "z": Column("float32", "", "the label: z_spec where there is one, else NaN"),
     "z_err": Column("float32", "", "error of z; NaN where not known"),
@@ -18,10 +23,10 @@ LABELS = {
 }
 OPTIONAL = {
     "z_spec": Column("float32", "", "spectroscopic redshift; NaN where there is none"),
-    "z_spec_err": Column("float32", "", "error of z_spec"),
+    "z_spec_err": Column("float32", "", "error of z_spec; NaN where not known"),
     "z_quality": Column("int32", "", "4 at least 99 % sure, 3 95 %, 2 75 %, 1 below, 0 unknown"),
     "z_flag_orig": Column("string", "", "the catalogue's own quality flag"),
-    "ebv": Column("float32", "mag", "Galactic E(B-V) of the catalogue"),
+    "ebv": Column("float32", "mag", "Galactic E(B-V) of the catalogue; NaN where it has none"),
     "obj_class": Column("string", "", "the catalogue's own object class"),
 }
 
@@ -51,9 +56,7 @@ def read_catalog(path: Path, columns: CatalogColumns, grid: Grid) -> dict[str, n
     else:
         sources["x"], sources["y"] = numbers("x") - columns.pixel_origin, numbers("y") - columns.pixel_origin
         sources.update(to_sky(grid, sources["x"], sources["y"]))
-    for name in ("z_spec", "z_spec_err", "ebv"):
-        if getattr(columns, name):
-            sources[name] = numbers(name).astype(np.float32)
+    sources.update({name: numbers(name) for name in VALID if getattr(columns, name)})
     if columns.obj_class:
         sources["obj_class"] = to_text(get("obj_class"))
     if columns.z_quality:
@@ -62,31 +65,38 @@ def read_catalog(path: Path, columns: CatalogColumns, grid: Grid) -> dict[str, n
     return sources
 
 
+def drop_invalid(sources: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """`sources` with float32 columns of VALID, NaN where a number is not valid, and how many numbers that were."""
+    columns, invalid = dict(sources), {}
+    for name in (name for name in VALID if name in sources):
+        values, valid = sources[name], VALID[name](sources[name])
+        columns[name] = np.where(valid, values, np.nan).astype(np.float32)
+        invalid[name] = int((~valid & ~np.isnan(values)).sum())
+    return columns, invalid
+
+
 def label(sources: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """`sources` with the label columns z, z_err and z_kind, and impossible z_spec set to NaN."""
+    """`sources` with the label columns z, z_err and z_kind."""
     missing = np.full(len(sources["x"]), np.nan, np.float32)
-    z_spec = sources.get("z_spec", missing)
-    z = np.where((z_spec > Z_VALID[0]) & (z_spec < Z_VALID[1]), z_spec, np.float32(np.nan))
+    z = sources.get("z_spec", missing)
     z_err = np.where(np.isfinite(z), sources.get("z_spec_err", missing), np.float32(np.nan))
-    kind = np.where(np.isfinite(z), "spec", "none")
-    return {**sources, **({"z_spec": z} if "z_spec" in sources else {}), "z": z, "z_err": z_err, "z_kind": kind}
+    return {**sources, "z": z, "z_err": z_err, "z_kind": np.where(np.isfinite(z), "spec", "none")}
 
 
 def to_pixels(grid: Grid, ra: np.ndarray, dec: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """0-based pixels of sky positions; NaN where the projection has none or the position is not finite."""
+    """0-based pixels of ICRS positions; NaN where the projection has none or the position is none."""
     x, y = np.full(len(ra), np.nan), np.full(len(ra), np.nan)
-    finite = np.isfinite(ra) & np.isfinite(dec) & (np.abs(dec) <= 90)
-    # A catalogue may cover far more than the tile, where the distortion's inverse need not converge.
-    x[finite], y[finite] = grid.wcs.all_world2pix(ra[finite], dec[finite], 0, quiet=True)
+    valid = (np.abs(ra) <= 360) & (np.abs(dec) <= 90)
+    x[valid], y[valid] = sky_to_pixel(grid.wcs, SkyCoord(ra[valid], dec[valid], unit="deg", frame="icrs"))
     return x, y
 
 
 def to_sky(grid: Grid, x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
-    """{ra, dec} in degrees of 0-based pixels; nothing without a WCS."""
+    """{ra, dec}, ICRS in degrees, of 0-based pixels; nothing without a WCS."""
     if grid.wcs is None:
         return {}
-    ra, dec = grid.wcs.all_pix2world(x, y, 0)
-    return {"ra": ra, "dec": dec}
+    sky = grid.wcs.pixel_to_world(x, y).icrs
+    return {"ra": sky.ra.deg, "dec": sky.dec.deg}
 
 
 def column(table: Table, name: str, where: str, path: Path):

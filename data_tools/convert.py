@@ -7,11 +7,15 @@ what is written. An interrupted conversion goes on when the same command is give
 """
 
 import argparse
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
 import math
+import platform
+import signal
 import sys
+import tempfile
 import warnings
 from dataclasses import dataclass
 from functools import partial
@@ -22,10 +26,11 @@ from astropy import units as u
 from astropy.utils.exceptions import AstropyWarning
 from astropy_healpix import lonlat_to_healpix
 
-from data_tools.catalog import LABELS, OPTIONAL, label, read_catalog, to_sky
+import jaxz
+from data_tools.catalog import LABELS, OPTIONAL, drop_invalid, label, read_catalog, to_sky
 from data_tools.detect import aperture_flux, aperture_noise, detect, noise_area
 from data_tools.progress import in_threads
-from data_tools.splits import assign_splits, assign_splits_pixels
+from data_tools.splits import GAP, assign_splits, assign_splits_pixels
 from data_tools.survey import BandSource, Survey, load_survey
 from data_tools.tiles import (
     MASK_BITS,
@@ -45,6 +50,8 @@ from jaxz.data.manifest import ZERO_POINT_UJY, Array, Band, Column, Manifest
 from jaxz.data.writer import DatasetWriter
 from jaxz.errors import InputError, run
 
+MEASURING = ("numpy", "scipy", "astropy", "astropy-healpix", "photutils")  # packages that decide the content
+WRITING = ("pyarrow", "webdataset")
 HEALPIX_SIDE_ARCMIN = 58.632 * 60  # side of a base cell; halves with each order
 POLICY = {
     "centring": "integer: the nearest pixel to (x, y) is pixel [size // 2, size // 2]; x, y keep the exact centre",
@@ -76,6 +83,7 @@ class Plane:
 
 def main(argv: list[str]) -> int | None:
     args = parse(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AstropyWarning)  # of headers that it mends; what it cannot read is an error
         summary = convert(args, argv)
@@ -89,20 +97,28 @@ def convert(args: argparse.Namespace, argv: list[str]) -> dict:
     files = find_files(survey, args.images)
     grid = check_aligned(survey, files)
     check_size(args.size, survey, grid)
+    field = args.images.resolve().name
+    if not args.dry_run:
+        check_out(args.out)
 
     sources, dropped = keep_whole(find_sources(survey, args, files, grid), args.size, grid)
+    if not args.dry_run:
+        read = inputs(survey, args)
+        plan = make_plan(args, field, read)
+        check_begun(args.out, plan)
     measure = partial(measure_band, survey, args.images, xy=np.stack([sources["x"], sources["y"]], 1))
     planes = in_threads(measure, survey.bands, args.workers, "bands")
     sources, blank = keep_observed(sources, planes, args.size)
-    sources = label(describe(sources, survey, args.images.resolve().name))
+    sources, invalid = drop_invalid(sources)
+    sources = label(describe(sources, survey, field))
     sources["split"], splits = split(sources, survey, args.size)
 
     manifest = make_manifest(survey, planes, sources, args.size)
     shards = math.ceil(len(sources["x"]) / args.samples_per_shard)
     summary = {
         "out": str(args.out), "samples": len(sources["x"]), "shards": shards,
-        "dropped": {**dropped, "without a good pixel": blank}, "size": args.size, "tile": list(grid.shape),
-        "wcs": grid.wcs is not None, "splits": splits["counts"],
+        "dropped": {**dropped, "without a good pixel": blank}, "invalid": invalid, "size": args.size,
+        "tile": list(grid.shape), "wcs": grid.wcs is not None, "splits": splits["counts"],
         "labelled": int(np.isfinite(sources["z"]).sum()),
         "bands": [{"name": p.band.name, "file": files[p.band.name].name, "zero_point_ab": round(p.zero_point_ab, 4),
                    "aperture_to_pixel_noise": round(p.noise_ratio, 3)} for p in planes],
@@ -111,11 +127,13 @@ def convert(args: argparse.Namespace, argv: list[str]) -> dict:
         return {**summary, "dry_run": True, "bytes": estimate_bytes(manifest, summary["samples"])}
     provenance = {
         "tool": "data_tools.convert", "arguments": argv, "survey": survey.text, "policy": policy(survey),
-        "inputs": inputs(survey, args), "versions": versions(), "dropped": summary["dropped"],
+        "inputs": read, "versions": {"python": platform.python_version(), **versions(*MEASURING, *WRITING)},
+        "dropped": summary["dropped"], "invalid": invalid,
         "bands": {p.band.name: {"scale": 1 / p.sigma, "aperture_to_pixel_noise": p.noise_ratio,
                                 "uncertain": p.band.uncertain} for p in planes},
     }  # fmt: skip
-    written = write(manifest, provenance, sources, planes, args, shards, splits)
+    manifest = dataclasses.replace(manifest, provenance=provenance)
+    written = write(manifest, plan, sources, planes, args, shards, splits)
     return {**summary, "bytes": sum(shard.bytes for shard in written.shards)}
 
 
@@ -136,6 +154,22 @@ def parse(argv: list[str]) -> argparse.Namespace:
         if getattr(args, name) < 1:
             raise InputError(f"{name}: {getattr(args, name)} must be at least 1")
     return args
+
+
+def check_out(out: Path) -> None:
+    """Raises InputError where nothing can be written at `out`. Leaves nothing there."""
+    folder = next(path for path in (out, *out.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"out: {str(out)!r} cannot be written ({error.strerror}); choose another directory") from None
+
+
+def check_begun(out: Path, plan: dict) -> None:
+    """Raises InputError where `out` holds something else, or was begun with another plan. Writes nothing."""
+    if out.is_dir() and any(out.iterdir()):
+        DatasetWriter(out, Manifest({}, (), {}), plan)
 
 
 def check_size(size: int, survey: Survey, grid: Grid) -> None:
@@ -167,9 +201,8 @@ def find_sources(survey: Survey, args: argparse.Namespace, files: dict[str, Path
 
 def keep_whole(sources: dict[str, np.ndarray], size: int, grid: Grid) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """The sources whose cutout lies in the tile, and how many were dropped, by reason."""
-    placed = np.isfinite(sources["x"]) & np.isfinite(sources["y"])
-    inside = np.zeros(len(placed), bool)
-    inside[placed] = fits_inside(sources["x"][placed], sources["y"][placed], size, grid.shape)
+    placed = np.isfinite([sources[name] for name in ("x", "y", "ra", "dec") if name in sources]).all(0)
+    inside = placed & fits_inside(sources["x"], sources["y"], size, grid.shape)
     if not inside.any():
         fix = "check the position columns, or give a smaller size"
         raise InputError(f"catalog: none of {len(placed)} objects has its cutout of {size} pixels in the tile; {fix}")
@@ -243,14 +276,14 @@ def split(sources: dict[str, np.ndarray], survey: Survey, size: int) -> tuple[np
             sources["ra"], sources["dec"], gap_arcsec=gap_px * survey.pixel_scale_arcsec, order=order,
             fractions=rule.fractions, seed=rule.seed,
         )  # fmt: skip
-        cells = {"healpix_order": order}
+        cells = {"rule": "hash", "healpix_order": order}
     else:
         cell_px = rule.cell_arcmin * 60 / survey.pixel_scale_arcsec
         names, _ = assign_splits_pixels(
             sources["x"], sources["y"], gap_px=gap_px, cell_px=cell_px, fractions=rule.fractions, seed=rule.seed
         )
-        cells = {"cell_px": cell_px}
-    counts = {str(name): int(count) for name, count in zip(*np.unique(names, return_counts=True), strict=True)}
+        cells = {"rule": "balanced", "cell_px": cell_px}
+    counts = {name: int(np.sum(names == name)) for name in (*rule.fractions, GAP)}
     return names, {"counts": counts, **cells, "gap_px": gap_px, "fractions": rule.fractions, "seed": rule.seed}
 
 
@@ -290,7 +323,7 @@ def columns(survey: Survey, sources: dict[str, np.ndarray]) -> dict[str, Column]
         "field": Column("string", "", "tile"),
         "split": Column("string", "", "sky cell's split; gap: too near to another split to use"),
         "bands_observed": Column("uint32", "", "bit b is set where band b has a good pixel"),
-        "mag_ref": Column("float32", "AB mag", f"{reference} band, {aperture}; NaN where the flux is not positive"),
+        "mag_ref": Column("float32", "AB mag", f"{reference} band, {aperture}, not total; NaN without a positive flux"),
         **LABELS,
         **OPTIONAL,
     }
@@ -312,15 +345,19 @@ def policy(survey: Survey) -> dict[str, str]:
 
 
 def inputs(survey: Survey, args: argparse.Namespace) -> list[dict]:
-    """Name, bytes and sha256 of every file that decides the content."""
-    paths = {Path(args.survey): None}
+    """Role, name, bytes and sha256 of every file that decides the content."""
+    paths = {"survey": Path(args.survey)}
     for band in survey.bands:
-        paths[find_file(args.images, band, "file")] = None
-        if band.weight_file:
-            paths[find_file(args.images, band, "weight_file")] = None
+        for field in ("file", "weight_file"):
+            if getattr(band, field):
+                paths[f"bands.{band.name}.{field}"] = find_file(args.images, band, field)
     if args.catalog is not None:
-        paths[args.catalog] = None
-    return [{"name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths]
+        paths["catalog"] = args.catalog
+    digests = {path: sha256(path) for path in set(paths.values())}  # several bands may be HDUs of one file
+    return [
+        {"role": role, "name": path.name, "bytes": path.stat().st_size, "sha256": digests[path]}
+        for role, path in paths.items()
+    ]
 
 
 def sha256(path: Path) -> str:
@@ -328,17 +365,21 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def versions() -> dict[str, str]:
-    packages = ("jaxz", "numpy", "astropy", "photutils", "scipy", "pyarrow", "webdataset")
-    found = {d.name: d.version for d in importlib.metadata.distributions() if d.name in packages}
-    return {"python": sys.version.split()[0], **found}
+def versions(*packages: str) -> dict[str, str]:
+    found = {d.name.replace("_", "-").lower(): d.version for d in importlib.metadata.distributions()}
+    return {"jaxz": jaxz.__version__, **{name: found[name] for name in packages}}
 
 
-def write(manifest, provenance, sources, planes, args, shards, splits) -> Manifest:
-    """Write what is not there yet. The plan is what decides the content: another one is refused in the same folder."""
-    plan = {"size": args.size, "samples_per_shard": args.samples_per_shard}
-    plan.update({f"input {file['name']}": file["sha256"] for file in provenance["inputs"]})
-    manifest = Manifest(manifest.arrays, manifest.bands, manifest.columns, provenance=provenance)
+def make_plan(args: argparse.Namespace, field: str, read: list[dict]) -> dict:
+    """What decides the content: a directory begun with another plan is refused. read: the files."""
+    plan = {"size": args.size, "samples_per_shard": args.samples_per_shard, "field": field}
+    plan.update({f"input {file['role']}": file["sha256"] for file in read})
+    plan.update({f"version of {name}": version for name, version in versions(*MEASURING).items()})
+    return plan
+
+
+def write(manifest, plan, sources, planes, args, shards, splits) -> Manifest:
+    """Write what is not there yet."""
     writer = DatasetWriter(args.out, manifest, plan)
     if writer.complete:
         print(f"{args.out} is complete already", file=sys.stderr)
@@ -361,4 +402,4 @@ def write_shard(writer: DatasetWriter, sources, planes: list[Plane], args: argpa
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, resumes=True)

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from data_tools.progress import progress
 from jaxz.data.dataset import Dataset, open_dataset
@@ -56,11 +57,12 @@ def main(argv: list[str]) -> int | None:
 
 
 def text_table(section: Section) -> Table:
-    table = Table(title=section.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    """As rich's table; Text keeps brackets, of units such as [uJy], from being read as markup."""
+    table = Table(title=Text(section.title), title_justify="left", title_style="bold", box=None, pad_edge=False)
     for name in section.header:
-        table.add_column(name, overflow="fold")
+        table.add_column(Text(name), overflow="fold")
     for row in section.rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     return table
 
 
@@ -150,7 +152,8 @@ def splits(dataset: Dataset) -> Section:
 
 def labels(dataset: Dataset) -> Section:
     """How many redshifts of each kind and quality there are, and their range."""
-    kinds, z = dataset.column("z_kind").astype(str), dataset.column("z")
+    kinds = dataset.column("z_kind").astype(str)
+    z = dataset.column("z") if "z" in dataset.manifest.columns else np.full(len(kinds), np.nan)
     has_quality = "z_quality" in dataset.manifest.columns
     quality = dataset.column("z_quality") if has_quality else np.zeros(len(kinds), int)
     rows = []

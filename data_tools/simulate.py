@@ -76,6 +76,7 @@ def make_manifest(plan: dict) -> Manifest:
         bands=bands.manifest_bands(),
         columns=survey.column_specs(),
         provenance={
+            "tool": "data_tools.simulate",
             "command": f"python -m data_tools.simulate DATASET {arguments}",
             "versions": {name: _version(name) for name in PACKAGES},
             "flux_kind": "aperture",
@@ -87,9 +88,17 @@ def make_splits(plan: dict) -> tuple[np.ndarray, dict]:
     """The split of every object [N] and what the manifest says about splits."""
     _, ra, dec = population.positions(plan["seed"], 0, plan["samples"])
     gap_px = plan["size"] * math.sqrt(2)  # the diagonal of a cutout
-    split, _ = splits.assign_splits(ra, dec, gap_arcsec=gap_px * bands.PIXEL_SCALE, order=CELL_ORDER, seed=plan["seed"])
+    split, _ = splits.assign_splits(
+        ra, dec, gap_arcsec=gap_px * bands.PIXEL_SCALE, order=CELL_ORDER, seed=plan["seed"], balanced=True
+    )
     counts = {str(name): int(count) for name, count in zip(*np.unique(split, return_counts=True), strict=True)}
-    rule = {"healpix_order": CELL_ORDER, "gap_px": gap_px, "fractions": splits.FRACTIONS, "seed": plan["seed"]}
+    rule = {
+        "rule": "balanced",
+        "healpix_order": CELL_ORDER,
+        "gap_px": gap_px,
+        "fractions": splits.FRACTIONS,
+        "seed": plan["seed"],
+    }
     return split, {"counts": counts, **rule}
 
 
@@ -131,4 +140,4 @@ def _version(package: str) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, resumes=True)

@@ -1,6 +1,12 @@
-"""Splits by sky cell, never by object, with a gap between them: neighbouring cutouts share pixels."""
+"""Splits by sky cell, never by object, with a gap between them: neighbouring cutouts share pixels.
+
+The split of a cell is a function of the cell and the seed alone: an object has the same one in every catalogue that
+holds it, but the fractions hold only in the mean over many cells. balanced=True keeps the fractions of the given
+objects to about half a cell's objects; with other objects beside it, a cell may then go to another split.
+"""
 
 from collections.abc import Callable
+from functools import partial
 
 import astropy.units as u
 import numpy as np
@@ -10,6 +16,7 @@ from jaxz.errors import InputError
 
 FRACTIONS = {"train": 0.75, "val": 0.05, "test": 0.20}
 GAP = "gap"  # the split of objects too near to a cell of another one
+NO_SPLIT = -1
 DIRECTIONS = 16  # of the points around an object that look for another split
 
 
@@ -21,11 +28,13 @@ def assign_splits(
     order: int = 9,
     fractions: dict[str, float] = FRACTIONS,
     seed: int,
+    balanced: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Split (str) and nested HEALPix cell (int64) of each object at ra, dec (deg) [N].
 
-    Objects of two different splits are at least gap_arcsec apart, those of GAP excepted, which no split may use.
-    Raises InputError where cells are too small for the gap, or fractions do not sum to one.
+    Objects of two different splits are at least gap_arcsec apart, those of GAP excepted, which no split may use. Unless
+    balanced, this holds between catalogues too. Raises InputError where cells are too small for the gap, or fractions
+    do not sum to one.
     """
     healpix = HEALPix(2**order, order="nested")
     side = healpix.pixel_resolution.to_value(u.arcsec)
@@ -41,7 +50,7 @@ def assign_splits(
         x, y, z = np.cos(shift) * centre + np.sin(shift) * (np.cos(azimuth) * east + np.sin(azimuth) * north)
         return healpix.lonlat_to_healpix(np.arctan2(y, x) * u.rad, np.arctan2(z, np.hypot(x, y)) * u.rad)
 
-    return _assign(cell, gap, fractions, seed)
+    return _assign(cell, gap, fractions, seed, balanced)
 
 
 def assign_splits_pixels(
@@ -53,7 +62,8 @@ def assign_splits_pixels(
     fractions: dict[str, float] = FRACTIONS,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `assign_splits`, for an image without sky coordinates: square cells of cell_px pixels, x, y [N] in pixels."""
+    """As balanced `assign_splits`, for an image without sky coordinates: square cells of cell_px pixels, x, y [N] in
+    pixels. No other image shares these pixels, so nothing has to agree."""
     if not 0 <= gap_px <= cell_px / 4:
         raise InputError(f"gap_px: {gap_px} must lie in 0 .. cell_px / 4 = {cell_px / 4:.3g}; use larger cells")
     x, y = np.asarray(x, float), np.asarray(y, float)
@@ -63,34 +73,45 @@ def assign_splits_pixels(
         row = np.floor((y + shift * np.sin(azimuth)) / cell_px).astype(np.int64)
         return (row << 32) + column
 
-    return _assign(cell, gap_px, fractions, seed)
+    return _assign(cell, gap_px, fractions, seed, balanced=True)
 
 
 def _assign(
-    cell: Callable[[float, float], np.ndarray], gap: float, fractions: dict[str, float], seed: int
+    cell: Callable[[float, float], np.ndarray], gap: float, fractions: dict[str, float], seed: int, balanced: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cells are put in the order of a hash and cut where the objects so far reach the fractions.
-
-    cell(shift, azimuth): the cells of the objects, moved. Half the gap on either side of a border would do; looking
-    the whole gap ahead also finds corners that reach in between two of the DIRECTIONS.
-    """
+    """cell(shift, azimuth): the cells of the objects, moved. Half the gap on either side of a border would do; looking
+    the whole gap ahead also finds corners that reach in between two of the DIRECTIONS."""
     if not fractions or min(fractions.values()) < 0 or abs(sum(fractions.values()) - 1) > 1e-6 or GAP in fractions:
         raise InputError(f"fractions: {fractions} must be non-negative, sum to 1 and not name {GAP!r}")
-    own = cell(0.0, 0.0)
-    azimuths = 2 * np.pi * np.arange(DIRECTIONS) / DIRECTIONS
-    around = [cell(gap, azimuth) for azimuth in azimuths] if gap else []
+    own, borders = cell(0.0, 0.0), np.cumsum([*fractions.values()])[:-1]
+    split_of = _balanced(own, borders, seed) if balanced else partial(_hashed, borders, seed)
+    split, near_other = split_of(own), np.zeros(len(own), bool)
+    for direction in range(DIRECTIONS if gap else 0):
+        other = split_of(cell(gap, 2 * np.pi * direction / DIRECTIONS))
+        near_other |= (other != split) & (other != NO_SPLIT)
+    return np.where(near_other, GAP, np.array([*fractions])[split]), own
+
+
+def _hashed(borders: np.ndarray, seed: int, cells: np.ndarray) -> np.ndarray:
+    """Number of the split of each cell: where its hash, as a number in 0 .. 1, lies among the cumulative fractions."""
+    return np.searchsorted(borders, _hash(cells, seed) / 2.0**64, side="right")
+
+
+def _balanced(own: np.ndarray, borders: np.ndarray, seed: int) -> Callable[[np.ndarray], np.ndarray]:
+    """The function from cells to numbers of splits, NO_SPLIT for a cell without objects, that puts the cells `own` of
+    the objects in the order of a hash and cuts where the objects so far reach the fractions."""
     cells, counts = np.unique(own, return_counts=True)
     order = np.argsort(_hash(cells, seed), kind="stable")
     # an object count of a cell stands at its middle, so that no fraction is short of half a cell in the mean
     middle = np.empty(len(cells))
     middle[order] = (np.cumsum(counts[order]) - 0.5 * counts[order]) / max(counts.sum(), 1)
-    split_of = np.searchsorted(np.cumsum([*fractions.values()])[:-1], middle, side="right")
-    split = split_of[np.searchsorted(cells, own)]
-    near_other = np.zeros(len(own), bool)
-    for other in around:
-        place = np.minimum(np.searchsorted(cells, other), len(cells) - 1)
-        near_other |= (cells[place] == other) & (split_of[place] != split)  # a cell without objects has no split
-    return np.where(near_other, GAP, np.array([*fractions])[split]), own
+    numbers = np.searchsorted(borders, middle, side="right")
+
+    def split_of(wanted: np.ndarray) -> np.ndarray:
+        place = np.minimum(np.searchsorted(cells, wanted), len(cells) - 1)
+        return np.where(cells[place] == wanted, numbers[place], NO_SPLIT)
+
+    return split_of
 
 
 def _hash(cells: np.ndarray, seed: int) -> np.ndarray:

@@ -1,12 +1,13 @@
 """A survey is data: reads the TOML file that describes one (docs/adding_a_survey.md)."""
 
 import dataclasses
+import math
 import tomllib
 import typing
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from jaxz.data.manifest import NAME
+from jaxz.data.manifest import NAME, Band
 from jaxz.errors import InputError, suggest
 
 
@@ -14,7 +15,7 @@ from jaxz.errors import InputError, suggest
 class BandSource:
     """One filter of the survey and the file that holds it. Wavelengths in nm, PSF FWHM in arcsec.
 
-    m_AB = zero_point_ab - 2.5 log10(value in the file). file: a name inside the images folder; "{band}" stands for
+    m_AB = zero_point_ab - 2.5 log10(value in the file). file: a path inside the images folder; "{band}" stands for
     `name`. weight_file: same grid, a pixel is bad where it is not positive. saturation: in the units of the file.
     uncertain: what is not sure about these numbers, kept in the provenance.
     """
@@ -82,7 +83,7 @@ class Photometry:
 
 @dataclass(frozen=True)
 class Splits:
-    """Sky cells of about cell_arcmin go to one split each."""
+    """Sky cells of about cell_arcmin go to one split each (data_tools.splits says by which rule)."""
 
     cell_arcmin: float
     fractions: dict
@@ -114,6 +115,7 @@ POSITIVE = {
     "pixel_scale_arcsec", "wavelength_nm", "width_nm", "psf_fwhm_arcsec", "saturation", "filter_fwhm_arcsec",
     "threshold_sigma", "min_pixels", "aperture_diameter_arcsec", "background_box_px", "cell_arcmin",
 }  # fmt: skip
+MAY_BE_INFINITE = {"saturation"}  # inf: no pixel is
 NOT_NEGATIVE = {"hdu", "weight_hdu", "a_over_ebv", "seed"}
 KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "a table"}
 
@@ -167,10 +169,12 @@ def checked(value, kind, where: str):
     if kind not in KINDS:  # a section, built and checked already
         return value
     if kind is float and type(value) is int:
-        value = float(value)
+        value = float(value) if abs(value) < 1e300 else math.inf
     if type(value) is not kind:
         raise InputError(f"{where}: {value!r} must be {KINDS[kind]}")
     name = where.rpartition(".")[2]
+    if kind is float and not math.isfinite(value) and name not in MAY_BE_INFINITE:
+        raise InputError(f"{where}: {value!r} must be a finite number")
     if name in POSITIVE and not value > 0:
         raise InputError(f"{where}: {value!r} must be greater than 0")
     if name in NOT_NEGATIVE and not value >= 0:
@@ -186,6 +190,17 @@ def check(survey: Survey) -> None:
             raise InputError(f"bands[{n}].name: {band.name!r} may only hold letters, digits, '_' and '-' (at most 32)")
         if names.index(band.name) != n:
             raise InputError(f"bands[{n}].name: {band.name!r} stands twice; band names must be unique")
+        try:  # what the manifest refuses is to be said before anything is measured
+            Band(
+                band.name, band.wavelength_nm, band.width_nm, band.zero_point_ab, survey.pixel_scale_arcsec,
+                band.a_over_ebv, 1.0, band.psf_fwhm_arcsec,
+            )  # fmt: skip
+        except InputError as error:
+            raise InputError(f"bands[{n}].{error}") from None
+        for name in ("file", "weight_file"):
+            path = PurePosixPath(getattr(band, name))
+            if path.is_absolute() or ".." in path.parts:
+                raise InputError(f"bands[{n}].{name}: {str(path)!r} leaves the images folder; give a path inside of it")
     if len(names) > 32:
         raise InputError(f"bands: {len(names)} bands, but bands_observed holds 32 bits; give at most 32")
     for section in ("detection", "photometry"):
@@ -193,6 +208,8 @@ def check(survey: Survey) -> None:
         if values is not None and values.band not in names:
             raise InputError(f"{section}.band: {values.band!r} is not a band.{suggest(values.band, names)}")
     check_catalog(survey.catalog)
+    if survey.splits.seed >= 2**63:
+        raise InputError(f"splits.seed: {survey.splits.seed} must lie in 0 .. 2^63 - 1")
     fractions = survey.splits.fractions
     if not fractions or not all(type(f) in (int, float) and f > 0 for f in fractions.values()):
         raise InputError(f"splits.fractions: {fractions} must name each split with a fraction greater than 0")

@@ -1,14 +1,16 @@
 """Aligned tiles: one FITS image a band on one pixel grid, their sky, and the cutouts made of them."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from astropy.coordinates import SkyCoord
 from astropy.io import fits
 from astropy.stats import SigmaClip
 from astropy.wcs import WCS, WcsError
-from astropy.wcs.utils import proj_plane_pixel_scales
+from astropy.wcs.utils import proj_plane_pixel_scales, wcs_to_celestial_frame
 from photutils.background import Background2D, MADStdBackgroundRMS, MedianBackground
 
 from data_tools.survey import BandSource, Survey
@@ -117,7 +119,27 @@ def celestial(header: fits.Header, where: str) -> WCS | None:
         wcs = WCS(header)
     except (WcsError, ValueError) as error:
         raise InputError(f"{where} has a WCS that cannot be used ({error}); correct its header") from None
-    return wcs.celestial if wcs.has_celestial else None
+    if not wcs.has_celestial:
+        return None
+    wcs = wcs.celestial
+    try:
+        wcs_to_celestial_frame(wcs)
+    except ValueError:
+        known = False
+    else:
+        known = wcs.wcs.lngtyp in ("RA", "GLON")  # astropy takes ecliptic coordinates for ICRS
+    if not known:
+        frame = f"CTYPE {' '.join(wcs.wcs.ctype)}, RADESYS {wcs.wcs.radesys!r}"
+        raise InputError(f"{where} has a sky frame that is not equatorial or Galactic ({frame}); correct its header")
+    return wcs
+
+
+def sky_to_pixel(wcs: WCS, sky: SkyCoord) -> tuple[np.ndarray, np.ndarray]:
+    """0-based pixels [N] of sky positions, which may be in another frame than the WCS."""
+    with warnings.catch_warnings():
+        # A catalogue may cover far more than the tile, where the distortion's inverse need not converge.
+        warnings.filterwarnings("ignore", message=".*failed to converge.*")
+        return wcs.world_to_pixel(sky)
 
 
 def grid_offset(grid: Grid, wcs: WCS | None) -> float:
@@ -125,9 +147,9 @@ def grid_offset(grid: Grid, wcs: WCS | None) -> float:
     if grid.wcs is None or wcs is None:
         return 0.0
     height, width = grid.shape
-    corners = np.array([[0, 0], [width - 1, 0], [0, height - 1], [width - 1, height - 1]], float)
-    moved = wcs.all_world2pix(grid.wcs.all_pix2world(corners, 0), 0)
-    return float(np.abs(moved - corners).max())
+    x, y = np.array([[0, 0], [width - 1, 0], [0, height - 1], [width - 1, height - 1]], float).T
+    moved = sky_to_pixel(wcs, grid.wcs.pixel_to_world(x, y))
+    return float(np.abs(np.stack(moved) - np.stack([x, y])).max())
 
 
 def flag_pixels(pixels: np.ndarray, weight: np.ndarray | None, saturation: float) -> np.ndarray:
@@ -172,8 +194,8 @@ def nearest_pixel(x: np.ndarray) -> np.ndarray:
 
 
 def fits_inside(x: np.ndarray, y: np.ndarray, size: int, shape: tuple[int, int]) -> np.ndarray:
-    """Bool [N]: whether the cutout of size x size around the nearest pixel lies in the tile."""
-    left, low = nearest_pixel(x) - size // 2, nearest_pixel(y) - size // 2
+    """Bool [N]: whether the cutout of size x size around the nearest pixel lies in the tile; not of NaN."""
+    left, low = (np.floor(np.asarray(a, float) + 0.5) - size // 2 for a in (x, y))  # floats: 1e30 is no int64
     return (left >= 0) & (low >= 0) & (left + size <= shape[1]) & (low + size <= shape[0])
 
 

@@ -3,13 +3,13 @@
     python -m data_tools.verify DATASET [--sizes] [--workers 2]
 
 Every byte is read: sizes and sha256 of the shards, the members of each tar, the crc32 of every payload, the copies of
-the scalars, keys. --sizes opens no tar: sizes and row counts only. Exit 0: clean; 1: problems, one a line on stdout;
-2: not a dataset.
+the scalars, keys, and the index: types of the columns, finite values in the arrays that it holds. --sizes opens no tar:
+sizes and row counts only. Exit 0: clean; 1: problems, one a line on stdout; 2: not a dataset, or one without shards.
 """
 
 import argparse
 import hashlib
-import json
+import math
 import mmap
 import sys
 import tarfile
@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_tools.progress import in_threads
-from jaxz.data.manifest import Manifest, Shard
+from jaxz.data.manifest import Array, Manifest, Shard
 from jaxz.data.writer import meta_json
 from jaxz.errors import FAILED, InputError, run
 
@@ -69,7 +69,8 @@ def check_sizes(dataset: Path, manifest: Manifest, shard: Shard) -> list[str]:
         problems.append(f"{tar}: {error.strerror}; all {shard.samples} samples lost")
     else:
         if size != shard.bytes:
-            problems.append(f"{tar}: {size} bytes, dataset.json says {shard.bytes}{lost(dataset / index, size)}")
+            gone = lost(dataset / index, size, manifest)
+            problems.append(f"{tar}: {size} bytes, dataset.json says {shard.bytes}{gone}")
     try:
         rows = pq.read_metadata(dataset / index).num_rows
     except (OSError, pa.ArrowException) as error:
@@ -79,18 +80,17 @@ def check_sizes(dataset: Path, manifest: Manifest, shard: Shard) -> list[str]:
     return problems
 
 
-def lost(index: Path, size: int) -> str:
+def lost(index: Path, size: int, manifest: Manifest) -> str:
     """Which samples have payloads past the end of a tar of `size` bytes, as the end of a sentence."""
     try:
         table = pq.read_table(index)
     except (OSError, pa.ArrowException):
         return ""
-    ends = [
-        table[name].to_numpy() + table[name.removesuffix("_offset") + "_size"].to_numpy()
-        for name in table.column_names
-        if name.endswith("_offset") and name.removesuffix("_offset") + "_size" in table.column_names
-    ]
-    gone = np.flatnonzero(np.max(ends, axis=0) > size) if ends and len(table) else []
+    raw = [name for name, array in manifest.arrays.items() if array.encoding == "raw"]
+    if wrong_columns("", table, manifest) or not raw:
+        return ""  # where the payloads are is not known
+    ends = [table[f"{name}_offset"].to_numpy() + table[f"{name}_size"].to_numpy() for name in raw]
+    gone = np.flatnonzero(np.max(ends, axis=0) > size) if len(table) else []
     if not len(gone):
         return "; no payload lost"
     first = int(gone[0])
@@ -105,14 +105,13 @@ def check_shard(dataset: Path, manifest: Manifest, shard: Shard) -> list[str]:
         index = pq.read_table(dataset / "index" / f"{shard.name}.parquet")
     except (OSError, pa.ArrowException):
         return problems  # check_sizes has told
-    if missing := expected_columns(manifest) - set(index.column_names):
-        return [
-            *problems,
-            f"index/{shard.name}.parquet: column {min(missing)!r} is missing; the index is of another dataset",
-        ]
-    written = json.loads((index.schema.metadata or {}).get(b"jaxz", b"{}"))
-    if written.get("sha256") != shard.sha256:
+    wrong = wrong_columns(f"index/{shard.name}.parquet", index, manifest)
+    problems += wrong
+    if f'"{shard.sha256}"'.encode() not in (index.schema.metadata or {}).get(b"jaxz", b""):
         problems.append(f"index/{shard.name}.parquet: stale: written for a tar of another sha256 than dataset.json's")
+    for array, spec in manifest.arrays.items():
+        if spec.encoding == "index" and not wrong:
+            problems += check_finite(f"index/{shard.name}.parquet", index, array, spec)
     if not path.is_file() or path.stat().st_size == 0:
         return problems
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -121,24 +120,59 @@ def check_shard(dataset: Path, manifest: Manifest, shard: Shard) -> list[str]:
             digest.update(content[start : start + CHUNK])
         if digest.hexdigest() != shard.sha256:
             problems.append(f"{tar}: sha256 is {digest.hexdigest()}, dataset.json says {shard.sha256}")
+        if wrong:
+            return problems  # the index does not say where things are
         for array, spec in manifest.arrays.items():
             if spec.encoding == "raw":
-                problems += check_payloads(tar, content, index, array)
+                problems += check_payloads(tar, content, index, array, spec)
         problems += check_members(tar, file, content, index, manifest)
     return problems
 
 
-def expected_columns(manifest: Manifest) -> set[str]:
-    places = {
-        f"{name}_{suffix}" if array.encoding == "raw" else name
-        for name, array in manifest.arrays.items()
-        for suffix in ("offset", "size", "crc32")
-    }
-    return {"key", *manifest.columns, *places}
+def wrong_columns(path: str, index: pa.Table, manifest: Manifest) -> list[str]:
+    """Columns of the index that are missing, of another type than the writer's, or lack values they must have."""
+    number = lambda dtype: pa.from_numpy_dtype(np.dtype(dtype))
+    types, complete = {"key": pa.string()}, {"key"}
+    for name, column in manifest.columns.items():
+        types[name] = pa.string() if column.dtype == "string" else number(column.dtype)
+    for name, array in manifest.arrays.items():
+        if array.encoding == "raw":
+            places = {f"{name}_offset": pa.int64(), f"{name}_size": pa.int64(), f"{name}_crc32": pa.uint32()}
+        else:
+            places = {name: pa.list_(number(array.dtype), math.prod(array.shape))}
+        types |= places
+        complete |= places.keys()
+    problems = []
+    for name, kind in types.items():
+        if name not in index.column_names:
+            problems.append(f"{path}: column {name!r} is missing; the index is of another dataset")
+        elif not (found := index[name].type).equals(kind):
+            problems.append(f"{path}: column {name!r} holds {found}, dataset.json says {kind}; rebuild the index")
+        elif name in complete and index[name].null_count:
+            problems.append(f"{path}: column {name!r} lacks {index[name].null_count} values; rebuild the index")
+    return problems
 
 
-def check_payloads(tar: str, content: mmap.mmap, index: pa.Table, array: str) -> list[str]:
-    """The crc32 of every payload of one array, and whether it is inside of the tar."""
+def check_finite(path: str, index: pa.Table, array: str, spec: Array) -> list[str]:
+    """Whether an array that lives in the index, which no checksum guards, has finite values only."""
+    stored = index[array].combine_chunks().flatten()
+    values, good = (a.to_numpy(zero_copy_only=False) for a in (stored, stored.is_valid()))
+    if values.dtype.kind == "f":
+        good = good & np.isfinite(values)
+    bad = np.flatnonzero(~good.reshape(len(index), math.prod(spec.shape)).all(1))
+    if not len(bad):
+        return []
+    first = index["key"][int(bad[0])].as_py()
+    return [f"{path}: {array}: {len(bad)} of {len(index)} samples hold NaN, inf or no value; first: {first!r}"]
+
+
+def check_payloads(tar: str, content: mmap.mmap, index: pa.Table, array: str, spec: Array) -> list[str]:
+    """The size and crc32 of every payload of one array, and whether it is inside of the tar."""
+    for size in pc.unique(index[f"{array}_size"]).to_pylist():
+        try:
+            spec.shape_of(size)
+        except ValueError as error:
+            return [f"{tar}: {array}: the index says {error}; rebuild the index"]
     places = zip(*(index[f"{array}_{suffix}"].to_pylist() for suffix in ("offset", "size", "crc32")), strict=True)
     bad = [
         (row, offset)
@@ -164,7 +198,7 @@ def check_members(tar: str, file: BinaryIO, content: mmap.mmap, index: pa.Table,
         if name != f"{key}.{suffix}":
             return [f"{sample}: the tar holds {name!r}, the index says {key}.{suffix}"]
         if suffix == "meta.json":
-            if content[start:end] != meta_json(scalars[row]):
+            if not is_copy(content[start:end], scalars[row]):
                 return [f"{sample}: meta.json is not a copy of the index's scalars"]
             continue
         array = suffix.removesuffix(".npy")
@@ -175,6 +209,14 @@ def check_members(tar: str, file: BinaryIO, content: mmap.mmap, index: pa.Table,
         reason = f" ({error})" if error else ""
         return [f"{tar}: {len(found)} members, the index says {len(expected)}{reason}"]
     return []
+
+
+def is_copy(content: bytes, scalars: dict) -> bool:
+    """Whether a meta.json says what the index says."""
+    try:
+        return content == meta_json(scalars)
+    except ValueError:  # an infinity, which no meta.json holds
+        return False
 
 
 def walk(file: BinaryIO) -> tuple[list[tuple[str, int, int]], str]:
@@ -194,10 +236,12 @@ def repeated_keys(dataset: Path, manifest: Manifest) -> list[str]:
     tables = []
     for shard in manifest.shards:
         try:
-            tables.append(pq.read_table(dataset / "index" / f"{shard.name}.parquet", columns=["key"]))
+            table = pq.read_table(dataset / "index" / f"{shard.name}.parquet", columns=["key"])
         except (OSError, pa.ArrowException):
             continue  # check_sizes has told
-    keys = pa.concat_tables(tables)["key"] if tables else pa.chunked_array([[]], pa.string())
+        if [field.type for field in table.schema] == [pa.string()]:  # else wrong_columns has told
+            tables.append(table)
+    keys = pa.concat_tables(tables)["key"].drop_null() if tables else pa.chunked_array([], pa.string())
     if pc.count_distinct(keys).as_py() == len(keys):
         return []
     counts = pc.value_counts(keys)

@@ -2,7 +2,8 @@
 
     params, ema, opt, extra   arrays, each item restored apart and onto any mesh; empty ones are left out
     stream                    the stream's state, JSON
-    meta                      JSON: resolved config, normalisation, versions, a digest of every array and of itself
+    meta                      JSON: resolved config, normalisation, versions, dtype, shape and digest of every array, and
+                              a digest of itself
     files.json                size and crc32 of every file, written once the checkpoint is complete
 
 The digests are of values, the same for every mesh, and always verified. files.json finds damage before Orbax reads it,
@@ -11,6 +12,7 @@ also in files that hold no value; a crash may leave the newest checkpoint withou
 
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import shutil
@@ -53,7 +55,7 @@ class Checkpoints:
             self.finish()
         items = {name: getattr(state, name) for name in ARRAYS if jax.tree.leaves(getattr(state, name))}
         step = int(state.step)
-        sealed = seal({**meta, "step": step, "digests": digests(items), "stream": stream})
+        sealed = seal({**meta, "step": step, "arrays": layout(items), "digests": digests(items), "stream": stream})
         arrays = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
         json_items = {"stream": ocp.args.JsonSave(stream), "meta": ocp.args.JsonSave(sealed)}
         self.saving = True
@@ -73,29 +75,37 @@ class Checkpoints:
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict, dict] | None:
         """(state, stream, meta) of the newest checkpoint that is whole; None where there is none at all.
 
-        A damaged one is moved to RUN/damaged and said so. Raises Damaged when none is whole.
+        Damaged ones that are newer are moved to RUN/damaged and said so. Raises Damaged when none is whole, and
+        InputError where the state has other arrays than the checkpoint; then nothing is moved.
         """
-        steps = self.steps()
+        steps, damaged = self.steps(), {}
+        items = {name: getattr(abstract, name) for name in ARRAYS if jax.tree.leaves(getattr(abstract, name))}
         for step in reversed(steps):
             try:
-                items = {name: getattr(abstract, name) for name in ARRAYS if jax.tree.leaves(getattr(abstract, name))}
                 restored, meta = self._read(step, items)
             except Damaged as error:
-                aside = self.path.parent / "damaged" / str(step)
-                shutil.rmtree(aside, ignore_errors=True)
-                aside.parent.mkdir(exist_ok=True)
-                shutil.move(self.path / str(step), aside)
-                self.manager.reload()
-                log.warning(
-                    "checkpoint %d is damaged (%s); moved to %s, going on from the one before", step, error, aside
-                )
+                damaged[step] = error
                 continue
+            self._set_aside(damaged)
             state = abstract._replace(**{name: restored.get(name, getattr(abstract, name)) for name in ARRAYS})
             place = abstract.step.sharding
             return state._replace(step=jax.device_put(jnp.int32(step), place)), meta["stream"], meta
-        if steps:
-            raise Damaged(f"all checkpoints {steps} in {self.path} are damaged; start again in another workdir")
+        if damaged:
+            newest, error = max(damaged.items())
+            raise Damaged(
+                f"all checkpoints {steps} in {self.path} are damaged ({newest}: {error}); restore them from a copy, or "
+                "start again in another workdir"
+            )
         return None
+
+    def _set_aside(self, damaged: dict[int, Damaged]) -> None:
+        for step, error in damaged.items():
+            aside = unused(self.path.parent / "damaged" / str(step))
+            aside.parent.mkdir(exist_ok=True)
+            shutil.move(self.path / str(step), aside)
+            log.warning("checkpoint %d is damaged (%s); moved to %s, going on from the one before", step, error, aside)
+        if damaged:
+            self.manager.reload()
 
     def meta(self) -> dict:
         """The meta of the newest checkpoint. Raises InputError where there is no whole one."""
@@ -131,34 +141,68 @@ class Checkpoints:
         if listing.exists():
             found = list_files(listing.parent)
             try:
-                listed = json.loads(listing.read_text())
+                listed = json.loads(listing.read_bytes())
             except ValueError:
                 raise Damaged("files.json is not JSON") from None
             if changed := sorted(name for name in {*listed, *found} if listed.get(name) != found.get(name)):
                 raise Damaged(f"{changed[0]} is not as it was saved")
-        try:
-            sealed = self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-        except Exception as error:
-            raise Damaged(f"meta: {type(error).__name__}") from error
+        sealed = self._orbax(step, meta=ocp.args.JsonRestore())["meta"]
         if not isinstance(sealed, dict) or seal({k: v for k, v in sealed.items() if k != "seal"}) != sealed:
             raise Damaged("meta does not match its own digest")
         return sealed
 
     def _read(self, step: int, abstract: dict) -> tuple[dict, dict]:
         meta = self._meta(step)
+        wanted = layout(abstract)
+        for name in abstract:
+            saved = meta["arrays"].get(name, {})
+            if name in meta["arrays"] and not wanted[name].items() <= saved.items():
+                path = next(path for path, kind in wanted[name].items() if saved.get(path) != kind)
+                raise InputError(
+                    f"{name}/{path} is {saved.get(path, 'absent')} in checkpoint {step} of {str(self.path.parent)!r}, "
+                    f"not {wanted[name][path]}; use the model, objectives and optimizer that it was trained with"
+                )
+            if name not in meta["arrays"]:
+                raise InputError(
+                    f"{name!r} was not kept in checkpoint {step} of {str(self.path.parent)!r}; use the config it was "
+                    "trained with"
+                )
         args = {
             name: ocp.args.PyTreeRestore(tree, ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True)
             for name, tree in abstract.items()
         }
-        try:
-            restored = self.manager.restore(step, args=ocp.args.Composite(**args))
-        except Exception as error:
-            raise Damaged(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}") from error
+        restored = self._orbax(step, **args)
         for name in abstract:
             found = digests({name: restored[name]})[name]
             if wrong := [path for path, digest in found.items() if meta["digests"][name].get(path) != digest]:
                 raise Damaged(f"{name}/{wrong[0]} does not match its digest")
         return {name: restored[name] for name in abstract}, meta
+
+    def _orbax(self, step: int, **args):
+        """Items as Orbax restores them. Its errors are damage only where files.json has not shown that all is whole."""
+        try:
+            return self.manager.restore(step, args=ocp.args.Composite(**args))
+        except Exception as error:
+            sound = (self.path / str(step) / "files.json").exists()
+            if sound or (isinstance(error, OSError) and not isinstance(error, FileNotFoundError)):
+                raise
+            raise Damaged(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}") from error
+
+
+def unused(path: Path) -> Path:
+    """`path`, or path.1, path.2 ... where it exists."""
+    names = (path.with_name(f"{path.name}.{n}") for n in itertools.count(1))
+    return path if not path.exists() else next(name for name in names if not name.exists())
+
+
+def layout(items: dict) -> dict[str, dict[str, str]]:
+    """{item: {path: dtype and shape}}, such as "float32[3,4]"."""
+    result = {}
+    for item, tree in items.items():
+        names = jax.tree.leaves(path_names(tree), is_leaf=lambda x: isinstance(x, str))
+        kinds = (f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for leaf in jax.tree.leaves(tree))
+        result[item] = dict(zip(names, kinds, strict=True))
+    return result
 
 
 def list_files(folder: Path) -> dict[str, list[int]]:

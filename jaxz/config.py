@@ -1,7 +1,11 @@
 """Every field of a run's configuration, with its default and what it means; and the check across fields."""
 
 import json
+import math
+import pkgutil
+import runpy
 import sys
+import traceback
 from pathlib import Path
 
 import ml_collections
@@ -50,29 +54,39 @@ def default() -> ml_collections.ConfigDict:
     )
 
 
+# Names of the objectives, without importing jax.
+OBJECTIVES = tuple(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / "objectives")]))
+
 # (field, test, what it must be)
 CHECKS = (
+    ("seed", lambda v: -(2**63) <= v < 2**63, "of 64 bits"),
     ("data.check", lambda v: v in ("size", "crc"), "'size' or 'crc'"),
     ("data.window", lambda v: v >= 0, "at least 0"),
     ("data.threads", lambda v: v >= 1, "at least 1"),
     ("data.softening", lambda v: v > 0, "above 0"),
     ("data.shift", lambda v: v >= 0, "at least 0"),
-    ("model.dtype", lambda v: v in ("float32", "bfloat16", "float16"), "float32, bfloat16 or float16"),
+    (
+        "model.dtype",
+        lambda v: v in ("float32", "bfloat16"),
+        "float32 or bfloat16; float16 needs loss scaling, which there is not",
+    ),
     ("model.width", lambda v: v >= 1, "at least 1"),
     ("model.depth", lambda v: v >= 1, "at least 1"),
     ("model.patch", lambda v: v >= 1, "at least 1"),
     ("model.heads", lambda v: v >= 1, "at least 1"),
     ("mae.mask_ratio", lambda v: 0 < v < 1, "between 0 and 1"),
     ("mae.band_mask", lambda v: 0 <= v < 1, "in [0, 1)"),
+    ("mae.decoder_width", lambda v: v >= 1, "at least 1"),
+    ("mae.decoder_depth", lambda v: v >= 1, "at least 1"),
     ("mae.decoder_heads", lambda v: v >= 1, "at least 1"),
     ("fluxes.band_mask", lambda v: 0 <= v < 1, "in [0, 1)"),
     ("redshift.band_mask", lambda v: 0 <= v < 1, "in [0, 1)"),
     ("redshift.views", lambda v: v in (1, 8), "1 or 8"),
-    ("redshift.bins", lambda v: v >= 2, "at least 2"),
+    ("redshift.bins", lambda v: 2 <= v <= 10_000, "from 2 to 10000"),
     ("redshift.label_sigma", lambda v: v > 0, "above 0"),
     ("init.item", lambda v: v in ("params", "ema"), "'params' or 'ema'"),
     ("train.steps", lambda v: v >= 1, "at least 1"),
-    ("train.batch_size", lambda v: v >= 1, "at least 1"),
+    ("train.batch_size", lambda v: 1 <= v <= 1_000_000, "from 1 to 1000000"),
     ("train.log_every", lambda v: v >= 1, "at least 1"),
     ("train.ema_decay", lambda v: 0 <= v < 1, "in [0, 1)"),
     ("optim.lr", lambda v: v > 0, "above 0"),
@@ -89,15 +103,18 @@ CHECKS = (
 
 def validate(config: ml_collections.ConfigDict) -> None:
     """Raises InputError naming every field that is wrong, before any device starts."""
-    problems = [
-        f"{field}: {value!r} must be {rule}"
-        for field, test, rule in CHECKS
-        if not test(
-            value := config.get_ref(field).get()
-            if "." not in field
-            else config[field.split(".")[0]][field.split(".")[1]]
-        )
+    values = dict(fields(config))
+    problems = [f"{name}: {value!r} must be finite" for name, value in values.items() if not is_finite(value)]
+    problems += [
+        f"{name}: {values[name]!r} must be {rule}"
+        for name, test, rule in CHECKS
+        if is_finite(values[name]) and not test(values[name])
     ]
+    for name, weight in config.losses.items():
+        if name not in OBJECTIVES:
+            problems.append(f"losses: {name!r} is no objective of jaxz/objectives.{suggest(name, OBJECTIVES)}")
+        if not isinstance(weight, int | float) or weight < 0:
+            problems.append(f"losses.{name}: {weight!r} must be a weight, at least 0")
     if not config.data.path:
         problems.append("data.path: '' is not set; name a dataset with --config.data.path=DATASET")
     if not config.losses:
@@ -119,43 +136,131 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise InputError("; ".join(problems))
 
 
+def fields(group, prefix: str = ""):
+    """(name, value) of every field, such as ("train.steps", 1000)."""
+    for name, value in group.items():
+        if isinstance(value, ml_collections.ConfigDict | dict):
+            yield from fields(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def is_finite(value) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
 def parse(argv: list[str]) -> ml_collections.ConfigDict:
     """The config of `--config=FILE[:ARGUMENT] --config.group.field=value ...`, locked.
 
-    Raises InputError for an unreadable file, an unknown field (with a suggestion) or a value of another type.
+    Raises InputError for a file that cannot be used, an unknown field (with a suggestion) or a value of another type.
     """
-    argv = sorted(argv, key=lambda a: not a.startswith("--config="))  # overrides need the file first
     files = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
+    overrides = [a for a in argv if a.startswith("--config.")]
     unknown = next((a for a in argv if not a.startswith(("--config=", "--config."))), None)
     if unknown is not None:
         known = ["--config=FILE", "--config.FIELD=VALUE", "--workdir=RUN", "--dry_run", "--allow_config_change"]
         raise InputError(f"argument {unknown!r} is not known.{suggest(unknown, known)}")
     if not files:
         raise InputError("--config: is missing; name a config file with --config=configs/NAME.py")
-    path = files[-1].split(":")[0]
-    if not Path(path).is_file():
-        nearby = [str(p) for p in Path(path).parent.glob("*.py")] if Path(path).parent.is_dir() else []
-        raise InputError(f"--config: {path!r} is not a file.{suggest(path, nearby)}")
+    path, *arguments = files[-1].split(":")
+    config = load(path, arguments)
+    for override in overrides:
+        check_known(config, override.removeprefix("--config.").split("=", 1)[0], path)
     values = flags.FlagValues()
-    arguments = [sys.argv[0] or "jaxz", *argv]
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    command = [sys.argv[0] or "jaxz", *overrides]
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=command)
     try:
-        values(arguments)
+        values(command)
         return values.config
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
         raise InputError(f"--config: {' '.join(str(error).split())}; see jaxz/config.py for the fields") from None
 
 
-def difference(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """Lines "field: old -> new" for two resolved configs."""
-    lines = []
-    for name in sorted({*old, *new}):
-        a, b = old.get(name), new.get(name)
-        if isinstance(a, dict) and isinstance(b, dict):
-            lines += difference(a, b, f"{prefix}{name}.")
-        elif a != b:
-            lines.append(f"{prefix}{name}: {a!r} -> {b!r}")
-    return lines
+def load(path: str, arguments: list[str]) -> ml_collections.ConfigDict:
+    """What `get_config(*arguments)` of a config file gives. Raises InputError, naming the file, for no whole config."""
+    if not Path(path).is_file():
+        nearby = [str(p) for p in Path(path).parent.glob("*.py")] if Path(path).parent.is_dir() else []
+        raise InputError(f"--config: {path!r} is not a file.{suggest(path, nearby)}")
+    try:
+        content = runpy.run_path(path)
+        if "get_config" not in content:
+            raise InputError(f"--config: {path!r} defines no get_config(); write one, as the files in configs/ do")
+        config = content["get_config"](*arguments)
+    except InputError:
+        raise
+    except Exception as error:  # the file is somebody's program: anything can come out of it
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        place = f"{path}, line {lines[-1]}" if lines else path
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"--config: {place}: {reason}; mend the file") from None
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise InputError(f"--config: get_config() of {path!r} gives no ConfigDict; begin with jaxz.config.default()")
+    check_whole(config, path)
+    return config
+
+
+def check_whole(config: ml_collections.ConfigDict, path: str) -> None:
+    """Raises InputError where a config file leaves out a field of default(), changes its type or adds one; it may add
+    the group of an objective."""
+    expected = {name: value for name, value in fields(default()) if not name.startswith("losses.")}
+    found = {name: value for name, value in fields(config) if not name.startswith("losses.")}
+    groups = {name.split(".")[0] for name in expected}
+    for name, value in found.items():
+        group = name.split(".")[0]
+        if name not in expected and (group in groups or group not in OBJECTIVES):
+            raise InputError(f"--config: {path!r} sets {name}, which is no field.{suggest(name, expected)}")
+        if name in expected and not same_kind(value, expected[name]):
+            kind = type(expected[name]).__name__
+            raise InputError(f"--config: {path!r} sets {name} to {value!r}, which is no {kind}; see jaxz/config.py")
+    if missing := sorted(expected.keys() - found.keys()):
+        others = f" and {len(missing) - 1} other field(s)" if missing[1:] else ""
+        raise InputError(f"--config: {path!r} leaves out {missing[0]}{others}; begin with jaxz.config.default()")
+    if not isinstance(config.get("losses"), ml_collections.ConfigDict):
+        raise InputError(f"--config: {path!r} has no objectives in losses; set config.losses = dict(NAME=1.0)")
+
+
+def same_kind(value, like) -> bool:
+    """Whether a value can stand where `like` does: an int for a float, a list for a tuple, but no bool for a number."""
+    kinds = {float: (float, int), tuple: (tuple, list)}.get(type(like), (type(like),))
+    return isinstance(value, kinds) and isinstance(value, bool) == isinstance(like, bool)
+
+
+def check_known(config: ml_collections.ConfigDict, field: str, path: str) -> None:
+    """Raises InputError for an override of a field that the config does not have."""
+    group = config
+    for name in field.split("."):
+        if not isinstance(group, ml_collections.ConfigDict) or name not in group:
+            break
+        group = group[name]
+    else:
+        return
+    if field.startswith("losses.") and name in OBJECTIVES:
+        raise InputError(f"--config: {field} is not in {path!r}, which names the run's objectives; add it there")
+    if field.startswith("losses."):
+        raise InputError(f"--config: losses: {name!r} is no objective of jaxz/objectives.{suggest(name, OBJECTIVES)}")
+    hint = suggest(name, group) if isinstance(group, ml_collections.ConfigDict) else ""
+    raise InputError(f"--config: {field} is no field of {path!r}.{hint}")
+
+
+def complete(config: dict) -> dict:
+    """A resolved config as it was once written, with the defaults of the fields that have come since."""
+    whole = dict(config)
+    for name, value in resolved(default()).items():
+        if isinstance(value, dict) and isinstance(config.get(name), dict) and name != "losses":
+            value = {**value, **config[name]}
+        elif name in config:
+            value = config[name]
+        whole[name] = value
+    return whole
+
+
+def difference(old, new, field: str = "") -> list[str]:
+    """Lines "field: old -> new" for two resolved configs, or parts of them."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        prefix = f"{field}." if field else ""
+        names = sorted({*old, *new})
+        return [line for name in names for line in difference(old.get(name), new.get(name), f"{prefix}{name}")]
+    return [] if old == new else [f"{field or 'config'}: {old!r} -> {new!r}"]
 
 
 def resolved(config: ml_collections.ConfigDict) -> dict:

@@ -1,10 +1,22 @@
 """Exit codes and the one way in which a command line ends."""
 
+import errno
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-OK, FAILED, BAD_INPUT, REQUEUE = 0, 1, 2, 75
+OK, FAILED, BAD_INPUT, REQUEUE, INTERRUPTED = 0, 1, 2, 75, 130
+
+# What the system says of a path that was given wrongly -> the fix. All else, such as a full disk, is a failure.
+BAD_PATH = {
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "name a path below a directory",
+    errno.EISDIR: "name a file",
+    errno.EEXIST: "name another",
+    errno.EACCES: "name another or change its permissions",
+    errno.EPERM: "name another or change its permissions",
+    errno.EROFS: "name another",
+}
 
 
 class InputError(Exception):
@@ -15,19 +27,41 @@ class Stopped(Exception):
     """Work was interrupted after its progress was saved; the same command goes on from there."""
 
 
-def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> NoReturn:
-    """Run `main(argv)` and exit: 0 done, 2 bad input (a sentence, no traceback), 75 saved and resumable."""
+def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None, resumes: bool = False) -> NoReturn:
+    """Run `main(argv)` and exit: 0 done, 1 failed, 2 bad input (a sentence, no traceback), 75 saved and resumable.
+
+    resumes: the same command goes on where an interrupted one was, so that Ctrl-C ends it with 75; else with 130.
+    """
+    code, sentence = OK, ""
     try:
-        sys.exit(main(sys.argv[1:] if argv is None else argv) or OK)
+        code = main(sys.argv[1:] if argv is None else argv) or OK
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
+        code, sentence = BAD_INPUT, f"error: {error}"
     except Stopped as stop:
-        print(f"stopped: {stop}", file=sys.stderr)
-        sys.exit(REQUEUE)
+        code, sentence = REQUEUE, f"stopped: {stop}"
     except KeyboardInterrupt:
-        print("stopped: interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(REQUEUE)
+        code, sentence = INTERRUPTED, "stopped: interrupted"
+        if resumes:
+            code, sentence = REQUEUE, f"{sentence}; run the same command again to go on"
+    except OSError as error:
+        if error.errno is None:  # a library's own error: its traceback tells more
+            raise
+        code, sentence = system_error(error)
+    except MemoryError as error:
+        code, sentence = FAILED, f"failed: not enough memory{f' ({error})' if str(error) else ''}"
+    if sentence:
+        print(sentence, file=sys.stderr)
+    sys.exit(code)
+
+
+def system_error(error: OSError) -> tuple[int, str]:
+    """The exit code and the sentence for what the operating system refused."""
+    what = error.strerror or str(error)
+    if error.filename is not None:
+        what = f"{error.filename}: cannot be read or written ({what})"
+    if error.errno in BAD_PATH:
+        return BAD_INPUT, f"error: {what}; {BAD_PATH[error.errno]}"
+    return FAILED, f"failed: {what}"
 
 
 def suggest(name: str, known) -> str:

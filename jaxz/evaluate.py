@@ -32,6 +32,7 @@ def main(argv: list[str]) -> None:
     dataset, model = open_dataset(options.dataset), load_run(options.workdir, options.item)
     if "mae" in model.config.losses:
         write_reconstructions(options.workdir / "reconstructions.npz", model, dataset)
+        print(f"{options.workdir}: reconstructions.npz")
     if "redshift" in model.config.losses:
         score(options.workdir, model, dataset)
     elif "mae" not in model.config.losses:
@@ -49,11 +50,14 @@ def score(workdir: Path, model: Model, dataset: Dataset) -> None:
     truths = truths_of(dataset, catalog["key"].to_pylist())
     report = write_results(workdir, arm, catalog, PDF(model.edges, found["pdf"]), truths, fits=True)
     for name, metrics in report[arm].items():
-        if metrics["sigma_mad"]["value"] is not None:
-            values = ", ".join(
-                f"{m} {metrics[m]['value']:.4f} +- {metrics[m]['error']:.4f}" for m in ("sigma_mad", "eta_15")
-            )
-            print(f"{arm} on {name}: {values}")
+        print(f"{arm} on {name}: {', '.join(f'{m} {shown(metrics[m])}' for m in ('sigma_mad', 'eta_15'))}")
+
+
+def shown(metric: dict) -> str:
+    """A value with its error; few objects have no error, none have no value."""
+    if metric["value"] is None:
+        return "unknown (no objects)"
+    return f"{metric['value']:.4f}" + (f" +- {metric['error']:.4f}" if metric["error"] is not None else "")
 
 
 def write_reconstructions(path: Path, model: Model, dataset: Dataset) -> None:

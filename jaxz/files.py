@@ -1,11 +1,18 @@
 """Files that are there complete or not at all."""
 
+import contextlib
+import json
 import os
 from pathlib import Path
 
+from jaxz.errors import InputError
+
 
 def replace(path: Path, content) -> None:
-    """Write bytes to `path` so that a reader finds the old file or the new one, also after a crash."""
+    """Write bytes to `path` so that a reader finds the old file or the new one, also after a crash.
+
+    Raises OSError that names `path`.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -13,5 +20,25 @@ def replace(path: Path, content) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None  # not the temporary name, or none where a disk is full
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # renamed, or never made
+            temporary.unlink()
+
+
+def read_json(path: Path | str, what: str) -> dict:
+    """The object in a JSON file; `what` says what the file is, for people, such as "the run's config".
+
+    Raises InputError where the file cannot be read, is not JSON or holds something else than an object.
+    """
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: {what} cannot be read ({error.strerror}); restore it or make it again") from None
+    except (ValueError, RecursionError) as error:  # ValueError: of JSON, of UTF-8
+        raise InputError(f"{path}: {what} is not JSON ({error}); restore it or make it again") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: {what} is not a JSON object; restore it or make it again")
+    return content

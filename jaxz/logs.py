@@ -8,6 +8,9 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from jaxz.errors import InputError
+from jaxz.files import replace
+
 log = logging.getLogger("jaxz")
 
 
@@ -25,20 +28,13 @@ def start_log(workdir: Path) -> None:
 
 
 class Metrics:
-    """RUN/metrics.jsonl: a line a logged step, each step once. Opening it for step N cuts the lines after N."""
+    """RUN/metrics.jsonl: a line a logged step, each step once. Opening it for step N cuts the lines after N, and a last
+    line that a crash left unfinished. Raises InputError for any other line that is no object with a step."""
 
     def __init__(self, path: Path, step: int):
-        kept = []
-        if path.exists():
-            for line in path.read_text().splitlines(keepends=True):
-                try:
-                    if json.loads(line)["step"] <= step and line.endswith("\n"):
-                        kept.append(line)
-                except ValueError:
-                    continue  # a line that a crash cut short
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text("".join(kept))
-        os.replace(temporary, path)
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else ()  # past the last newline: unfinished
+        kept = [line + b"\n" for n, line in enumerate(lines, 1) if step_of(line, f"{path}, line {n}") <= step]
+        replace(path, b"".join(kept))
         self.file = open(path, "a")  # noqa: SIM115
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -51,6 +47,17 @@ class Metrics:
     def close(self) -> None:
         self.flush()
         self.file.close()
+
+
+def step_of(line: bytes, where: str) -> int:
+    """The step of a line of metrics. Raises InputError, which names `where`, for a damaged one."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        step = None
+    if type(step) is not int:
+        raise InputError(f"{where}: no object with a step; mend or remove the line")
+    return step
 
 
 class Bar:

@@ -19,6 +19,7 @@ RULES = (
     (r"(kernel|basis|position|mask_token)$", P("fsdp")),
     (r"(bias|scale)$", P()),
     (r"(count|step)$", P()),
+    (r"^extra/", P()),  # what an objective keeps beside parameters, unless named like one of them
 )
 
 
@@ -43,14 +44,16 @@ def make_mesh(data: int, fsdp: int, devices=None) -> Mesh:
 def shardings(tree, mesh: Mesh, rules=RULES):
     """A NamedSharding for every array of `tree` by the first rule that matches its path.
 
-    An axis that the mesh does not divide stays whole. Raises ValueError for a path that no rule covers.
+    An axis that the mesh does not divide stays whole. Raises InputError for a path that no rule covers.
     """
 
     def place(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         spec = next((spec for pattern, spec in rules if re.search(pattern, name)), None)
         if spec is None:
-            raise ValueError(f"no sharding rule covers {name!r}; add one to jaxz/mesh.py")
+            raise InputError(
+                f"no sharding rule covers {name!r}; end its name in kernel, bias or scale, or add a rule to jaxz/mesh.py"
+            )
         fits = [
             axis if axis and d < leaf.ndim and leaf.shape[d] % mesh.shape[axis] == 0 else None
             for d, axis in enumerate(spec)

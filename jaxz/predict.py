@@ -10,6 +10,7 @@ In a notebook:
 
 import argparse
 import functools
+import warnings
 from pathlib import Path
 
 import jax
@@ -19,10 +20,12 @@ from ml_collections import ConfigDict
 
 from jaxz import errors, logs, objectives, runtime
 from jaxz.checkpoint import Checkpoints
+from jaxz.config import complete
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.manifest import Array, Column, Manifest
 from jaxz.data.prepare import Normalisation, Prepare
 from jaxz.data.stream import Source, Stream
+from jaxz.errors import suggest
 from jaxz.models import build
 from jaxz.photoz.pdf import PDF, write_qp
 from jaxz.results import CATALOG_COLUMNS, prediction_table, write_catalog
@@ -41,7 +44,7 @@ def load_run(path: Path | str, item: str = "params") -> "Model":
     checkpoints = Checkpoints(Path(path))
     try:
         meta = checkpoints.meta()
-        model = Model(ConfigDict(meta["config"]), Normalisation.from_json(meta["normalisation"]))
+        model = Model(ConfigDict(complete(meta["config"])), Normalisation.from_json(meta["normalisation"]))
         model.params = checkpoints.params(model.abstract, item)
     finally:
         checkpoints.close()
@@ -79,12 +82,13 @@ class Model:
         (microjansky); reconstruction [B,C,H,W].
 
         batch: image [B,C,H,W] in stored units of `manifest`'s bands (default: those of the training dataset), and where
-        there are ebv [B], bands_observed [B], image_mask [B,C,H,W].
+        there are ebv [B], bands_observed [B], image_mask [B,C,H,W]. Without bands_observed a band that is zero in every
+        pixel counts as not observed; without ebv there is a warning, and no reddening is corrected.
+        Raises InputError for an image of another shape.
         """
-        prepare, function = self.compiled((manifest or self.training_units).to_json())
-        batch = {"ebv": np.zeros(len(batch["image"]), np.float32), **batch} if prepare.deredden else dict(batch)
-        used = {name: batch[name] for name in ("image", "image_mask", "ebv", "bands_observed") if name in batch}
-        return jax.device_get(function(self.params, used))
+        manifest = manifest or self.training_units
+        prepare, function = self.compiled(manifest.to_json())
+        return jax.device_get(function(self.params, completed(batch, manifest, prepare.deredden)))
 
     def embed(self, batch: dict, manifest: Manifest | None = None) -> np.ndarray:
         """float32 [B,D]: the encoder's summary of each image."""
@@ -99,7 +103,7 @@ class Model:
     def predict_dataset(self, dataset: Dataset, where: str | None, outputs: tuple[str, ...], batch_size: int = 256):
         """(rows int64 [N], {output: [N, ...]}) for the rows that pass `where`, in order; shows progress.
 
-        Raises InputError where the dataset's bands, size or scale do not fit the model.
+        Raises InputError where the dataset's bands, size or scale do not fit the model, or the model has no such output.
         """
         prepare, _ = self.compiled(dataset.manifest.to_json())
         source = Source(dataset, prepare.arrays, prepare.columns, where)
@@ -108,12 +112,34 @@ class Model:
         with logs.Bar("predict", stream.batches) as bar:
             for n, batch in enumerate(stream):
                 found = self.predict(batch, dataset.manifest) | {"row": batch["row"]}
+                if unknown := parts.keys() - found.keys():
+                    raise errors.InputError(
+                        f"outputs: {min(unknown)!r} is not predicted.{suggest(min(unknown), found)}"
+                    )
                 for name in parts:
                     parts[name].append(found[name][batch["valid"]])
                 bar.update(n + 1)
         stream.close()
         whole = {name: np.concatenate(values) for name, values in parts.items()}
         return whole.pop("row"), whole
+
+
+def completed(batch: dict, manifest: Manifest, deredden: bool) -> dict[str, np.ndarray]:
+    """The entries of a batch that a model reads, with what is missing of them filled in as Model.predict says."""
+    wanted = manifest.arrays["image"].shape
+    shape = np.shape(batch["image"]) if "image" in batch else "missing"
+    if shape == "missing" or len(shape) != 4 or shape[1:] != wanted:
+        raise errors.InputError(
+            f"batch: image is {shape}, it must be [B, {', '.join(map(str, wanted))}]: the bands "
+            f"{[band.name for band in manifest.bands]}, each {wanted[1]} x {wanted[2]} pixels"
+        )
+    used = {name: np.asarray(batch[name]) for name in ("image", "image_mask", "bands_observed") if name in batch}
+    if "bands_observed" not in used:
+        bits = np.uint32(1) << np.arange(wanted[0], dtype=np.uint32)
+        used["bands_observed"] = (used["image"].any((2, 3)) * bits).sum(1, dtype=np.uint32)
+    if deredden and "ebv" not in batch:
+        warnings.warn("batch has no 'ebv': Galactic reddening is not corrected", stacklevel=3)
+    return used | ({"ebv": np.asarray(batch.get("ebv", np.zeros(shape[0])), np.float32)} if deredden else {})
 
 
 def catalog_of(dataset: Dataset, rows: np.ndarray) -> pa.Table:

@@ -1,8 +1,13 @@
 """How a process that computes starts and stops."""
 
+import fcntl
 import importlib.metadata
 import os
 import signal
+from pathlib import Path
+from typing import IO
+
+from jaxz.errors import InputError
 
 
 def set_xla_flags() -> None:
@@ -13,6 +18,25 @@ def set_xla_flags() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if importlib.metadata.version("jaxlib").startswith("0.10.") and flag not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
+
+
+def lock(path: Path) -> IO:
+    """A file that only one process can hold: until it is closed, or the process ends in whatever way.
+
+    Raises InputError where another holds it. A file system without locks is trusted.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "w")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise InputError(
+            f"--workdir: another process is training in {str(path.parent)!r}; stop it or name another"
+        ) from None
+    except OSError:
+        pass
+    return file
 
 
 class StopSignal:

@@ -18,11 +18,12 @@ import numpy as np
 
 from jaxz import errors, logs, objectives, runtime
 from jaxz.checkpoint import Checkpoints, Damaged
-from jaxz.config import difference, parse, resolved, validate
+from jaxz.config import complete, difference, parse, resolved, validate
+from jaxz.data import where as filters
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.prepare import Normalisation, Prepare
 from jaxz.data.stream import Source, Stream
-from jaxz.files import replace
+from jaxz.files import read_json, replace
 from jaxz.mesh import local_slots, make_mesh, to_devices
 from jaxz.models import build
 from jaxz.optim import make_optimizer
@@ -53,13 +54,14 @@ def main(argv: list[str]) -> int:
     with jax.set_mesh(mesh):
         abstract = abstract_state(objective, optimizer, config.train.ema_decay, mesh)
         step = make_step(objective, optimizer, prepare, config, abstract)
+        check_workdir(workdir, config, allow_change)
         if dry_run:
             from jaxz.dry_run import describe
 
             print(describe(step, abstract, to_devices(next(stream), mesh), mesh, config))
             stream.close()
             return errors.OK
-        freeze_config(workdir, config, allow_change)
+        lock = runtime.lock(workdir / ".lock")
         logs.start_log(workdir)
         checkpoints = Checkpoints(workdir, config.checkpoint.keep)
         restored = checkpoints.restore(abstract)
@@ -67,6 +69,8 @@ def main(argv: list[str]) -> int:
             state, stream_state, meta = restored
             stream.restore(stream_state)
             seconds = meta["seconds"]
+        write_config(workdir, config)
+        if restored:
             log.info("%s: going on from step %d of %d", workdir, int(state.step), config.train.steps)
         else:
             make = lambda: fresh_state(objective, optimizer, config.train.ema_decay, config.seed)
@@ -87,7 +91,7 @@ def main(argv: list[str]) -> int:
 
         # ---- loop ----------------------------------------------------------------------------------------------------
         run = Run(workdir, config, checkpoints, meta, mesh, seconds)
-        with contextlib.closing(stream), contextlib.closing(checkpoints), contextlib.closing(run):
+        with lock, contextlib.closing(stream), contextlib.closing(checkpoints), contextlib.closing(run):
             run.loop(step, state, stream)
     return errors.OK
 
@@ -99,6 +103,7 @@ class Run:
         self.workdir, self.config, self.checkpoints, self.meta, self.mesh = workdir, config, checkpoints, meta, mesh
         self.seconds, self.began = seconds, time.monotonic()  # spent before this process, and its own beginning
         self.waiting: deque = deque()  # metrics still on the device: read a step late, so that logging never blocks
+        self.written = ""  # the newest loss on disk, with its step
 
     def loop(self, step, state, stream: Stream) -> None:
         """Train to the last step. Raises Stopped after saving where a signal came, FloatingPointError for a loss that
@@ -107,38 +112,45 @@ class Run:
         first, last = int(state.step), config.train.steps
         self.metrics = logs.Metrics(self.workdir / "metrics.jsonl", first)
         batches = prefetch(stream, self.mesh)
+        before = first, time.monotonic()
         with logs.Bar(self.workdir.name, last, first) as bar, runtime.StopSignal() as stop:
             for n in range(first + 1, last + 1):
                 batch, stream_state = next(batches)
                 state, values = step(state, batch)
                 if n % config.train.log_every == 0 or n == last:
                     self.waiting.append((n, values))
-                    loss = self.write_metrics(keep=1)
-                    rate = config.train.batch_size * (n - first) / (time.monotonic() - self.began)
-                    bar.update(n, f"loss {loss:.4g}, {rate:.0f} images/s" if loss is not None else "")
+                    self.write_metrics(keep=1)
+                    now = n, time.monotonic()
+                    rate = config.train.batch_size * (now[0] - before[0]) / (now[1] - before[1])
+                    bar.update(n, f"{self.written}{rate:.0f} images/s")
+                    before = now
                 if stop or n == last or n % config.checkpoint.every == 0:
-                    self.save(state, stream_state)
+                    self.save(n, state, values, stream_state)
                 if stop and n < last:
                     self.checkpoints.close()
                     raise errors.Stopped(f"{stop} at step {n} of {last}, saved; run the same command again to go on")
-        log.info("%s: done, %d steps", self.workdir, last)
+        log.info("%s: done, %d steps, %s", self.workdir, last, self.written.removesuffix(", "))
 
-    def write_metrics(self, keep: int) -> float | None:
-        """Write all but the newest `keep` waiting lines; the last loss written."""
-        loss = None
+    def write_metrics(self, keep: int) -> None:
+        """Write all but the newest `keep` waiting lines."""
         while len(self.waiting) > keep:
             n, values = self.waiting.popleft()
             values = {name: float(value) for name, value in jax.device_get(values).items()}
             self.metrics.write(n, values)
-            loss = values["loss"]
-            if not np.isfinite(loss):
-                self.metrics.flush()
-                raise FloatingPointError(f"the loss is {loss} at step {n}; lower optim.lr or look at the data")
-        return loss
+            self.written = f"loss {values['loss']:.4g} at step {n}, "
+            self.check_finite(n, values)
 
-    def save(self, state, stream_state: dict) -> None:
+    def check_finite(self, n: int, values: dict) -> None:
+        """A gradient that is not finite has spoilt the parameters, whatever the loss was before it."""
+        for name in ("loss", "optim/grad_norm"):
+            if not np.isfinite(values[name]):
+                self.metrics.flush()
+                raise FloatingPointError(f"{name} is {values[name]} at step {n}; lower optim.lr or look at the data")
+
+    def save(self, n: int, state, values: dict, stream_state: dict) -> None:
         """Metrics first: every line up to a step is on disk before the step's checkpoint commits."""
         self.write_metrics(keep=0)
+        self.check_finite(n, jax.device_get(values))
         self.metrics.flush()
         seconds = self.seconds + time.monotonic() - self.began
         self.checkpoints.save(state, stream_state, {**self.meta, "seconds": seconds})
@@ -170,21 +182,40 @@ def arguments(argv: list[str]) -> tuple[Path, bool, bool, list[str]]:
 def starting_normalisation(workdir: Path, config, dataset: Dataset) -> Normalisation:
     """The run's own where it goes on, else that of the run in init.path, else a new one for this dataset.
 
-    Raises InputError where the run in init.path has another model.
+    Raises InputError where the run in init.path has another model or other inputs than the config says.
     """
     if (workdir / "checkpoints").is_dir():
+        meta = None
         with contextlib.suppress(errors.InputError):  # no whole checkpoint: restoring will say so
-            return Normalisation.from_json(run_meta(str(workdir))["normalisation"])
+            meta = run_meta(str(workdir))
+        if meta:
+            return inherited_normalisation(meta, config, "the checkpoint")
     if not config.init.path:
         return Normalisation.create(
             dataset.manifest, tuple(config.data.bands), config.data.softening, config.data.deredden
         )
     meta = run_meta(config.init.path)
-    if changed := difference(meta["config"]["model"], resolved(config)["model"]):
+    then, now = meta["config"]["model"], resolved(config)["model"]
+    if changed := difference(then, now):
+        use = " ".join(f"--config.model.{name}={value}" for name, value in then.items() if now.get(name) != value)
         raise errors.InputError(
-            f"init.path: {config.init.path!r} has another model ({'; '.join(changed)}); use the same"
+            f"init.path: {config.init.path!r} has another model ({'; '.join(changed)}); use the same: {use}"
         )
-    return Normalisation.from_json(meta["normalisation"])
+    return inherited_normalisation(meta, config, f"init.path {config.init.path!r}")
+
+
+def inherited_normalisation(meta: dict, config, origin: str) -> Normalisation:
+    """That of a trained run, whose inputs' units its parameters are tied to."""
+    normalisation = Normalisation.from_json(meta["normalisation"])
+    bands = [band.name for band in normalisation.bands]
+    then = {**meta["config"]["data"], "bands": bands}
+    now = {**resolved(config)["data"], "bands": list(config.data.bands) or bands}
+    for name in ("bands", "softening", "deredden"):
+        if now[name] != then[name]:
+            raise errors.InputError(
+                f"data.{name}: {now[name]!r} is not what {origin} was trained with; set data.{name}={then[name]!r}"
+            )
+    return normalisation
 
 
 def run_meta(path: str) -> dict:
@@ -217,11 +248,10 @@ def pretrained_params(config, abstract) -> dict:
 
 def make_stream(config, dataset: Dataset, objective, prepare: Prepare, mesh) -> Stream:
     """The endless stream of the rows that the run trains on: the train split, unless transductive."""
-    conditions = [f"({config.data.where})"] if config.data.where else []
-    if not config.data.transductive:
-        conditions.insert(0, "split == 'train'")
+    split = "" if config.data.transductive else "split == 'train'"
     columns = tuple(sorted({*objective.columns, *prepare.columns}))
-    source = Source(dataset, prepare.arrays, columns, " and ".join(conditions) or None, config.data.window)
+    where = filters.training_filter(split, config.data.where)
+    source = Source(dataset, prepare.arrays, columns, where, config.data.window)
     local = local_slots(mesh, config.train.batch_size)
     return Stream(
         source,
@@ -244,25 +274,23 @@ def prefetch(stream: Stream, mesh, depth: int = 2):
     yield from ready
 
 
-def freeze_config(workdir: Path, config, allow_change: bool) -> None:
-    """Write RUN/config.json, or hold the config against the one there. Raises InputError with the differences."""
+def check_workdir(workdir: Path, config, allow_change: bool) -> None:
+    """Hold the config against RUN/config.json. Raises InputError with the differences, or for a directory that is
+    no run's."""
     path, now = workdir / "config.json", resolved(config)
     if path.exists():
-        then = json.loads(path.read_text())
-        if (changed := difference(then, now)) and not allow_change:
+        then = read_json(path, "the run's config")
+        if (changed := difference(complete(then), now)) and not allow_change:
             raise errors.InputError(
                 f"--workdir: {str(workdir)!r} was begun with another config ({'; '.join(changed)}); use another "
                 "workdir, the same config, or --allow_config_change"
             )
-    elif workdir.exists() and any(workdir.iterdir()):
+    elif workdir.is_dir() and any(not p.name.startswith(".") and p.name != "log.txt" for p in workdir.iterdir()):
         raise errors.InputError(f"--workdir: {str(workdir)!r} holds files but no config.json; name an empty directory")
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        replace(path, json.dumps(now, indent=1).encode())
-    except OSError as error:
-        raise errors.InputError(
-            f"--workdir: {str(workdir)!r} cannot be written ({error.strerror}); name another"
-        ) from None
+
+
+def write_config(workdir: Path, config) -> None:
+    replace(workdir / "config.json", json.dumps(resolved(config), indent=1).encode())
 
 
 def write_compute(workdir: Path, config, state, seconds: float, mesh) -> None:
@@ -288,4 +316,4 @@ def fail_cleanly(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    errors.run(fail_cleanly)
+    errors.run(fail_cleanly, resumes=True)

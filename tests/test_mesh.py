@@ -62,10 +62,12 @@ def test_a_checkpoint_restores_onto_another_mesh(measured):
 
 def test_rules_must_cover_every_parameter():
     mesh = make_mesh(1, 1)
-    with pytest.raises(ValueError, match="no sharding rule covers 'encoder/odd'"):
+    with pytest.raises(InputError, match="no sharding rule covers 'encoder/odd'"):
         shardings({"encoder": {"odd": jnp.zeros(3)}}, mesh)
     specs = shardings({"a": {"kernel": jnp.zeros((4, 2))}, "count": jnp.zeros(())}, mesh)
     assert specs["a"]["kernel"].spec == P("fsdp", None) or specs["a"]["kernel"].spec == P("fsdp")
+    kept = shardings({"extra": {"dino": {"centre": jnp.zeros(4)}}}, mesh)  # an objective names these as it likes
+    assert kept["extra"]["dino"]["centre"].spec == P()
 
 
 def test_meshes_and_batches_that_do_not_divide_are_refused():

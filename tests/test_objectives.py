@@ -32,7 +32,7 @@ def batch_of(count=6):
     rng = np.random.default_rng(0)
     batch = {"image": jnp.asarray(rng.normal(size=(count, 3, 16, 16)), jnp.float32)}
     batch["mask"] = jnp.ones((count, 3, 16, 16), bool).at[0, 1].set(False).at[1, 2, 3, 3].set(False)
-    batch["sky"] = jnp.array([0.5, 0.25, 1.0])
+    batch["sky"] = jnp.array([0.5, 0.25, 1.0]) * jnp.linspace(1, 2, count)[:, None]
     batch |= {f"flux_{b}": jnp.asarray(rng.uniform(0.1, 3, count), jnp.float32) for b in "gri"}
     batch["flux_r"] = batch["flux_r"].at[0].set(jnp.nan)
     batch["z"] = jnp.array([0.2, 0.5, np.nan, 1.0, 9.0, 0.7])
@@ -47,7 +47,8 @@ def test_mae_is_the_error_of_hidden_observed_pixels_in_units_of_the_sky(blob_dat
     predicted, hidden = (np.asarray(a) for a in term.reconstruct(params, batch, KEY))
     target, observed = (np.asarray(patchify(batch[name], 4)) for name in ("image", "mask"))
     assert not (hidden & ~observed).any()
-    error = ((predicted - target) / np.array([0.5, 0.25, 1.0])[:, None]) ** 2
+    sky = np.array([0.5, 0.25, 1.0])[None] * np.linspace(1, 2, 6)[:, None]
+    error = ((predicted - target) / sky[:, None, :, None]) ** 2
     np.testing.assert_allclose(loss, error[hidden].mean(), rtol=1e-5)
     per_patch = hidden.any((2, 3)).sum(1)
     assert (per_patch >= 12).all()  # 3/4 of 16 patches, more where bands are hidden too
@@ -108,6 +109,7 @@ def test_soft_labels_hold_the_gaussian_mass_of_each_bin():
 
 def test_redshift_is_the_mean_cross_entropy_of_labelled_rows(blob_dataset):
     objective, params, extra = make(blob_dataset, redshift=1.0)
+    objective.terms["redshift"].settings.views = 1
     batch = batch_of()
     loss, aux = objective.loss(params, {}, extra, batch, KEY, 0)
     p = np.asarray(objective.predict(params, extra, batch)["pdf"], np.float64)

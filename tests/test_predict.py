@@ -76,6 +76,39 @@ def test_garbage_in_an_absent_band_changes_no_prediction(run, dataset, tmp_path)
     np.testing.assert_array_equal(a, b)
 
 
+def test_a_batch_without_its_mask_or_reddening_is_not_taken_for_complete(run, dataset):
+    """Bands stored as zeros count as absent; a reddening that is not given is said to be none."""
+    model, rows = jaxz.load_run(run), np.arange(0, 40, 5)  # every other one lacks band g, stored as zeros
+    opened = jaxz.open_dataset(dataset)
+    whole = {"image": np.stack([opened.cutout(int(row))["image"] for row in rows])}
+    whole |= {name: opened.column(name)[rows] for name in ("ebv", "bands_observed")}
+    told = model.predict(whole)["pdf"]
+    without = {name: value for name, value in whole.items() if name != "bands_observed"}
+    np.testing.assert_array_equal(model.predict(without)["pdf"], told)
+    with pytest.warns(UserWarning, match="no 'ebv'"):
+        model.predict({"image": whole["image"]})
+    zero = model.predict({**whole, "ebv": np.zeros(len(rows))})["pdf"]
+    with pytest.warns(UserWarning):
+        np.testing.assert_array_equal(model.predict({"image": whole["image"]})["pdf"], zero)
+
+
+@pytest.mark.parametrize(
+    "bad", [{}, {"img": np.zeros((1, 3, 16, 16))}, np.zeros((3, 16, 16)), np.zeros((1, 2, 16, 16))]
+)
+def test_a_batch_of_another_shape_is_refused(run, bad):
+    batch = bad if isinstance(bad, dict) else {"image": bad}
+    with pytest.raises(
+        InputError, match=r"batch: image is .*, it must be \[B, 3, 16, 16\]: the bands \['g', 'r', 'i'\]"
+    ):
+        jaxz.load_run(run).predict(batch)
+
+
+def test_few_objects_have_no_error():
+    assert evaluate.shown({"value": 0.5, "error": 0.25}) == "0.5000 +- 0.2500"
+    assert evaluate.shown({"value": 0.5, "error": None}) == "0.5000"
+    assert evaluate.shown({"value": None, "error": None}) == "unknown (no objects)"
+
+
 @pytest.mark.parametrize("name", ["out.parquet", "out.fits"])
 def test_predict_writes_a_catalog_and_pdfs(run, dataset, tmp_path, name, capsys):
     predict.main([f"--workdir={run}", f"--dataset={dataset}", f"--out={tmp_path / name}", "--where=z > 1"])
@@ -104,7 +137,7 @@ def test_what_does_not_fit_is_refused(run, dataset, tmp_path):
         jaxz.load_run(tmp_path)
     with pytest.raises(InputError, match=r"must end in .parquet or .fits"):
         predict.main([f"--workdir={run}", f"--dataset={dataset}", f"--out={tmp_path / 'x.csv'}"])
-    with pytest.raises(InputError, match=r"arrays.image.shape: \[3, 32, 32\] does not fit"):
+    with pytest.raises(InputError, match=r"arrays.image.shape: \[3, 32, 32\] does not fit the model's \[3, 16, 16\]"):
         other = blobs(tmp_path / "large", samples=12, size=32)
         predict.main([f"--workdir={run}", f"--dataset={other}", f"--out={tmp_path / 'x.parquet'}"])
     with pytest.raises(InputError, match="'ema' was not kept"):

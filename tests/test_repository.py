@@ -136,14 +136,14 @@ def test_every_config_is_valid_and_makes_a_model(path, survey):
     batch = {
         "image": image,
         "mask": jax.ShapeDtypeStruct(image.shape, "bool"),
-        "sky": jax.ShapeDtypeStruct((3,), "float32"),
+        "sky": jax.ShapeDtypeStruct((2, 3), "float32"),
     }
     batch |= {name: jax.ShapeDtypeStruct((2,), "float32") for name in objective.columns}
     loss, _ = jax.eval_shape(objective.loss, params, {}, extra, batch, jax.random.key(0), 0)
     assert loss.shape == ()
     header = ast.get_docstring(ast.parse(path.read_text()))
-    assert f"python -m jaxz.train --config=configs/{path.name} --workdir=" in header
-    assert re.search(r"(?i)hardware", header) and re.search(r"(?i)time", header) and re.search(r"(?i)expect", header)
+    for part in (f"python -m jaxz.train --config=configs/{path.name} --workdir=", "Hardware:", "Time:", "Expect"):
+        assert part in (header or ""), f"the docstring of configs/{path.name} must say {part!r}"
 
 
 def test_the_config_stays_small():

@@ -1,5 +1,6 @@
 """The trainer end to end on a tiny dataset: exact resume, damaged checkpoints, fine-tuning, what it refuses."""
 
+import errno
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jaxz import errors, objectives, train
+from jaxz import errors, objectives, runtime, train
 from jaxz.checkpoint import Checkpoints
 from jaxz.config import parse
 from jaxz.data.dataset import open_dataset
@@ -241,8 +242,14 @@ def test_garbage_in_absent_bands_does_not_change_training(config, straight, tmp_
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path):
-    with pytest.raises(FloatingPointError, match=r"the loss is .* at step \d+; lower optim.lr"):
-        train.main([tiny, f"--workdir={tmp_path / 'nan'}", "--config.optim.lr=1e38", "--config.optim.clip_norm=1e38"])
+    """And its parameters never become a checkpoint, also where no loss is looked at between two saves."""
+    workdir = tmp_path / "nan"
+    arguments = [tiny, f"--workdir={workdir}", "--config.optim.lr=1e38", "--config.optim.clip_norm=1e38"]
+    with pytest.raises(FloatingPointError, match=r"(loss|grad_norm) is .* at step \d+; lower optim.lr"):
+        train.main([*arguments, "--config.train.log_every=20", "--config.checkpoint.every=2"])
+    checkpoints = Checkpoints(workdir)
+    assert all(step < 4 for step in checkpoints.steps())
+    checkpoints.close()
 
 
 def test_dry_run_writes_nothing(tiny, tmp_path, capsys):
@@ -259,6 +266,8 @@ BAD = [
     (["--config.data.bands=('g','k')"], "data.bands: 'k' is not a band of the dataset"),
     (["--config.data.where=zz > 1"], "column 'zz' is not in"),
     (["--config.data.where=z >"], "where: .* is not an expression"),
+    (["--config.data.where=z > 0) or (z <= 0"], "where: .* is not an expression"),
+    (["--config.data.where=true_z < 1"], "true_z"),
     (["--config.model.heads=5"], "model.heads: 5 does not divide model.width 32"),
     (["--config.model.patch=7"], "model.patch: 7 does not divide the cutouts' 16 pixels"),
     (["--config.model.name=resnet"], "model.name: 'resnet' is no backbone"),
@@ -292,8 +301,64 @@ def test_a_changed_config_goes_on_where_it_is_allowed(tiny, tmp_path):
     assert json.loads((workdir / "config.json").read_text())["train"]["steps"] == 4
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--config.model.width=64"], r"is float32\[.*\] in checkpoint 20 .*, not float32\["),
+        (["--config.optim.frozen=^encoder/"], "opt/.* checkpoint 20"),
+        (["--config.seed=5"], "seed: 0 -> 5"),
+        (["--config.data.softening=9.0"], "data.softening: 9.0 is not what the checkpoint was trained with"),
+    ],
+)
+def test_an_impossible_change_is_refused_and_spoils_nothing(config, straight, tmp_path, change, message):
+    workdir = tmp_path / "run"
+    shutil.copytree(straight, workdir)
+    with pytest.raises(InputError, match=message):
+        train.main([config, f"--workdir={workdir}", "--config.train.ema_decay=0.9", *change, "--allow_config_change"])
+    assert (workdir / "config.json").read_bytes() == (straight / "config.json").read_bytes()
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["14", "20", "7"]
+    run(config, f"--workdir={workdir}", "--config.train.ema_decay=0.9")  # undone, it goes on
+
+
+def test_a_failing_disk_is_no_damage(config, straight, tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
+    shutil.copytree(straight, workdir)
+
+    def fail(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jaxz.checkpoint.ocp.CheckpointManager.restore", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            train.main([config, f"--workdir={workdir}", "--config.train.ema_decay=0.9"])
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["14", "20", "7"]
+    assert not (workdir / "damaged").exists()
+
+
+def test_one_workdir_is_trained_in_by_one_process(tiny, tmp_path):
+    workdir = tmp_path / "run"
+    with runtime.lock(workdir / ".lock"), pytest.raises(InputError, match="another process is training in"):
+        train.main([tiny, f"--workdir={workdir}", "--config.train.steps=1"])
+    (workdir / ".config.json.1.tmp").write_text("{")  # as a kill within the first write leaves it
+    run(tiny, f"--workdir={workdir}", "--config.train.steps=1")
+
+
+@pytest.mark.parametrize(("field", "value"), [("bands", "('r','g')"), ("softening", 9.0), ("deredden", False)])
+def test_a_fine_tuning_keeps_the_inputs_of_its_model(straight, blob_dataset, tmp_path, field, value):
+    config = small_config(tmp_path, blob_dataset, redshift=1.0)
+    with pytest.raises(
+        InputError, match=rf"data.{field}: .* is not what init.path .* was trained with; set data.{field}="
+    ):
+        train.main(
+            [config, f"--workdir={tmp_path / 'x'}", f"--config.init.path={straight}", f"--config.data.{field}={value}"]
+        )
+    assert not (tmp_path / "x").exists()
+
+
 def test_mismatched_encoders_are_refused(straight, blob_dataset, tmp_path):
-    with pytest.raises(InputError, match=r"init.path: .* has another model \(depth: 2 -> 3\)"):
+    with pytest.raises(
+        InputError, match=r"init.path: .* has another model \(depth: 2 -> 3\); use the same: --config.model.depth=2"
+    ):
         train.main(
             [
                 small_config(tmp_path, blob_dataset, redshift=1.0),

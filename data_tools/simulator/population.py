@@ -52,6 +52,7 @@ CELL, KIND, DUST, Z, LUMINOSITY, SIZE, BULGE, INCLINATION, ANGLE = range(9)
 X, Y, LABEL, SPEC_Z, EBV, FIELD, RADIUS, AZIMUTH = range(9, 17)
 SCATTER = 20  # and the next, one a band
 OBJECTS, SKY = 1, 2  # independent streams
+CHUNK = 1 << 16  # objects whose numbers are drawn at once
 
 
 def uniforms(seed: int, stream: int, first: int, count: int, numbers: int) -> np.ndarray:
@@ -90,10 +91,13 @@ def fields(seed: int) -> Fields:
 
 def positions(seed: int, first: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Field number, ra and dec (deg) of objects, uniform over the fields' discs."""
-    u = uniforms(seed, OBJECTS, first, count, _numbers())
+    u = np.empty((count, 3))
+    for start in range(0, count, CHUNK):  # an object's numbers are drawn all together, and most are not wanted here
+        drawn = uniforms(seed, OBJECTS, first + start, min(CHUNK, count - start), _numbers())
+        u[start : start + CHUNK] = drawn[:, [FIELD, RADIUS, AZIMUTH]]
     sky = fields(seed)
-    field = (u[:, FIELD] * FIELDS).astype(int)
-    radius, azimuth = FIELD_RADIUS * np.sqrt(u[:, RADIUS]), 2 * np.pi * u[:, AZIMUTH]
+    field = (u[:, 0] * FIELDS).astype(int)
+    radius, azimuth = FIELD_RADIUS * np.sqrt(u[:, 1]), 2 * np.pi * u[:, 2]
     dec = sky.dec[field] + radius * np.sin(azimuth)
     return field, (sky.ra[field] + radius * np.cos(azimuth) / np.cos(np.radians(dec))) % 360, dec
 

@@ -106,7 +106,11 @@ def column_specs() -> dict[str, Column]:
         "z_spec_err": Column("float32"),
         "z_quality": Column("int32", "", "4: at least 99 % sure; 0: unknown"),
         "ebv": Column("float32", "mag", "Galactic E(B-V), as applied to the fluxes"),
-        "mag_ref": Column("float32", "AB mag", f"measured, {reference} band, {2 * MAG_REF_RADIUS} arcsec diameter"),
+        "mag_ref": Column(
+            "float32",
+            "AB mag",
+            f"measured, {reference} band, aperture of {2 * MAG_REF_RADIUS} arcsec diameter, not total",
+        ),
         **{f"flux_{name}": Column("float32", "microjansky", f"measured {aperture}") for name in NAMES},
         **{f"fluxerr_{name}": Column("float32", "microjansky", "of the sky noise") for name in NAMES},
         "true_z": Column("float32"),

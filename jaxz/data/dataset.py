@@ -71,10 +71,12 @@ class Dataset:
 
     def cutout(self, row: int) -> dict:
         """One sample: its arrays, its scalars and its key, by global row number."""
-        if not 0 <= row < len(self):
-            raise InputError(f"row {row} is outside of the dataset's 0..{len(self) - 1}")
+        if not isinstance(row, int | np.integer) or not 0 <= row < len(self):
+            raise InputError(f"row {row!r} is not a row number of the dataset, 0..{len(self) - 1}")
         shard, within = self.locate(np.array([row]))
-        scalars = self._index(int(shard[0])).slice(int(within[0]), 1).to_pylist()[0]
+        columns = [name for name, spec in self.manifest.arrays.items() if spec.encoding == "index"]
+        columns = ("key", *self.manifest.columns, *columns)
+        scalars = self._index(int(shard[0]), columns).slice(int(within[0]), 1).to_pylist()[0]
         sample = {"key": scalars["key"], **{c: scalars[c] for c in self.manifest.columns}}
         for name, spec in self.manifest.arrays.items():
             if spec.encoding == "index":
@@ -88,6 +90,10 @@ class Dataset:
         offset, size, crc = (int(place[within]) for place in self.places(shard, name))
         path, spec = self.path / "shards" / f"{self.manifest.shards[shard].name}.tar", self.manifest.arrays[name]
         try:
+            shape = spec.shape_of(size)  # before so many bytes are read
+        except ValueError as error:
+            raise DataError(f"{path}: {name} at offset {offset}: {error}; rebuild the index") from None
+        try:
             with open(path, "rb") as tar:
                 tar.seek(offset)
                 payload = tar.read(size)
@@ -95,12 +101,17 @@ class Dataset:
             raise DataError(f"{path} cannot be read ({error.strerror}); restore the shard") from None
         if zlib.crc32(payload) != crc:
             raise DataError(f"{path}: {name} at offset {offset} fails its checksum; restore the shard")
-        return np.frombuffer(payload, spec.dtype).reshape(spec.shape_of(size))
+        return np.frombuffer(payload, spec.dtype).reshape(shape)
 
+    @functools.lru_cache(maxsize=None)  # noqa: B019  20 bytes a sample; a dataset lives as long as its process
     def places(self, shard: int, array: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Offset, size and crc32 of every payload of `array` in a shard's tar."""
-        index = self._index(shard)
-        return tuple(index[f"{array}_{suffix}"].to_numpy() for suffix in ("offset", "size", "crc32"))
+        index = self._index(shard, tuple(f"{array}_{suffix}" for suffix in ("offset", "size", "crc32")))
+        places = tuple(column.to_numpy() for column in index.columns)
+        if any(column.dtype.kind not in "iu" for column in places) or (places[0] < 0).any():
+            path = self.path / "index" / f"{self.manifest.shards[shard].name}.parquet"
+            raise DataError(f"{path}: {array}_offset, _size and _crc32 must be whole numbers; rebuild the index")
+        return places
 
     def fingerprint(self, columns: Iterable[str] = ()) -> dict:
         """What a stream's state holds to notice a changed dataset: a digest of the rows (shard names, counts and
@@ -113,11 +124,6 @@ class Dataset:
             digests[name] = short_digest(*(column_digest(part) for part in parts))
         return {"rows": short_digest(rows), "columns": digests}
 
-    @functools.lru_cache(maxsize=64)  # noqa: B019  a dataset lives as long as its process
-    def _index(self, shard: int) -> pa.Table:
-        path = self.path / "index" / f"{self.manifest.shards[shard].name}.parquet"
-        return self._checked(pq.read_table, path, shard)
-
     @functools.lru_cache(maxsize=8)  # noqa: B019
     def _read(self, columns: tuple[str, ...]) -> pa.Table:
         arrays = {name for name, array in self.manifest.arrays.items() if array.encoding == "index"}
@@ -125,23 +131,25 @@ class Dataset:
         for name in columns:
             if name not in known:
                 raise InputError(f"column {name!r} is not in {str(self.path)!r}.{suggest(name, known)}")
-        tables = []
-        for n, shard in enumerate(self.manifest.shards):
-            path = self.path / "index" / f"{shard.name}.parquet"
-            tables.append(self._checked(functools.partial(pq.read_table, columns=list(columns)), path, n))
-        return pa.concat_tables(tables)
+        if not self.manifest.shards:
+            raise InputError(f"dataset {str(self.path)!r} has no shards; convert it again")
+        return pa.concat_tables([self._index(shard, columns) for shard in range(len(self.manifest.shards))])
 
-    def _checked(self, read, path: Path, shard: int) -> pa.Table:
-        samples = self.manifest.shards[shard].samples
+    def _index(self, shard: int, columns: tuple[str, ...]) -> pa.Table:
+        """Columns of one shard's index. Raises DataError where they cannot be read whole."""
+        entry = self.manifest.shards[shard]
+        path = self.path / "index" / f"{entry.name}.parquet"
         try:
-            table = read(path)
+            table = pq.read_table(path, columns=list(columns))
         except (OSError, pa.ArrowException) as error:
             raise DataError(
-                f"{path} cannot be read ({error}); {samples} samples lost; restore it or convert again"
+                f"{path} cannot be read ({error}); {entry.samples} samples lost; restore it or convert again"
             ) from None
-        if table.num_rows != samples:
+        if missing := [name for name in columns if name not in table.column_names]:
+            raise DataError(f"{path} has no column {missing[0]!r}; restore it or convert again")
+        if table.num_rows != entry.samples:
             raise DataError(
-                f"{path} has {table.num_rows} rows, dataset.json says {samples}; restore it or convert again"
+                f"{path} has {table.num_rows} rows, dataset.json says {entry.samples}; restore it or convert again"
             )
         return table
 
@@ -154,6 +162,8 @@ def column_digest(values: pa.ChunkedArray) -> bytes:
     """sha256 of a shard's column: its type, which values are missing, and the others."""
     digest = hashlib.sha256(str(values.type).encode())
     array = values.combine_chunks()
+    if pa.types.is_boolean(array.type):
+        array = array.cast(pa.uint8())
     digest.update(np.packbits(array.is_null().to_numpy(zero_copy_only=False)))
     if pa.types.is_fixed_size_list(array.type):
         array = array.flatten()

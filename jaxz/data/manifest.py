@@ -13,10 +13,49 @@ import numpy as np
 from jaxz.errors import InputError, suggest
 
 SCHEMA_VERSION = 1
-KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")  # a USTAR header holds 100 characters of key plus member name
+KEY = re.compile(r"[A-Za-z0-9_-]{1,63}")  # a USTAR header holds 100 characters of KEY.NAME.npy
 NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
 INDEX_ARRAY_LIMIT = 1024  # bytes: a larger array belongs in the tar
+SAMPLE_LIMIT = 1 << 30  # bytes of one array of one sample: more is a slip, and would be allocated a batch at a time
 ZERO_POINT_UJY = 23.9  # AB magnitude of one microjansky
+
+# A rule: (test of a value, what it must be). JSON's true is no number here.
+TEXT = (lambda v: isinstance(v, str), "text")
+
+
+def whole(low: int) -> tuple:
+    return lambda v: type(v) is int and low <= v < 2**63, f"an integer from {low} to 2^63 - 1"
+
+
+def number(low: float, high: float) -> tuple:
+    return lambda v: isinstance(v, int | float) and v is not True and v is not False and low <= v <= high, (
+        f"a number from {low:g} to {high:g}"
+    )
+
+
+def hold(item) -> None:
+    """Raises InputError for the first field of a dataclass that breaks its rule in RULES."""
+    for name, (test, rule) in RULES[type(item)].items():
+        if not test(value := getattr(item, name)):
+            raise InputError(f"{name}: {value!r:.80} must be {rule}")
+
+
+def is_dtype(value) -> bool:
+    """Whether it names a numpy dtype of plain numbers."""
+    try:
+        return isinstance(value, str) and np.dtype(value).kind in "fiub"
+    except (TypeError, ValueError, SyntaxError):
+        return False
+
+
+def is_shape(value) -> bool:
+    """A tuple of positive integers, of which one may be None."""
+    axes = isinstance(value, tuple) and len(value) <= 8 and value.count(None) <= 1
+    return axes and all(n is None or (type(n) is int and n > 0) for n in value)
+
+
+def is_bits(value) -> bool:
+    return isinstance(value, dict) and all(isinstance(k, str) and type(v) is int and v > 0 for k, v in value.items())
 
 
 @dataclass(frozen=True)
@@ -35,6 +74,17 @@ class Array:
     max: int | None = None
     bits: dict[str, int] | None = None
 
+    def __post_init__(self):
+        hold(self)
+        if self.variable != (self.max is not None):
+            raise InputError(f"max: {self.max} must be a positive integer where the shape has a null, and only there")
+        if self.nbytes > SAMPLE_LIMIT:
+            raise InputError(
+                f"shape: {self.full_shape} of {self.dtype} is {self.nbytes} bytes; use at most {SAMPLE_LIMIT}"
+            )
+        if self.encoding == "index" and (self.nbytes > INDEX_ARRAY_LIMIT or self.variable):
+            raise InputError(f"encoding: 'index' is for fixed shapes under {INDEX_ARRAY_LIMIT} bytes; use 'raw'")
+
     @property
     def variable(self) -> bool:
         return None in self.shape
@@ -48,6 +98,11 @@ class Array:
     def nbytes(self) -> int:
         """Bytes of the largest sample."""
         return math.prod(self.full_shape) * np.dtype(self.dtype).itemsize
+
+    @property
+    def least_nbytes(self) -> int:
+        """Bytes of the smallest sample."""
+        return 0 if self.variable else self.nbytes
 
     def shape_of(self, nbytes: int) -> tuple[int, ...]:
         """The shape of a stored payload of `nbytes` bytes.
@@ -77,6 +132,9 @@ class Band:
     sky_sigma: float
     psf_fwhm_arcsec: float
 
+    def __post_init__(self):
+        hold(self)
+
     @property
     def ujy_per_unit(self) -> float:
         """Microjansky of one stored unit."""
@@ -91,6 +149,9 @@ class Column:
     unit: str = ""
     description: str = ""
 
+    def __post_init__(self):
+        hold(self)
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -99,9 +160,14 @@ class Shard:
     bytes: int
     sha256: str
 
+    def __post_init__(self):
+        hold(self)
+
 
 @dataclass(frozen=True)
 class Manifest:
+    """A whole dataset.json. Raises InputError for parts that do not fit together, as its parts do for themselves."""
+
     arrays: dict[str, Array]
     bands: tuple[Band, ...]
     columns: dict[str, Column]
@@ -111,32 +177,34 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self):
-        for name, array in self.arrays.items():
-            where = f"arrays.{name}"
+        hold(self)
+        for name in self.arrays:
             if not NAME.fullmatch(name):
-                raise InputError(f"{where}: use only letters, digits, '_' and '-' (at most 32) in an array's name")
-            if array.encoding not in ("raw", "index"):
-                raise InputError(f"{where}.encoding: {array.encoding!r} is not known; use 'raw' or 'index'")
-            try:
-                np.dtype(array.dtype)
-            except TypeError:
-                raise InputError(f"{where}.dtype: {array.dtype!r} is no numpy dtype; use float16, int16 ...") from None
-            if np.dtype(array.dtype).kind not in "fiub":
-                raise InputError(f"{where}.dtype: {array.dtype!r} is not a plain number; use float16, int16 ...")
-            if any(n is not None and (not isinstance(n, int) or n < 1) for n in array.shape):
-                raise InputError(f"{where}.shape: {array.shape} must hold positive integers or null")
-            if array.shape.count(None) > 1:
-                raise InputError(f"{where}.shape: {array.shape} has two variable axes; one is allowed")
-            if array.variable and not (isinstance(array.max, int) and array.max > 0):
-                raise InputError(f"{where}.max: {array.max} must be a positive integer, since the shape has a null")
-            if array.variable and f"{name}_mask" in self.arrays:
-                raise InputError(f"{where}: a variable array makes its own {name}_mask; rename the stored one")
-            if array.encoding == "index" and (array.nbytes > INDEX_ARRAY_LIMIT or array.variable):
+                raise InputError(f"arrays.{name}: use only letters, digits, '_' and '-' (at most 32) in a name")
+            self.check_axes(name)
+        for what, names in (("bands", [b.name for b in self.bands]), ("shards", [s.name for s in self.shards])):
+            if len(set(names)) != len(names):
+                raise InputError(f"{what}: names {names!r:.80} must be unique")
+        least = sum(array.least_nbytes for array in self.arrays.values() if array.encoding == "raw")
+        for shard in self.shards:
+            if shard.samples * least > shard.bytes:
                 raise InputError(
-                    f"{where}.encoding: 'index' is for fixed shapes under {INDEX_ARRAY_LIMIT} bytes; use 'raw'"
+                    f"shards.{shard.name}: {shard.samples} samples of at least {least} bytes do not fit into its "
+                    f"{shard.bytes} bytes; mend shape, dtype or samples"
                 )
-        if len({band.name for band in self.bands}) != len(self.bands):
-            raise InputError(f"bands: names {[band.name for band in self.bands]} must be unique")
+
+    def check_axes(self, name: str) -> None:
+        """What the name and the kind of an array say about its axes. Raises InputError."""
+        array, bands = self.arrays[name], len(self.bands)
+        if array.variable and f"{name}_mask" in self.arrays:
+            raise InputError(f"arrays.{name}: a variable array makes its own {name}_mask; rename the stored one")
+        image = self.arrays.get(name.removesuffix("_mask"), array)
+        if image.kind != "image":
+            return
+        if len(array.shape) < 3 and image is array:
+            raise InputError(f"arrays.{name}.shape: {array.shape} of an image must be (bands, height, width)")
+        if bands and len(array.shape) == 3 and array.shape[0] != bands:
+            raise InputError(f"arrays.{name}.shape: {array.shape} must begin with the number of bands, {bands}")
 
     @property
     def samples(self) -> int:
@@ -146,50 +214,108 @@ class Manifest:
         return json.dumps(dataclasses.asdict(self), indent=1)
 
     @classmethod
-    def from_json(cls, text: str, source: str = "dataset.json") -> "Manifest":
+    def from_json(cls, text: str | bytes, source: str = "dataset.json") -> "Manifest":
         """Raises InputError for anything that does not fit the schema."""
         try:
             raw = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # ValueError: of JSON, of UTF-8
             raise InputError(f"{source} is not JSON ({error}); rebuild the dataset or restore the file") from None
         if not isinstance(raw, dict) or raw.get("schema_version") != SCHEMA_VERSION:
             version = raw.get("schema_version") if isinstance(raw, dict) else None
             raise InputError(f"{source}: schema_version {version!r} is not {SCHEMA_VERSION}; convert the dataset again")
-
-        def build(kind, values, where):
-            names = {f.name for f in dataclasses.fields(kind)}
-            if not isinstance(values, dict):
-                raise InputError(f"{source}: {where} must be an object, not {type(values).__name__}")
-            for name in values.keys() - names:
-                raise InputError(f"{source}: {where}.{name} is not a known field.{suggest(name, names)}")
-            try:
-                return kind(**values)
-            except TypeError as error:
-                raise InputError(f"{source}: {where} is incomplete ({error})") from None
-
-        try:
-            raw["arrays"] = {
-                name: build(Array, {**a, "shape": tuple(a.get("shape", ()))}, f"arrays.{name}")
-                for name, a in raw["arrays"].items()
-            }
-            raw["bands"] = tuple(build(Band, band, "bands") for band in raw["bands"])
-            raw["columns"] = {name: build(Column, c, f"columns.{name}") for name, c in raw["columns"].items()}
-            raw["shards"] = tuple(build(Shard, shard, "shards") for shard in raw["shards"])
-        except (KeyError, AttributeError, TypeError) as error:
-            raise InputError(f"{source}: a required part is missing or of the wrong type ({error})") from None
-        for shard in raw["shards"]:
-            if not NAME.fullmatch(shard.name):  # a name is joined to a path: it must not leave the dataset
-                raise InputError(f"{source}: shards: name {shard.name!r} may only hold letters, digits, '_' and '-'")
-        return build(cls, raw, "manifest")
+        parts = {name: part(raw, name, source) for name in ("arrays", "bands", "columns", "shards")}
+        arrays = {
+            n: {**a, "shape": as_tuple(a.get("shape"))} if isinstance(a, dict) else a
+            for n, a in parts["arrays"].items()
+        }
+        parts["arrays"] = {n: build(Array, a, f"{source}: arrays.{n}") for n, a in arrays.items()}
+        parts["columns"] = {n: build(Column, c, f"{source}: columns.{n}") for n, c in parts["columns"].items()}
+        for name, kind in (("bands", Band), ("shards", Shard)):
+            parts[name] = tuple(build(kind, p, f"{source}: {name}[{n}]") for n, p in enumerate(parts[name]))
+        return build(cls, {**raw, **parts}, source)
 
     @classmethod
     def load(cls, dataset: Path | str) -> "Manifest":
+        """The manifest of a dataset that is there. Raises InputError where there is none, or one without shards."""
         path = Path(dataset) / "dataset.json"
         try:
-            text = path.read_text()
+            text = path.read_bytes()
         except OSError as error:
             hint = "make one with `python -m data_tools.simulate` or `data_tools.convert`"
             raise InputError(
                 f"dataset {str(dataset)!r} has no readable dataset.json ({error.strerror}); {hint}"
             ) from None
-        return cls.from_json(text, str(path))
+        manifest = cls.from_json(text, str(path))
+        if not manifest.shards:
+            raise InputError(f"dataset {str(dataset)!r} has no shards; convert it again")
+        return manifest
+
+
+RULES = {
+    Array: {
+        "kind": TEXT,
+        "dtype": (is_dtype, "a numpy dtype of plain numbers, such as float16 or int16"),
+        "shape": (is_shape, "at most 8 positive integers, of which one may be null"),
+        "encoding": (lambda v: v in ("raw", "index"), "'raw' or 'index'"),
+        "unit": TEXT,
+        "max": (lambda v: v is None or (type(v) is int and v > 0), "a positive integer, or absent"),
+        "bits": (lambda v: v is None or is_bits(v), "names with positive integers, or absent"),
+    },
+    Band: {
+        "name": (lambda v: isinstance(v, str) and v != "", "text"),
+        "wavelength_nm": number(100, 30_000),  # what a model can tell apart: far ultraviolet to mid infrared
+        "width_nm": number(1e-3, 30_000),
+        "zero_point_ab": number(-100, 100),
+        "pixel_scale_arcsec": number(1e-6, 3600),
+        "a_over_ebv": number(0, 100),
+        "sky_sigma": number(0, 1e30),
+        "psf_fwhm_arcsec": number(0, 3600),
+    },
+    Column: {
+        "dtype": (lambda v: v == "string" or is_dtype(v), "'string' or a numpy dtype of plain numbers"),
+        "unit": TEXT,
+        "description": TEXT,
+    },
+    Shard: {
+        # A name is joined to a path: it must not leave the dataset.
+        "name": (lambda v: isinstance(v, str) and NAME.fullmatch(v), "at most 32 letters, digits, '_' and '-'"),
+        "samples": whole(0),
+        "bytes": whole(0),
+        "sha256": (lambda v: isinstance(v, str) and re.fullmatch("[0-9a-f]{64}", v), "64 hexadecimal digits"),
+    },
+    Manifest: {
+        "arrays": (lambda v: isinstance(v, dict), "an object"),
+        "bands": (lambda v: isinstance(v, tuple), "a tuple"),
+        "columns": (lambda v: isinstance(v, dict), "an object"),
+        "shards": (lambda v: isinstance(v, tuple), "a tuple"),
+        "splits": (lambda v: isinstance(v, dict), "an object"),
+        "provenance": (lambda v: isinstance(v, dict), "an object"),
+    },
+}
+
+
+def part(raw: dict, name: str, source: str):
+    """The list or the object that a manifest must hold under `name`. Raises InputError."""
+    kind, what = (dict, "an object") if name in ("arrays", "columns") else (list, "a list")
+    if not isinstance(raw.get(name), kind):
+        raise InputError(f"{source}: {name}: must be {what}; convert the dataset again")
+    return raw[name]
+
+
+def as_tuple(value):
+    return tuple(value) if isinstance(value, list) else value
+
+
+def build(kind: type, values, where: str):
+    """A dataclass of JSON. Raises InputError for unknown or missing fields and for values that break its rules."""
+    known = {f.name for f in dataclasses.fields(kind)}
+    if not isinstance(values, dict):
+        raise InputError(f"{where} must be an object, not {type(values).__name__}")
+    for name in values.keys() - known:
+        raise InputError(f"{where}.{name} is not a known field.{suggest(name, known)}")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise InputError(f"{where} is incomplete ({error}); convert the dataset again") from None
+    except InputError as error:
+        raise InputError(f"{where}{': ' if kind is Manifest else '.'}{error}") from None

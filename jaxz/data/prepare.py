@@ -76,10 +76,14 @@ class Prepare:
         if max(self.index) < 0:
             raise InputError(f"bands: the dataset has {names}, the model wants {wanted}; none match by name")
         image = manifest.arrays.get("image")
-        if image is None or image.shape[1] != normalisation.size or image.shape[2] != normalisation.size:
-            shape = list(image.shape) if image else "none"
-            size = normalisation.size
-            raise InputError(f"arrays.image.shape: {shape} does not fit the model's cutouts of {size} x {size} pixels")
+        wanted_shape = (len(manifest.bands), normalisation.size, normalisation.size)
+        for name in ("image", "image_mask"):
+            array = manifest.arrays.get(name)
+            if (array is None and name == "image") or (array and array.shape != wanted_shape):
+                shape = list(array.shape) if array else "none"
+                raise InputError(
+                    f"arrays.{name}.shape: {shape} does not fit the model's {list(wanted_shape)}; convert it so"
+                )
         for band in manifest.bands:
             if band.name in wanted and abs(band.pixel_scale_arcsec / normalisation.pixel_scale_arcsec - 1) > 0.01:
                 raise InputError(
@@ -93,15 +97,20 @@ class Prepare:
         self.sky = np.where(there, [b.sky_sigma for b in bands] * self.factor, 1).astype(np.float32)
         self.there, self.augment, self.shift, self.deredden = there, augment, shift, normalisation.deredden
         if self.deredden and "ebv" not in manifest.columns:
-            raise InputError("data.deredden: the dataset has no column 'ebv'; add it or set data.deredden=False")
+            raise InputError(
+                "data.deredden: the dataset has no column 'ebv', which the model's inputs are corrected by; convert it "
+                "with E(B-V), or train with data.deredden=False"
+            )
         self.extinction = np.array([band.a_over_ebv for band in normalisation.bands], np.float32)
+        self.fluxes = [f"flux_{band.name}" for band in normalisation.bands]
         arrays = ["image", *(["image_mask"] if "image_mask" in manifest.arrays else [])]
         columns = [name for name in ("bands_observed",) if name in manifest.columns] + ["ebv"] * self.deredden
         self.arrays, self.columns = tuple(arrays), tuple(columns)  # what the stream must carry
 
     def __call__(self, batch: dict, key: jax.Array) -> dict:
-        """image [B,C,H,W] becomes float32, mask [B,C,H,W] is true where observed and sky [C] is the background's sigma
-        in the same unit; other entries pass. `key` moves only augmentation, which depends on (key, epoch, position)."""
+        """image [B,C,H,W] becomes float32, mask [B,C,H,W] is true where observed and sky [B,C] is the background's sigma
+        in the same unit; the catalog's flux_<band> are dereddened where the image is; other entries pass. `key` moves
+        only augmentation, which depends on (key, epoch, position)."""
         stored = jnp.asarray(batch["image"])[:, self.index].astype(jnp.float32)
         mask = jnp.isfinite(stored) & self.there[:, None, None]
         if "bands_observed" in batch:
@@ -110,14 +119,17 @@ class Prepare:
         if "image_mask" in batch:
             mask &= batch["image_mask"][:, self.index] == 0
         flux = jnp.where(mask, stored, 0) * self.factor[:, None, None]
+        rest = {name: value for name, value in batch.items() if name not in ("image", "image_mask")}
+        sky = jnp.broadcast_to(self.sky, flux.shape[:2])
         if self.deredden:
             ebv = jnp.nan_to_num(batch["ebv"].astype(jnp.float32))  # unknown reddening: taken as none
-            flux = flux * 10 ** (0.4 * ebv[:, None] * self.extinction)[..., None, None]
+            brighter = 10 ** (0.4 * ebv[:, None] * self.extinction)  # [B,C]
+            flux, sky = flux * brighter[..., None, None], sky * brighter
+            rest |= {name: rest[name] * brighter[:, c] for c, name in enumerate(self.fluxes) if name in rest}
         image = jnp.arcsinh(flux)
         if self.augment:
             image, mask = turn_and_shift(image, mask, batch["epoch"], batch["position"], key, self.shift)
-        rest = {name: value for name, value in batch.items() if name not in ("image", "image_mask")}
-        return {**rest, "image": image, "mask": mask, "sky": jnp.asarray(self.sky)}
+        return {**rest, "image": image, "mask": mask, "sky": sky}
 
 
 def turn_and_shift(

@@ -69,7 +69,7 @@ class Reader:
             f"{name}_mask": np.zeros((len(rows), spec.max), bool) for name, spec in self.raw.items() if spec.variable
         }
         shards, within = self.dataset.locate(rows)
-        for n in np.unique(shards):
+        for n in np.unique(shards) if self.raw else ():  # arrays of the index need no tar
             slots = np.flatnonzero(shards == n)
             shard = self._open(int(n))
             for name, spec in self.raw.items():

@@ -29,29 +29,68 @@ FUNCTIONS = {"abs": pc.abs, "isfinite": pc.is_finite, "isnull": lambda x: pc.is_
 
 def names(where: str) -> list[str]:
     """The columns that a filter reads, sorted. Raises InputError where it is no expression."""
-    nodes = list(ast.walk(parse(where)))
+    return names_in(parse(where))
+
+
+def names_in(tree: ast.expr) -> list[str]:
+    nodes = list(ast.walk(tree))
     called = {id(node.func) for node in nodes if isinstance(node, ast.Call)}
     return sorted({node.id for node in nodes if isinstance(node, ast.Name) and id(node) not in called})
 
 
+def training_filter(*conditions: str) -> str | None:
+    """All conditions at once as one filter for training; None where none is left once empty ones are dropped.
+
+    Each is parsed by itself, so that none can close another's brackets. Raises InputError for one that is no expression
+    or that reads the truth of a simulation.
+    """
+    trees = [parse(condition) for condition in conditions if condition]
+    for tree in trees:
+        if truth := [name for name in names_in(tree) if name.startswith("true_")]:
+            raise InputError(
+                f"where: {ast.unparse(tree)!r} reads {truth[0]!r}, the truth of a simulation, which never reaches "
+                "training; filter by what is observed"
+            )
+    return ast.unparse(trees[0] if len(trees) == 1 else ast.BoolOp(ast.And(), trees)) if trees else None
+
+
 def evaluate(where: str, column: Callable[[str], pa.ChunkedArray]) -> np.ndarray:
-    """Bool [N]: the rows that pass. Comparisons with a missing value (null, NaN) are false."""
+    """Bool [N]: the rows that pass. Comparisons with a missing value (null, NaN) are false.
+
+    Raises InputError for what is no condition on columns, and for values that do not go together.
+    """
+    tree = parse(where)
     try:
-        mask = pc.fill_null(visit(parse(where), column, where), False)
-    except pa.ArrowException as error:
-        raise InputError(f"where: {where!r} compares values of different types ({error}); check the columns") from None
-    if not pa.types.is_boolean(mask.type):
+        mask = pc.fill_null(visit(tree, column, where), False)
+    except (pa.ArrowException, OverflowError) as error:
+        raise InputError(f"where: {where!r} cannot be evaluated ({error}); check the columns' types") from None
+    if isinstance(mask, pa.Scalar) or not pa.types.is_boolean(mask.type):
         raise InputError(f"where: {where!r} is no condition; compare a column with a value")
     return mask.to_numpy(zero_copy_only=False) if isinstance(mask, pa.Array) else mask.to_numpy()
 
 
 def parse(where: str) -> ast.expr:
+    """The syntax tree. Raises InputError where it is no expression, or nested too deeply to evaluate."""
     try:
-        return ast.parse(where, mode="eval").body
-    except SyntaxError:
+        tree = ast.parse(where, mode="eval").body
+        ast.unparse(tree)  # which goes deeper into the stack than evaluating does
+        return tree
+    except (SyntaxError, ValueError):  # ValueError: of null bytes
         raise InputError(
             f"where: {where!r} is not an expression; write for example \"z_kind == 'spec' and z < 1\""
         ) from None
+    except (RecursionError, MemoryError):
+        raise InputError(f"where: {where[:60]!r} ... is nested too deeply; shorten it") from None
+
+
+def is_list(node: ast.expr) -> bool:
+    """Whether it is a list of constants."""
+    try:
+        return isinstance(node, ast.List | ast.Tuple) and all(
+            isinstance(value, str | int | float) for value in ast.literal_eval(node)
+        )
+    except ValueError:
+        return False
 
 
 def visit(node: ast.expr, column, where: str):
@@ -72,8 +111,8 @@ def visit(node: ast.expr, column, where: str):
         case ast.Compare(left=left, ops=ops, comparators=comparators):
             result = None
             for op, right in zip(ops, comparators, strict=True):
-                if isinstance(op, ast.In | ast.NotIn) and isinstance(right, ast.List | ast.Tuple):
-                    value = pc.is_in(go(left), value_set=pa.array([ast.literal_eval(e) for e in right.elts]))
+                if isinstance(op, ast.In | ast.NotIn) and is_list(right):
+                    value = pc.is_in(go(left), value_set=pa.array(ast.literal_eval(right)))
                     value = pc.invert(value) if isinstance(op, ast.NotIn) else value
                 elif type(op) in COMPARE:
                     value = COMPARE[type(op)](go(left), go(right))

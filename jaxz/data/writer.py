@@ -15,7 +15,7 @@ import webdataset as wds
 
 from jaxz.data.manifest import KEY, Manifest, Shard
 from jaxz.errors import InputError
-from jaxz.files import replace
+from jaxz.files import read_json, replace
 
 
 class DatasetWriter:
@@ -38,21 +38,22 @@ class DatasetWriter:
         if (self.path / "dataset.json").exists():
             found = Manifest.load(self.path).provenance.get("plan")
         elif marker.exists():
-            found = json.loads(marker.read_text())
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            found = read_json(marker, "the plan of a dataset being written")
+        elif self.path.exists() and (not self.path.is_dir() or any(map(is_strange, self.path.iterdir()))):
             raise InputError(f"out: {str(path)!r} exists and is not a dataset being written; choose an empty directory")
         else:
             found = self.plan
-            for folder in ("shards", "index"):
-                (self.path / folder).mkdir(parents=True, exist_ok=True)
-            replace(marker, json.dumps(self.plan, indent=1).encode())
+            self.path.mkdir(parents=True, exist_ok=True)
+            replace(marker, json.dumps(self.plan, indent=1).encode())  # first: what a crash leaves can be completed
         if found != self.plan:
-            changed = sorted(k for k in {*(found or {}), *self.plan} if (found or {}).get(k) != self.plan.get(k))
-            first = changed[0] if changed else "plan"
+            was = found if isinstance(found, dict) else {}
+            first = min((k for k in {*was, *self.plan} if was.get(k) != self.plan.get(k)), default="plan")
             raise InputError(
-                f"{first}: {self.plan.get(first)!r}, but {str(path)!r} was begun with {(found or {}).get(first)!r}; "
+                f"{first}: {self.plan.get(first)!r}, but {str(path)!r} was begun with {was.get(first)!r}; "
                 "choose another directory or the same arguments"
             )
+        for folder in ("shards", "index"):
+            (self.path / folder).mkdir(exist_ok=True)
 
     @property
     def complete(self) -> bool:
@@ -60,7 +61,7 @@ class DatasetWriter:
 
     def done(self, n: int) -> bool:
         """Whether shard `n` is complete: its index is written last."""
-        return (self.path / "index" / f"{n:05d}.parquet").exists()
+        return self._index(n).exists()
 
     def write_shard(
         self,
@@ -112,6 +113,8 @@ class DatasetWriter:
                     offset += 512 + -(-len(content) // 512) * 512
                     sample[member] = content
                 tar.write(sample)
+                if tar.tarstream.offset != offset:  # the reader would return other bytes
+                    raise AssertionError(f"sample {key!r} ends at {tar.tarstream.offset} of the tar, not at {offset}")
         for a in raw:
             kinds = {"offset": pa.int64(), "size": pa.int64(), "crc32": pa.uint32()}
             for (suffix, kind), values in zip(kinds.items(), where[a], strict=True):
@@ -127,22 +130,46 @@ class DatasetWriter:
 
     def finish(self, shards: int, splits: dict) -> Manifest:
         """Write dataset.json over shards 0..shards-1, once all are there and no key stands twice."""
-        found, seen = [], set()
+        found, hashes = [], []
         for n in range(shards):
-            path = self.path / "index" / f"{n:05d}.parquet"
-            index = pq.read_table(path, columns=["key"])
+            index = pq.read_table(self._index(n), columns=["key"])
             found.append(Shard(name=f"{n:05d}", **json.loads(index.schema.metadata[b"jaxz"])))
-            keys = index["key"].to_pylist()
-            if twice := seen.intersection(keys):
-                raise InputError(
-                    f"key {min(twice)!r} of shard {n:05d} stands in an earlier shard; object ids must be unique"
-                )
-            seen.update(keys)
+            hashes.append(hash_keys(index["key"].to_pylist()))
+        self._check_unique(hashes)
         provenance = {**self.manifest.provenance, "plan": self.plan}
         manifest = dataclasses.replace(self.manifest, shards=tuple(found), splits=splits, provenance=provenance)
         replace(self.path / "dataset.json", manifest.to_json().encode())
         (self.path / "writing.json").unlink(missing_ok=True)
         return manifest
+
+    def _check_unique(self, hashes: list[np.ndarray]) -> None:
+        """Raises InputError for a key that stands in two shards; hashes: of each shard's keys. Only keys whose hashes
+        are equal are held and compared: all keys of a survey would take gigabytes."""
+        ordered = np.sort(np.concatenate(hashes))
+        suspects, seen = ordered[1:][ordered[1:] == ordered[:-1]], set()
+        for n, values in enumerate(hashes):
+            rows = np.flatnonzero(np.isin(values, suspects)) if len(suspects) else ()
+            if not len(rows):
+                continue
+            keys = pq.read_table(self._index(n), columns=["key"])["key"].take(pa.array(rows)).to_pylist()
+            if twice := seen.intersection(keys):
+                raise InputError(
+                    f"key {min(twice)!r} of shard {n:05d} stands in an earlier shard; object ids must be unique"
+                )
+            seen.update(keys)
+
+    def _index(self, n: int) -> Path:
+        return self.path / "index" / f"{n:05d}.parquet"
+
+
+def is_strange(path: Path) -> bool:
+    """Whether a file is something else than the half-written marker of a writing that was killed at its start."""
+    return not (path.name.startswith(".writing.json.") and path.name.endswith(".tmp"))
+
+
+def hash_keys(keys: Sequence[str]) -> np.ndarray:
+    """int64 [N]: Python's hashes, the same within one process."""
+    return np.fromiter(map(hash, keys), np.int64, len(keys))
 
 
 def npy(value: np.ndarray, spec, name: str) -> bytes:

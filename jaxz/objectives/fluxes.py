@@ -49,6 +49,6 @@ class Objective:
         return huber.sum() / jnp.maximum(measured.sum(), 1), {"metrics": {}, "extra": extra}
 
     def predict(self, params, extra, batch):
-        """flux [B,C] in microjansky, of the bands that the model knows."""
+        """flux [B,C] in microjansky, of the bands that the model knows; dereddened where the run's images are."""
         encoded = self.encoder(params["encoder"], batch["image"], batch["mask"])
         return {"flux": jnp.sinh(self.head(params["fluxes"], encoded.cls)) * self.scale}

@@ -67,7 +67,7 @@ class Objective:
     def loss(self, params, ema, extra, batch, key, step):
         predicted, hidden = self.reconstruct(params, batch, key)
         target = patchify(batch["image"], self.patch)
-        error = jnp.where(hidden, ((predicted - target) / batch["sky"][:, None]) ** 2, 0)
+        error = jnp.where(hidden, ((predicted - target) / batch["sky"][:, None, :, None]) ** 2, 0)
         return error.sum() / jnp.maximum(hidden.sum(), 1), {"metrics": {}, "extra": extra}
 
     def predict(self, params, extra, batch):

@@ -23,15 +23,29 @@ TABLE = pa.table({"z": [0.1, 0.9, float("nan"), 2.0], "kind": ["spec", "none", "
         ("(bits & 2) != 0", [1, 2]),
         ("abs(z - 1) * 2 < 0.3", [1]),
         ("-z < -1.5", [3]),
+        ("z > 0.5 and True", [1, 3]),
     ],
 )
 def test_filters(expression, rows):
     assert np.flatnonzero(where.evaluate(expression, lambda name: TABLE[name])).tolist() == rows
 
 
-@pytest.mark.parametrize(
-    "expression", ["z >", "__import__('os')", "z.real", "z[0]", "z", "kind > 1", "lambda: 1", "z == open('x')"]
-)
+REFUSED = ["z >", "__import__('os')", "z.real", "z[0]", "z", "kind > 1", "lambda: 1", "z == open('x')"]
+REFUSED += [
+    "",
+    "True",
+    "None",
+    "1 == 1",
+    "1 in (1, 2)",
+    "kind in (spec,)",
+    "z in (None,)",
+    "kind in ('a', 1)",
+    "z\0 > 1",
+]
+REFUSED += [f"bits > {10**30}", "bits / 0 > 1", "+".join(["z"] * 3000) + " > 1", "(" * 300 + "z" + ")" * 300 + " > 1"]
+
+
+@pytest.mark.parametrize("expression", REFUSED)
 def test_anything_else_is_refused(expression):
     with pytest.raises(InputError, match="where"):
         where.evaluate(expression, lambda name: TABLE[name])
@@ -39,3 +53,34 @@ def test_anything_else_is_refused(expression):
 
 def test_names():
     assert where.names("isfinite(z) and kind == 'a' and bits > z") == ["bits", "kind", "z"]
+
+
+@pytest.mark.parametrize(
+    ("conditions", "rows"),
+    [
+        (("", "z > 0.5"), [1, 3]),
+        (("bits < 4", "z > 0.5 or kind == 'spec'"), [0, 1, 2]),
+        (("z > 0.5 or kind == 'spec'", "bits < 4"), [0, 1, 2]),
+        (("bits < 4", "z > 0.5  # far"), [1]),
+    ],
+)
+def test_conditions_of_a_training_filter_all_hold(conditions, rows):
+    joined = where.training_filter(*conditions)
+    assert np.flatnonzero(where.evaluate(joined, lambda name: TABLE[name])).tolist() == rows
+
+
+def test_no_condition_is_no_filter():
+    assert where.training_filter("", "") is None
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        ("z > 0) or (z <= 0", "is not an expression"),
+        ("true_z < 1", "reads 'true_z', the truth"),
+        ("z > 0 and abs(true_mag_r) < 9", "reads 'true_mag_r', the truth"),
+    ],
+)
+def test_a_training_filter_neither_escapes_its_brackets_nor_reads_the_truth(condition, message):
+    with pytest.raises(InputError, match=message):
+        where.training_filter("split == 'train'", condition)

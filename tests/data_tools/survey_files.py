@@ -69,6 +69,23 @@ fractions = {{ train = 0.6, test = 0.4 }}
 """
 
 
+# From ICRS to Galactic axes (ESA 1997, The Hipparcos and Tycho Catalogues, vol. 1, eq. 1.5.11)
+GALACTIC = np.array(
+    [
+        [-0.0548755604, -0.8734370902, -0.4838350155],
+        [+0.4941094279, -0.4448296300, +0.7469822445],
+        [-0.8676661490, -0.1980763734, +0.4559837762],
+    ]
+)
+
+
+def galactic_to_icrs(longitude: np.ndarray, latitude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """ra, dec (deg) of Galactic coordinates (deg)."""
+    l, b = np.radians(longitude), np.radians(latitude)  # noqa: E741
+    x, y, z = GALACTIC.T @ np.stack([np.cos(b) * np.cos(l), np.cos(b) * np.sin(l), np.sin(b)])
+    return np.degrees(np.arctan2(y, x)) % 360, np.degrees(np.arcsin(z))
+
+
 def sky_of(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """ra, dec (deg) of 0-based pixels: the inverse gnomonic projection (Calabretta & Greisen 2002, 5.1.3)."""
     step = np.radians(SCALE / 3600)
@@ -79,10 +96,10 @@ def sky_of(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return RA0 + np.degrees(ra), np.degrees(dec)
 
 
-def header(shift: float = 0.0) -> fits.Header:
+def header(shift: float = 0.0, axes: tuple[str, str] = ("RA--", "DEC-")) -> fits.Header:
     cards = {
-        "CTYPE1": "RA---TAN",
-        "CTYPE2": "DEC--TAN",
+        "CTYPE1": f"{axes[0]}-TAN",
+        "CTYPE2": f"{axes[1]}-TAN",
         "CRVAL1": RA0,
         "CRVAL2": DEC0,
         "CUNIT1": "deg",
@@ -112,17 +129,19 @@ def tiles() -> dict[str, np.ndarray]:
     return images
 
 
-def write_survey(folder: Path) -> Path:
-    """survey.toml, catalog.fits and the tiles, in `folder`."""
+def write_survey(folder: Path, galactic: bool = False) -> Path:
+    """survey.toml, catalog.fits and the tiles, in `folder`. galactic: the tiles lie on Galactic coordinates."""
     folder.mkdir(parents=True, exist_ok=True)
-    images = tiles()
-    fits.writeto(folder / "tile_g.fits", images["g"], header())
-    fits.writeto(folder / "tile_r.fits", images["r"], header())
-    compressed = fits.CompImageHDU(images["z"], header(), compression_type="GZIP_2", quantize_level=0)
+    images, grid = tiles(), header(axes=("GLON", "GLAT")) if galactic else header()
+    fits.writeto(folder / "tile_g.fits", images["g"], grid)
+    fits.writeto(folder / "tile_r.fits", images["r"], grid)
+    compressed = fits.CompImageHDU(images["z"], grid, compression_type="GZIP_2", quantize_level=0)
     fits.HDUList([fits.PrimaryHDU(), compressed]).writeto(folder / "z_band.fits")
     x, y = grid_positions()
     rng = np.random.default_rng(9)
     ra, dec = sky_of(x + rng.uniform(-0.4, 0.4, len(x)), y + rng.uniform(-0.4, 0.4, len(x)))
+    if galactic:
+        ra, dec = galactic_to_icrs(ra, dec)
     ra[3] = np.nan
     n = np.arange(len(x))
     columns = {"ID": 1000 + n, "RA": ra, "DEC": dec, "ZSPEC": np.where(n % 3, -99.0, 0.1 + n / 200)}

@@ -3,8 +3,11 @@
 import dataclasses
 import json
 import math
+import os
 import re
+import signal
 import textwrap
+import time
 import tomllib
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.stats import mad_std
+from astropy.table import Table
 from scipy.spatial import cKDTree
 
 import jaxz
@@ -20,13 +24,14 @@ from data_tools.detect import aperture_flux, aperture_noise, noise_area
 from data_tools.survey import SECTIONS, BandSource, Survey, load_survey
 from data_tools.tiles import MASK_BITS, cut, fits_inside, nearest_pixel
 from jaxz.data.writer import DatasetWriter
-from jaxz.errors import InputError
+from jaxz.errors import InputError, run
 from tests.data_tools.survey_files import (
     HEIGHT,
     PEAK,
     WIDTH,
     ZERO_POINTS,
     arguments,
+    galactic_to_icrs,
     grid_positions,
     sky_of,
     tiles,
@@ -165,6 +170,9 @@ def test_nearest_pixel_and_edges():
     assert (cut([plane], 4.4, 5.6, 4)[0] == plane[4:8, 2:6]).all()
     xs = np.array([1.49, 1.5, 8.49, 8.5])
     assert fits_inside(xs, np.full(4, 6.0), 4, plane.shape).tolist() == [False, True, True, False]
+    sentinels = np.array([1e30, -1e30, 2.0**63, np.inf, -np.inf, np.nan])
+    for x, y in ((sentinels, np.full(6, 6.0)), (np.full(6, 5.0), sentinels), (sentinels, sentinels)):
+        assert not fits_inside(x, y, 4, plane.shape).any()
 
 
 def test_detection_finds_the_lit_pixels(tmp_path, folder, capsys):
@@ -205,6 +213,108 @@ def test_workers_and_interruption_do_not_change_a_byte(folder, converted, tmp_pa
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
     with pytest.raises(InputError, match=r"size: 14, but .* was begun with 16"):
         convert.main([*argv, "--size", "14"])
+
+
+def test_an_input_replaced_during_an_interruption_is_refused(tmp_path, monkeypatch, capsys):
+    """Two bands whose files have one name in two folders; the batch system stops the conversion after two shards."""
+    images, out = write_survey(tmp_path / "field"), tmp_path / "out"
+    for band in "gr":
+        (images / band).mkdir()
+        (images / f"tile_{band}.fits").rename(images / band / "tile.fits")
+    text = (images / "survey.toml").read_text().replace("tile_{band}.fits", "{band}/tile.fits")
+    (images / "survey.toml").write_text(text)
+    argv = arguments(images, out, "--size", str(SIZE), "--samples_per_shard", "40", "--workers", "1")
+    write_shard, old = DatasetWriter.write_shard, signal.signal(signal.SIGTERM, lambda *_: pytest.fail("not handled"))
+
+    def stopped(self, n, *args):
+        if n == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.5)
+            raise RuntimeError("was not stopped")
+        write_shard(self, n, *args)
+
+    monkeypatch.setattr(DatasetWriter, "write_shard", stopped)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            run(convert.main, argv, resumes=True)
+    finally:
+        signal.signal(signal.SIGTERM, old)
+    assert ended.value.code == 75
+    before = {path: path.read_bytes() for path in out.rglob("*.*")}
+    assert {path.name for path in before} >= {"00000.tar", "00001.tar", "writing.json"}
+
+    def refused(named: str):
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            patch.setattr(convert, "measure_band", None)  # nothing is measured for it
+            with pytest.raises(SystemExit) as ended:
+                run(convert.main, argv, resumes=True)
+        said = capsys.readouterr().err
+        assert ended.value.code == 2 and re.match(f"error: {named}: .* was begun with .*\n$", said)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(convert, "versions", lambda *names: dict.fromkeys(names, "0.1"))
+        refused("version of astropy")
+    images.rename(tmp_path / "other")
+    argv = [argument.replace(str(images), str(tmp_path / "other")) for argument in argv]
+    refused("field")
+    (tmp_path / "other").rename(images)
+    argv = [argument.replace(str(tmp_path / "other"), str(images)) for argument in argv]
+    pixels, grid = fits.getdata(images / "g/tile.fits", header=True)
+    fits.writeto(images / "g/tile.fits", pixels * 2, grid, overwrite=True)
+    refused(r"input bands\.g\.file")
+    assert {path: path.read_bytes() for path in out.rglob("*.*")} == before
+
+
+@pytest.mark.parametrize("catalog", [True, False], ids=["catalogue", "detection"])
+def test_a_tile_on_galactic_coordinates(tmp_path, catalog):
+    """The catalogue's ra and dec, and those written, are ICRS whatever the frame of the tile."""
+    images = write_survey(tmp_path / "field", galactic=True)
+    convert.main(arguments(images, tmp_path / "out", "--size", str(SIZE), catalog=catalog))
+    dataset = jaxz.open_dataset(tmp_path / "out")
+    assert len(dataset) > 120
+    ra, dec = galactic_to_icrs(*sky_of(dataset.column("x"), dataset.column("y")))
+    np.testing.assert_allclose(dataset.column("ra"), ra, atol=1e-6)
+    np.testing.assert_allclose(dataset.column("dec"), dec, atol=1e-6)
+    for row in range(0, len(dataset), 7):
+        assert dataset.cutout(row)["image"][0].argmax() == SIZE // 2 * SIZE + SIZE // 2
+
+
+def test_numbers_that_stand_for_nothing_become_nan_and_are_counted(tmp_path, capsys):
+    images = write_survey(tmp_path / "field")
+    table = Table.read(images / "catalog.fits")
+    n = np.arange(len(table))
+    table["EBV"] = np.array([0.0, -99, 0.03, 20.0, 1e30, np.nan])[n % 6]
+    table["ZERR"] = np.array([1e-4, -1.0, 0.0, 99, np.nan, -np.inf])[n % 6]
+    table["ZSPEC"] = np.array([0.5, -99.0, 1e30, np.inf, np.nan, -0.005])[n % 6]
+    table.write(images / "catalog.fits", overwrite=True)
+    text = (images / "survey.toml").read_text().replace('z_spec = "ZSPEC"', 'z_spec = "ZSPEC"\nz_spec_err = "ZERR"')
+    (images / "survey.toml").write_text(text)
+    convert.main(arguments(images, tmp_path / "out", "--size", str(SIZE)))
+    summary, dataset = json.loads(capsys.readouterr().out), jaxz.open_dataset(tmp_path / "out")
+    kind = (dataset.column("object_id") - 1000) % 6
+    truth = {
+        "ebv": np.array([0, np.nan, 0.03, np.nan, np.nan, np.nan]),
+        "z_spec_err": np.array([1e-4, np.nan, np.nan, np.nan, np.nan, np.nan]),
+        "z_spec": np.array([0.5, np.nan, np.nan, np.nan, np.nan, -0.005]),
+    }
+    for name, values in truth.items():
+        np.testing.assert_array_equal(dataset.column(name), values[kind].astype(np.float32))
+    bad = {"ebv": (1, 3, 4), "z_spec_err": (1, 2, 3, 5), "z_spec": (1, 2, 3)}
+    assert summary["invalid"] == {name: int(np.isin(kind, kinds).sum()) for name, kinds in bad.items()}
+    assert dataset.manifest.provenance["invalid"] == summary["invalid"]
+
+
+def test_an_object_has_the_same_split_in_every_catalogue(folder, converted, tmp_path):
+    table = Table.read(folder / "catalog.fits")
+    table[np.arange(len(table)) % 5 < 2].write(tmp_path / "part.fits")
+    argv = arguments(folder, tmp_path / "out", "--size", str(SIZE))
+    convert.main([*argv, "--catalog", str(tmp_path / "part.fits")])
+    part = jaxz.open_dataset(tmp_path / "out")
+    rows = np.searchsorted(converted.column("object_id"), part.column("object_id"))
+    assert len(part) > 50 and len(set(part.column("split"))) == 3
+    assert part.column("split").tolist() == converted.column("split")[rows].tolist()
+    assert part.manifest.splits["rule"] == "hash"
 
 
 def test_dry_run_writes_nothing(folder, converted, tmp_path, capsys):

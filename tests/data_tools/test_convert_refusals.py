@@ -81,6 +81,21 @@ BAD_FILES = {
         edit("wavelength_nm = 480", "wavelength_nm = -4"),
         r"bands\[0\].wavelength_nm: -4.0 must be great",
     ),
+    "nan": (edit("zero_point_ab = 25.0", "zero_point_ab = nan"), r"bands\[0\].zero_point_ab: nan must be a finite"),
+    "no magnitude": (edit("zero_point_ab = 25.0", "zero_point_ab = 1e9"), r"bands\[0\].zero_point_ab: .* must be"),
+    "micrometres": (edit("wavelength_nm = 480", "wavelength_nm = 0.48"), r"bands\[0\].wavelength_nm: 0.48 must be"),
+    "infinite": (edit("wavelength_nm = 480", "wavelength_nm = inf"), r"bands\[0\].wavelength_nm: inf must be a finite"),
+    "too many digits": (edit("width_nm = 140", f"width_nm = 1{'0' * 400}"), r"bands\[0\].width_nm: inf must be a fin"),
+    "seed": (edit("[splits]", f"[splits]\nseed = {2**63}"), r"splits.seed: \d* must lie in 0 .. 2\^63 - 1"),
+    "parent folder": (
+        edit("tile_{band}.fits", "../tile_{band}.fits"),
+        r"bands\[0\].file: '../tile.* leaves the images",
+    ),
+    "any folder": (edit("tile_{band}.fits", "/etc/passwd"), r"bands\[0\].file: '/etc/passwd' leaves the images folder"),
+    "weights elsewhere": (
+        edit("hdu = 1\n", 'hdu = 1\nweight_file = "a/../../w.fits"\n'),
+        r"bands\[2\].weight_file: .* leaves the images folder; give a path inside of it",
+    ),
     "not TOML": (edit("[catalog]", "[catalog"), "survey: .* is not TOML"),
     "repeated band": (edit('name = "r"', 'name = "g"'), r"bands\[1\].name: 'g' stands twice"),
     "no such band": (edit('band = "r"', 'band = "R2"'), "detection.band: 'R2' is not a band"),
@@ -97,6 +112,15 @@ BAD_FILES = {
     ),
     "other shape": (rewrite("tile_r.fits", NOISE[:-1], header=header()), r"bands.r.file: .* is \[299, 340\], but"),
     "other grid": (rewrite("tile_r.fits", NOISE, header=header(0.5)), "off the pixel grid of .* by 0.50 pixels"),
+    "ecliptic": (
+        rewrite("tile_g.fits", NOISE, header=header(axes=("ELON", "ELAT"))),
+        "bands.g.file: .*tile_g.fits' has a sky frame that is not equatorial or Galactic .CTYPE ELON-TAN ELAT-TAN",
+    ),
+    "solar": (rewrite("tile_g.fits", NOISE, header=header(axes=("HPLN", "HPLT"))), "has a sky frame that is not equat"),
+    "two frames": (
+        rewrite("tile_r.fits", NOISE, header=header(axes=("GLON", "GLAT"))),
+        "bands.r.file: .* off the pixel grid of",
+    ),
     "cube": (rewrite("tile_g.fits", np.stack([NOISE] * 2)), r"bands.g.hdu: HDU 0 .* shape \(2, 300, 340\)"),
     "no image there": (edit("hdu = 1", "hdu = 0"), "bands.z.hdu: HDU 0 of .* holds no image; use 1"),
     "no such HDU": (edit("hdu = 1", "hdu = 7"), "bands.z.hdu: 7, but .* has HDUs 0 to 1"),
@@ -109,6 +133,7 @@ BAD_FILES = {
     "no ra": (catalogue(RA=None), "catalog.ra: 'RA' is not a column of .*catalog.fits'"),
     "text as ra": (catalogue(RA=["10h"]), "catalog.ra: 'RA' holds .*, not numbers"),
     "repeated ids": (catalogue(ID=[5, 6]), "catalog.object_id: 'ID' holds 5 more than once"),
+    "no angle": (catalogue(RA=[150.0 + 720]), "catalog: none of 182 objects has its cutout of 16 pixels in the tile"),
     "elsewhere": (catalogue(RA=[10.0]), "catalog: none of 182 objects has its cutout of 16 pixels in the tile"),
     "no positions": (
         edit('ra = "RA"\ndec = "DEC"\n', ""),
@@ -142,6 +167,17 @@ BAD_ARGUMENTS = {
 }
 
 
+@pytest.mark.parametrize("content", ["a file in the way", "another dataset"])
+def test_where_nothing_can_be_written_is_said_before_anything_is_measured(content, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(convert, "measure_band", None)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "out").write_text(content)
+    out = tmp_path / "taken" / "out" / "dataset" if content == "a file in the way" else tmp_path / "taken"
+    with pytest.raises(InputError, match=r"out: '.*' (cannot be written|exists and is not a dataset)"):
+        convert.main(arguments(folder, out, "--size", str(SIZE)))
+    assert [path.name for path in (tmp_path / "taken").iterdir()] == ["out"]
+
+
 @pytest.mark.parametrize("case", BAD_ARGUMENTS)
 def test_bad_arguments(case, folder, tmp_path):
     more, message = BAD_ARGUMENTS[case]
@@ -161,11 +197,13 @@ def test_sky_positions_need_a_wcs(folder, tmp_path):
         convert.main(arguments(images, tmp_path / "out", "--size", str(SIZE)))
     table, (x, y) = Table.read(images / "catalog.fits"), grid_positions()
     table["X_IMAGE"], table["Y_IMAGE"] = x + 1.0, y + 1.0
+    table["X_IMAGE"][102:105] = 1e30, -1e30, np.inf  # which stand for nothing
     table.write(images / "catalog.fits", overwrite=True)
     edit('ra = "RA"\ndec = "DEC"\n', 'x = "X_IMAGE"\ny = "Y_IMAGE"\npixel_origin = 1\n')(images)
     convert.main(arguments(images, tmp_path / "out", "--size", str(SIZE)))
     dataset = jaxz.open_dataset(tmp_path / "out")
     assert "ra" not in dataset.manifest.columns
+    assert np.isin(np.arange(1100, 1107), dataset.column("object_id")).tolist() == [True] * 2 + [False] * 3 + [True] * 2
     for row in range(0, len(dataset), 7):
         assert dataset.cutout(row)["image"][0].argmax() == SIZE // 2 * SIZE + SIZE // 2
 

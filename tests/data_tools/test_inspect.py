@@ -10,7 +10,8 @@ import pytest
 from data_tools import convert, inspect
 from data_tools.inspect_page import choose, composite
 from jaxz.data.dataset import open_dataset
-from jaxz.data.manifest import Band
+from jaxz.data.manifest import Band, Column, Manifest
+from jaxz.data.writer import DatasetWriter
 from jaxz.errors import InputError
 from tests.data_tools.survey_files import arguments, write_survey
 from tests.helpers import blobs
@@ -59,6 +60,29 @@ def test_command_line_prints_every_table_whole(dataset, capsys):
     said = capsys.readouterr().out
     assert all(title in said for title in ("Dataset", "Arrays", "Bands", "Splits", "Redshift labels", "Columns"))
     assert all(name in said for name in dataset.manifest.columns) and "…" not in said
+
+
+def odd(path, columns: dict, **values):
+    """A dataset of two samples with these columns."""
+    writer = DatasetWriter(path, Manifest({}, (), columns), plan={})
+    writer.write_shard(0, ["a", "b"], {}, values)
+    writer.finish(1, {})
+    return str(path)
+
+
+def test_brackets_in_names_and_units_are_shown(tmp_path, capsys):
+    columns = {"flux": Column("float32", "[uJy]", "of [bold] sources [/b]"), "split": Column("string")}
+    inspect.main([odd(tmp_path / "a [red] one", columns, flux=[1.0, 2.0], split=["[/i]", "[dim]"])])
+    said = capsys.readouterr().out
+    assert all(text in said for text in ("[uJy]", "of [bold] sources [/b]", "[/i]", "[dim]", "a [red] one"))
+
+
+def test_kinds_of_redshift_without_redshifts(tmp_path):
+    path = odd(tmp_path / "out", {"z_kind": Column("string")}, z_kind=["spec", "none"])
+    assert inspect.labels(open_dataset(path)).rows == [
+        ("none", "", "1", "", "", ""),
+        ("spec", "", "1", "", "", ""),
+    ]
 
 
 class Page(HTMLParser):

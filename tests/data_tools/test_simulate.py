@@ -1,5 +1,6 @@
 """The synthetic survey: what is observed, what is written, how the command ends."""
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from scipy.stats import kstest
 from sklearn.ensemble import HistGradientBoostingRegressor
 from threadpoolctl import threadpool_limits
 
-from data_tools import simulate
+from data_tools import inspect, simulate
 from data_tools.simulator import bands, population, survey
 from jaxz.data.dataset import open_dataset
 from jaxz.errors import InputError, run
@@ -143,6 +144,19 @@ def test_interrupted_and_with_more_workers_it_is_the_same_dataset(dataset, tmp_p
     assert open_dataset(path).manifest == open_dataset(dataset).manifest  # which holds every shard's sha256
     assert not list(path.glob("**/.*"))
     assert not (path / "writing.json").exists()
+
+
+def test_the_maker_is_named(dataset):
+    rows = dict(inspect.overview(open_dataset(dataset)).rows)
+    assert rows["made by"] == "data_tools.simulate"
+
+
+def test_splits_do_not_change_from_version_to_version():
+    """Results stand on the splits of the demo: the same arguments, the same objects in each."""
+    split, summary = simulate.make_splits({"samples": 20000, "size": 32, "seed": 0})
+    assert summary["counts"] == {"gap": 696, "test": 3733, "train": 14655, "val": 916}
+    digest = hashlib.sha256("".join(split).encode()).hexdigest()
+    assert digest == "b558706dc3c5b7c172ab09698ef334160d4411b4c83d0fb4a77f60ac354c5e68"
 
 
 def test_a_complete_dataset_is_left_alone(dataset, capsys):

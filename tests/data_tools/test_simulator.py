@@ -1,5 +1,7 @@
 """Synthetic galaxies: their spectra and numbers against textbooks, their images against direct integration."""
 
+import tracemalloc
+
 import astropy.units as u
 import numpy as np
 import pytest
@@ -68,6 +70,20 @@ def test_intergalactic_absorption():
 
 
 # --- population ------------------------------------------------------------------------------------------------------
+
+
+def test_positions_are_drawn_in_pieces(monkeypatch):
+    """Many objects take the memory of their positions, not of all of their random numbers (256 bytes each)."""
+    tracemalloc.start()
+    whole = population.positions(5, 3, 400_000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 60e6
+    u = population.uniforms(5, population.OBJECTS, 3 + 399_990, 10, 32)
+    assert np.array_equal(whole[0][-10:], (u[:, population.FIELD] * population.FIELDS).astype(int))
+    monkeypatch.setattr(population, "CHUNK", 1000)
+    for a, b in zip(whole, population.positions(5, 3, 12_345), strict=True):
+        assert np.array_equal(a[:12_345], b)
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,12 @@
 """Splits by cell: what they promise about distances, against brute force."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
+from data_tools import splits
 from data_tools.splits import GAP, assign_splits, assign_splits_pixels
 from jaxz.errors import InputError
 
@@ -28,7 +31,8 @@ PLACES = [(150.0, 2.0), (44.9, 41.81), (90.0, 41.8), (0.0, -30.0), (10.0, 60.0),
 
 @pytest.mark.parametrize("ra, dec", PLACES)
 @pytest.mark.parametrize("count", [200, 2000, 20000])
-def test_no_two_splits_come_nearer_than_the_gap(ra, dec, count):
+@pytest.mark.parametrize("balanced", [False, True])
+def test_no_two_splits_come_nearer_than_the_gap(ra, dec, count, balanced):
     rng = np.random.default_rng(count)
     x, y = np.radians(rng.uniform(-0.1, 0.1, (2, count)))  # a tangent plane: the same density at the pole
     centre = unit_vectors(np.array([ra]), np.array([dec]))[0]
@@ -37,8 +41,9 @@ def test_no_two_splits_come_nearer_than_the_gap(ra, dec, count):
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     longitude = np.degrees(np.arctan2(vectors[:, 1], vectors[:, 0])) % 360
     latitude = np.degrees(np.arcsin(vectors[:, 2]))
-    split, _ = assign_splits(longitude, latitude, gap_arcsec=10, order=12, seed=1)  # cells of 51 arcsec
-    assert {"train", "val", "test"} <= set(split)
+    # cells of 51 arcsec
+    split, _ = assign_splits(longitude, latitude, gap_arcsec=10, order=12, seed=1, balanced=balanced)
+    assert {"train", "test"} | ({"val"} if balanced or count > 200 else set()) <= set(split)
     assert nearest_other(unit_vectors(longitude, latitude), split) >= 2 * np.sin(10 * ARCSEC / 2)
     assert np.mean(split == GAP) < 0.5  # four bands of 10 in 51 arcsec hold 63 %, a third of them between splits
 
@@ -59,7 +64,9 @@ def test_the_gap_takes_no_more_than_the_borders():
     assert 0.03 < np.mean(split == GAP) < 1 - 0.9**2  # some, and less than all borders hold
 
 
-def test_a_cell_belongs_to_one_split_whatever_the_order_of_the_objects():
+@pytest.mark.parametrize("balanced", [False, True])
+def test_a_cell_belongs_to_one_split_whatever_the_order_of_the_objects(balanced):
+    assign_splits = partial(splits.assign_splits, balanced=balanced)
     rng = np.random.default_rng(0)
     ra, dec = rng.uniform(30, 33, 5000), rng.uniform(-2, 1, 5000)
     split, cell = assign_splits(ra, dec, gap_arcsec=9, seed=3)
@@ -69,6 +76,32 @@ def test_a_cell_belongs_to_one_split_whatever_the_order_of_the_objects():
     again, _ = assign_splits(ra[shuffled], dec[shuffled], gap_arcsec=9, seed=3)
     assert np.array_equal(again, split[shuffled])
     assert not np.array_equal(assign_splits(ra, dec, gap_arcsec=9, seed=4)[0], split)
+
+
+def test_overlapping_catalogues_agree():
+    """Two tiles with other objects beside them; no object of one is near to another split's object of the other."""
+    rng = np.random.default_rng(7)
+    ra, dec = rng.uniform(30, 31.5, 9000), rng.uniform(-2, -1, 9000)
+    west, east = np.flatnonzero(ra < 31), np.flatnonzero((ra > 30.5) & (dec > -1.8))
+    split = {}
+    for name, rows in (("west", west), ("east", east)):
+        split[name] = np.full(len(ra), "", "<U5")
+        split[name][rows] = assign_splits(ra[rows], dec[rows], gap_arcsec=30, seed=3)[0]
+    shared = np.intersect1d(west, east)
+    kept = shared[(split["west"][shared] != GAP) & (split["east"][shared] != GAP)]
+    assert len(kept) > 1000 and len(set(split["west"][kept])) == 3
+    assert np.array_equal(split["west"][kept], split["east"][kept])
+    both = np.concatenate([west, east])
+    names = np.concatenate([split["west"][west], split["east"][east]])
+    assert nearest_other(unit_vectors(ra[both], dec[both]), names) >= 2 * np.sin(30 * ARCSEC / 2)
+
+
+def test_hashed_fractions_hold_over_many_cells():
+    rng, fractions = np.random.default_rng(0), {"train": 0.6, "val": 0.15, "test": 0.25}
+    ra, dec = rng.uniform(0, 360, 40000), np.degrees(np.arcsin(rng.uniform(-1, 1, 40000)))  # a cell each
+    split, _ = assign_splits(ra, dec, gap_arcsec=0, order=12, fractions=fractions, seed=5)
+    for name, fraction in fractions.items():
+        assert abs(np.mean(split == name) - fraction) < 4 * np.sqrt(fraction * (1 - fraction) / len(ra))
 
 
 @pytest.mark.parametrize("seed", range(5))

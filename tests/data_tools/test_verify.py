@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_tools import verify
+from data_tools import inspect, verify
 from jaxz.data.dataset import open_dataset
+from jaxz.data.manifest import Array, Column, Manifest
+from jaxz.data.writer import DatasetWriter
 from jaxz.errors import InputError
 from tests.helpers import blobs
 
@@ -143,6 +146,86 @@ def test_an_offset_that_points_into_the_header(dataset, capsys):
     _, lines = check(dataset, capsys)
     assert len(lines) == 2 and "image: 1 of 10 samples" in lines[0]
     assert "sample 6 of 10, 'blob000016'" in lines[1] and "outside of its member" in lines[1]
+
+
+def replace_column(name: str, change):
+    """A change of an index: column `name` becomes change(its values as a list)."""
+
+    def apply(index):
+        return index.set_column(index.column_names.index(name), name, pa.array(change(index[name].to_pylist())))
+
+    return apply
+
+
+DAMAGE = {
+    "null": ("image_offset", lambda v: [None, *v[1:]], "'image_offset' lacks 1 values"),
+    "text": ("image_size", lambda v: [str(x) for x in v], "'image_size' holds string, dataset.json says int64"),
+    "floats": ("image_crc32", lambda v: [float(x) for x in v], "'image_crc32' holds double, dataset.json says uint32"),
+    "keys": ("key", lambda v: [None, None, *v[2:]], "'key' lacks 2 values"),
+    "scalars": ("ebv", lambda v: [[x] for x in v], "'ebv' holds list<.*, dataset.json says float"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_index_columns_of_another_kind_are_one_sentence_each(case, dataset, capsys):
+    name, change, said = DAMAGE[case]
+    change_index(dataset / "index/00001.parquet", replace_column(name, change))
+    code, lines = check(dataset, capsys)
+    assert code == 1 and len(lines) == 1 and re.match(f"index/00001.parquet: column {said}", lines[0])
+    shard = dataset / "shards/00001.tar"
+    shard.write_bytes(shard.read_bytes()[:-512])  # whatever the index holds, the tar is looked at
+    code, lines = check(dataset, capsys)
+    assert code == 1 and any("sha256 is" in line for line in lines)
+    assert check(dataset, capsys, "--sizes")[0] == 1
+
+
+def test_scalars_and_sizes_that_no_writer_writes(dataset, capsys):
+    infinite = replace_column("ebv", lambda v: pa.array([float("inf"), *v[1:]], pa.float32()))
+    change_index(dataset / "index/00000.parquet", infinite)
+    change_index(dataset / "index/00002.parquet", replace_column("image_size", lambda v: [*v[:-1], v[-1] - 1]))
+    _, (scalars, sizes, *_) = check(dataset, capsys)
+    assert "sample 0 of 10" in scalars and "meta.json is not a copy" in scalars
+    assert re.match(r"shards/00002.tar: image: the index says 1535 bytes where shape \(3, 16, 16\)", sizes)
+
+
+@pytest.fixture
+def with_vectors(tmp_path):
+    """A dataset with an array of two floats, and one of two whole numbers, that live in its index."""
+    arrays = {
+        "times": Array("vector", "float32", (2,), encoding="index"),
+        "bits": Array("vector", "int16", (1, 2), encoding="index"),
+    }
+    writer = DatasetWriter(tmp_path / "vectors", Manifest(arrays, (), {"n": Column("int64")}), plan={})
+    content = {"times": np.arange(6, dtype=np.float32).reshape(3, 2), "bits": np.ones((3, 1, 2), np.int16)}
+    writer.write_shard(0, ["a", "b", "c"], content, {"n": np.arange(3)})
+    writer.finish(1, {})
+    return tmp_path / "vectors"
+
+
+LISTS = {
+    "short": ([[0.0], [1.0], [2.0]], 1, "column 'times' holds fixed_size_list<.*>\\[1\\], dataset.json says .*\\[2\\]"),
+    "no value": ([[0.0, 1.0], None, [4.0, 5.0]], 2, "column 'times' lacks 1 values"),
+    "NaN": ([[0.0, 1.0], [2.0, float("nan")], [4.0, 5.0]], 2, "times: 1 of 3 samples hold NaN, .* first: 'b'"),
+    "half": ([[0.0, 1.0], [2.0, 3.0], [None, 5.0]], 2, "times: 1 of 3 samples hold NaN, .* first: 'c'"),
+}
+
+
+@pytest.mark.parametrize("case", LISTS)
+def test_arrays_of_the_index(case, with_vectors, capsys):
+    assert check(with_vectors, capsys) == (0, [])
+    values, length, said = LISTS[case]
+    change = replace_column("times", lambda _: pa.array(values, pa.list_(pa.float32(), length)))
+    change_index(with_vectors / "index/00000.parquet", change)
+    code, lines = check(with_vectors, capsys)
+    assert code == 1 and len(lines) == 1 and re.match(f"index/00000.parquet: {said}", lines[0])
+
+
+def test_a_dataset_without_shards_is_refused_by_verify_and_inspect(clean, tmp_path):
+    manifest = json.loads((clean / "dataset.json").read_text())
+    (tmp_path / "dataset.json").write_text(json.dumps({**manifest, "shards": []}))
+    for tool in (verify, inspect):
+        with pytest.raises(InputError, match=r"dataset '.*' has no shards; convert it again"):
+            tool.main([str(tmp_path)])
 
 
 def test_shards_that_the_manifest_does_not_know(dataset, capsys):

@@ -1,0 +1,103 @@
+"""Writing: what a crash leaves can be completed, and every payload lies where the index says."""
+
+import re
+
+import numpy as np
+import pytest
+
+from jaxz.data import writer as module
+from jaxz.data.dataset import open_dataset
+from jaxz.data.manifest import Array, Column, Manifest
+from jaxz.data.writer import DatasetWriter
+from jaxz.errors import InputError
+
+LONGEST = "n" * 32  # of an array's name
+
+
+def make(path, name=LONGEST, plan=None) -> DatasetWriter:
+    manifest = Manifest({name: Array("vector", "int16", (5,))}, (), {"z": Column("float32")})
+    return DatasetWriter(path, manifest, plan={"a": 1} if plan is None else plan)
+
+
+def write(writer: DatasetWriter, n: int, keys: list[str]) -> np.ndarray:
+    [name] = writer.manifest.arrays
+    values = np.arange(5 * len(keys), dtype=np.int16).reshape(-1, 5) + 100 * n
+    writer.write_shard(n, keys, {name: values}, {"z": np.zeros(len(keys))})
+    return values
+
+
+def test_the_longest_names_fit_into_the_header_of_a_tar(tmp_path):
+    keys = [c * 63 for c in "abc"]
+    writer = make(tmp_path / "d")
+    values = write(writer, 0, keys)
+    writer.finish(1, {})
+    dataset = open_dataset(tmp_path / "d")
+    for row, value in enumerate(values):
+        np.testing.assert_array_equal(dataset.cutout(row)[LONGEST], value)
+    with pytest.raises(ValueError, match="must match"):
+        write(writer, 1, ["a" * 64])
+
+
+def test_a_member_elsewhere_than_predicted_is_never_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "KEY", re.compile("a+"))
+    writer = make(tmp_path / "d")
+    with pytest.raises(AssertionError, match=r"ends at \d+ of the tar, not at \d+"):
+        write(writer, 0, ["a" * 64])  # one character too many: the header grows by two blocks
+    assert not list((tmp_path / "d").glob("*/0*")) and not writer.done(0)
+
+
+@pytest.mark.parametrize("left", [(), (".writing.json.123.tmp",)])
+def test_a_writing_killed_before_its_marker_is_begun_again(tmp_path, monkeypatch, left):
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "replace", lambda path, content: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path / "d")
+    for name in left:
+        (tmp_path / "d" / name).touch()
+    write(make(tmp_path / "d"), 0, ["a"])
+
+
+def test_a_writing_killed_after_its_marker_goes_on(tmp_path):
+    make(tmp_path / "d")
+    for folder in ("shards", "index"):
+        (tmp_path / "d" / folder).rmdir()
+    write(make(tmp_path / "d"), 0, ["a"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "writing.json: the plan of a dataset being written is not JSON"),
+        (b"[1]", "writing.json: the plan of a dataset being written is not a JSON object"),
+        (b'{"a": 2}', "a: 1, but .* was begun with 2"),
+        (b'{"a": 1, "b": 2}', "b: None, but .* was begun with 2"),
+    ],
+)
+def test_another_or_a_damaged_plan_is_one_sentence(tmp_path, content, message):
+    make(tmp_path / "d")
+    (tmp_path / "d" / "writing.json").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        make(tmp_path / "d")
+
+
+def test_a_directory_of_something_else_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file"):
+        with pytest.raises(InputError, match="is not a dataset being written"):
+            make(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("hashes", [module.hash_keys, lambda keys: np.zeros(len(keys), np.int64)], ids=["own", "equal"])
+def test_a_key_in_two_shards_is_named_whatever_the_hashes(tmp_path, monkeypatch, hashes):
+    monkeypatch.setattr(module, "hash_keys", hashes)
+    writer = make(tmp_path / "d")
+    for n, keys in enumerate((["a", "b"], ["c", "d"], ["e", "f"])):
+        write(writer, n, keys)
+    assert writer.finish(3, {}).samples == 6
+    writer = make(tmp_path / "twice")
+    for n, keys in enumerate((["a", "b"], ["c", "d"], ["e", "b"])):
+        write(writer, n, keys)
+    with pytest.raises(InputError, match="key 'b' of shard 00002 stands in an earlier shard"):
+        writer.finish(3, {})
+    assert not (tmp_path / "twice" / "dataset.json").exists()

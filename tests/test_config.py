@@ -1,0 +1,129 @@
+"""Configs: what a file and the command line may say, and how the rest is refused."""
+
+import pytest
+
+from jaxz.config import OBJECTIVES, complete, default, difference, parse, resolved, validate
+from jaxz.errors import InputError
+
+
+def write(folder, body: str) -> str:
+    path = folder / "own.py"
+    path.write_text(body)
+    return f"--config={path}"
+
+
+def own(folder, *lines: str) -> str:
+    body = ["from jaxz.config import default", "def get_config():", "    config = default()"]
+    return write(folder, "\n".join([*body, *(f"    {line}" for line in lines), "    return config", ""]))
+
+
+FILES = [
+    ("import nosuch", r"own.py, line 1: ModuleNotFoundError: No module named 'nosuch'"),
+    ("def get_config():\n    return foo", r"own.py, line 2: NameError"),
+    ("def get_config(:", r"own.py: SyntaxError"),
+    ("def get_config(x):\n    return x", r"own.py.*TypeError"),
+    ("x = 1", r"own.py' defines no get_config"),
+    ("def get_config():\n    return 3", r"get_config\(\) of '.*own.py' gives no ConfigDict"),
+    (
+        "from ml_collections import ConfigDict\nget_config = ConfigDict",
+        r"own.py' leaves out checkpoint.every and 4\d other",
+    ),
+]
+
+
+@pytest.mark.parametrize(("body", "message"), FILES)
+def test_a_file_that_is_no_config_is_named(tmp_path, body, message):
+    with pytest.raises(InputError, match=f"^--config: .*{message}"):
+        parse([write(tmp_path, body)])
+
+
+LINES = [
+    ("config.trian = dict(steps=3)", r"own.py' sets trian.steps, which is no field. Did you mean 'train.steps'"),
+    ("config.train.stepz = 3", r"own.py' sets train.stepz, which is no field. Did you mean 'train.steps'"),
+    ("config.train = dict(steps=3)", r"own.py' leaves out train.batch_size and 2 other"),
+    ("del config.optim", r"own.py' leaves out optim.b2 and 5 other"),
+    ("del config.losses", r"own.py' has no objectives in losses"),
+    ("del config.seed; config.seed = '3'", r"own.py' sets seed to '3', which is no int"),
+    ("del config.data.augment; config.data.augment = 1", r"own.py' sets data.augment to 1, which is no bool"),
+    ("config.train.steps = 'a'", r"own.py, line 4: TypeError"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), LINES)
+def test_a_file_keeps_to_the_fields(tmp_path, line, message):
+    with pytest.raises(InputError, match=f"^--config: .*{message}"):
+        parse([own(tmp_path, line)])
+
+
+def test_a_file_may_take_arguments_and_bring_the_group_of_an_objective(tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxz.config.OBJECTIVES", (*OBJECTIVES, "dino"))
+    argument = write(
+        tmp_path,
+        "from jaxz.config import default\ndef get_config(steps):\n    config = default()\n"
+        "    config.dino = dict(views=2)\n    config.train.steps = int(steps)\n    return config\n",
+    )
+    config = parse(["--config.optim.lr=1", f"{argument}:7", "--config.data.bands=('g',)", "--config.dino.views=3"])
+    assert (config.train.steps, config.optim.lr, config.data.bands, config.dino.views) == (7, 1.0, ("g",), 3)
+
+
+OVERRIDES = [
+    ("losses.mea=1.0", r"losses: 'mea' is no objective of jaxz/objectives. Did you mean 'mae'"),
+    ("losses.mae=1.0", r"losses.mae is not in '.*own.py', which names the run's objectives"),
+    ("trian.steps=3", r"trian.steps is no field of '.*own.py'. Did you mean 'train'"),
+    ("train.stepz=3", r"train.stepz is no field of '.*own.py'. Did you mean 'steps'"),
+    ("data.path.x=3", r"data.path.x is no field of '.*own.py'\.$"),
+    ("train.steps=1.5", r"train.steps=1.5: invalid literal"),
+    ("data.augment=3", r"data.augment=3: .*Non-boolean"),
+    ("losses=3", r"losses=3: .*not a dict"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), OVERRIDES)
+def test_an_override_of_no_field_or_another_type_is_refused(tmp_path, override, message):
+    with pytest.raises(InputError, match=f"^--config: .*{message}"):
+        parse([own(tmp_path), f"--config.{override}"])
+
+
+VALUES = [
+    ("redshift.z_max=nan", "redshift.z_max: nan must be finite"),
+    ("data.softening=inf", "data.softening: inf must be finite"),
+    ("optim.lr=inf", "optim.lr: inf must be finite"),
+    ("losses.redshift=nan", "losses.redshift: nan must be finite"),
+    ("losses.redshift=-1", "losses.redshift: -1.0 must be a weight, at least 0"),
+    ("mae.decoder_width=0", "mae.decoder_width: 0 must be at least 1"),
+    ("mae.decoder_depth=0", "mae.decoder_depth: 0 must be at least 1"),
+    ("redshift.bins=10001", "redshift.bins: 10001 must be from 2 to 10000"),
+    ("train.batch_size=1000001", "train.batch_size: 1000001 must be from 1 to 1000000"),
+    ("model.dtype=float16", "model.dtype: 'float16' must be float32 or bfloat16; float16 needs loss scaling"),
+    (f"seed={2**63}", f"seed: {2**63} must be of 64 bits"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), VALUES)
+def test_a_value_out_of_range_is_named(tmp_path, override, message):
+    config = parse([own(tmp_path), "--config.data.path=d", f"--config.{override}"])
+    with pytest.raises(InputError, match=f"^{message}"):
+        validate(config)
+
+
+def test_all_problems_are_told_at_once(tmp_path):
+    config = parse([own(tmp_path, "config.losses = dict(mea=1.0)"), "--config.optim.lr=nan", "--config.train.steps=0"])
+    with pytest.raises(InputError) as refusal:
+        validate(config)
+    for part in ("losses: 'mea' is no objective", "optim.lr: nan", "train.steps: 0", "data.path: ''"):
+        assert part in str(refusal.value)
+
+
+def test_an_old_config_is_completed_with_the_defaults():
+    whole = resolved(default())
+    old = {**resolved(default()), "losses": {"mae": 0.5}}
+    old["data"] = {"path": "d"}
+    del old["mesh"]
+    assert complete(old) == {**whole, "losses": {"mae": 0.5}, "data": {**whole["data"], "path": "d"}}
+
+
+def test_difference_names_the_field():
+    old = {"a": 1, "b": {"c": 2, "d": [1]}}
+    assert difference(old, {"a": 1, "b": {"c": 3, "d": [1]}, "e": 4}) == ["b.c: 2 -> 3", "e: None -> 4"]
+    assert difference(old, old) == []
+    assert difference([1], old) == [f"config: [1] -> {old!r}"]
