@@ -8,14 +8,11 @@ what is written. An interrupted conversion goes on when the same command is give
 
 import argparse
 import dataclasses
-import hashlib
-import importlib.metadata
 import json
 import math
 import platform
 import signal
 import sys
-import tempfile
 import warnings
 from dataclasses import dataclass
 from functools import partial
@@ -26,9 +23,9 @@ from astropy import units as u
 from astropy.utils.exceptions import AstropyWarning
 from astropy_healpix import lonlat_to_healpix
 
-import jaxz
 from data_tools.catalog import LABELS, OPTIONAL, drop_invalid, label, read_catalog, to_sky
 from data_tools.detect import aperture_flux, aperture_noise, detect, noise_area
+from data_tools.plan import MEASURING, WRITING, check_begun, check_out, inputs, make_plan, versions
 from data_tools.progress import in_threads
 from data_tools.splits import GAP, assign_splits, assign_splits_pixels
 from data_tools.survey import BandSource, Survey, load_survey
@@ -50,8 +47,6 @@ from jaxz.data.manifest import ZERO_POINT_UJY, Array, Band, Column, Manifest
 from jaxz.data.writer import DatasetWriter
 from jaxz.errors import InputError, run
 
-MEASURING = ("numpy", "scipy", "astropy", "astropy-healpix", "photutils")  # packages that decide the content
-WRITING = ("pyarrow", "webdataset")
 HEALPIX_SIDE_ARCMIN = 58.632 * 60  # side of a base cell; halves with each order
 POLICY = {
     "centring": "integer: the nearest pixel to (x, y) is pixel [size // 2, size // 2]; x, y keep the exact centre",
@@ -154,22 +149,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
         if getattr(args, name) < 1:
             raise InputError(f"{name}: {getattr(args, name)} must be at least 1")
     return args
-
-
-def check_out(out: Path) -> None:
-    """Raises InputError where nothing can be written at `out`. Leaves nothing there."""
-    folder = next(path for path in (out, *out.absolute().parents) if path.exists())
-    try:
-        with tempfile.TemporaryDirectory(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(f"out: {str(out)!r} cannot be written ({error.strerror}); choose another directory") from None
-
-
-def check_begun(out: Path, plan: dict) -> None:
-    """Raises InputError where `out` holds something else, or was begun with another plan. Writes nothing."""
-    if out.is_dir() and any(out.iterdir()):
-        DatasetWriter(out, Manifest({}, (), {}), plan)
 
 
 def check_size(size: int, survey: Survey, grid: Grid) -> None:
@@ -342,40 +321,6 @@ def estimate_bytes(manifest: Manifest, samples: int) -> int:
 
 def policy(survey: Survey) -> dict[str, str]:
     return {**POLICY, "background": "subtracted" if survey.subtract_background else "not subtracted from the cutouts"}
-
-
-def inputs(survey: Survey, args: argparse.Namespace) -> list[dict]:
-    """Role, name, bytes and sha256 of every file that decides the content."""
-    paths = {"survey": Path(args.survey)}
-    for band in survey.bands:
-        for field in ("file", "weight_file"):
-            if getattr(band, field):
-                paths[f"bands.{band.name}.{field}"] = find_file(args.images, band, field)
-    if args.catalog is not None:
-        paths["catalog"] = args.catalog
-    digests = {path: sha256(path) for path in set(paths.values())}  # several bands may be HDUs of one file
-    return [
-        {"role": role, "name": path.name, "bytes": path.stat().st_size, "sha256": digests[path]}
-        for role, path in paths.items()
-    ]
-
-
-def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def versions(*packages: str) -> dict[str, str]:
-    found = {d.name.replace("_", "-").lower(): d.version for d in importlib.metadata.distributions()}
-    return {"jaxz": jaxz.__version__, **{name: found[name] for name in packages}}
-
-
-def make_plan(args: argparse.Namespace, field: str, read: list[dict]) -> dict:
-    """What decides the content: a directory begun with another plan is refused. read: the files."""
-    plan = {"size": args.size, "samples_per_shard": args.samples_per_shard, "field": field}
-    plan.update({f"input {file['role']}": file["sha256"] for file in read})
-    plan.update({f"version of {name}": version for name, version in versions(*MEASURING).items()})
-    return plan
 
 
 def write(manifest, plan, sources, planes, args, shards, splits) -> Manifest:

@@ -19,7 +19,7 @@ from astropy.table import Table
 from scipy.spatial import cKDTree
 
 import jaxz
-from data_tools import convert
+from data_tools import convert, plan
 from data_tools.detect import aperture_flux, aperture_noise, noise_area
 from data_tools.survey import SECTIONS, BandSource, Survey, load_survey
 from data_tools.tiles import MASK_BITS, cut, fits_inside, nearest_pixel
@@ -253,7 +253,7 @@ def test_an_input_replaced_during_an_interruption_is_refused(tmp_path, monkeypat
         assert ended.value.code == 2 and re.match(f"error: {named}: .* was begun with .*\n$", said)
 
     with monkeypatch.context() as patch:
-        patch.setattr(convert, "versions", lambda *names: dict.fromkeys(names, "0.1"))
+        patch.setattr(plan, "versions", lambda *names: dict.fromkeys(names, "0.1"))
         refused("version of astropy")
     images.rename(tmp_path / "other")
     argv = [argument.replace(str(images), str(tmp_path / "other")) for argument in argv]
