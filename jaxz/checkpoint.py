@@ -2,8 +2,8 @@
 
     params, ema, opt, extra   arrays, each item restored apart and onto any mesh; empty ones are left out
     stream                    the stream's state, JSON
-    meta                      JSON: resolved config, normalisation, versions, dtype, shape and digest of every array, and
-                              a digest of itself
+    meta                      JSON: config, normalisation, versions; dtype, shape and digest of every array; a digest of
+                              itself
     files.json                size and crc32 of every file, written once the checkpoint is complete
 
 The digests are of values, the same for every mesh, and always verified. files.json finds damage before Orbax reads it,

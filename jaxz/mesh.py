@@ -52,7 +52,7 @@ def shardings(tree, mesh: Mesh, rules=RULES):
         spec = next((spec for pattern, spec in rules if re.search(pattern, name)), None)
         if spec is None:
             raise InputError(
-                f"no sharding rule covers {name!r}; end its name in kernel, bias or scale, or add a rule to jaxz/mesh.py"
+                f"no sharding rule covers {name!r}; end its name in kernel, bias or scale, or add a rule in mesh.py"
             )
         fits = [
             axis if axis and d < leaf.ndim and leaf.shape[d] % mesh.shape[axis] == 0 else None

@@ -103,7 +103,7 @@ class Model:
     def predict_dataset(self, dataset: Dataset, where: str | None, outputs: tuple[str, ...], batch_size: int = 256):
         """(rows int64 [N], {output: [N, ...]}) for the rows that pass `where`, in order; shows progress.
 
-        Raises InputError where the dataset's bands, size or scale do not fit the model, or the model has no such output.
+        Raises InputError where the dataset's bands, size or scale do not fit the model, or it has no such output.
         """
         prepare, _ = self.compiled(dataset.manifest.to_json())
         source = Source(dataset, prepare.arrays, prepare.columns, where)

@@ -1,7 +1,6 @@
 """The house: imports run one way, requirements agree, every config is whole."""
 
 import ast
-import re
 import subprocess
 import sys
 import tomllib

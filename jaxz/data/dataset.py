@@ -103,7 +103,7 @@ class Dataset:
             raise DataError(f"{path}: {name} at offset {offset} fails its checksum; restore the shard")
         return np.frombuffer(payload, spec.dtype).reshape(shape)
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019  20 bytes a sample; a dataset lives as long as its process
+    @functools.cache  # noqa: B019  20 bytes a sample; a dataset lives as long as its process
     def places(self, shard: int, array: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Offset, size and crc32 of every payload of `array` in a shard's tar."""
         index = self._index(shard, tuple(f"{array}_{suffix}" for suffix in ("offset", "size", "crc32")))
@@ -131,8 +131,6 @@ class Dataset:
         for name in columns:
             if name not in known:
                 raise InputError(f"column {name!r} is not in {str(self.path)!r}.{suggest(name, known)}")
-        if not self.manifest.shards:
-            raise InputError(f"dataset {str(self.path)!r} has no shards; convert it again")
         return pa.concat_tables([self._index(shard, columns) for shard in range(len(self.manifest.shards))])
 
     def _index(self, shard: int, columns: tuple[str, ...]) -> pa.Table:

@@ -75,7 +75,6 @@ class Prepare:
         self.index = [names.index(name) if name in names else -1 for name in wanted]
         if max(self.index) < 0:
             raise InputError(f"bands: the dataset has {names}, the model wants {wanted}; none match by name")
-        image = manifest.arrays.get("image")
         wanted_shape = (len(manifest.bands), normalisation.size, normalisation.size)
         for name in ("image", "image_mask"):
             array = manifest.arrays.get(name)
@@ -108,7 +107,7 @@ class Prepare:
         self.arrays, self.columns = tuple(arrays), tuple(columns)  # what the stream must carry
 
     def __call__(self, batch: dict, key: jax.Array) -> dict:
-        """image [B,C,H,W] becomes float32, mask [B,C,H,W] is true where observed and sky [B,C] is the background's sigma
+        """image [B,C,H,W] becomes float32, mask [B,C,H,W] is true where observed, sky [B,C] is the background's sigma
         in the same unit; the catalog's flux_<band> are dereddened where the image is; other entries pass. `key` moves
         only augmentation, which depends on (key, epoch, position)."""
         stored = jnp.asarray(batch["image"])[:, self.index].astype(jnp.float32)
