@@ -8,6 +8,7 @@ RUN/reconstructions.npz for those that reconstruct images.
 
 import argparse
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from jaxz.data.reader import Reader
 from jaxz.files import replace
 from jaxz.photoz.pdf import PDF
 from jaxz.predict import Model, catalog_of, load_run
-from jaxz.results import test_sets, truths_of, write_results
+from jaxz.results import claim_scores, test_sets, truths_of, write_results
 
 SHOWN = 6  # reconstructed objects
 
@@ -28,8 +29,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--workdir", required=True, type=Path, help="the run")
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--item", choices=("params", "ema"), default="params", help="ema: the averaged weights")
+    parser.add_argument("--overwrite", action="store_true", help="replace the scores on another dataset")
     options = parser.parse_args(argv)
     dataset, model = open_dataset(options.dataset), load_run(options.workdir, options.item)
+    evaluated = claim_scores(options.workdir, dataset, options.overwrite)
     if "mae" in model.config.losses:
         write_reconstructions(options.workdir / "reconstructions.npz", model, dataset)
         print(f"{options.workdir}: reconstructions.npz")
@@ -39,6 +42,7 @@ def main(argv: list[str]) -> None:
         raise errors.InputError(
             f"--workdir: {str(options.workdir)!r} predicts neither redshifts nor images; name another run"
         )
+    replace(options.workdir / "evaluated.json", json.dumps(evaluated, indent=1).encode())
 
 
 def score(workdir: Path, model: Model, dataset: Dataset) -> None:
@@ -47,7 +51,7 @@ def score(workdir: Path, model: Model, dataset: Dataset) -> None:
     rows, found = model.predict_dataset(dataset, where, ("pdf",))
     catalog = catalog_of(dataset, rows)
     arm = workdir.resolve().name
-    truths = truths_of(dataset, catalog["key"].to_pylist())
+    truths = truths_of(dataset, catalog["key"])
     report = write_results(workdir, arm, catalog, PDF(model.edges, found["pdf"]), truths, fits=True)
     for name, metrics in report[arm].items():
         print(f"{arm} on {name}: {', '.join(f'{m} {shown(metrics[m])}' for m in ('sigma_mad', 'eta_15'))}")

@@ -26,9 +26,9 @@ from threadpoolctl import threadpool_limits
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.manifest import ZERO_POINT_UJY, Band
 from jaxz.errors import InputError, run
-from jaxz.files import replace
+from jaxz.files import read_json, replace
 from jaxz.photoz.pdf import PDF
-from jaxz.results import CATALOG_COLUMNS, truths_of, write_results
+from jaxz.results import CATALOG_COLUMNS, claim_scores, sure_labels, truths_of, write_results
 
 POGSON = 2.5 / np.log(10)
 FOLDS, REDSHIFT_BINS, FEWEST = 5, 300, 50
@@ -125,8 +125,7 @@ def predict(dataset: Dataset, model: str, seed: int) -> tuple[pa.Table, PDF]:
         raise InputError(
             "flux_<band>: fewer than two bands have flux_ and fluxerr_ columns; convert with a flux catalogue"
         )
-    sure = " and z_quality >= 3" if "z_quality" in columns else ""
-    train, flux, error = load(dataset, f"split == 'train' and z_kind == 'spec'{sure}", bands, ["z"])
+    train, flux, error = load(dataset, f"split == 'train' and {sure_labels(columns)}", bands, ["z"])
     z_train = np.asarray(train["z"].to_numpy(), np.float64)
     if len(z_train) < FEWEST:
         raise InputError(
@@ -168,16 +167,23 @@ def main(argv: list[str]) -> None:
     started, dataset, workdir = time.monotonic(), open_dataset(options.dataset), Path(options.workdir)
 
     config = {"model": options.model, "data": {"path": options.dataset}, "seed": options.seed}
-    if (workdir / "config.json").exists() and json.loads((workdir / "config.json").read_text()) != config:
+    path = workdir / "config.json"
+    if workdir.is_dir() and not path.exists() and any(workdir.iterdir()):
+        raise InputError(f"workdir: {options.workdir!r} holds files but no config.json; name an empty directory")
+    if path.exists() and read_json(path, "the run's config") != config:
         raise InputError(f"workdir: {options.workdir!r} holds a run of another configuration; choose another directory")
+    if not 0 <= options.seed < 2**32:
+        raise InputError(f"--seed: {options.seed} must lie in 0..{2**32 - 1}")
+    evaluated = claim_scores(workdir, dataset, overwrite=False)
     catalog, pdf = predict(dataset, options.model, options.seed)
     workdir.mkdir(parents=True, exist_ok=True)
     replace(workdir / "config.json", json.dumps(config, indent=1).encode())
-    truths = truths_of(dataset, catalog["key"].to_pylist())
+    truths = truths_of(dataset, catalog["key"])
     report = write_results(workdir, workdir.resolve().name, catalog, pdf, truths, seed=options.seed)
     cost = {"steps": 0, "batch_size": 0, "images": 0, "seconds": time.monotonic() - started}
     cost |= {"parameters": 0, "devices": "cpu"}
     replace(workdir / "compute.json", json.dumps(cost, indent=1).encode())
+    replace(workdir / "evaluated.json", json.dumps(evaluated, indent=1).encode())
     for name, metrics in report[workdir.resolve().name].items():
         sigma, eta = (metrics[key]["value"] for key in ("sigma_mad", "eta_15"))
         if sigma is not None:

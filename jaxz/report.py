@@ -61,7 +61,7 @@ def page(runs: Sequence[Run], shown: Sequence[Picture], colours: dict[str, str])
         if len(arms) > 1
         else f"Run report: {(arms or runs)[0].name}"
     )
-    datasets = sorted({str(path) for run in runs if (path := (run.config.get("data") or {}).get("path"))})
+    datasets = sorted({run.dataset for run in runs if run.dataset})
     sections = []
     for name in dict.fromkeys(picture.section for picture in shown):
         figures = "".join(figure(picture) for picture in shown if picture.section == name)
@@ -104,11 +104,17 @@ def main(argv: list[str]) -> None:
     if out.suffix != ".html" or not out.parent.is_dir():
         raise InputError(f"--out: {options.out!r} must be a .html file in a directory that exists")
     runs = read_runs(options.runs)
+    scores = merged_scores(runs)
+    own = out.with_suffix(".json").name == "report.json" and (out.parent / "config.json").is_file()
+    if own and [run.path.resolve() for run in runs if run.scores] != [out.parent.resolve()]:
+        raise InputError(
+            f"--out: {options.out!r} would put report.json of all arms in place of that run's own; name it otherwise, "
+            "such as comparison.html"
+        )
     colours, shown = arm_colours([run.name for run in runs]), []
     for picture in pictures(runs, colours):
         print(f"drew {picture.title}", file=sys.stderr, flush=True)
         shown.append(picture)
-    scores = merged_scores(runs)
     replace(out.with_suffix(".json"), json.dumps(scores, indent=1).encode())
     replace(out.with_suffix(".csv"), scores_csv(scores).encode())
     replace(out, page(runs, shown, colours).encode())

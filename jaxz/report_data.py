@@ -2,6 +2,7 @@
 
 import json
 import math
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jaxz import files
 from jaxz.errors import InputError
 from jaxz.photoz.pdf import PDF, read_qp
 
@@ -28,14 +30,16 @@ class Run:
     pdf: PDF | None = None
     reconstructions: dict[str, np.ndarray] = field(default_factory=dict)
     parents: tuple["Run", ...] = ()  # the run it started from, and that one's ...
+    dataset: str = ""  # that of the scores; without scores, that of the training
 
     def total(self, name: str) -> float:
         """A cost ("images", "seconds") of this run and of those it started from."""
         return sum(float(run.compute.get(name) or 0) for run in (self, *self.parents))
 
     @property
-    def test_sets(self) -> list[str]:
-        return list(self.scores)
+    def transductive(self) -> bool:
+        """Whether it, or a run it started from, was trained on images of the test split too."""
+        return any((run.config.get("data") or {}).get("transductive") for run in (self, *self.parents))
 
     def members(self, test_set: str) -> np.ndarray:
         """[M] rows of the predictions that belong to a test set and have a known redshift."""
@@ -51,19 +55,21 @@ def read_run(path: Path | str) -> Run:
     if not (path / "config.json").is_file():
         what = "no config.json in it" if path.is_dir() else "no such directory"
         raise InputError(f"RUN: {str(path)!r} is no run directory ({what}); give the --workdir of a run")
-    config = read_json(path / "config.json")
+    config = read_config(path / "config.json")
+    evaluated = read_json(path / "evaluated.json")
     steps, losses = read_losses(path / "metrics.jsonl")
     return Run(
         name,
         path,
         config,
-        read_json(path / "compute.json"),
+        read_compute(path / "compute.json"),
         read_scores(path / "report.json", name),
         steps,
         losses,
         *read_predictions(path),
         read_reconstructions(path / "reconstructions.npz"),
         parents_of(config, {path.resolve()}),
+        str(evaluated.get("dataset") or (config.get("data") or {}).get("path") or ""),
     )
 
 
@@ -73,27 +79,44 @@ def parents_of(config: dict, seen: set[Path]) -> tuple[Run, ...]:
     path = Path(start).resolve() if start else None
     if path is None or path in seen or not (path / "config.json").is_file():
         return ()
-    config, nothing = read_json(path / "config.json"), np.empty(0)
-    parent = Run(path.name, path, config, read_json(path / "compute.json"), {}, nothing, nothing)
+    config, nothing = read_config(path / "config.json"), np.empty(0)
+    parent = Run(path.name, path, config, read_compute(path / "compute.json"), {}, nothing, nothing)
     return (parent, *parents_of(config, seen | {path}))
 
 
 def read_json(path: Path) -> dict:
     """The object in a JSON file; empty where the file is absent."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}); run that step again") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds a {type(content).__name__}, not an object; run that step again")
-    return content
+    return files.read_json(path, "this file of a run") if path.is_file() else {}
+
+
+def is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def read_config(path: Path) -> dict:
+    config = read_json(path)
+    for group in ("data", "init"):
+        if not isinstance(config.get(group, {}), dict):
+            raise InputError(f"{path}: {group} is {config[group]!r}, not a group of fields; restore it from a copy")
+    return config
+
+
+def read_compute(path: Path) -> dict:
+    cost = read_json(path)
+    for name in ("steps", "batch_size", "images", "seconds", "parameters"):
+        if not is_number(cost.get(name, 0)):
+            raise InputError(f"{path}: {name} is {cost[name]!r}, not a number; run that step again")
+    return cost
 
 
 def read_scores(path: Path, name: str) -> dict:
     """The scores of arm `name`; a run directory that was renamed still has one arm."""
     arms = read_json(path)
+    for arm, sets in arms.items():
+        metrics = [m for metrics in sets.values() for m in metrics.values()] if is_nested(sets) else [None]
+        numbers = [m.get(part) for m in metrics for part in ("value", "error")] if all(metrics) else ["none"]
+        if not all(number is None or is_number(number) for number in numbers):
+            raise InputError(f"{path}: {arm!r} does not hold metrics by test set; evaluate that run again")
     if name in arms:
         return arms[name]
     if len(arms) > 1:
@@ -101,15 +124,26 @@ def read_scores(path: Path, name: str) -> dict:
     return next(iter(arms.values()), {})
 
 
+def is_nested(sets) -> bool:
+    """Whether it is {test set: {metric: {...}}}."""
+    levels = [sets, *(sets.values() if isinstance(sets, dict) else ())]
+    return all(isinstance(level, dict) for level in levels) and all(
+        isinstance(metric, dict) for metrics in sets.values() for metric in metrics.values()
+    )
+
+
 def read_losses(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Steps and losses of metrics.jsonl; a last line still being written is left out."""
-    rows = []
-    for number, line in enumerate(path.read_text().splitlines() if path.is_file() else ()):
+    rows, lines = [], path.read_bytes().splitlines() if path.is_file() else []
+    for number, line in enumerate(lines):
         try:
             row = json.loads(line)
-            rows.append((row["step"], row["loss"]))
+            step, loss = row["step"], row["loss"]
+            if not is_number(step) or not (loss is None or is_number(loss)):
+                raise TypeError
+            rows.append((step, loss))
         except (ValueError, KeyError, TypeError):
-            if number < len(path.read_text().splitlines()) - 1:
+            if number < len(lines) - 1:
                 raise InputError(f"{path}, line {number + 1}: no object with step and loss; remove the line") from None
     steps, losses = zip(*rows, strict=True) if rows else ((), ())
     return np.array(steps, float), np.array([math.nan if x is None else x for x in losses], float)
@@ -125,6 +159,8 @@ def read_predictions(path: Path) -> tuple[dict[str, np.ndarray], PDF | None]:
     except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{path}: its predictions cannot be read ({error}); predict again") from None
     columns = {name: np.asarray(table[name].to_numpy()) for name in table.column_names}
+    if missing := [name for name in ("key", "z_best", "z_true") if name not in columns]:
+        raise InputError(f"{path / 'predictions.parquet'} has no column {missing[0]!r}; evaluate that run again")
     if pdf is not None and not np.array_equal(ancil.get("key", columns["key"]), columns["key"].astype(str)):
         raise InputError(f"{path}: pdf.hdf5 and predictions.parquet are of different objects; predict again")
     return columns, pdf
@@ -134,5 +170,8 @@ def read_reconstructions(path: Path) -> dict[str, np.ndarray]:
     """image, reconstruction, hidden [n, C, H, W], observed [n, C] and bands [C], or nothing."""
     if not path.is_file():
         return {}
-    with np.load(path) as file:
-        return {name: file[name] for name in file.files}
+    try:
+        with np.load(path) as file:
+            return {name: file[name] for name in ("image", "reconstruction", "hidden", "observed", "bands")}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} cannot be read ({error}); evaluate that run again") from None

@@ -119,7 +119,7 @@ def examples(arms: Sequence[Run], test_set: str, colours: Mapping[str, str]) -> 
 
 def cutouts(arm: Run, keys: Sequence[str], titles: Sequence[str]) -> bytes | None:
     """The images of some objects, or None where the arm's dataset is not at hand or has no image."""
-    path = (arm.config.get("data") or {}).get("path")
+    path = arm.dataset
     try:
         dataset = open_dataset(path) if path else None
     except InputError:

@@ -5,10 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+import numpy as np
+
+from jaxz.photoz.metrics import point_metrics
 from jaxz.report_data import Run
 
 TEST_SETS = {"spec_like": "test set like the labelled one", "full": "every test object"}
-DIFFERENT = 2.0  # combined errors: below, two arms are not told apart
+DIFFERENT = 2.0  # errors of the difference: below, two arms are not told apart
+RESAMPLES, ENOUGH = 200, 5  # of the paired bootstrap; objects that it needs
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ METRICS = {
     "r2": Metric("R²", "share of the variance of the true redshift that is explained", 1.0),
     "nll": Metric("NLL", "mean of −log p(true z)", None, digits=3),
     "cde_loss": Metric("CDE loss", "∫p² dz − 2 p(true z), mean", None, digits=3),
-    "brier": Metric("Brier", "squared error of the bin probabilities, 0 to 2", None),
+    "brier": Metric("Brier", "squared error of the probabilities of bins of 0.02, 0 to 2", None),
     "wasserstein": Metric("W<sub>1</sub>", "mean distance of p(z)'s mass from the true redshift", None),
     "pit_cvm": Metric("PIT CvM", "Cramér–von Mises statistic of the PIT; grows with the number of objects", digits=2),
     "pit_outlier_rate": Metric("PIT outliers", "fraction with PIT below 10⁻⁴ or above 0.9999", percent=True),
@@ -86,20 +90,56 @@ def ranking(arms: Sequence[Run], test_set: str, metric: str) -> list[tuple[str, 
     return sorted(scored, key=lambda row: METRICS[metric].rank(row[1]))
 
 
-def separation(first: tuple, second: tuple) -> float:
-    """|difference| of two (arm, value, error) in units of their combined error."""
-    error = math.hypot(first[2] or 0, second[2] or 0)
-    return abs(first[1] - second[1]) / error if error else math.inf
+def comparable(arms: Sequence[Run], test_set: str) -> bool:
+    """Whether all arms were scored on the same objects, as far as their predictions and counts tell."""
+    counts = {found[0] for arm in arms if (found := score(arm, test_set, "objects"))}
+    keys = [np.sort(arm.predictions["key"][rows].astype(str)) for arm in arms if len(rows := arm.members(test_set))]
+    return len(counts) <= 1 and all(np.array_equal(keys[0], other) for other in keys[1:])
+
+
+def paired_error(first: Run, second: Run, test_set: str, metric: str) -> float | None:
+    """The bootstrap error of the difference between two arms over the objects that both predicted: errors that the
+    arms share cancel. None where one of them has no predictions."""
+    rows = [arm.members(test_set) for arm in (first, second)]
+    keys = [arm.predictions["key"][r].astype(str) for arm, r in zip((first, second), rows, strict=True) if len(r)]
+    if len(keys) < 2:
+        return None
+    both, *places = np.intersect1d(*keys, return_indices=True)
+    if len(both) < ENOUGH:
+        return None
+    z_true = first.predictions["z_true"][rows[0][places[0]]]
+    z = [arm.predictions["z_best"][r[p]] for arm, r, p in zip((first, second), rows, places, strict=True)]
+    draw = np.random.default_rng(0)
+    differences = []
+    for _ in range(RESAMPLES):
+        chosen = draw.integers(0, len(both), len(both))
+        one, other = (point_metrics(values[chosen], z_true[chosen])[metric] for values in z)
+        differences.append(one - other)
+    return float(np.std(differences, ddof=1))
+
+
+def separation(first: tuple, second: tuple, paired: float | None) -> float:
+    """|difference| of two (arm, value, error) in units of its error; 0 where no error is known."""
+    errors = (first[2], second[2])
+    error = math.hypot(*errors) if paired is None and None not in errors else paired
+    return abs(first[1] - second[1]) / error if error else 0.0
 
 
 def join(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def standing(rows: list[tuple[str, float, float | None]], metric: str) -> str:
-    """Who leads in one metric, and whether it is beyond the errors, as half a sentence."""
+def standing(arms: Sequence[Run], test_set: str, metric: str) -> str:
+    """Who leads in one metric, and whether it is beyond the errors, as half a sentence; "" where nobody is scored."""
+    rows, by_name = ranking(arms, test_set, metric), {arm.name: arm for arm in arms}
+    if not rows:
+        return ""
     kind, best = METRICS[metric], rows[0]
-    tied = [row for row in rows[1:] if separation(best, row) < DIFFERENT]
+    apart = {
+        row[0]: separation(best, row, paired_error(by_name[best[0]], by_name[row[0]], test_set, metric))
+        for row in rows[1:]
+    }
+    tied = [row for row in rows[1:] if apart[row[0]] < DIFFERENT]
     value = kind.text(*best[1:])
     if len(rows) == 1:
         return f"{kind.label} = {value}"
@@ -108,8 +148,8 @@ def standing(rows: list[tuple[str, float, float | None]], metric: str) -> str:
         return f"in {kind.label}, <b>{escape(best[0])}</b> ({value}) and {others} do not differ within the errors"
     second = rows[1]
     return (
-        f"<b>{escape(best[0])}</b> has the lowest {kind.label}, {value}, {separation(best, second):.1f} combined "
-        f"errors ahead of {escape(second[0])} ({kind.text(*second[1:])})"
+        f"<b>{escape(best[0])}</b> has the lowest {kind.label}, {value}, {apart[second[0]]:.1f} errors of the "
+        f"difference ahead of {escape(second[0])} ({kind.text(*second[1:])})"
     )
 
 
@@ -122,19 +162,21 @@ def verdict(arms: Sequence[Run]) -> list[str]:
         ]
     sentences = []
     for test_set in sets:
-        halves = [standing(rows, m) for m in ("sigma_mad", "eta_15") if (rows := ranking(arms, test_set, m))]
-        if halves:
-            counts = sorted({int(found[0]) for arm in arms if (found := score(arm, test_set, "objects"))})
-            objects = f" ({counts[0]:,} objects)" if len(counts) == 1 else ""
-            text = f"<i>{escape(label(test_set)).capitalize()}</i>{objects}: {'; '.join(halves)}."
-            if len(counts) > 1:
-                text += (
-                    f" The arms were scored on different objects ({counts[0]:,} to {counts[-1]:,}): compare with care."
-                )
-            sentences.append(text)
+        title = f"<i>{escape(label(test_set)).capitalize()}</i>"
+        if not comparable(arms, test_set):
+            sentences.append(f"{title}: the arms were scored on different objects, so they are not ranked.")
+        elif halves := [half for m in ("sigma_mad", "eta_15") if (half := standing(arms, test_set, m))]:
+            counts = {int(found[0]) for arm in arms if (found := score(arm, test_set, "objects"))}
+            objects = f" ({counts.pop():,} objects)" if counts else ""
+            sentences.append(f"{title}{objects}: {'; '.join(halves)}.")
     sentences += [sentence for sentence in (gap(arms, sets), cost(arms, sets)) if sentence]
+    if seen := [arm.name for arm in arms if arm.transductive]:
+        names = join([f"<b>{escape(name)}</b>" for name in seen])
+        sentences.append(f"Trained on the test split's images too (transductive): {names}.")
     seeds = (
-        "Errors are bootstrap errors over the test objects of one training run each, without the spread between seeds."
+        "Errors are bootstrap errors over the test objects of one training run each, without the spread between seeds; "
+        f"arms differ where it is by {DIFFERENT:g} errors of their difference, over the same objects where predictions "
+        "are kept."
     )
     return [*sentences, seeds]
 
@@ -195,7 +237,8 @@ def score_table(arms: Sequence[Run], metrics: Sequence[str], colours: Mapping[st
         counts = sorted({int(found[0]) for arm in arms if (found := score(arm, test_set, "objects"))})
         objects = f" – {' to '.join(f'{n:,}' for n in counts[:: max(1, len(counts) - 1)])} objects" if counts else ""
         body.append(f'<tr class="set"><th colspan="{len(metrics) + 1}">{escape(label(test_set))}{objects}</th></tr>')
-        best = {m: rows[0][0] for m in metrics if len(rows := ranking(arms, test_set, m)) > 1}
+        ranked = metrics if comparable(arms, test_set) else ()
+        best = {m: rows[0][0] for m in ranked if len(rows := ranking(arms, test_set, m)) > 1}
         for arm in (arm for arm in arms if test_set in arm.scores):
             cells = []
             for metric in metrics:

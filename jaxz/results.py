@@ -2,25 +2,28 @@
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jaxz.errors import InputError
-from jaxz.files import replace
+from jaxz.files import read_json, replace
 from jaxz.photoz.metrics import evaluate_metrics
 from jaxz.photoz.pdf import PDF, write_qp
 
-CATALOG_COLUMNS = ("key", "object_id", "ra", "dec", "n_bands", "mag_ref", "ebv")  # kept where present
+# Kept where present.
+CATALOG_COLUMNS = ("key", "object_id", "ra", "dec", "x", "y", "n_bands", "mag_ref", "ebv", "z", "z_kind")
 
 
 def test_sets(dataset) -> dict[str, tuple[str, str]]:
     """{name: (filter on the index, truth column)} of a Dataset's test sets.
 
-    spec_like: test objects with a spectroscopic label, selected as the labelled training set is;
+    spec_like: test objects with a sure spectroscopic label (z_quality >= 3, at least 95 %, where that column exists),
+    selected as the labelled training set is;
     full: every test object, where a simulation tells the truth of all (`true_z`).
     Raises InputError for a dataset without splits or labels.
     """
@@ -28,7 +31,7 @@ def test_sets(dataset) -> dict[str, tuple[str, str]]:
     if "split" not in columns:
         raise InputError("split: the dataset has no such column, so there is no test set; convert it with splits")
     if {"z", "z_kind"} <= columns.keys():
-        sets["spec_like"] = ("split == 'test' and z_kind == 'spec'", "z")
+        sets["spec_like"] = (f"split == 'test' and {sure_labels(columns)}", "z")
     if "true_z" in columns:
         sets["full"] = ("split == 'test'", "true_z")
     if not sets:
@@ -36,16 +39,33 @@ def test_sets(dataset) -> dict[str, tuple[str, str]]:
     return sets
 
 
-def truths_of(dataset, keys: list[str]) -> dict[str, np.ndarray]:
+def sure_labels(columns: Container[str]) -> str:
+    """The filter of spectroscopic labels that may be trained on and scored against."""
+    return "z_kind == 'spec'" + (" and z_quality >= 3" if "z_quality" in columns else "")
+
+
+def truths_of(dataset, keys: pa.ChunkedArray) -> dict[str, np.ndarray]:
     """{test set: float64 [N]}: the true redshift of each of `keys`, NaN where it is outside of the set."""
-    place, truths = {key: row for row, key in enumerate(keys)}, {}
+    truths = {}
     for name, (where, column) in test_sets(dataset).items():
         table = dataset.table(["key", column], where)
-        truths[name] = np.full(len(keys), np.nan)
-        for key, z in zip(table["key"].to_pylist(), table[column].to_pylist(), strict=True):
-            if key in place and z is not None:
-                truths[name][place[key]] = z
+        place = pc.index_in(keys, value_set=table["key"].combine_chunks())
+        truths[name] = table[column].take(place.combine_chunks()).to_numpy().astype(np.float64)
     return truths
+
+
+def claim_scores(workdir: Path, dataset, overwrite: bool) -> dict:
+    """What RUN/evaluated.json says of scores on `dataset`. Raises InputError where the run holds those of another one
+    and they are not to be overwritten."""
+    now = {"dataset": str(dataset.path), "rows": dataset.fingerprint()["rows"]}
+    path = workdir / "evaluated.json"
+    then = read_json(path, "the record of an evaluation") if path.exists() else now
+    if then.get("rows") != now["rows"] and not overwrite:
+        raise InputError(
+            f"--dataset: {str(workdir)!r} holds the scores on {then.get('dataset')!r}; add --overwrite to replace "
+            "them, or evaluate a copy of the run"
+        )
+    return now
 
 
 def prediction_table(catalog: pa.Table, pdf: PDF, truths: Mapping[str, np.ndarray]) -> pa.Table:

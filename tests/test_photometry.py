@@ -102,7 +102,7 @@ def test_run_directory(tmp_path, model, capsys):
     dataset, run = make_dataset(tmp_path / "dataset"), tmp_path / f"photometry_{model}"
     photometry.main(["--dataset", str(dataset), "--workdir", str(run), "--model", model])
     assert {path.name for path in run.iterdir()} == {
-        "config.json", "predictions.parquet", "pdf.hdf5", "report.json", "compute.json"
+        "config.json", "predictions.parquet", "pdf.hdf5", "report.json", "compute.json", "evaluated.json"
     }  # fmt: skip
     table = pq.read_table(run / "predictions.parquet")
     pdf, ancil = read_qp(run / "pdf.hdf5")
@@ -180,9 +180,35 @@ def test_test_sets(tmp_path):
         results.test_sets(open_dataset(make_dataset(tmp_path / "dark", columns=["z", "true_z"])))
 
 
+def test_a_band_that_many_lack_is_no_reference(tmp_path, monkeypatch):
+    """The brightest band is absent for a third: colours against it would be lost with it."""
+    seen = []
+    lose = lambda values: np.where(np.arange(1200) % 3 == 0, np.nan, values["flux_z"])
+    dataset = open_dataset(make_dataset(tmp_path / "dataset", change={"flux_z": lose}))
+    monkeypatch.setattr(photometry, "features", lambda f, s, reference: seen.append(reference) or np.nan_to_num(f))
+    photometry.predict(dataset, "knn", 0)
+    assert {list(BANDS)[reference] for reference in seen} <= {"r", "i"}
+
+
+def test_unsure_labels_are_neither_trained_on_nor_scored(tmp_path):
+    columns = {"z", "z_kind", "z_quality", "split"}
+    assert results.sure_labels(columns) == "z_kind == 'spec' and z_quality >= 3"
+    assert results.sure_labels(columns - {"z_quality"}) == "z_kind == 'spec'"
+
+
+def test_scores_on_another_dataset_are_not_replaced(tmp_path):
+    one, other = (open_dataset(make_dataset(tmp_path / name, seed=seed)) for name, seed in (("a", 0), ("b", 1)))
+    run = tmp_path / "run"
+    photometry.main(["--dataset", str(one.path), "--workdir", str(run), "--model", "knn"])
+    results.claim_scores(run, one, overwrite=False)
+    with pytest.raises(InputError, match=r"holds the scores on '.*a'; add --overwrite"):
+        results.claim_scores(run, other, overwrite=False)
+    assert results.claim_scores(run, other, overwrite=True)["dataset"] == str(other.path)
+
+
 def test_truths_follow_the_keys(tmp_path):
     dataset = open_dataset(make_dataset(tmp_path / "dataset"))
-    truths = results.truths_of(dataset, ["o00008", "o00001", "o00004", "elsewhere"])
+    truths = results.truths_of(dataset, pa.chunked_array([["o00008", "o00001"], ["o00004", "elsewhere"]]))
     true_z = dataset.column("true_z")
     assert truths["full"][[0, 2]] == pytest.approx([true_z[8], true_z[4]])
     assert np.isnan(truths["full"][[1, 3]]).all()  # in training, and in no dataset

@@ -130,7 +130,68 @@ def test_verdict_names_a_winner_beyond_the_errors(tmp_path):
     arms = [arm(tmp_path, "slow", scores(0.05, 0.003)), arm(tmp_path, "fast", scores(0.03, 0.004))]
     text = report_tables.verdict(arms)[0]
     assert "<b>fast</b> has the lowest" in text
-    assert "4.0 combined errors ahead of slow" in text  # 0.02 / hypot(0.003, 0.004)
+    assert "4.0 errors of the difference ahead of slow" in text  # 0.02 / hypot(0.003, 0.004)
+
+
+@pytest.mark.parametrize(("first", "second"), [((0.0, 0.0), (0.0, 0.0)), ((0.03, None), (0.031, None))])
+def test_without_errors_there_is_no_winner(tmp_path, first, second):
+    arms = [arm(tmp_path, name, scores(*entry)) for name, entry in (("a", first), ("b", second))]
+    text = report_tables.verdict(arms)[0]
+    assert "do not differ within the errors" in text and "inf" not in text
+
+
+def test_differences_of_arms_on_the_same_objects_are_paired(tmp_path):
+    """Two arms that share most of their errors: the difference is known far better than either."""
+    draw, n = np.random.default_rng(1), 800
+    z, shared = draw.uniform(0.2, 1.5, n), 0.05 * draw.standard_t(3, n)
+    z_phot = [z + (1 + z) * (shared + own * draw.normal(size=n)) for own in (0.002, 0.012)]
+    order, edges = draw.permutation(n), np.linspace(-2, 4, 601)
+    for name, point, rows in (("a", z_phot[0], np.arange(n)), ("b", z_phot[1], order)):  # another order of rows
+        run = base_run(tmp_path, name, steps=10)
+        pdf = PDF(edges, np.diff(stats.norm.cdf(edges, point[rows, None], 0.01)))
+        write_results(run, name, pa.table({"key": [f"k{i}" for i in rows]}), pdf, {"full": z[rows]})
+    first, second = (read_run(tmp_path / name) for name in "ab")
+    paired = report_tables.paired_error(first, second, "full", "sigma_mad")
+    mad = lambda e: 1.4826 * np.median(np.abs(e - np.median(e)))
+    e = [(p - z) / (1 + z) for p in z_phot]
+    brute = [mad(e[0][rows]) - mad(e[1][rows]) for rows in np.random.default_rng(5).integers(0, n, (2000, n))]
+    assert paired == pytest.approx(np.std(brute), rel=0.2)
+    alone = [one.scores["full"]["sigma_mad"]["error"] for one in (first, second)]
+    assert paired < 0.6 * np.hypot(*alone)
+
+
+def test_arms_scored_on_different_objects_are_not_ranked(tmp_path):
+    for name in "ab":
+        run = base_run(tmp_path, name, steps=10)
+        pdf = PDF(np.linspace(0, 3, 31), np.full((20, 30), 1 / 30))
+        catalog = pa.table({"key": [f"{name}{i}" for i in range(20)]})
+        write_results(run, name, catalog, pdf, {"full": np.linspace(0.1, 2, 20)})
+    arms = [read_run(tmp_path / name) for name in "ab"]
+    assert "different objects, so they are not ranked" in report_tables.verdict(arms)[0]
+    assert "<b>" not in report_tables.score_table(arms, ["sigma_mad"], {"a": "red", "b": "blue"})
+
+
+def test_a_transductive_arm_is_named(tmp_path):
+    before = arm(tmp_path, "pretrain", {}, config={"data": {"transductive": True}})
+    arms = [arm(tmp_path, "tuned", scores(0.03, 0.001), config={"init": {"path": str(before.path)}})]
+    assert any("transductive): <b>tuned</b>" in sentence for sentence in report_tables.verdict(arms))
+
+
+def test_the_report_of_several_arms_leaves_a_runs_own_scores_alone(tmp_path):
+    run = arm(tmp_path, "one", scores(0.03, 0.001)).path
+    arm(tmp_path, "two", scores(0.04, 0.001))
+    before = (run / "report.json").read_bytes()
+    with pytest.raises(InputError, match=r"--out: .* in place of that run's own"):
+        report.main([str(run), str(tmp_path / "two"), "--out", str(run / "report.html")])
+    assert (run / "report.json").read_bytes() == before
+    report.main([str(run), "--out", str(run / "report.html")])
+    assert json.loads((run / "report.json").read_bytes()) == json.loads(before)
+
+
+def test_a_name_with_dollars_is_no_mathematics(tmp_path):
+    run = fake_run(tmp_path, "direct_vit", n=60)
+    odd = run.rename(tmp_path / "lr$\\alpha_{$")
+    report.main([str(odd), "--out", str(tmp_path / "r.html")])
 
 
 def test_verdict_calls_no_winner_within_the_errors(tmp_path):
@@ -210,7 +271,7 @@ def test_pdf_of_other_objects_is_refused(tmp_path):
 
 def test_cutouts_come_from_the_dataset(tmp_path, monkeypatch):
     dataset = blobs(tmp_path / "dataset", samples=24)
-    arm = replace(read_run(base_run(tmp_path, "arm", steps=10)), config={"data": {"path": str(dataset)}})
+    arm = replace(read_run(base_run(tmp_path, "arm", steps=10)), dataset=str(dataset))
     drawn = []
     blank = report_figures.plots.new_figure(1, 1)
     monkeypatch.setattr(report_figures.plots, "cutout_gallery", lambda *arguments: drawn.append(arguments) or blank)
@@ -221,7 +282,7 @@ def test_cutouts_come_from_the_dataset(tmp_path, monkeypatch):
     stored = open_dataset(dataset).cutout(3)["image"].astype(float)
     assert np.sinh(images[1]) * 3 == pytest.approx(stored, abs=1e-2)
     assert report_figures.cutouts(arm, ["nowhere"], ["x"]) is None
-    assert report_figures.cutouts(replace(arm, config={"data": {"path": str(tmp_path / "gone")}}), [], []) is None
+    assert report_figures.cutouts(replace(arm, dataset=str(tmp_path / "gone")), [], []) is None
 
 
 def test_a_line_being_written_is_left_out(tmp_path):
@@ -244,8 +305,27 @@ def test_refuses_a_damaged_file_by_name(tmp_path):
     (run / "predictions.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(InputError, match="damaged: its predictions cannot be read"):
         read_run(run)
-    (run / "compute.json").write_text("{")
-    with pytest.raises(InputError, match=r"compute\.json is not JSON"):
+
+
+DAMAGE = [
+    ("compute.json", b"{", "compute.json.* is not JSON"),
+    ("compute.json", b'{"images": "many"}', "images is 'many', not a number"),
+    ("config.json", b"[1]", "config.json.* is not a JSON object"),
+    ("config.json", b'{"data": "x"}', "data is 'x', not a group of fields"),
+    ("config.json", b'{"init": 5}', "init is 5, not a group of fields"),
+    ("report.json", b'{"damaged": 5}', "'damaged' does not hold metrics by test set"),
+    ("report.json", b'{"damaged": {"full": {"rms": {"value": "x"}}}}', "'damaged' does not hold metrics by test set"),
+    ("metrics.jsonl", b'\xff\n{"step": 1, "loss": 2}\n', "metrics.jsonl, line 1: no object with step and loss"),
+    ("metrics.jsonl", b'{"step": 1, "loss": "x"}\n{"step": 2, "loss": 2}\n', "line 1: no object with step and loss"),
+    ("reconstructions.npz", b"PK and no more", "reconstructions.npz cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), DAMAGE)
+def test_any_damaged_file_is_one_sentence(tmp_path, name, content, message):
+    run = base_run(tmp_path, "damaged", steps=50)
+    (run / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
         read_run(run)
 
 

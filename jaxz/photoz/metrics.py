@@ -12,6 +12,7 @@ import numpy as np
 from jaxz.photoz.pdf import PDF
 
 MAD_TO_SIGMA, IQR_TO_SIGMA = 1.4826, 1.349  # of a Gaussian, as rounded in the literature
+BRIER_BIN = 0.02  # in z
 DENSITY_FLOOR = 1e-6  # nll of an object whose p(z) is zero at the truth is -log of this, not infinite
 ENOUGH_FOR_ERRORS = 5  # objects: below, a bootstrap error means nothing
 BLOCK = 2_000_000  # numbers held at once by the bootstrap, and by the integrals over p(z)
@@ -103,26 +104,37 @@ def _distance_from_step(pdf: PDF, z_true: np.ndarray, mean: Callable) -> np.ndar
     return result
 
 
+def brier(pdf: PDF, z_true: np.ndarray) -> np.ndarray:
+    """[N] Brier scores over bins of fixed width, from 0 to 2: those of the grid would depend on how fine it is."""
+    first, last = np.floor(pdf.edges[0] / BRIER_BIN + 1e-9), np.ceil(pdf.edges[-1] / BRIER_BIN - 1e-9)
+    edges = np.clip(BRIER_BIN * np.arange(first, last + 1), pdf.edges[0], pdf.edges[-1])
+    bins = np.clip(np.searchsorted(pdf.edges, edges, side="right") - 1, 0, len(pdf.widths) - 1)
+    part = (edges - pdf.edges[bins]) / pdf.widths[bins]
+    mass = np.diff(pdf.cumulative[:, bins] + part * pdf.probability[:, bins], axis=1)
+    place = np.floor(np.asarray(z_true, np.float64) / BRIER_BIN).astype(int) - int(first)
+    inside = (place >= 0) & (place < mass.shape[1])
+    hit = np.where(inside, mass[np.arange(len(mass)), np.clip(place, 0, mass.shape[1] - 1)], 0)
+    return (mass**2).sum(axis=1) - 2 * hit + 1
+
+
 def pdf_terms(pdf: PDF, z_true: np.ndarray) -> dict[str, np.ndarray]:
     """What the metrics of p(z) need of each object, {name: [N]}: averages are then cheap to resample.
 
     pit        CDF(z_true), linear inside the bin
     crps, wasserstein
     cde_loss   integral of p^2 dz - 2 p(z_true) (Izbicki & Lee 2017, EJS 11, 2800)
-    brier      sum over bins of (P_b - [z_true in b])^2, from 0 to 2 (Brier 1950)
+    brier      sum over bins b of 0.02 in z of (P_b - [z_true in b])^2, from 0 to 2 (Brier 1950), whatever the grid is
     nll        -log max(p(z_true), 1e-6)
     pdf_mean   expectation of z
     """
     square = np.einsum("ij,ij,j->i", pdf.probability, pdf.probability, 1 / pdf.widths)
     at_truth = pdf.density(z_true)
-    bins = pdf.locate(z_true)[0]
-    mass = at_truth * pdf.widths[bins]  # zero outside of the grid
     return {
         "pit": pdf.cdf(z_true),
         "crps": crps(pdf, z_true),
         "wasserstein": wasserstein(pdf, z_true),
         "cde_loss": square - 2 * at_truth,
-        "brier": np.einsum("ij,ij->i", pdf.probability, pdf.probability) - 2 * mass + 1,
+        "brier": brier(pdf, z_true),
         "nll": -np.log(np.maximum(at_truth, DENSITY_FLOOR)),
         "pdf_mean": pdf.mean(),
     }

@@ -57,6 +57,11 @@ def png(figure: Figure, dpi: int = 120) -> bytes:
     return sink.getvalue()
 
 
+def plain(name: str) -> str:
+    """A name as it stands: matplotlib would take dollar signs for mathematics."""
+    return name.replace("$", r"\$")
+
+
 def limits(*samples: np.ndarray) -> tuple[float, float]:
     """A common redshift range: 0 (or below) to a little past the 99.8th percentile of every sample."""
     high = max(np.percentile(z, 99.8) for z in samples if len(z))
@@ -91,7 +96,7 @@ def density(arms: Mapping[str, tuple[np.ndarray, np.ndarray]], colours: Mapping[
             above.plot(ruler, ruler + slope * (1 + ruler), style, color="#222222", lw=0.9)
             below.plot(ruler, [slope, slope], style, color="#222222", lw=0.9)
         above.set(xlim=(low, high), ylim=(low, high), xticklabels=[])
-        above.set_title(name, color=colours[name])
+        above.set_title(plain(name), color=colours[name])
         below.set(xlim=(low, high), ylim=(-0.35, 0.35), xlabel="true redshift")
         if place % columns == 0:
             above.set_ylabel("estimated redshift")
@@ -134,7 +139,7 @@ def trends(
                 y, error = (np.array([b[metric][k] for b in table], float) for k in ("value", "error"))
                 axes[row, column].errorbar(
                     x, y, error, color=colours[name], marker=MARKERS[number % len(MARKERS)], ms=4.5, lw=1.3,
-                    elinewidth=1, capsize=0, label=name,
+                    elinewidth=1, capsize=0, label=plain(name),
                 )  # fmt: skip
         axes[0, column].set_yscale("log")
         axes[0, column].yaxis.set_minor_formatter(NullFormatter())
@@ -166,7 +171,7 @@ def calibration(arms: Mapping[str, np.ndarray], colours: Mapping[str, str]) -> F
         left.stairs(*np.histogram(pit, 20, (0, 1), density=True), baseline=None, color=colours[name], lw=1.5)
         levels = np.linspace(0, 1, 201)
         strays = np.searchsorted(np.sort(pit), levels, side="right") / len(pit) - levels
-        right.plot(levels, strays, color=colours[name], lw=1.5, label=f"{name}: KS {pit_ks(pit):.3f}")
+        right.plot(levels, strays, color=colours[name], lw=1.5, label=f"{plain(name)}: KS {pit_ks(pit):.3f}")
     band = 1.358 / np.sqrt(min(len(pit) for pit in arms.values()))  # 95 % of Kolmogorov's distribution
     right.axhspan(-band, band, color="#dddddd", zorder=0)
     left.axhline(1, color="#999999", lw=0.8, zorder=0)
@@ -200,7 +205,7 @@ def redshift_distribution(
             stack = pdf.probability.mean(axis=0, dtype=np.float64) / pdf.widths
             axis.stairs(stack, pdf.edges, color=colours[name], lw=1.6, label="mean p(z)")
         axis.set(xlim=(low, high), xlabel="redshift")
-        axis.set_title(name, color=colours[name])
+        axis.set_title(plain(name), color=colours[name])
         axis.legend(fontsize=8.5, handlelength=1.3)
     for axis in axes[:, 0]:
         axis.set_ylabel("n(z), normalised")
@@ -227,12 +232,12 @@ def pdf_gallery(
         ends = [z_true[place]]
         for name, pdf in arms.items():
             one = pdf[[place]]
-            axis.stairs(one.probability[0] / one.widths, one.edges, color=colours[name], lw=1.3, label=name)
+            axis.stairs(one.probability[0] / one.widths, one.edges, color=colours[name], lw=1.3, label=plain(name))
             ends += [one.quantile(0.05)[0], one.quantile(0.95)[0]]
         margin = 0.4 * (max(ends) - min(ends)) + 0.01
         axis.axvline(z_true[place], color="#222222", ls="--", lw=1.1)
         axis.set(xlim=(min(ends) - margin, max(ends) + margin), yticks=[], ylim=(0, None))
-        axis.set_title(titles[place], fontsize=9, fontweight="normal")
+        axis.set_title(plain(titles[place]), fontsize=9, fontweight="normal")
         axis.spines["left"].set_visible(False)
         if place // columns == rows - 1 or place + columns >= n:
             axis.set_xlabel("redshift")
@@ -258,7 +263,7 @@ def loss_curves(runs: Mapping[str, tuple[np.ndarray, np.ndarray]], colours: Mapp
         if len(finite) and finite.min() > 0 and finite.max() > 20 * finite.min():
             axis.set_yscale("log")
         axis.set(xlabel="step")
-        axis.set_title(name, color=colours[name])
+        axis.set_title(plain(name), color=colours[name])
         axis.grid(axis="y", color="#e6e6e6", lw=0.7)
     for axis in axes[:, 0]:
         axis.set_ylabel("training loss")
@@ -284,8 +289,8 @@ def cutout_gallery(images: np.ndarray, observed: np.ndarray, bands: Sequence[str
             seen = observed[row, column]
             show(axis, images[row, column] if seen else None, stretch(images[row, column]) if seen else (0, 1))
             if row == 0:
-                axis.set_title(bands[column])
-        axes[row, 0].set_ylabel(titles[row], rotation=0, ha="right", va="center", fontsize=9)
+                axis.set_title(plain(bands[column]))
+        axes[row, 0].set_ylabel(plain(titles[row]), rotation=0, ha="right", va="center", fontsize=9)
 
     return figure
 
@@ -316,7 +321,7 @@ def reconstructions(
         for axis, text in zip(block[:, 0], ("seen", "filled in", "original"), strict=True):
             axis.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=9)
     for axis, band in zip(axes[0], bands, strict=True):
-        axis.set_title(band)
+        axis.set_title(plain(band))
     return figure
 
 

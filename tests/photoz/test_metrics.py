@@ -102,7 +102,17 @@ def test_pdf_terms_by_hand():
     assert terms["pit"] == pytest.approx([0.2, 0.7, 1.0])
     assert terms["cde_loss"] == pytest.approx(np.array([0.16 + 2 * 0.09] * 3) - 2 * np.array([0.4, 0.3, 0]))
     assert terms["nll"] == pytest.approx([-np.log(0.4), -np.log(0.3), -np.log(1e-6)])
-    assert terms["brier"] == pytest.approx([0.6**2 + 0.6**2, 0.4**2 + 0.4**2, 0.16 + 0.36 + 1])
+    square = 50 * 0.008**2 + 100 * 0.006**2  # of 150 bins of 0.02
+    assert terms["brier"] == pytest.approx([square - 2 * 0.008 + 1, square - 2 * 0.006 + 1, square + 1])
+
+
+def test_the_brier_score_does_not_depend_on_the_grid():
+    z_true = np.random.default_rng(5).uniform(0, 2, 50)
+    seen = [gaussians(z_true + 0.02, 0.05, edges) for edges in (np.arange(0, 301) / 100, np.arange(0, 151) / 50)]
+    fine, coarse = (pdf_terms(pdf, z_true)["brier"] for pdf in seen)
+    assert fine == pytest.approx(coarse, abs=1e-6)
+    longer = PDF(np.arange(-50, 351) / 100, np.pad(seen[0].probability, ((0, 0), (50, 50))))
+    assert pdf_terms(longer, z_true)["brier"] == pytest.approx(fine, abs=1e-9)
 
 
 def test_pit_statistics_against_scipy():
@@ -144,8 +154,9 @@ def test_against_qp():
     assert terms["pit"] == pytest.approx(peer.pit_samps, abs=1e-9)
     found = values(mean, z_true, pdf, resamples=0)
     assert found["pit_ks"] == pytest.approx(peer.evaluate_PIT_KS().statistic, abs=5e-3)  # qp's is of 100 quantiles
-    in_bin = (z_true[:, None] >= edges[:-1]) & (z_true[:, None] < edges[1:])
-    assert found["brier"] == pytest.approx(Brier(pdf.probability, in_bin.astype(float)).evaluate())
+    in_bin = (z_true[:, None] >= edges[:-1:2]) & (z_true[:, None] < edges[2::2])  # bins of 0.02
+    mass = pdf.probability.reshape(400, -1, 2).sum(2)
+    assert found["brier"] == pytest.approx(Brier(mass, in_bin.astype(float)).evaluate())
     cde = CDELossMetric(eval_grid=pdf.centres).evaluate(ensemble, z_true)
     assert found["cde_loss"] == pytest.approx(cde, rel=1e-3)
 
