@@ -2,7 +2,8 @@
 
     python -m jaxz.train --config=configs/demo_finetune.py --workdir=runs/demo/pretrained
 
-Hardware: 2 CPU cores. Time: 2 minutes. Expect: on the full test set far fewer outliers than the directly trained ViT.
+Hardware: 2 CPU cores. Time: 4 minutes. Expect: on every test object 8 % outliers, a percent fewer than the directly
+trained ViT; on the test set like the labelled one no gain.
 """
 
 from configs import demo_direct
