@@ -53,6 +53,26 @@ def scores_csv(scores: dict) -> str:
     return sink.getvalue()
 
 
+def target(out: str, runs: Sequence[Run]) -> tuple[Path, bool]:
+    """The page to write, and whether it is the own page of a run, whose report.json stands beside it already.
+
+    Raises InputError for a name that is no .html file in a directory, and inside of a run directory for any page but
+    its own: the names beside it belong to the run.
+    """
+    path = Path(out)
+    if path.suffix != ".html" or path.is_dir() or not path.parent.is_dir():
+        raise InputError(f"--out: {out!r} must be a .html file in a directory that exists")
+    if not (path.parent / "config.json").is_file():
+        return path, False
+    scored = {run.path.resolve() for run in runs if run.scores}
+    if path.name != "report.html" or not scored <= {path.parent.resolve()}:
+        raise InputError(
+            f"--out: {out!r} lies in a run directory, which holds only that run's own report.html; write the "
+            "comparison elsewhere"
+        )
+    return path, True
+
+
 def page(runs: Sequence[Run], shown: Sequence[Picture], colours: dict[str, str]) -> str:
     """The HTML of the report."""
     arms = [run for run in runs if run.scores]
@@ -100,22 +120,15 @@ def main(argv: list[str]) -> None:
         "--out", default="report.html", help="page to write; .json and .csv of the same name go beside it"
     )
     options = parser.parse_args(argv)
-    out = Path(options.out)
-    if out.suffix != ".html" or not out.parent.is_dir():
-        raise InputError(f"--out: {options.out!r} must be a .html file in a directory that exists")
     runs = read_runs(options.runs)
+    out, own = target(options.out, runs)
     scores = merged_scores(runs)
-    own = out.with_suffix(".json").name == "report.json" and (out.parent / "config.json").is_file()
-    if own and [run.path.resolve() for run in runs if run.scores] != [out.parent.resolve()]:
-        raise InputError(
-            f"--out: {options.out!r} would put report.json of all arms in place of that run's own; name it otherwise, "
-            "such as comparison.html"
-        )
     colours, shown = arm_colours([run.name for run in runs]), []
     for picture in pictures(runs, colours):
         print(f"drew {picture.title}", file=sys.stderr, flush=True)
         shown.append(picture)
-    replace(out.with_suffix(".json"), json.dumps(scores, indent=1).encode())
+    if not own:
+        replace(out.with_suffix(".json"), json.dumps(scores, indent=1).encode())
     replace(out.with_suffix(".csv"), scores_csv(scores).encode())
     replace(out, page(runs, shown, colours).encode())
     print(out)

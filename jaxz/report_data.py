@@ -3,6 +3,7 @@
 import json
 import math
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def read_run(path: Path | str) -> Run:
 def parents_of(config: dict, seen: set[Path]) -> tuple[Run, ...]:
     """The runs named by init.path, nearest first, as far as they can be read; only their costs matter here."""
     start = (config.get("init") or {}).get("path")
-    path = Path(start).resolve() if start else None
+    path = Path(str(start)).resolve() if start else None
     if path is None or path in seen or not (path / "config.json").is_file():
         return ()
     config, nothing = read_config(path / "config.json"), np.empty(0)
@@ -90,7 +91,8 @@ def read_json(path: Path) -> dict:
 
 
 def is_number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether a value of a JSON file is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def read_config(path: Path) -> dict:
@@ -139,7 +141,7 @@ def read_losses(path: Path) -> tuple[np.ndarray, np.ndarray]:
         try:
             row = json.loads(line)
             step, loss = row["step"], row["loss"]
-            if not is_number(step) or not (loss is None or is_number(loss)):
+            if not is_number(step) or not (loss is None or isinstance(loss, float) or is_number(loss)):
                 raise TypeError
             rows.append((step, loss))
         except (ValueError, KeyError, TypeError):
@@ -157,13 +159,22 @@ def read_predictions(path: Path) -> tuple[dict[str, np.ndarray], PDF | None]:
         table = pq.read_table(path / "predictions.parquet")
         pdf, ancil = read_qp(path / "pdf.hdf5") if (path / "pdf.hdf5").is_file() else (None, {})
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise InputError(f"{path}: its predictions cannot be read ({error}); predict again") from None
+        raise InputError(f"{path}: its predictions cannot be read ({error}); evaluate that run again") from None
     columns = {name: np.asarray(table[name].to_numpy()) for name in table.column_names}
-    if missing := [name for name in ("key", "z_best", "z_true") if name not in columns]:
-        raise InputError(f"{path / 'predictions.parquet'} has no column {missing[0]!r}; evaluate that run again")
-    if pdf is not None and not np.array_equal(ancil.get("key", columns["key"]), columns["key"].astype(str)):
-        raise InputError(f"{path}: pdf.hdf5 and predictions.parquet are of different objects; predict again")
+    check_columns(path / "predictions.parquet", columns)
+    keys = columns["key"].astype(str)
+    if pdf is not None and not (len(pdf) == len(keys) and np.array_equal(ancil.get("key", keys), keys)):
+        raise InputError(f"{path}: pdf.hdf5 and predictions.parquet are of different objects; evaluate that run again")
     return columns, pdf
+
+
+def check_columns(path: Path, columns: dict[str, np.ndarray]) -> None:
+    """Raises InputError unless the columns that the report needs are there, text, floats and booleans."""
+    kinds = {"key": "O", "z_best": "f", "z_true": "f"} | {name: "b" for name in columns if name.startswith("test_")}
+    for name, kind in kinds.items():
+        if name not in columns or columns[name].dtype.kind != kind:
+            what = f"is {columns[name].dtype}" if name in columns else "is missing"
+            raise InputError(f"{path}: column {name!r} {what}; evaluate that run again")
 
 
 def read_reconstructions(path: Path) -> dict[str, np.ndarray]:
@@ -172,6 +183,11 @@ def read_reconstructions(path: Path) -> dict[str, np.ndarray]:
         return {}
     try:
         with np.load(path) as file:
-            return {name: file[name] for name in ("image", "reconstruction", "hidden", "observed", "bands")}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            found = {name: file[name] for name in ("image", "reconstruction", "hidden", "observed", "bands")}
+        shape = found["image"].shape
+        expected = dict.fromkeys(found, shape) | {"observed": shape[:2], "bands": shape[1:2]}
+        if len(shape) != 4 or {name: values.shape for name, values in found.items()} != expected:
+            raise ValueError("the shapes of its arrays do not fit")
+        return found
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path} cannot be read ({error}); evaluate that run again") from None

@@ -173,12 +173,18 @@ def verdict(arms: Sequence[Run]) -> list[str]:
     if seen := [arm.name for arm in arms if arm.transductive]:
         names = join([f"<b>{escape(name)}</b>" for name in seen])
         sentences.append(f"Trained on the test split's images too (transductive): {names}.")
-    seeds = (
-        "Errors are bootstrap errors over the test objects of one training run each, without the spread between seeds; "
-        f"arms differ where it is by {DIFFERENT:g} errors of their difference, over the same objects where predictions "
-        "are kept."
+    return [*sentences, errors(arms)]
+
+
+def errors(arms: Sequence[Run]) -> str:
+    """What the errors hold, and how those of a difference were found."""
+    alone = [escape(arm.name) for arm in arms if arm.scores and not arm.predictions]
+    apart = f"; for {join(alone)}, without predictions, from both errors as if independent" if alone else ""
+    return (
+        "Errors are bootstrap errors over the test objects of one training run each, without the spread between seeds. "
+        f"Arms differ where they do by {DIFFERENT:g} errors of their difference, found by drawing the same objects for "
+        f"both{apart}."
     )
-    return [*sentences, seeds]
 
 
 def gap(arms: Sequence[Run], sets: Sequence[str]) -> str:
@@ -245,7 +251,7 @@ def score_table(arms: Sequence[Run], metrics: Sequence[str], colours: Mapping[st
                 found = score(arm, test_set, metric)
                 text = METRICS[metric].text(*found) if found else "–"
                 cells.append(f"<td>{f'<b>{text}</b>' if best.get(metric) == arm.name else text}</td>")
-            body.append(f"<tr><th>{swatch(arm.name, colours)}</th>{''.join(cells)}</tr>")
+            body.append(f"<tr><th>{swatch(arm, colours)}</th>{''.join(cells)}</tr>")
     return f"<table><thead><tr><th>arm</th>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 
 
@@ -257,13 +263,13 @@ def compute_table(runs: Sequence[Run], colours: Mapping[str, str]) -> str:
         start = (run.config.get("init") or {}).get("path")
         cells = (
             escape(before or (f"{start} (not found)" if start else "scratch")),
-            f"{own['steps']:,} × {own['batch_size']:,}" if own.get("steps") else "–",
+            f"{own['steps']:,} × {own['batch_size']:,}" if own.get("steps") and own.get("batch_size") else "–",
             with_total(run, "images", quantity),
             with_total(run, "seconds", duration),
             quantity(own["parameters"]) if own.get("parameters") else "–",
             escape(str(own.get("devices", "–"))),
         )
-        rows.append(f"<tr><th>{swatch(run.name, colours)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+        rows.append(f"<tr><th>{swatch(run, colours)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     columns = ("starts from", "steps × batch", "images", "time", "parameters", "devices")
     head = "".join(f"<th>{column}</th>" for column in columns)
     return f"<table><thead><tr><th>run</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
@@ -284,5 +290,7 @@ def definitions(arms: Sequence[Run], metrics: Sequence[str]) -> str:
     )
 
 
-def swatch(name: str, colours: Mapping[str, str]) -> str:
-    return f'<span class="swatch" style="background:{colours[name]}"></span>{escape(name)}'
+def swatch(run: Run, colours: Mapping[str, str]) -> str:
+    """A run's colour and name; what the mark means, the verdict says."""
+    mark = " (transductive)" if run.transductive else ""
+    return f'<span class="swatch" style="background:{colours[run.name]}"></span>{escape(run.name)}{mark}'

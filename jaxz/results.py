@@ -68,6 +68,15 @@ def claim_scores(workdir: Path, dataset, overwrite: bool) -> dict:
     return now
 
 
+def summaries(pdf: PDF) -> dict[str, np.ndarray]:
+    """{column: float32 [N]} that prediction_table derives from p(z)."""
+    median, (l68, u68), (l95, u95) = pdf.median(), pdf.interval(0.68), pdf.interval(0.95)
+    columns = {"z_mean": pdf.mean(), "z_median": median, "z_mode": pdf.mode(), "z_best": median}
+    columns |= {"z_l68": l68, "z_u68": u68, "z_l95": l95, "z_u95": u95}
+    columns |= {"odds": pdf.odds(median), "pdf_width": (u68 - l68) / 2}
+    return {name: np.asarray(values, np.float32) for name, values in columns.items()}
+
+
 def prediction_table(catalog: pa.Table, pdf: PDF, truths: Mapping[str, np.ndarray]) -> pa.Table:
     """The catalogue of predictions, a row per object of `catalog` and `pdf` [N].
 
@@ -77,12 +86,10 @@ def prediction_table(catalog: pa.Table, pdf: PDF, truths: Mapping[str, np.ndarra
     """
     if not len(catalog) == len(pdf) == len(next(iter(truths.values()), catalog)):
         raise ValueError(f"catalog ({len(catalog)} rows), pdf ({len(pdf)}) and truths must be of the same objects")
-    median, (l68, u68), (l95, u95) = pdf.median(), pdf.interval(0.68), pdf.interval(0.95)
-    columns = {"z_mean": pdf.mean(), "z_median": median, "z_mode": pdf.mode(), "z_best": median}
-    columns |= {"z_l68": l68, "z_u68": u68, "z_l95": l95, "z_u95": u95}
-    columns |= {"odds": pdf.odds(median), "pdf_width": (u68 - l68) / 2, "z_true": np.full(len(pdf), np.nan)}
+    parts, z_true = [summaries(block) for block in pdf.blocks()], np.full(len(pdf), np.nan)
     for truth in truths.values():
-        columns["z_true"] = np.where(np.isnan(columns["z_true"]), truth, columns["z_true"])
+        z_true = np.where(np.isnan(z_true), truth, z_true)
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} | {"z_true": z_true}
     table = catalog.select([name for name in CATALOG_COLUMNS if name in catalog.column_names])
     for name, values in columns.items():
         table = table.append_column(name, pa.array(np.asarray(values, np.float32)))
@@ -133,7 +140,7 @@ def write_results(
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     table = prediction_table(catalog, pdf, truths)
-    scores, z_best = {}, pdf.median()
+    scores, z_best = {}, np.concatenate([block.median() for block in pdf.blocks()])
     for name, truth in truths.items():
         rows = np.flatnonzero(np.isfinite(truth))
         scores[name] = evaluate_metrics(z_best[rows], truth[rows], pdf[rows], resamples=resamples, seed=seed)

@@ -1,21 +1,25 @@
 import csv
+import io
 import json
 import re
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
 from jaxz import report, report_figures, report_tables
 from jaxz.data.dataset import open_dataset
 from jaxz.errors import InputError
+from jaxz.photoz import pdf as densities
 from jaxz.photoz.pdf import PDF, write_qp
 from jaxz.report_data import read_run
-from jaxz.results import write_results
+from jaxz.results import prediction_table, write_results
 from tests.helpers import blobs
 
 ARMS = {  # scatter, bias and outliers of the fake arms; the last entry is where they started
@@ -128,7 +132,8 @@ def scores(value, error, test_set="full", metric="sigma_mad"):
 
 def test_verdict_names_a_winner_beyond_the_errors(tmp_path):
     arms = [arm(tmp_path, "slow", scores(0.05, 0.003)), arm(tmp_path, "fast", scores(0.03, 0.004))]
-    text = report_tables.verdict(arms)[0]
+    text, *_, errors = report_tables.verdict(arms)
+    assert "for slow and fast, without predictions, from both errors as if independent" in errors
     assert "<b>fast</b> has the lowest" in text
     assert "4.0 errors of the difference ahead of slow" in text  # 0.02 / hypot(0.003, 0.004)
 
@@ -158,6 +163,7 @@ def test_differences_of_arms_on_the_same_objects_are_paired(tmp_path):
     assert paired == pytest.approx(np.std(brute), rel=0.2)
     alone = [one.scores["full"]["sigma_mad"]["error"] for one in (first, second)]
     assert paired < 0.6 * np.hypot(*alone)
+    assert "independent" not in report_tables.verdict([first, second])[-1]
 
 
 def test_arms_scored_on_different_objects_are_not_ranked(tmp_path):
@@ -172,20 +178,38 @@ def test_arms_scored_on_different_objects_are_not_ranked(tmp_path):
 
 
 def test_a_transductive_arm_is_named(tmp_path):
+    """In the verdict and in the tables, also where only the run that it started from was."""
     before = arm(tmp_path, "pretrain", {}, config={"data": {"transductive": True}})
     arms = [arm(tmp_path, "tuned", scores(0.03, 0.001), config={"init": {"path": str(before.path)}})]
-    assert any("transductive): <b>tuned</b>" in sentence for sentence in report_tables.verdict(arms))
+    arms.append(arm(tmp_path, "clean", scores(0.04, 0.001)))
+    assert any("transductive): <b>tuned</b>." in sentence for sentence in report_tables.verdict(arms))
+    colours = {"tuned": "red", "clean": "blue"}
+    for table in (report_tables.score_table(arms, ["sigma_mad"], colours), report_tables.compute_table(arms, colours)):
+        assert "</span>tuned (transductive)</th>" in table and "</span>clean</th>" in table
 
 
-def test_the_report_of_several_arms_leaves_a_runs_own_scores_alone(tmp_path):
+@pytest.mark.parametrize(
+    ("shown", "out"), [(("one", "two"), "report.html"), (("two",), "report.html"), (("one",), "config.html")]
+)
+def test_a_page_in_a_run_replaces_nothing_of_it(tmp_path, shown, out):
     run = arm(tmp_path, "one", scores(0.03, 0.001)).path
     arm(tmp_path, "two", scores(0.04, 0.001))
-    before = (run / "report.json").read_bytes()
-    with pytest.raises(InputError, match=r"--out: .* in place of that run's own"):
-        report.main([str(run), str(tmp_path / "two"), "--out", str(run / "report.html")])
-    assert (run / "report.json").read_bytes() == before
-    report.main([str(run), "--out", str(run / "report.html")])
-    assert json.loads((run / "report.json").read_bytes()) == json.loads(before)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    with pytest.raises(InputError, match=r"--out: .* lies in a run directory"):
+        report.main([*(str(tmp_path / name) for name in shown), "--out", str(run / out)])
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+@pytest.mark.parametrize("own", [scores(0.03, 0.001), {}])
+def test_a_run_may_hold_its_own_page(tmp_path, own):
+    """With what it started from, which has no scores; its report.json stays as it is, also after a renaming."""
+    arm(tmp_path, "pretrain", {})
+    run = arm(tmp_path, "one", own).path.rename(tmp_path / "renamed")
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    report.main([str(run), str(tmp_path / "pretrain"), "--out", str(run / "report.html")])
+    after = {path.name: path.read_bytes() for path in run.iterdir()}
+    assert after.items() >= before.items()
+    assert after.keys() - before.keys() == {"report.html", "report.csv"}
 
 
 def test_a_name_with_dollars_is_no_mathematics(tmp_path):
@@ -250,7 +274,7 @@ def test_sparse_runs_still_make_a_page(tmp_path):
     assert "None of these runs has been scored" in out.read_text()
 
 
-@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("n", [0, 1, 3])
 def test_a_handful_of_objects_makes_a_page(tmp_path, n):
     run = base_run(tmp_path, "tiny", steps=10)
     catalog = pa.table({"key": [f"k{i}" for i in range(n)], "mag_ref": np.full(n, np.nan, np.float32)})
@@ -258,6 +282,21 @@ def test_a_handful_of_objects_makes_a_page(tmp_path, n):
     write_results(run, "tiny", catalog, pdf, {"full": np.linspace(0.5, 1, n), "spec_like": np.full(n, np.nan)})
     report.main([str(run), "--out", str(tmp_path / "r.html")])
     assert f"{n} objects" in (tmp_path / "r.html").read_text()
+
+
+def test_a_catalogue_takes_less_room_than_its_densities(monkeypatch):
+    draw = np.random.default_rng(4)
+    pdf = PDF(np.linspace(0, 3, 301), draw.dirichlet(np.ones(300), 4000).astype(np.float32))
+    catalog = pa.table({"key": [f"k{i}" for i in range(4000)]})
+    whole = prediction_table(catalog, pdf, {})
+    monkeypatch.setattr(densities, "BLOCK", 300)
+    tracemalloc.start()
+    parts = prediction_table(catalog, PDF(pdf.edges, pdf.probability), {})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < pdf.probability.nbytes
+    for name in set(whole.column_names) - {"key"}:
+        assert np.allclose(parts[name], whole[name], rtol=1e-6, equal_nan=True)
 
 
 def test_pdf_of_other_objects_is_refused(tmp_path):
@@ -300,14 +339,37 @@ def test_refuses_what_is_no_run(tmp_path, make):
     assert not list(tmp_path.glob("r.*"))
 
 
-def test_refuses_a_damaged_file_by_name(tmp_path):
-    run = base_run(tmp_path, "damaged", steps=50)
-    (run / "predictions.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(InputError, match="damaged: its predictions cannot be read"):
-        read_run(run)
+def npz(**change):
+    """The bytes of a reconstructions.npz of two objects in three bands, with other arrays or (None) without."""
+    arrays = dict.fromkeys(("image", "reconstruction", "hidden"), np.zeros((2, 3, 4, 4)))
+    arrays |= {"observed": np.ones((2, 3), bool), "bands": np.array(["g", "r", "i"])} | change
+    sink = io.BytesIO()
+    np.savez(sink, **{name: values for name, values in arrays.items() if values is not None})
+    return sink.getvalue()
+
+
+def parquet(**change):
+    """The bytes of a predictions.parquet, with other columns or (None) without."""
+    columns = {"key": ["a"], "z_best": [0.5], "z_true": [0.5], "test_full": [True]} | change
+    sink = io.BytesIO()
+    pq.write_table(pa.table({name: values for name, values in columns.items() if values is not None}), sink)
+    return sink.getvalue()
 
 
 DAMAGE = [
+    ("predictions.parquet", b"PAR1 and no more", "damaged: its predictions cannot be read"),
+    ("predictions.parquet", parquet(z_true=None), "predictions.parquet: column 'z_true' is missing"),
+    ("predictions.parquet", parquet(key=None), "predictions.parquet: column 'key' is missing"),
+    ("predictions.parquet", parquet(z_best=["x"]), "column 'z_best' is object"),
+    ("predictions.parquet", parquet(test_full=[7]), "column 'test_full' is int64"),
+    ("reconstructions.npz", npz(hidden=None), "reconstructions.npz cannot be read .*hidden"),
+    ("reconstructions.npz", npz(observed=np.ones(5, bool)), "reconstructions.npz cannot be read .*do not fit"),
+    ("report.json", b'{"damaged": [1]}', "'damaged' does not hold metrics by test set"),
+    ("report.json", b'{"damaged": {"full": {"objects": {"value": NaN}}}}', "'damaged' does not hold metrics"),
+    *(
+        ("metrics.jsonl", line + b'\n{"step": 1, "loss": 2}\n', "line 1: no object with step")
+        for line in (b"null", b"{}", b"[1]")
+    ),
     ("compute.json", b"{", "compute.json.* is not JSON"),
     ("compute.json", b'{"images": "many"}', "images is 'many', not a number"),
     ("config.json", b"[1]", "config.json.* is not a JSON object"),
@@ -327,6 +389,12 @@ def test_any_damaged_file_is_one_sentence(tmp_path, name, content, message):
     (run / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_run(run)
+
+
+def test_a_start_that_is_no_path_is_not_found(tmp_path):
+    assert arm(tmp_path, "one", {}, config={"init": {"path": 5}}, compute={"steps": 7}).parents == ()
+    report.main([str(tmp_path / "one"), "--out", str(tmp_path / "r.html")])
+    assert "5 (not found)" in (tmp_path / "r.html").read_text()
 
 
 def test_command_line(tmp_path):

@@ -118,6 +118,14 @@ def brier(pdf: PDF, z_true: np.ndarray) -> np.ndarray:
 
 
 def pdf_terms(pdf: PDF, z_true: np.ndarray) -> dict[str, np.ndarray]:
+    """The `block_terms` of all objects, computed block by block to bound the memory."""
+    z_true = np.asarray(z_true, np.float64)
+    ends = np.cumsum([len(block) for block in pdf.blocks()])[:-1]
+    terms = [block_terms(*part) for part in zip(pdf.blocks(), np.split(z_true, ends), strict=True)]
+    return {name: np.concatenate([part[name] for part in terms]) for name in terms[0]}
+
+
+def block_terms(pdf: PDF, z_true: np.ndarray) -> dict[str, np.ndarray]:
     """What the metrics of p(z) need of each object, {name: [N]}: averages are then cheap to resample.
 
     pit        CDF(z_true), linear inside the bin
@@ -141,7 +149,7 @@ def pdf_terms(pdf: PDF, z_true: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def pdf_metrics(z_true: np.ndarray, terms: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Metrics of p(z) from the `pdf_terms` [..., N] -> {name: [...]}.
+    """Metrics of p(z) from the `block_terms` [..., N] -> {name: [...]}.
 
     pit_ks, pit_cvm     distances of the PIT values from uniform
     pit_outlier_rate    fraction with PIT < 1e-4 or > 0.9999

@@ -1,8 +1,9 @@
 """Redshift probability densities on a grid of bins, and their file format."""
 
+import contextlib
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import h5py
 import numpy as np
 
 ODDS_HALF_WIDTH = 0.06  # in units of 1 + z
+BLOCK = 50_000  # objects whose CDFs are held at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +48,10 @@ class PDF:
     def __getitem__(self, rows) -> "PDF":
         """The densities of some objects: rows is a slice, an index array or a boolean mask."""
         return PDF(self.edges, self.probability[rows])
+
+    def blocks(self) -> Iterator["PDF"]:
+        """The densities in pieces of 50,000 objects (at least one piece): a CDF takes twice the room of its p(z)."""
+        return (self[start : start + BLOCK] for start in range(0, max(len(self), 1), BLOCK))
 
     @property
     def widths(self) -> np.ndarray:
@@ -109,11 +115,6 @@ class PDF:
         reach = ODDS_HALF_WIDTH * (1 + z)
         return self.cdf(z + reach) - self.cdf(z - reach)
 
-    def width(self) -> np.ndarray:
-        """[N] half the width of the central 68 % interval, in redshift."""
-        low, high = self.interval(0.68)
-        return (high - low) / 2
-
     def locate(self, z: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
         """[N] bin of z, and [N] where in the bin it lies, from 0 to 1."""
         z = np.broadcast_to(np.asarray(z, np.float64), len(self))
@@ -124,23 +125,30 @@ class PDF:
 def write_qp(path: Path | str, pdf: PDF, ancil: Mapping[str, np.ndarray]) -> None:
     """Write densities and per-object columns (each [N, ...]) as an HDF5 file that `qp.read` reads as qp.hist.
 
-    The file appears complete or not at all.
+    The file appears complete or not at all. Raises OSError that names `path`.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()  # refused in the system's words, not HDF5's
         with h5py.File(temporary, "w") as file:
             file["meta/pdf_name"] = np.array([b"hist"])
             file["meta/pdf_version"] = np.array([0])
             file["meta/bins"] = pdf.edges[None]
-            file["data/pdfs"] = (pdf.probability / pdf.widths).astype(pdf.probability.dtype)
+            density = file.create_dataset("data/pdfs", pdf.probability.shape, pdf.probability.dtype)
+            for start in range(0, len(pdf), BLOCK):
+                density[start : start + BLOCK] = pdf.probability[start : start + BLOCK] / pdf.widths
             for name, values in ancil.items():
                 values = np.asarray(values)
                 text = values.dtype.kind in "UO"  # qp reads fixed-length bytes
                 file[f"ancil/{name}"] = np.char.encode(values.astype(str), "utf-8") if text else values
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None  # not the temporary name
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # renamed, or never made
+            temporary.unlink()
 
 
 def read_qp(path: Path | str) -> tuple[PDF, dict[str, np.ndarray]]:

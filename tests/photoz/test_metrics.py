@@ -115,6 +115,14 @@ def test_the_brier_score_does_not_depend_on_the_grid():
     assert pdf_terms(longer, z_true)["brier"] == pytest.approx(fine, abs=1e-9)
 
 
+def test_terms_of_blocks_are_those_of_the_whole(monkeypatch):
+    pdf, z_true = random_pdf(50), np.random.default_rng(6).uniform(0, 2, 50)
+    whole = pdf_terms(pdf, z_true)
+    monkeypatch.setattr("jaxz.photoz.pdf.BLOCK", 7)
+    for name, values in pdf_terms(pdf, z_true).items():
+        assert values == pytest.approx(whole[name], rel=1e-12)
+
+
 def test_pit_statistics_against_scipy():
     pit = np.random.default_rng(7).beta(1.2, 0.9, (3, 500))
     assert metrics.pit_ks(pit) == pytest.approx([stats.kstest(row, "uniform").statistic for row in pit])

@@ -1,3 +1,5 @@
+import errno
+
 import h5py
 import numpy as np
 import pytest
@@ -25,7 +27,6 @@ def test_by_hand():
     assert pdf.cdf(1.2) == pytest.approx([0.6])
     assert pdf.density([1.2]) == pytest.approx([0.5])
     assert pdf.odds(np.array([1.0])) == pytest.approx([0.12 * 0.6 + 0.12 * 0.5])
-    assert pdf.width() == pytest.approx([(1.68 - 0.4) / 2])
 
 
 def test_outside_of_the_grid():
@@ -83,6 +84,17 @@ def test_file_round_trip(tmp_path):
     assert ancil["key"].tolist() == ["a", "bb", "c-1"]
     assert ancil["z"].tolist() == [0, 1, 2]
     assert [path.name for path in tmp_path.iterdir()] == ["pdf.hdf5"]
+
+
+def test_what_cannot_be_written_names_the_file_and_leaves_nothing(tmp_path):
+    pdf = PDF(EDGES, [[0.2, 0.3, 0.5]])
+    (tmp_path / "taken").mkdir()
+    for name in ("absent/pdf.hdf5", "taken"):
+        with pytest.raises(OSError) as refused:
+            write_qp(tmp_path / name, pdf, {})
+        assert refused.value.filename == str(tmp_path / name)
+        assert refused.value.errno in (errno.ENOENT, errno.EISDIR)
+    assert [path.name for path in tmp_path.rglob("*")] == ["taken"]
 
 
 def test_refuses_other_files(tmp_path):
