@@ -88,7 +88,7 @@ class Dataset:
     def _payload(self, shard: int, within: int, name: str) -> np.ndarray:
         """One stored array, checked against its checksum."""
         offset, size, crc = (int(place[within]) for place in self.places(shard, name))
-        path, spec = self.path / "shards" / f"{self.manifest.shards[shard].name}.tar", self.manifest.arrays[name]
+        path, spec = self.shard_path(shard), self.manifest.arrays[name]
         try:
             shape = spec.shape_of(size)  # before so many bytes are read
         except ValueError as error:
@@ -103,7 +103,9 @@ class Dataset:
             raise DataError(f"{path}: {name} at offset {offset} fails its checksum; restore the shard")
         return np.frombuffer(payload, spec.dtype).reshape(shape)
 
-    @functools.cache  # noqa: B019  20 bytes a sample; a dataset lives as long as its process
+    def shard_path(self, shard: int) -> Path:
+        return self.path / "shards" / f"{self.manifest.shards[shard].name}.tar"
+
     def places(self, shard: int, array: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Offset, size and crc32 of every payload of `array` in a shard's tar."""
         index = self._index(shard, tuple(f"{array}_{suffix}" for suffix in ("offset", "size", "crc32")))

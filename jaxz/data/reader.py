@@ -2,10 +2,13 @@
 
 import collections
 import errno
+import itertools
 import math
 import mmap
+import operator
 import os
 import threading
+import time
 import weakref
 import zlib
 
@@ -14,6 +17,8 @@ import numpy as np
 from jaxz.data.dataset import DataError, Dataset
 
 OPEN_SHARDS = 256
+TRIES, PAUSE = 4, 0.05  # reads of one stretch, and seconds before the second; each later one waits four times longer
+MOST_PARTS = 512  # of one preadv; the system takes 1,024
 
 
 class Buffers:
@@ -25,106 +30,151 @@ class Buffers:
     def __init__(self):
         self.free = collections.defaultdict(collections.deque)
 
-    def take(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        nbytes = max(1, math.prod(shape) * np.dtype(dtype).itemsize)
-        pool = self.free[nbytes]
+    def take(self, shape: tuple[int, ...], dtype: str) -> tuple[np.ndarray, list[memoryview]]:
+        """An array [B, ...] and the bytes of each of its B entries."""
+        nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+        pool = self.free[nbytes, shape[0]]
         try:
-            memory = pool.pop()
+            memory, slots = pool.pop()
         except IndexError:
-            memory = mmap.mmap(-1, nbytes)
+            memory = mmap.mmap(-1, max(1, nbytes))
+            step = nbytes // max(1, shape[0])
+            slots = [memoryview(memory)[n * step : (n + 1) * step] for n in range(shape[0])]
         base = np.frombuffer(memory, np.uint8)  # every view, a jax array's too, keeps this one alive
-        weakref.finalize(base, pool.append, memory).atexit = False
-        return base[: math.prod(shape) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
+        weakref.finalize(base, pool.append, (memory, slots)).atexit = False
+        return base[:nbytes].view(dtype).reshape(shape), slots
 
 
 class Shard:
     """An open tar; closed when the last reader lets go of it."""
 
-    def __init__(self, path, expected: int):
+    def __init__(self, path):
         self.fd = os.open(path, os.O_RDONLY)
-        self.path, self.size, self.expected = path, os.fstat(self.fd).st_size, expected
+        self.path, self.size = path, os.fstat(self.fd).st_size
 
     def __del__(self, close=os.close):  # bound here: at exit, globals may be gone first
         if hasattr(self, "fd"):
             close(self.fd)
 
 
-class Reader:
-    """Reads arrays of rows. check: "size" (every payload has the size its index says) or "crc" (and its checksum)."""
+class Places:
+    """Offset, size and crc32 of every payload of one array, read shard by shard where they are first wanted."""
 
-    def __init__(self, dataset: Dataset, arrays: tuple[str, ...], check: str = "size"):
-        self.dataset, self.check = dataset, check
+    def __init__(self, dataset: Dataset, name: str, crc: bool):
+        self.dataset, self.name, self.spec = dataset, name, dataset.manifest.arrays[name]
+        count = len(dataset)
+        self.known = np.zeros(len(dataset.manifest.shards), bool)
+        self.offset = np.zeros(count, np.int64)  # pages that are never touched take no memory
+        self.size = np.zeros(count, np.int32) if self.spec.variable else None
+        self.crc = np.zeros(count, np.uint32) if crc else None
+
+    def load(self, shard: int) -> None:
+        """Raises DataError where a payload has a size that the array's shape does not have."""
+        here = slice(*self.dataset.starts[shard : shard + 2])
+        offset, size, crc = self.dataset.places(shard, self.name)
+        wrong = size > self.spec.nbytes if self.spec.variable else size != self.spec.nbytes
+        if wrong.any():
+            first = int(np.argmax(wrong))
+            path = self.dataset.shard_path(shard)
+            raise DataError(
+                f"{path}: {self.name} at offset {offset[first]} has {size[first]} bytes, its shape takes "
+                f"{self.spec.nbytes}; rebuild the index"
+            )
+        self.offset[here] = offset
+        if self.size is not None:
+            self.size[here] = size
+        if self.crc is not None:
+            self.crc[here] = crc
+        self.known[shard] = True
+
+
+class Reader:
+    """Reads arrays of rows, from any number of threads.
+
+    check: "size" (every payload has the size its index says) or "crc" (and its checksum). coalesce: payloads of a shard
+    that lie at most so many bytes apart are read in one go; the default joins the arrays of one sample, network file
+    systems want a megabyte.
+    """
+
+    def __init__(self, dataset: Dataset, arrays: tuple[str, ...], check: str = "size", coalesce: int = 4096):
+        self.dataset, self.check, self.coalesce = dataset, check, coalesce
         specs = {name: dataset.manifest.arrays[name] for name in arrays}
         self.raw = {name: spec for name, spec in specs.items() if spec.encoding == "raw"}
         self.columns = {name: dataset.column(name) for name, spec in specs.items() if spec.encoding == "index"}
+        self.places = {name: Places(dataset, name, check == "crc") for name in self.raw}
         self.specs, self.buffers = specs, Buffers()
+        self.gap = memoryview(bytearray(max(1, coalesce)))  # where what lies between two payloads goes
         self.shards: collections.OrderedDict[int, Shard] = collections.OrderedDict()
         self.lock = threading.Lock()
 
     def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """{name: [B, *shape]} for int64 rows [B]; a variable axis is padded with zeros, and its `name`_mask,
         bool [B, max], says which entries are there. Raises DataError for what cannot be read whole."""
-        batch = {name: self.buffers.take((len(rows), *spec.full_shape), spec.dtype) for name, spec in self.raw.items()}
-        masks = {
-            f"{name}_mask": np.zeros((len(rows), spec.max), bool) for name, spec in self.raw.items() if spec.variable
-        }
-        shards, within = self.dataset.locate(rows)
-        for n in np.unique(shards) if self.raw else ():  # arrays of the index need no tar
-            slots = np.flatnonzero(shards == n)
-            shard = self._open(int(n))
-            for name, spec in self.raw.items():
-                places = self.dataset.places(int(n), name)
-                for slot in slots[np.argsort(places[0][within[slots]])]:
-                    offset, size, crc = (int(p[within[slot]]) for p in places)
-                    if spec.variable:
-                        self._read_variable(
-                            shard, name, batch[name][slot], masks[f"{name}_mask"][slot], offset, size, crc
-                        )
-                    else:
-                        self._read_payload(shard, name, batch[name][slot], offset, size, crc)
+        batch, masks, jobs, later = {}, {}, [], []
+        shards = self.dataset.locate(rows)[0]
+        opened = {n: self._open(n) for n in np.unique(shards).tolist()} if self.raw else {}
+        for name, spec in self.raw.items():
+            batch[name], views = self.buffers.take((len(rows), *spec.full_shape), spec.dtype)
+            places = self.places[name]
+            crcs = places.crc[rows].tolist() if places.crc is not None else itertools.repeat(0)
+            if spec.variable:
+                masks[f"{name}_mask"] = np.zeros((len(rows), spec.max), bool)
+                values = [self._variable(name, row) for row in rows.tolist()]
+                later += zip(itertools.repeat(name), range(len(rows)), values)
+                views = [memoryview(value.reshape(-1).view(np.uint8)) for value in values]
+            jobs += zip(shards.tolist(), places.offset[rows].tolist(), views, crcs, itertools.repeat(name))
+        jobs.sort(key=operator.itemgetter(0, 1))
+        self._read_stretches(opened, jobs)
+        if self.check == "crc":
+            for n, offset, view, crc, name in jobs:
+                if zlib.crc32(view) != crc:
+                    raise DataError(f"{opened[n].path}: {name} at offset {offset} fails its checksum; restore the shard")
+        for name, slot, value in later:
+            batch[name][slot] = 0
+            batch[name][slot][tuple(slice(size) for size in value.shape)] = value
+            masks[f"{name}_mask"][slot, : value.shape[self.raw[name].shape.index(None)]] = True
         for name, values in self.columns.items():
             batch[name] = values[rows]
         return {**{name: batch[name] for name in self.specs}, **masks}
 
-    def _read_variable(self, shard, name, target, mask, offset, size, crc):
-        spec = self.specs[name]
+    def _variable(self, name: str, row: int) -> np.ndarray:
+        """Memory for one payload of a variable array."""
+        places, spec = self.places[name], self.specs[name]
         try:
-            shape = spec.shape_of(size)
+            return np.empty(spec.shape_of(int(places.size[row])), spec.dtype)
         except ValueError as error:
-            raise DataError(f"{shard.path}: {name} at offset {offset}: {error}; rebuild the index") from None
-        value = np.empty(shape, spec.dtype)
-        self._read_payload(shard, name, value, offset, size, crc)
-        target[...] = 0
-        target[tuple(slice(n) for n in shape)] = value
-        mask[: shape[spec.shape.index(None)]] = True
+            path = self.dataset.shard_path(int(self.dataset.locate(np.array([row]))[0][0]))
+            raise DataError(f"{path}: {name} at offset {places.offset[row]}: {error}; rebuild the index") from None
 
-    def _read_payload(self, shard, name, target, offset, size, crc):
-        view = memoryview(target.reshape(-1).view(np.uint8))
-        if size != len(view):
-            raise DataError(
-                f"{shard.path}: {name} at offset {offset} has {size} bytes, its shape takes {len(view)}; "
-                "rebuild the index"
-            )
-        done = 0
-        while done < size:
-            got = os.preadv(shard.fd, [view[done:]], offset + done)
-            if got == 0:
-                raise DataError(
-                    f"{shard.path}: {name} at offset {offset} ends {size - done} bytes early; restore the shard"
-                )
-            done += got
-        if self.check == "crc" and zlib.crc32(view) != crc:
-            raise DataError(f"{shard.path}: {name} at offset {offset} fails its checksum; restore the shard")
+    def _read_stretches(self, opened: dict[int, Shard], jobs: list) -> None:
+        """Read every (shard, offset, view, ...), which come in that order; near ones with one call."""
+        parts, start, end, last = [], 0, 0, -1
+        for n, offset, view, *_ in jobs:
+            gap = offset - end
+            if n == last and 0 <= gap <= self.coalesce and len(parts) < MOST_PARTS:
+                if gap:
+                    parts.append(self.gap[:gap])
+                parts.append(view)
+            else:
+                if parts:
+                    read_whole(opened[last], parts, start, end - start)
+                parts, start, last = [view], offset, n
+            end = offset + len(view)
+        if parts:
+            read_whole(opened[last], parts, start, end - start)
 
     def _open(self, n: int) -> Shard:
+        """Shard n, open, with its places known. Raises DataError where it is gone or of another size."""
         with self.lock:
             if n in self.shards:
                 self.shards.move_to_end(n)
                 return self.shards[n]
-            entry = self.dataset.manifest.shards[n]
-            path = self.dataset.path / "shards" / f"{entry.name}.tar"
+            for places in self.places.values():
+                if not places.known[n]:
+                    places.load(n)
+            entry, path = self.dataset.manifest.shards[n], self.dataset.shard_path(n)
             try:
-                shard = Shard(path, entry.bytes)
+                shard = Shard(path)
             except OSError as error:
                 reason = errno.errorcode.get(error.errno, "error")
                 raise DataError(
@@ -143,3 +193,34 @@ class Reader:
             if len(self.shards) > OPEN_SHARDS:
                 self.shards.popitem(last=False)
             return shard
+
+
+def read_whole(shard: Shard, parts: list[memoryview], start: int, size: int) -> None:
+    """Fill `parts`, `size` bytes in all, from offset `start`. A read that fails or gives nothing is tried again a few
+    times; then DataError."""
+    done, failed, reason = 0, 0, ""
+    while done < size:
+        try:
+            got, reason = os.preadv(shard.fd, parts, start + done), "the file ends there"
+        except OSError as error:
+            got, reason = 0, error.strerror
+        done += got
+        if done < size:
+            parts = skip(parts, got)
+            failed = 0 if got else failed + 1
+            if failed == TRIES:
+                raise DataError(
+                    f"{shard.path}: {size - done} bytes at offset {start + done} cannot be read ({reason}, "
+                    f"{TRIES} tries); restore the shard"
+                )
+            if not got:
+                time.sleep(PAUSE * 4 ** (failed - 1))
+
+
+def skip(parts: list[memoryview], count: int) -> list[memoryview]:
+    """What is left of `parts` after their first `count` bytes."""
+    for place, part in enumerate(parts):
+        if count < len(part):
+            return [part[count:], *parts[place + 1 :]]
+        count -= len(part)
+    return []

@@ -13,6 +13,7 @@ from jaxz.data.reader import Reader
 from jaxz.errors import InputError, suggest
 
 STATE_VERSION = 1
+BLOCK = 8192  # positions whose rows are drawn together
 AHEAD = 2  # batches read ahead beside those being read
 OWN = ("row", "epoch", "position", "valid")  # entries that the stream adds to a batch
 
@@ -77,6 +78,7 @@ class Stream:
         self.fingerprint = dataset.fingerprint(
             {*source.columns, *(filters.names(source.where) if source.where else ())}
         )
+        self.blocks: dict[tuple[int, int], np.ndarray] = {}
         self.next = 0  # global position of the next batch: epoch * rows + position
         self.pending: collections.deque[Future] = collections.deque()
 
@@ -158,15 +160,27 @@ class Stream:
         if self.epochs is not None:
             valid = at < self.epochs * len(self.rows)
         epochs, positions = np.divmod(at, len(self.rows))
-        chosen = np.empty(len(at), np.int64)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            chosen[here] = self.order(int(epoch), positions[here])
-        rows = self.rows[chosen]
+        rows = np.empty(len(at), np.int64)
+        blocks = epochs * (len(self.rows) // BLOCK + 1) + positions // BLOCK
+        for block in np.unique(blocks):
+            here = blocks == block
+            epoch, number = divmod(int(block), len(self.rows) // BLOCK + 1)
+            rows[here] = self._rows_of_block(epoch, number)[positions[here] - number * BLOCK]
         batch = self.reader.read(rows)
         batch |= {name: values[rows] for name, values in self.columns.items()}
         batch |= {"row": rows, "epoch": epochs.astype(np.int32), "position": positions.astype(np.uint32)}
         return batch if self.epochs is None else {**batch, "valid": valid}
+
+    def _rows_of_block(self, epoch: int, number: int) -> np.ndarray:
+        """The rows of BLOCK positions of an epoch: drawn together, they cost a tenth of what they do batch by batch."""
+        found = self.blocks.get((epoch, number))
+        if found is None:
+            positions = np.arange(number * BLOCK, min((number + 1) * BLOCK, len(self.rows)))
+            found = self.rows[self.order(epoch, positions)]
+            if len(self.blocks) > 2 * self.threads + AHEAD:
+                self.blocks.clear()  # other threads hold what they use
+            self.blocks[epoch, number] = found
+        return found
 
     def _column(self, name: str) -> np.ndarray:
         values = self.source.dataset.column(name)
