@@ -28,6 +28,8 @@ def default() -> ml_collections.ConfigDict:
                 window=0,  # shards shuffled together; 0: all
                 threads=2,  # readers
                 check="size",  # or "crc": verify every payload's checksum too
+                on_error="raise",  # or "replace": up to 0.1 % of samples that cannot be read are stood in for
+                coalesce_kib=4,  # payloads at most so far apart are read together; network file systems want 1024
                 softening=3.0,  # asinh scale, in units of the sky sigma per pixel
                 deredden=True,  # Galactic reddening, by the columns ebv and a_over_ebv
                 augment=True,  # the 8 symmetries of the square, and moves ...
@@ -61,6 +63,8 @@ OBJECTIVES = tuple(module.name for module in pkgutil.iter_modules([str(Path(__fi
 CHECKS = (
     ("seed", lambda v: -(2**63) <= v < 2**63, "of 64 bits"),
     ("data.check", lambda v: v in ("size", "crc"), "'size' or 'crc'"),
+    ("data.on_error", lambda v: v in ("raise", "replace"), "'raise' or 'replace'"),
+    ("data.coalesce_kib", lambda v: 0 <= v <= 2**20, "in 0..1048576"),
     ("data.window", lambda v: v >= 0, "at least 0"),
     ("data.threads", lambda v: v >= 1, "at least 1"),
     ("data.softening", lambda v: v > 0, "above 0"),

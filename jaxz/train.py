@@ -259,6 +259,8 @@ def make_stream(config, dataset: Dataset, objective, prepare: Prepare, mesh) -> 
         seed=config.seed,
         local=local,
         check=config.data.check,
+        on_error=config.data.on_error,
+        coalesce=1024 * config.data.coalesce_kib,
         threads=config.data.threads,
     )
 

@@ -128,7 +128,9 @@ class Reader:
         if self.check == "crc":
             for n, offset, view, crc, name in jobs:
                 if zlib.crc32(view) != crc:
-                    raise DataError(f"{opened[n].path}: {name} at offset {offset} fails its checksum; restore the shard")
+                    raise DataError(
+                        f"{opened[n].path}: {name} at offset {offset} fails its checksum; restore the shard"
+                    )
         for name, slot, value in later:
             batch[name][slot] = 0
             batch[name][slot][tuple(slice(size) for size in value.shape)] = value

@@ -1,19 +1,24 @@
 """Batches of a dataset in an order that is a pure function of (seed, epoch, position): exact to resume, elastic."""
 
 import collections
+import logging
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from jaxz.data import where as filters
-from jaxz.data.dataset import Dataset
-from jaxz.data.order import Order
+from jaxz.data.dataset import DataError, Dataset
+from jaxz.data.order import Order, derive
 from jaxz.data.reader import Reader
 from jaxz.errors import InputError, suggest
 
+log = logging.getLogger("jaxz")
 STATE_VERSION = 1
 BLOCK = 8192  # positions whose rows are drawn together
+REPLACEMENTS = 8  # tried for one sample
+LIMIT = 1e-3  # replaced samples in an epoch's worth, before it is no accident
 AHEAD = 2  # batches read ahead beside those being read
 OWN = ("row", "epoch", "position", "valid")  # entries that the stream adds to a batch
 
@@ -38,7 +43,9 @@ class Stream:
     epochs=None: endless, an epoch's tail goes on into the next epoch. epochs=1: every row once; the last batch
     is filled up with repeats, and `valid` (bool) says which rows count. `local` is the slice of every global batch that
     this process reads: processes that read all slices read the same global batches as one process does.
-    Raises InputError for unknown names or no rows; reading raises DataError.
+    on_error: "raise" (DataError where a sample cannot be read whole) or "replace": another row stands in for it, which
+    one being a function of (seed, epoch, position); each is counted in `replaced`, each file named once in the log, and
+    above 0.1 % (of an epoch, or of all so far) DataError after all. Raises InputError for unknown names or no rows.
     """
 
     def __init__(
@@ -51,6 +58,8 @@ class Stream:
         epochs: int | None = None,
         local: slice = slice(None),
         check: str = "size",
+        coalesce: int = 4096,
+        on_error: str = "raise",
         threads: int = 2,
     ):
         dataset = source.dataset
@@ -72,7 +81,8 @@ class Stream:
         self.columns = {name: self._column(name) for name in source.columns}
         counts = np.bincount(dataset.locate(self.rows)[0], minlength=len(dataset.manifest.shards))
         self.order = Order(tuple(counts.tolist()), seed, source.window, shuffle)
-        self.reader = Reader(dataset, arrays, check)
+        self.reader = Reader(dataset, arrays, check, coalesce)
+        self.on_error, self.replaced, self.complained, self.lock = on_error, 0, set(), threading.Lock()
         self.threads = threads
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="jaxz-read")
         self.fingerprint = dataset.fingerprint(
@@ -166,10 +176,38 @@ class Stream:
             here = blocks == block
             epoch, number = divmod(int(block), len(self.rows) // BLOCK + 1)
             rows[here] = self._rows_of_block(epoch, number)[positions[here] - number * BLOCK]
-        batch = self.reader.read(rows)
+        try:
+            batch = self.reader.read(rows)
+        except DataError as error:
+            if self.on_error == "raise":
+                raise
+            batch = self._read_around(error, rows, epochs, positions)
         batch |= {name: values[rows] for name, values in self.columns.items()}
         batch |= {"row": rows, "epoch": epochs.astype(np.int32), "position": positions.astype(np.uint32)}
         return batch if self.epochs is None else {**batch, "valid": valid}
+
+    def _read_around(self, error: DataError, rows: np.ndarray, epochs: np.ndarray, positions: np.ndarray) -> dict:
+        """Read `rows`, in place of those that cannot be read others; `rows` is changed to what was read."""
+        for slot in range(len(rows)):
+            for attempt in range(REPLACEMENTS + 1):
+                try:
+                    self.reader.read(rows[slot : slot + 1])
+                    break
+                except DataError as failure:
+                    self._count(failure, error, len(rows))
+                    draw = derive(self.seed, int(epochs[slot]), int(positions[slot]), attempt)
+                    rows[slot] = self.rows[int(draw % np.uint64(len(self.rows)))]
+        return self.reader.read(rows)
+
+    def _count(self, failure: DataError, first: DataError, local: int) -> None:
+        with self.lock:
+            self.replaced += 1
+            file = str(failure).split(" ")[0]
+            if file not in self.complained:
+                self.complained.add(file)
+                log.warning("%s; other samples stand in", failure)
+            if self.replaced > LIMIT * max(len(self.rows), self.next) * local / self.batch_size:
+                raise DataError(f"{first}; {self.replaced} samples could not be read, above {LIMIT:.1%}")
 
     def _rows_of_block(self, epoch: int, number: int) -> np.ndarray:
         """The rows of BLOCK positions of an epoch: drawn together, they cost a tenth of what they do batch by batch."""

@@ -1,6 +1,8 @@
 """The stream against brute force: every sample once, exact to resume, elastic, and what it refuses."""
 
+import errno
 import json
+import os
 import shutil
 
 import jax
@@ -229,3 +231,69 @@ def test_a_regression_learns_from_table_rows(mixed_dataset):
         batch = next(stream)
         weights = step(weights, batch["features"], batch["target"])
     np.testing.assert_allclose(weights, [1.0, -2.0, 0.5, 3.0], atol=1e-3)
+
+
+def flip(dataset, row: int) -> None:
+    """Change one bit of a stored image."""
+    shard, within = (int(x[0]) for x in dataset.locate(np.array([row])))
+    offset = int(dataset.places(shard, "image")[0][within])
+    with open(dataset.shard_path(shard), "r+b") as file:
+        file.seek(offset + 33)
+        byte = file.read(1)[0]
+        file.seek(offset + 33)
+        file.write(bytes([byte ^ 16]))
+
+
+def test_reads_that_fail_or_come_short_are_tried_again(dataset, monkeypatch):
+    whole = take(Stream(Source(dataset), 10, seed=5), 20)
+    calls, preadv = iter(range(10**6)), os.preadv
+
+    def unreliable(fd, parts, offset):
+        turn = next(calls)
+        if turn % 5 == 1:
+            raise OSError(errno.EIO, "Input/output error")
+        return preadv(fd, [parts[0][: len(parts[0]) // 3 + 1]], offset) if turn % 5 == 3 else preadv(fd, parts, offset)
+
+    monkeypatch.setattr("jaxz.data.reader.os.preadv", unreliable)
+    monkeypatch.setattr("jaxz.data.reader.PAUSE", 1e-6)
+    for a, b in zip(whole, take(Stream(Source(dataset), 10, seed=5), 20), strict=True):
+        assert_same(a, b)
+    monkeypatch.setattr("jaxz.data.reader.os.preadv", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+    with pytest.raises(DataError, match=r"00000.tar: \d+ bytes at offset \d+ cannot be read \(broken, 4 tries\)"):
+        next(Stream(Source(dataset, where="object_id < 9"), 4))
+
+
+@pytest.mark.parametrize("coalesce", [0, 4096, 1 << 20])
+def test_near_payloads_read_together_are_the_same(mixed_dataset, dataset, coalesce):
+    for opened in (mixed_dataset, dataset):
+        pairs = (take(Stream(Source(opened), 16, coalesce=c), 8) for c in (coalesce, 512))
+        for a, b in zip(*pairs, strict=True):
+            assert_same(a, b)
+
+
+def test_a_lost_sample_is_stood_in_for_alike_on_every_process(tmp_path, caplog):
+    opened = open_dataset(blobs(tmp_path / "d", samples=3000, size=8))
+    whole = take(Stream(Source(opened), 12, seed=1), 250)
+    flip(opened, 1234)
+    replacing = dict(seed=1, check="crc", on_error="replace")
+    streams = [
+        Stream(Source(opened), 12, **replacing, local=local) for local in (slice(None), slice(0, 6), slice(6, 12))
+    ]
+    alone, *parts = (take(stream, 250) for stream in streams)
+    for step, batch in enumerate(alone):
+        assert_same(batch, {name: np.concatenate([part[step][name] for part in parts]) for name in batch})
+        lost = whole[step]["row"] == 1234
+        np.testing.assert_array_equal(batch["image"][~lost], whole[step]["image"][~lost])
+        for slot in np.flatnonzero(lost):
+            assert batch["row"][slot] != 1234
+            np.testing.assert_array_equal(batch["image"][slot], opened.cutout(int(batch["row"][slot]))["image"])
+    assert [stream.replaced for stream in streams] in ([1, 1, 0], [1, 0, 1])
+    assert sum("fails its checksum; restore the shard; other samples stand in" in text for text in caplog.messages) == 2
+
+
+def test_above_a_thousandth_replacing_ends(blob_dataset, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(blob_dataset, copy)
+    flip(open_dataset(copy), 40)
+    with pytest.raises(DataError, match=r"1 samples could not be read, above 0.1%"):
+        list(Stream(Source(open_dataset(copy)), 8, epochs=1, check="crc", on_error="replace"))
