@@ -25,6 +25,9 @@ def default() -> ml_collections.ConfigDict:
                 where="",  # rows to train on, such as "z_kind == 'spec'"; split == 'train' is always added ...
                 transductive=False,  # ... unless this is set, which is recorded and reported
                 bands=(),  # names, in the model's order; () takes all of the dataset
+                weights="",  # a column: rows are drawn in proportion to it
+                balance="",  # a column whose classes or bins are drawn equally often, such as "z" ...
+                balance_bins=20,  # ... in so many equal bins; 0 for classes
                 window=0,  # shards shuffled together; 0: all
                 threads=2,  # readers
                 check="size",  # or "crc": verify every payload's checksum too
@@ -65,6 +68,7 @@ CHECKS = (
     ("data.check", lambda v: v in ("size", "crc"), "'size' or 'crc'"),
     ("data.on_error", lambda v: v in ("raise", "replace"), "'raise' or 'replace'"),
     ("data.coalesce_kib", lambda v: 0 <= v <= 2**20, "in 0..1048576"),
+    ("data.balance_bins", lambda v: 0 <= v <= 10_000, "in 0..10000"),
     ("data.window", lambda v: v >= 0, "at least 0"),
     ("data.threads", lambda v: v >= 1, "at least 1"),
     ("data.softening", lambda v: v > 0, "above 0"),

@@ -251,7 +251,16 @@ def make_stream(config, dataset: Dataset, objective, prepare: Prepare, mesh) -> 
     split = "" if config.data.transductive else "split == 'train'"
     columns = tuple(sorted({*objective.columns, *prepare.columns}))
     where = filters.training_filter(split, config.data.where)
-    source = Source(dataset, prepare.arrays, columns, where, config.data.window)
+    source = Source(
+        dataset,
+        prepare.arrays,
+        columns,
+        where,
+        config.data.window,
+        weights=config.data.weights or None,
+        balance=config.data.balance or None,
+        bins=config.data.balance_bins,
+    )
     local = local_slots(mesh, config.train.batch_size)
     return Stream(
         source,

@@ -24,7 +24,7 @@ LAYERS = (
     ("errors", "files", "provenance"),
     ("data.manifest", "data.order", "data.where", "config", "mesh", "runtime"),
     ("data.dataset", "data.writer"),
-    ("data.reader", "data.prepare"),
+    ("data.reader", "data.prepare", "data.sampling"),
     ("data.stream",),
     ("models", "photoz", "logs"),
     ("objectives",),

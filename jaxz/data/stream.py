@@ -4,36 +4,22 @@ import collections
 import logging
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 
-from jaxz.data import where as filters
-from jaxz.data.dataset import DataError, Dataset
-from jaxz.data.order import Order, derive
+from jaxz.data.dataset import DataError
+from jaxz.data.order import derive
 from jaxz.data.reader import Reader
+from jaxz.data.sampling import Sampler, Source
 from jaxz.errors import InputError, suggest
 
 log = logging.getLogger("jaxz")
 STATE_VERSION = 1
-BLOCK = 8192  # positions whose rows are drawn together
 REPLACEMENTS = 8  # tried for one sample
 LIMIT = 1e-3  # replaced samples in an epoch's worth, before it is no accident
 AHEAD = 2  # batches read ahead beside those being read
+SETTINGS = ("name", "where", "window", "weights", "balance", "seed")  # of a source, beside its rows and columns
 OWN = ("row", "epoch", "position", "valid")  # entries that the stream adds to a batch
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a stream takes of a dataset: arrays (those named, default all), scalar columns, the rows that pass `where`,
-    shuffled in windows of `window` shards (0: over everything)."""
-
-    dataset: Dataset
-    arrays: tuple[str, ...] | None = None
-    columns: tuple[str, ...] = ()
-    where: str | None = None
-    window: int = 0
-    name: str = "data"
 
 
 class Stream:
@@ -73,33 +59,24 @@ class Stream:
             raise InputError(f"column {taken[0]!r} has a name that the stream itself uses; rename it in the dataset")
         self.source, self.batch_size, self.seed, self.epochs = source, batch_size, seed, epochs
         self.slots = np.arange(batch_size)[local]
-        self.rows = dataset.select(source.where)
-        if not len(self.rows):
-            raise InputError(
-                f"where: {source.where!r} selects none of the {len(dataset)} rows of {str(dataset.path)!r}"
-            )
+        self.sampler = Sampler(source, seed, shuffle)
         self.columns = {name: self._column(name) for name in source.columns}
-        counts = np.bincount(dataset.locate(self.rows)[0], minlength=len(dataset.manifest.shards))
-        self.order = Order(tuple(counts.tolist()), seed, source.window, shuffle)
         self.reader = Reader(dataset, arrays, check, coalesce)
         self.on_error, self.replaced, self.complained, self.lock = on_error, 0, set(), threading.Lock()
         self.threads = threads
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="jaxz-read")
-        self.fingerprint = dataset.fingerprint(
-            {*source.columns, *(filters.names(source.where) if source.where else ())}
-        )
-        self.blocks: dict[tuple[int, int], np.ndarray] = {}
+        self.fingerprint = dataset.fingerprint(source.used_columns)
         self.next = 0  # global position of the next batch: epoch * rows + position
         self.pending: collections.deque[Future] = collections.deque()
 
     def __len__(self) -> int:
-        """Rows of one epoch."""
-        return len(self.rows)
+        """Positions of one epoch."""
+        return len(self.sampler)
 
     @property
     def batches(self) -> int | None:
         """Batches in all; None for an endless stream."""
-        return None if self.epochs is None else -(-self.epochs * len(self.rows) // self.batch_size)
+        return None if self.epochs is None else -(-self.epochs * len(self) // self.batch_size)
 
     def __iter__(self) -> "Stream":
         return self
@@ -119,12 +96,14 @@ class Stream:
 
     def state(self) -> dict:
         """Where the stream stands, as JSON; the same on every process. Batches read ahead do not count."""
-        epoch, position = divmod(self.next, len(self.rows))
+        epoch, position = divmod(self.next, len(self))
         source = {
             "name": self.source.name,
             "fingerprint": self.fingerprint,
             "where": self.source.where,
             "window": self.source.window,
+            "weights": self.source.weights,
+            "balance": self.source.balance and [self.source.balance, self.source.bins],
             "seed": self.seed,
             "epoch": epoch,
             "position": position,
@@ -143,14 +122,14 @@ class Stream:
             )
         before, after = then["fingerprint"]["columns"], now["fingerprint"]["columns"]
         changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
-        changed += [name for name in ("name", "where", "window", "seed") if then[name] != now[name]]
+        changed += [name for name in SETTINGS if then.get(name) != now[name]]
         if changed:
             details = ", ".join(
                 f"{name}: {then.get(name, 'column')!r} -> {now.get(name, 'column')!r}" for name in changed
             )
             raise InputError(f"the stream changed since the checkpoint ({details}); undo it or start a new run")
         self._drain()
-        self.next = then["epoch"] * len(self.rows) + then["position"]
+        self.next = then["epoch"] * len(self) + then["position"]
 
     def close(self) -> None:
         self._drain()
@@ -162,20 +141,15 @@ class Stream:
         self.pending.clear()
 
     def _ended(self, start: int) -> bool:
-        return self.epochs is not None and start >= self.epochs * len(self.rows)
+        return self.epochs is not None and start >= self.epochs * len(self)
 
     def _batch(self, start: int) -> dict[str, np.ndarray]:
         at = start + self.slots
         valid = ~np.zeros(len(at), bool)
         if self.epochs is not None:
-            valid = at < self.epochs * len(self.rows)
-        epochs, positions = np.divmod(at, len(self.rows))
-        rows = np.empty(len(at), np.int64)
-        blocks = epochs * (len(self.rows) // BLOCK + 1) + positions // BLOCK
-        for block in np.unique(blocks):
-            here = blocks == block
-            epoch, number = divmod(int(block), len(self.rows) // BLOCK + 1)
-            rows[here] = self._rows_of_block(epoch, number)[positions[here] - number * BLOCK]
+            valid = at < self.epochs * len(self)
+        epochs, positions = np.divmod(at, len(self))
+        rows = self.sampler(at)
         try:
             batch = self.reader.read(rows)
         except DataError as error:
@@ -196,7 +170,7 @@ class Stream:
                 except DataError as failure:
                     self._count(failure, error, len(rows))
                     draw = derive(self.seed, int(epochs[slot]), int(positions[slot]), attempt)
-                    rows[slot] = self.rows[int(draw % np.uint64(len(self.rows)))]
+                    rows[slot] = self.sampler.rows[int(draw % np.uint64(len(self)))]
         return self.reader.read(rows)
 
     def _count(self, failure: DataError, first: DataError, local: int) -> None:
@@ -206,19 +180,8 @@ class Stream:
             if file not in self.complained:
                 self.complained.add(file)
                 log.warning("%s; other samples stand in", failure)
-            if self.replaced > LIMIT * max(len(self.rows), self.next) * local / self.batch_size:
+            if self.replaced > LIMIT * max(len(self), self.next) * local / self.batch_size:
                 raise DataError(f"{first}; {self.replaced} samples could not be read, above {LIMIT:.1%}")
-
-    def _rows_of_block(self, epoch: int, number: int) -> np.ndarray:
-        """The rows of BLOCK positions of an epoch: drawn together, they cost a tenth of what they do batch by batch."""
-        found = self.blocks.get((epoch, number))
-        if found is None:
-            positions = np.arange(number * BLOCK, min((number + 1) * BLOCK, len(self.rows)))
-            found = self.rows[self.order(epoch, positions)]
-            if len(self.blocks) > 2 * self.threads + AHEAD:
-                self.blocks.clear()  # other threads hold what they use
-            self.blocks[epoch, number] = found
-        return found
 
     def _column(self, name: str) -> np.ndarray:
         values = self.source.dataset.column(name)

@@ -1,0 +1,133 @@
+"""Which row of a source stands at each position of an epoch: a pure function of (seed, epoch, position)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxz.data import where as filters
+from jaxz.data.dataset import Dataset
+from jaxz.data.order import Order, derive
+from jaxz.errors import InputError
+
+BLOCK = 8192  # positions whose rows are drawn together
+KEPT = 16  # blocks, for the threads that read ahead
+OFFSET_KEY = 2**40  # beside the keys that Order derives, which are small
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a stream takes of a dataset: arrays (those named, default all), scalar columns, the rows that pass `where`,
+    shuffled in windows of `window` shards (0: over everything).
+
+    weights: a column; a row is drawn in proportion to it, those of weight 0 never. balance: a column whose values
+    (classes; with bins, so many equal bins of numbers) are drawn equally often. Of both, the product counts.
+    An epoch then has as many draws as there are rows to draw from, and each row comes floor or ceil of its share.
+    """
+
+    dataset: Dataset
+    arrays: tuple[str, ...] | None = None
+    columns: tuple[str, ...] = ()
+    where: str | None = None
+    window: int = 0
+    name: str = "data"
+    weights: str | None = None
+    balance: str | None = None
+    bins: int = 0
+
+    @property
+    def used_columns(self) -> set[str]:
+        """The columns that decide what the stream yields."""
+        chosen = {self.weights, self.balance} - {None}
+        return {*self.columns, *chosen, *(filters.names(self.where) if self.where else ())}
+
+
+class Sampler:
+    """len: positions of an epoch. Raises InputError where no row can be drawn or weights are no weights."""
+
+    def __init__(self, source: Source, seed: int, shuffle: bool):
+        dataset = source.dataset
+        self.seed, self.window, self.shuffle, self.ends = seed, source.window, shuffle, None
+        self.rows = dataset.select(source.where)
+        if not len(self.rows):
+            raise InputError(
+                f"where: {source.where!r} selects none of the {len(dataset)} rows of {str(dataset.path)!r}"
+            )
+        if source.weights or source.balance:
+            weights = row_weights(source, self.rows)
+            self.rows, weights = self.rows[weights > 0], weights[weights > 0]
+            self.ends = np.cumsum(weights)  # [M]: where each row's share ends, in units of draws
+            self.ends *= len(self.rows) / self.ends[-1]
+            self.ends[-1] = len(self.rows)
+        counts = np.bincount(dataset.locate(self.rows)[0], minlength=len(dataset.manifest.shards))
+        self.last = np.cumsum(counts)  # rows up to and with each shard
+        self.blocks: dict[tuple[int, int], np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __call__(self, at: np.ndarray) -> np.ndarray:
+        """int64 [K]: the rows at global positions (epoch * len + position)."""
+        epochs, positions = np.divmod(at, len(self))
+        rows = np.empty(len(at), np.int64)
+        numbers = positions // BLOCK
+        for epoch, number in {*zip(epochs.tolist(), numbers.tolist(), strict=True)}:
+            here = (epochs == epoch) & (numbers == number)
+            rows[here] = self._block(epoch, number)[positions[here] - number * BLOCK]
+        return rows
+
+    def _block(self, epoch: int, number: int) -> np.ndarray:
+        """The rows of BLOCK positions: drawn together, they cost a tenth of what they do batch by batch."""
+        found = self.blocks.get((epoch, number))
+        if found is None:
+            positions = np.arange(number * BLOCK, min((number + 1) * BLOCK, len(self)))
+            found = self.rows[self._draw(epoch, positions)]
+            if len(self.blocks) >= KEPT:
+                self.blocks.clear()  # other threads hold what they use
+            self.blocks[epoch, number] = found
+        return found
+
+    def _draw(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        """Places among `rows`. With weights, systematic sampling: draw k falls where k + offset lies in the shares."""
+        if self.ends is None:
+            counts = np.diff(self.last, prepend=0)
+            return Order(tuple(counts.tolist()), self.seed, self.window, self.shuffle)(epoch, positions)
+        offset = float(derive(self.seed, epoch, OFFSET_KEY) >> np.uint64(11)) * 2.0**-53
+        share = np.append(0, self.ends)[self.last]  # of all rows up to and with each shard
+        draws = np.clip(np.ceil(share - offset), 0, len(self)).astype(np.int64)
+        places = Order(tuple(np.diff(draws, prepend=0).tolist()), self.seed, self.window, self.shuffle)(
+            epoch, positions
+        )
+        return np.minimum(np.searchsorted(self.ends, places + offset, side="right"), len(self) - 1)
+
+
+def row_weights(source: Source, rows: np.ndarray) -> np.ndarray:
+    """float64 [N]: how often each row is wanted, relative to the others."""
+    weights = np.ones(len(rows))
+    if source.weights:
+        weights = source.dataset.column(source.weights)[rows].astype(np.float64)
+        if not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
+            raise InputError(
+                f"weights: column {source.weights!r} has values that are missing, negative or all zero; mend it, or "
+                "leave such rows out with where"
+            )
+    return weights * balancing(source, rows) if source.balance else weights
+
+
+def balancing(source: Source, rows: np.ndarray) -> np.ndarray:
+    """float64 [N]: one over the number of rows of the same class or bin."""
+    values = source.dataset.column(source.balance)[rows]
+    missing = values == None if values.dtype == object else np.isnan(values) if values.dtype.kind == "f" else False  # noqa: E711
+    if np.any(missing):
+        raise InputError(
+            f"balance: column {source.balance!r} is missing for {int(np.sum(missing))} rows; leave them out with where"
+        )
+    if source.bins:
+        if values.dtype.kind not in "fiu":
+            raise InputError(f"balance: column {source.balance!r} holds no numbers; set bins=0 to balance its classes")
+        edges = np.linspace(values.min(), values.max(), source.bins + 1)
+        values = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, source.bins - 1)
+    elif values.dtype.kind == "f":
+        raise InputError(f"balance: column {source.balance!r} holds real numbers; say how many bins with bins=20")
+    _, place, counts = np.unique(values.astype(str) if values.dtype == object else values, return_inverse=True,
+                                 return_counts=True)  # fmt: skip
+    return 1.0 / counts[place]
