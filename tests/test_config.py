@@ -26,7 +26,7 @@ FILES = [
     ("def get_config():\n    return 3", r"get_config\(\) of '.*own.py' gives no ConfigDict"),
     (
         "from ml_collections import ConfigDict\nget_config = ConfigDict",
-        r"own.py' leaves out checkpoint.every and 4\d other",
+        r"own.py' leaves out checkpoint.every and \d+ other",
     ),
 ]
 
