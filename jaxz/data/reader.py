@@ -5,7 +5,6 @@ import errno
 import itertools
 import math
 import mmap
-import operator
 import os
 import threading
 import time
@@ -18,7 +17,7 @@ from jaxz.data.dataset import DataError, Dataset
 
 OPEN_SHARDS = 256
 TRIES, PAUSE = 4, 0.05  # reads of one stretch, and seconds before the second; each later one waits four times longer
-MOST_PARTS = 512  # of one preadv; the system takes 1,024
+MOST_JOINED = 512  # payloads read with one call, with gaps between them: the system takes 1,024 parts
 
 
 class Buffers:
@@ -68,6 +67,9 @@ class Places:
         self.size = np.zeros(count, np.int32) if self.spec.variable else None
         self.crc = np.zeros(count, np.uint32) if crc else None
 
+    def sizes(self, rows: np.ndarray) -> np.ndarray:
+        return np.full(len(rows), self.spec.nbytes) if self.size is None else self.size[rows]
+
     def load(self, shard: int) -> None:
         """Raises DataError where a payload has a size that the array's shape does not have."""
         here = slice(*self.dataset.starts[shard : shard + 2])
@@ -110,27 +112,20 @@ class Reader:
     def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """{name: [B, *shape]} for int64 rows [B]; a variable axis is padded with zeros, and its `name`_mask,
         bool [B, max], says which entries are there. Raises DataError for what cannot be read whole."""
-        batch, masks, jobs, later = {}, {}, [], []
-        shards = self.dataset.locate(rows)[0]
-        opened = {n: self._open(n) for n in np.unique(shards).tolist()} if self.raw else {}
+        batch, masks, later = {}, {}, []
+        numbers = self.dataset.locate(rows)[0]
+        opened = {n: self._open(n) for n in np.unique(numbers).tolist()} if self.raw else {}
+        views = []
         for name, spec in self.raw.items():
-            batch[name], views = self.buffers.take((len(rows), *spec.full_shape), spec.dtype)
-            places = self.places[name]
-            crcs = places.crc[rows].tolist() if places.crc is not None else itertools.repeat(0)
+            batch[name], slots = self.buffers.take((len(rows), *spec.full_shape), spec.dtype)
             if spec.variable:
                 masks[f"{name}_mask"] = np.zeros((len(rows), spec.max), bool)
                 values = [self._variable(name, row) for row in rows.tolist()]
                 later += zip(itertools.repeat(name), range(len(rows)), values)
-                views = [memoryview(value.reshape(-1).view(np.uint8)) for value in values]
-            jobs += zip(shards.tolist(), places.offset[rows].tolist(), views, crcs, itertools.repeat(name))
-        jobs.sort(key=operator.itemgetter(0, 1))
-        self._read_stretches(opened, jobs)
-        if self.check == "crc":
-            for n, offset, view, crc, name in jobs:
-                if zlib.crc32(view) != crc:
-                    raise DataError(
-                        f"{opened[n].path}: {name} at offset {offset} fails its checksum; restore the shard"
-                    )
+                slots = [memoryview(value.reshape(-1).view(np.uint8)) for value in values]
+            views += slots
+        if views:
+            self._fill(opened, numbers, rows, views)
         for name, slot, value in later:
             batch[name][slot] = 0
             batch[name][slot][tuple(slice(size) for size in value.shape)] = value
@@ -138,6 +133,48 @@ class Reader:
         for name, values in self.columns.items():
             batch[name] = values[rows]
         return {**{name: batch[name] for name in self.specs}, **masks}
+
+    def _fill(self, opened: dict[int, Shard], numbers: np.ndarray, rows: np.ndarray, views: list[memoryview]) -> None:
+        """Read the payloads of all rows, array after array, into `views`; near ones with one call."""
+        places = list(self.places.values())
+        offsets = np.concatenate([place.offset[rows] for place in places])
+        sizes = np.concatenate([place.sizes(rows) for place in places])
+        numbers = np.tile(numbers, len(places))
+        order = np.lexsort((offsets, numbers))
+        offsets, sizes, numbers = offsets[order], sizes[order], numbers[order]
+        views = [views[k] for k in order.tolist()]
+        gaps = offsets[1:] - offsets[:-1] - sizes[:-1]
+        joined = (numbers[1:] == numbers[:-1]) & (gaps >= 0) & (gaps <= self.coalesce)
+        joined[MOST_JOINED - 1 :: MOST_JOINED] = False
+        first = np.flatnonzero(np.append(True, ~joined))
+        last = np.append(first[1:], len(views))
+        length = offsets[last - 1] + sizes[last - 1] - offsets[first]
+        if self.check == "crc":
+            crcs = np.concatenate([place.crc[rows] for place in places])[order].tolist()
+        preadv = os.preadv
+        stretches = (first, last, numbers[first], offsets[first], length)
+        for a, b, n, offset, size in zip(*(x.tolist() for x in stretches), strict=True):
+            parts = views[a:b] if b == a + 1 else self._with_gaps(views[a:b], gaps[a : b - 1].tolist())
+            try:
+                got = preadv(opened[n].fd, parts, offset)
+            except OSError:
+                got = -1
+            if got != size:
+                read_whole(opened[n], parts, offset, size)
+            if self.check == "crc":  # while the processor's cache holds it
+                for k in range(a, b):
+                    if zlib.crc32(views[k]) != crcs[k]:
+                        name = places[order[k] // len(rows)].name
+                        raise DataError(
+                            f"{opened[n].path}: {name} at offset {offsets[k]} fails its checksum; restore the shard"
+                        )
+
+    def _with_gaps(self, views: list[memoryview], gaps: list[int]) -> list[memoryview]:
+        """The views, with room for what lies between them."""
+        parts = views[:1]
+        for view, gap in zip(views[1:], gaps, strict=True):
+            parts += (self.gap[:gap], view) if gap else (view,)
+        return parts
 
     def _variable(self, name: str, row: int) -> np.ndarray:
         """Memory for one payload of a variable array."""
@@ -147,23 +184,6 @@ class Reader:
         except ValueError as error:
             path = self.dataset.shard_path(int(self.dataset.locate(np.array([row]))[0][0]))
             raise DataError(f"{path}: {name} at offset {places.offset[row]}: {error}; rebuild the index") from None
-
-    def _read_stretches(self, opened: dict[int, Shard], jobs: list) -> None:
-        """Read every (shard, offset, view, ...), which come in that order; near ones with one call."""
-        parts, start, end, last = [], 0, 0, -1
-        for n, offset, view, *_ in jobs:
-            gap = offset - end
-            if n == last and 0 <= gap <= self.coalesce and len(parts) < MOST_PARTS:
-                if gap:
-                    parts.append(self.gap[:gap])
-                parts.append(view)
-            else:
-                if parts:
-                    read_whole(opened[last], parts, start, end - start)
-                parts, start, last = [view], offset, n
-            end = offset + len(view)
-        if parts:
-            read_whole(opened[last], parts, start, end - start)
 
     def _open(self, n: int) -> Shard:
         """Shard n, open, with its places known. Raises DataError where it is gone or of another size."""
