@@ -13,9 +13,12 @@ ROUNDS = 6  # Luby & Rackoff (1988): 4 are pseudo-random; two more for small dom
 
 def mix(x: np.ndarray) -> np.ndarray:
     """splitmix64's finaliser (Steele et al. 2014): a bijection on uint64, all input bits reach all output bits."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    x = x ^ (x >> np.uint64(30))
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x
 
 
 def derive(*numbers: int) -> np.uint64:

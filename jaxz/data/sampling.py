@@ -1,5 +1,6 @@
 """Which row of a source stands at each position of an epoch: a pure function of (seed, epoch, position)."""
 
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +62,7 @@ class Sampler:
         counts = np.bincount(dataset.locate(self.rows)[0], minlength=len(dataset.manifest.shards))
         self.last = np.cumsum(counts)  # rows up to and with each shard
         self.blocks: dict[tuple[int, int], np.ndarray] = {}
+        self.lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -77,14 +79,13 @@ class Sampler:
 
     def _block(self, epoch: int, number: int) -> np.ndarray:
         """The rows of BLOCK positions: drawn together, they cost a tenth of what they do batch by batch."""
-        found = self.blocks.get((epoch, number))
-        if found is None:
-            positions = np.arange(number * BLOCK, min((number + 1) * BLOCK, len(self)))
-            found = self.rows[self._draw(epoch, positions)]
-            if len(self.blocks) >= KEPT:
-                self.blocks.clear()  # other threads hold what they use
-            self.blocks[epoch, number] = found
-        return found
+        with self.lock:  # threads that need the same block would each draw it
+            if (epoch, number) not in self.blocks:
+                positions = np.arange(number * BLOCK, min((number + 1) * BLOCK, len(self)))
+                if len(self.blocks) >= KEPT:
+                    self.blocks.clear()
+                self.blocks[epoch, number] = self.rows[self._draw(epoch, positions)]
+            return self.blocks[epoch, number]
 
     def _draw(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         """Places among `rows`. With weights, systematic sampling: draw k falls where k + offset lies in the shares."""
