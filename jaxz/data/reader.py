@@ -73,7 +73,8 @@ class Places:
     def load(self, shard: int) -> None:
         """Raises DataError where a payload has a size that the array's shape does not have."""
         here = slice(*self.dataset.starts[shard : shard + 2])
-        offset, size, crc = self.dataset.places(shard, self.name)
+        suffixes = ("offset", "size") if self.crc is None else ("offset", "size", "crc32")
+        offset, size, *crc = self.dataset.places(shard, self.name, suffixes)
         wrong = size > self.spec.nbytes if self.spec.variable else size != self.spec.nbytes
         if wrong.any():
             first = int(np.argmax(wrong))
@@ -86,7 +87,7 @@ class Places:
         if self.size is not None:
             self.size[here] = size
         if self.crc is not None:
-            self.crc[here] = crc
+            [self.crc[here]] = crc
         self.known[shard] = True
 
 
@@ -205,7 +206,7 @@ class Reader:
             if shard.size > entry.bytes:
                 raise DataError(f"{path} has {shard.size} bytes, dataset.json says {entry.bytes}; restore the shard")
             if shard.size < entry.bytes:
-                ends = np.max([np.add(*self.dataset.places(n, name)[:2]) for name in self.raw], axis=0)
+                ends = np.max([np.add(*self.dataset.places(n, name, ("offset", "size"))) for name in self.raw], axis=0)
                 lost = int((ends > shard.size).sum())
                 raise DataError(
                     f"{path} is cut at offset {shard.size} of {entry.bytes} bytes: {lost} of {entry.samples} "

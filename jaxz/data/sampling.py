@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxz.data import where as filters
 from jaxz.data.dataset import Dataset
 from jaxz.data.order import Order, derive
 from jaxz.errors import InputError
@@ -35,26 +34,23 @@ class Source:
     balance: str | None = None
     bins: int = 0
 
-    @property
-    def used_columns(self) -> set[str]:
-        """The columns that decide what the stream yields."""
-        chosen = {self.weights, self.balance} - {None}
-        return {*self.columns, *chosen, *(filters.names(self.where) if self.where else ())}
-
 
 class Sampler:
-    """len: positions of an epoch. Raises InputError where no row can be drawn or weights are no weights."""
+    """len: positions of an epoch; columns: those of the source, of all rows of the dataset.
+
+    Raises InputError where no row can be drawn or weights are no weights."""
 
     def __init__(self, source: Source, seed: int, shuffle: bool):
         dataset = source.dataset
         self.seed, self.window, self.shuffle, self.ends = seed, source.window, shuffle, None
-        self.rows = dataset.select(source.where)
+        chosen = {source.weights, source.balance} - {None}
+        self.rows, self.columns, self.digests = dataset.scan(source.where, sorted({*source.columns, *chosen}))
         if not len(self.rows):
             raise InputError(
                 f"where: {source.where!r} selects none of the {len(dataset)} rows of {str(dataset.path)!r}"
             )
         if source.weights or source.balance:
-            weights = row_weights(source, self.rows)
+            weights = row_weights(source, {name: self.columns[name][self.rows] for name in chosen})
             self.rows, weights = self.rows[weights > 0], weights[weights > 0]
             self.ends = np.cumsum(weights)  # [M]: where each row's share ends, in units of draws
             self.ends *= len(self.rows) / self.ends[-1]
@@ -101,22 +97,21 @@ class Sampler:
         return np.minimum(np.searchsorted(self.ends, places + offset, side="right"), len(self) - 1)
 
 
-def row_weights(source: Source, rows: np.ndarray) -> np.ndarray:
+def row_weights(source: Source, columns: dict[str, np.ndarray]) -> np.ndarray:
     """float64 [N]: how often each row is wanted, relative to the others."""
-    weights = np.ones(len(rows))
+    weights = 1.0
     if source.weights:
-        weights = source.dataset.column(source.weights)[rows].astype(np.float64)
+        weights = columns[source.weights].astype(np.float64)
         if not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
             raise InputError(
                 f"weights: column {source.weights!r} has values that are missing, negative or all zero; mend it, or "
                 "leave such rows out with where"
             )
-    return weights * balancing(source, rows) if source.balance else weights
+    return weights * balancing(source, columns[source.balance]) if source.balance else weights
 
 
-def balancing(source: Source, rows: np.ndarray) -> np.ndarray:
+def balancing(source: Source, values: np.ndarray) -> np.ndarray:
     """float64 [N]: one over the number of rows of the same class or bin."""
-    values = source.dataset.column(source.balance)[rows]
     missing = values == None if values.dtype == object else np.isnan(values) if values.dtype.kind == "f" else False  # noqa: E711
     if np.any(missing):
         raise InputError(

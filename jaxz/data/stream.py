@@ -60,12 +60,12 @@ class Stream:
         self.source, self.batch_size, self.seed, self.epochs = source, batch_size, seed, epochs
         self.slots = np.arange(batch_size)[local]
         self.sampler = Sampler(source, seed, shuffle)
-        self.columns = {name: self._column(name) for name in source.columns}
+        self.columns = {name: numbers(name, self.sampler.columns[name]) for name in source.columns}
         self.reader = Reader(dataset, arrays, check, coalesce)
         self.on_error, self.replaced, self.complained, self.lock = on_error, 0, set(), threading.Lock()
         self.threads = threads
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="jaxz-read")
-        self.fingerprint = dataset.fingerprint(source.used_columns)
+        self.fingerprint = dataset.fingerprint(self.sampler.digests)
         self.next = 0  # global position of the next batch: epoch * rows + position
         self.pending: collections.deque[Future] = collections.deque()
 
@@ -183,8 +183,9 @@ class Stream:
             if self.replaced > LIMIT * max(len(self), self.next) * local / self.batch_size:
                 raise DataError(f"{first}; {self.replaced} samples could not be read, above {LIMIT:.1%}")
 
-    def _column(self, name: str) -> np.ndarray:
-        values = self.source.dataset.column(name)
-        if values.dtype.kind not in "fiub":
-            raise InputError(f"column {name!r} holds text; a batch carries numbers only (use it in `where`)")
-        return values
+
+def numbers(name: str, values: np.ndarray) -> np.ndarray:
+    """The values of a column. Raises InputError for text."""
+    if values.dtype.kind not in "fiub":
+        raise InputError(f"column {name!r} holds text; a batch carries numbers only (use it in `where`)")
+    return values

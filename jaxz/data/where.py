@@ -1,6 +1,7 @@
 """Row filters over index columns, such as "z_kind == 'spec' and z_quality >= 3"."""
 
 import ast
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -69,6 +70,7 @@ def evaluate(where: str, column: Callable[[str], pa.ChunkedArray]) -> np.ndarray
     return mask.to_numpy(zero_copy_only=False) if isinstance(mask, pa.Array) else mask.to_numpy()
 
 
+@functools.lru_cache  # evaluated shard by shard
 def parse(where: str) -> ast.expr:
     """The syntax tree. Raises InputError where it is no expression, or nested too deeply to evaluate."""
     try:
