@@ -7,6 +7,7 @@ RUN/reconstructions.npz for those that reconstruct images.
 """
 
 import argparse
+import contextlib
 import io
 import json
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 
 from jaxz import errors
 from jaxz.data.dataset import Dataset, open_dataset
-from jaxz.data.reader import Reader
+from jaxz.data.stream import Source, Stream
 from jaxz.files import replace
 from jaxz.photoz.pdf import PDF
 from jaxz.predict import Model, catalog_of, load_run
@@ -74,9 +75,8 @@ def write_reconstructions(path: Path, model: Model, dataset: Dataset) -> None:
         rows = rows[np.argsort(np.where(np.isfinite(magnitude), magnitude, np.inf), kind="stable")]
     chosen = rows[(np.linspace(0.003, 0.4, SHOWN) ** 1.5 * len(rows)).astype(int)]
     prepare, _ = model.compiled(dataset.manifest.to_json())
-    batch = Reader(dataset, prepare.arrays).read(chosen) | {
-        name: dataset.column(name)[chosen] for name in prepare.columns
-    }
+    with contextlib.closing(Stream(Source(dataset, prepare.arrays, prepare.columns), len(chosen))) as stream:
+        batch = stream.fetch(chosen)
     found = model.predict(batch, dataset.manifest)
     seen = prepare(batch, None)
     content = {

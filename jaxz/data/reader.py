@@ -10,10 +10,12 @@ import threading
 import time
 import weakref
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
 from jaxz.data.dataset import DataError, Dataset
+from jaxz.data.manifest import Array
 
 OPEN_SHARDS = 256
 TRIES, PAUSE = 4, 0.05  # reads of one stretch, and seconds before the second; each later one waits four times longer
@@ -59,10 +61,9 @@ class Shard:
 class Places:
     """Offset, size and crc32 of every payload of one array, read shard by shard where they are first wanted."""
 
-    def __init__(self, dataset: Dataset, name: str, crc: bool):
-        self.dataset, self.name, self.spec = dataset, name, dataset.manifest.arrays[name]
-        count = len(dataset)
-        self.known = np.zeros(len(dataset.manifest.shards), bool)
+    def __init__(self, name: str, spec: Array, starts: np.ndarray, crc: bool):
+        self.name, self.spec, self.starts, count = name, spec, starts, int(starts[-1])
+        self.known = np.zeros(len(starts) - 1, bool)
         self.offset = np.zeros(count, np.int64)  # pages that are never touched take no memory
         self.size = np.zeros(count, np.int32) if self.spec.variable else None
         self.crc = np.zeros(count, np.uint32) if crc else None
@@ -70,15 +71,16 @@ class Places:
     def sizes(self, rows: np.ndarray) -> np.ndarray:
         return np.full(len(rows), self.spec.nbytes) if self.size is None else self.size[rows]
 
-    def load(self, shard: int) -> None:
-        """Raises DataError where a payload has a size that the array's shape does not have."""
-        here = slice(*self.dataset.starts[shard : shard + 2])
+    def load(self, n: int, dataset: Dataset, shard: int) -> None:
+        """Those of shard number n of all, which is `shard` of a dataset. Raises DataError where a payload has a size
+        that the array's shape does not have."""
+        here = slice(*self.starts[n : n + 2])
         suffixes = ("offset", "size") if self.crc is None else ("offset", "size", "crc32")
-        offset, size, *crc = self.dataset.places(shard, self.name, suffixes)
+        offset, size, *crc = dataset.places(shard, self.name, suffixes)
         wrong = size > self.spec.nbytes if self.spec.variable else size != self.spec.nbytes
         if wrong.any():
             first = int(np.argmax(wrong))
-            path = self.dataset.shard_path(shard)
+            path = dataset.shard_path(shard)
             raise DataError(
                 f"{path}: {self.name} at offset {offset[first]} has {size[first]} bytes, its shape takes "
                 f"{self.spec.nbytes}; rebuild the index"
@@ -88,33 +90,41 @@ class Places:
             self.size[here] = size
         if self.crc is not None:
             [self.crc[here]] = crc
-        self.known[shard] = True
+        self.known[n] = True
 
 
 class Reader:
-    """Reads arrays of rows, from any number of threads.
+    """Reads arrays of rows, from any number of threads. The rows and the shards of several datasets, whose arrays are
+    alike, are numbered through.
 
     check: "size" (every payload has the size its index says) or "crc" (and its checksum). coalesce: payloads of a shard
     that lie at most so many bytes apart are read in one go; the default joins the arrays of one sample, network file
     systems want a megabyte.
     """
 
-    def __init__(self, dataset: Dataset, arrays: tuple[str, ...], check: str = "size", coalesce: int = 4096):
-        self.dataset, self.check, self.coalesce = dataset, check, coalesce
-        specs = {name: dataset.manifest.arrays[name] for name in arrays}
+    def __init__(self, datasets: Sequence[Dataset], arrays: tuple[str, ...], check: str = "size", coalesce: int = 4096):
+        self.datasets, self.check, self.coalesce = datasets, check, coalesce
+        self.numbered = [(dataset, shard) for dataset in datasets for shard in range(len(dataset.manifest.shards))]
+        self.starts = np.cumsum([0] + [dataset.manifest.shards[shard].samples for dataset, shard in self.numbered])
+        specs = {name: datasets[0].manifest.arrays[name] for name in arrays}
         self.raw = {name: spec for name, spec in specs.items() if spec.encoding == "raw"}
-        self.columns = {name: dataset.column(name) for name, spec in specs.items() if spec.encoding == "index"}
-        self.places = {name: Places(dataset, name, check == "crc") for name in self.raw}
+        inside = [name for name, spec in specs.items() if spec.encoding == "index"]
+        self.columns = {name: np.concatenate([dataset.column(name) for dataset in datasets]) for name in inside}
+        self.places = {name: Places(name, spec, self.starts, check == "crc") for name, spec in self.raw.items()}
         self.specs, self.buffers = specs, Buffers()
         self.gap = memoryview(bytearray(max(1, coalesce)))  # where what lies between two payloads goes
         self.shards: collections.OrderedDict[int, Shard] = collections.OrderedDict()
         self.lock = threading.Lock()
 
+    def first_row(self, dataset: Dataset) -> int:
+        """The number of a dataset's first row."""
+        return sum(map(len, self.datasets[: self.datasets.index(dataset)]))
+
     def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """{name: [B, *shape]} for int64 rows [B]; a variable axis is padded with zeros, and its `name`_mask,
         bool [B, max], says which entries are there. Raises DataError for what cannot be read whole."""
         batch, masks, later = {}, {}, []
-        numbers = self.dataset.locate(rows)[0]
+        numbers = self._numbers(rows)
         opened = {n: self._open(n) for n in np.unique(numbers).tolist()} if self.raw else {}
         views = []
         for name, spec in self.raw.items():
@@ -134,6 +144,10 @@ class Reader:
         for name, values in self.columns.items():
             batch[name] = values[rows]
         return {**{name: batch[name] for name in self.specs}, **masks}
+
+    def _numbers(self, rows: np.ndarray) -> np.ndarray:
+        """The shard of each row, of all datasets'."""
+        return np.searchsorted(self.starts, rows, side="right") - 1
 
     def _fill(self, opened: dict[int, Shard], numbers: np.ndarray, rows: np.ndarray, views: list[memoryview]) -> None:
         """Read the payloads of all rows, array after array, into `views`; near ones with one call."""
@@ -183,7 +197,8 @@ class Reader:
         try:
             return np.empty(spec.shape_of(int(places.size[row])), spec.dtype)
         except ValueError as error:
-            path = self.dataset.shard_path(int(self.dataset.locate(np.array([row]))[0][0]))
+            dataset, shard = self.numbered[int(self._numbers(np.array(row)))]
+            path = dataset.shard_path(shard)
             raise DataError(f"{path}: {name} at offset {places.offset[row]}: {error}; rebuild the index") from None
 
     def _open(self, n: int) -> Shard:
@@ -192,10 +207,11 @@ class Reader:
             if n in self.shards:
                 self.shards.move_to_end(n)
                 return self.shards[n]
+            dataset, shard_number = self.numbered[n]
             for places in self.places.values():
                 if not places.known[n]:
-                    places.load(n)
-            entry, path = self.dataset.manifest.shards[n], self.dataset.shard_path(n)
+                    places.load(n, dataset, shard_number)
+            entry, path = dataset.manifest.shards[shard_number], dataset.shard_path(shard_number)
             try:
                 shard = Shard(path)
             except OSError as error:
@@ -206,7 +222,9 @@ class Reader:
             if shard.size > entry.bytes:
                 raise DataError(f"{path} has {shard.size} bytes, dataset.json says {entry.bytes}; restore the shard")
             if shard.size < entry.bytes:
-                ends = np.max([np.add(*self.dataset.places(n, name, ("offset", "size"))) for name in self.raw], axis=0)
+                ends = np.max(
+                    [np.add(*dataset.places(shard_number, name, ("offset", "size"))) for name in self.raw], axis=0
+                )
                 lost = int((ends > shard.size).sum())
                 raise DataError(
                     f"{path} is cut at offset {shard.size} of {entry.bytes} bytes: {lost} of {entry.samples} "

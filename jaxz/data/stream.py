@@ -1,9 +1,14 @@
-"""Batches of a dataset in an order that is a pure function of (seed, epoch, position): exact to resume, elastic."""
+"""Batches of datasets in an order that is a pure function of (seed, epoch, position): exact to resume, elastic."""
 
 import collections
+import itertools
 import logging
+import math
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,16 +24,47 @@ REPLACEMENTS = 8  # tried for one sample
 LIMIT = 1e-3  # replaced samples in an epoch's worth, before it is no accident
 AHEAD = 2  # batches read ahead beside those being read
 SETTINGS = ("name", "where", "window", "weights", "balance", "seed")  # of a source, beside its rows and columns
-OWN = ("row", "epoch", "position", "valid")  # entries that the stream adds to a batch
+OWN = ("row", "epoch", "position", "valid", "source")  # entries that the stream adds to a batch
+
+
+@dataclass(frozen=True)
+class Stage:
+    """So many batches (None: all that follow) that hold the sources in these proportions, such as (1, 3)."""
+
+    ratios: tuple[float, ...]
+    steps: int | None = None
+
+    def counts(self, batch_size: int) -> list[int]:
+        """How many entries of a batch each source fills: the proportions, rounded so that they make a whole batch
+        (largest remainders). Raises InputError for ratios that are none, or too small for the batch."""
+        if not all(math.isfinite(ratio) and ratio >= 0 for ratio in self.ratios) or not sum(self.ratios) > 0:
+            raise InputError(f"ratios: {self.ratios} must be numbers of at least 0, not all 0")
+        exact = np.array(self.ratios) * batch_size / sum(self.ratios)
+        counts = np.floor(exact).astype(int)
+        counts[np.argsort(counts - exact, kind="stable")[: batch_size - counts.sum()]] += 1
+        if any(ratio and not count for ratio, count in zip(self.ratios, counts, strict=True)):
+            raise InputError(f"ratios: {self.ratios} leave a source without a place in a batch of {batch_size}")
+        return counts.tolist()
+
+
+class Cursor(NamedTuple):
+    """Before which batch a stream stands: batches so far, and of each source epoch * rows + position."""
+
+    step: int
+    positions: tuple[int, ...]
 
 
 class Stream:
-    """Iterates over batches, dicts of NumPy arrays [B, ...]: the source's arrays and columns (a variable array with its
-    `<array>_mask`), `row` (global row number, int64), `epoch` (int32) and `position` in the epoch (uint32).
+    """Iterates over batches, dicts of NumPy arrays [B, ...]: the sources' arrays and columns (a variable array with its
+    `<array>_mask`), `row` (global row number in its dataset, int64), `epoch` (int32) and `position` in the epoch
+    (uint32).
 
-    epochs=None: endless, an epoch's tail goes on into the next epoch. epochs=1: every row once; the last batch
-    is filled up with repeats, and `valid` (bool) says which rows count. `local` is the slice of every global batch that
-    this process reads: processes that read all slices read the same global batches as one process does.
+    Several sources share each batch in the proportions of the stages, which follow one another by the number of
+    batches (default: one stage, equal shares); each fills one run of entries, and `source` (int32) says which. Their
+    arrays must be alike; a column of real numbers that one lacks is NaN there.
+    epochs=None: endless, an epoch's tail goes on into the next epoch. epochs=1, for one source: every row once; the
+    last batch is filled up with repeats, and `valid` (bool) says which rows count. `local` is the slice of every global
+    batch that this process reads: processes that read all slices read the same global batches as one process does.
     on_error: "raise" (DataError where a sample cannot be read whole) or "replace": another row stands in for it, which
     one being a function of (seed, epoch, position); each is counted in `replaced`, each file named once in the log, and
     above 0.1 % (of an epoch, or of all so far) DataError after all. Raises InputError for unknown names or no rows.
@@ -36,9 +72,10 @@ class Stream:
 
     def __init__(
         self,
-        source: Source,
+        sources: Source | Sequence[Source],
         batch_size: int,
         *,
+        stages: Sequence[Stage] = (),
         seed: int = 0,
         shuffle: bool = True,
         epochs: int | None = None,
@@ -48,30 +85,26 @@ class Stream:
         on_error: str = "raise",
         threads: int = 2,
     ):
-        dataset = source.dataset
-        arrays = tuple(dataset.manifest.arrays) if source.arrays is None else source.arrays
-        for name in arrays:
-            if name not in dataset.manifest.arrays:
-                raise InputError(
-                    f"array {name!r} is not in {str(dataset.path)!r}.{suggest(name, dataset.manifest.arrays)}"
-                )
-        if taken := [name for name in (*arrays, *source.columns) if name in OWN]:
-            raise InputError(f"column {taken[0]!r} has a name that the stream itself uses; rename it in the dataset")
-        self.source, self.batch_size, self.seed, self.epochs = source, batch_size, seed, epochs
-        self.slots = np.arange(batch_size)[local]
-        self.sampler = Sampler(source, seed, shuffle)
-        self.columns = {name: numbers(name, self.sampler.columns[name]) for name in source.columns}
-        self.reader = Reader(dataset, arrays, check, coalesce)
+        self.sources = (sources,) if isinstance(sources, Source) else tuple(sources)
+        arrays = check_sources(self.sources, epochs)
+        self.batch_size, self.seed, self.epochs = batch_size, seed, epochs
+        self.stages = tuple(stages) or (Stage((1,) * len(self.sources)),)
+        check_stages(self.stages, len(self.sources))
+        self.counts = [stage.counts(batch_size) for stage in self.stages]
+        self.samplers = [Sampler(source, seed, shuffle) for source in self.sources]
+        self.columns = joined_columns(self.sources, self.samplers)
+        datasets = list(dict.fromkeys(source.dataset for source in self.sources))
+        self.reader = Reader(datasets, arrays, check, coalesce)
+        self.first_rows = np.array([self.reader.first_row(source.dataset) for source in self.sources])
         self.on_error, self.replaced, self.complained, self.lock = on_error, 0, set(), threading.Lock()
-        self.threads = threads
+        self.slots, self.threads = np.arange(batch_size)[local], threads
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="jaxz-read")
-        self.fingerprint = dataset.fingerprint(self.sampler.digests)
-        self.next = 0  # global position of the next batch: epoch * rows + position
-        self.pending: collections.deque[Future] = collections.deque()
+        self.now = self.planned = Cursor(0, (0,) * len(self.sources))  # batches handed out, batches being read
+        self.pending: collections.deque[tuple[Future, Cursor]] = collections.deque()
 
     def __len__(self) -> int:
-        """Positions of one epoch."""
-        return len(self.sampler)
+        """Positions of one epoch, of all sources."""
+        return sum(map(len, self.samplers))
 
     @property
     def batches(self) -> int | None:
@@ -82,96 +115,123 @@ class Stream:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        wanted = self.threads + AHEAD
-        while len(self.pending) < wanted:
-            start = self.next + len(self.pending) * self.batch_size
-            if self._ended(start):
-                break
-            self.pending.append(self.pool.submit(self._batch, start))
+        while len(self.pending) < self.threads + AHEAD and not self._ended(self.planned):
+            future = self.pool.submit(self._batch, self.planned)
+            self.planned = self._after(self.planned)
+            self.pending.append((future, self.planned))
         if not self.pending:
             raise StopIteration
-        batch = self.pending.popleft().result()
-        self.next += self.batch_size
+        future, after = self.pending.popleft()
+        batch = future.result()
+        self.now = after
         return batch
+
+    def fetch(self, rows: np.ndarray, source: int = 0) -> dict[str, np.ndarray]:
+        """The arrays and columns of rows [K] of a source's dataset, by number, and `row`."""
+        rows = np.asarray(rows, np.int64)
+        count = len(self.sources[source].dataset)
+        if len(rows) and not (rows.min() >= 0 and rows.max() < count):
+            raise InputError(f"rows: {rows.min()}..{rows.max()} are not all row numbers of the dataset, 0..{count - 1}")
+        batch = self.reader.read(rows + self.first_rows[source])
+        return batch | {name: values[source][rows] for name, values in self.columns.items()} | {"row": rows}
 
     def state(self) -> dict:
         """Where the stream stands, as JSON; the same on every process. Batches read ahead do not count."""
-        epoch, position = divmod(self.next, len(self))
-        source = {
-            "name": self.source.name,
-            "fingerprint": self.fingerprint,
-            "where": self.source.where,
-            "window": self.source.window,
-            "weights": self.source.weights,
-            "balance": self.source.balance and [self.source.balance, self.source.bins],
-            "seed": self.seed,
-            "epoch": epoch,
-            "position": position,
+        sources = []
+        for source, sampler, at in zip(self.sources, self.samplers, self.now.positions, strict=True):
+            epoch, position = divmod(at, len(sampler))
+            sources.append({
+                "name": source.name,
+                "fingerprint": source.dataset.fingerprint(sampler.digests),
+                "where": source.where,
+                "window": source.window,
+                "weights": source.weights,
+                "balance": source.balance and [source.balance, source.bins],
+                "seed": self.seed,
+                "epoch": epoch,
+                "position": position,
+            })  # fmt: skip
+        stage = self._stage(self.now.step)
+        return {
+            "version": STATE_VERSION,
+            "batch_size": self.batch_size,
+            "sources": sources,
+            "stage": stage,
+            "step": self.now.step,
         }
-        return {"version": STATE_VERSION, "batch_size": self.batch_size, "sources": [source], "stage": 0}
 
     def restore(self, state: dict) -> None:
         """Go on from `state()`, in O(1). Raises InputError where rows, columns or settings are not those it is of."""
         if state.get("version") != STATE_VERSION:
             raise InputError(f"stream state version {state.get('version')!r} is not {STATE_VERSION}; start a new run")
-        [then], [now] = state["sources"], self.state()["sources"]
-        if then["fingerprint"]["rows"] != now["fingerprint"]["rows"]:
+        if len(state["sources"]) != len(self.sources):
             raise InputError(
-                f"data.path: the rows of {str(self.source.dataset.path)!r} are not those the run was started with; "
-                "restore that dataset or start a new run"
+                f"the stream had {len(state['sources'])} source(s) and now has {len(self.sources)}; undo it or start "
+                "a new run"
             )
-        before, after = then["fingerprint"]["columns"], now["fingerprint"]["columns"]
-        changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
-        changed += [name for name in SETTINGS if then.get(name) != now[name]]
-        if changed:
-            details = ", ".join(
-                f"{name}: {then.get(name, 'column')!r} -> {now.get(name, 'column')!r}" for name in changed
-            )
-            raise InputError(f"the stream changed since the checkpoint ({details}); undo it or start a new run")
+        for source, then, now in zip(self.sources, state["sources"], self.state()["sources"], strict=True):
+            check_same(source, then, now)
         self._drain()
-        self.next = then["epoch"] * len(self) + then["position"]
+        positions = [
+            then["epoch"] * len(sampler) + then["position"]
+            for then, sampler in zip(state["sources"], self.samplers, strict=True)
+        ]
+        step = state.get("step", positions[0] // state["batch_size"])  # states of one source once had none
+        self.now = self.planned = Cursor(step, tuple(positions))
 
     def close(self) -> None:
         self._drain()
         self.pool.shutdown(cancel_futures=True)
 
     def _drain(self):
-        for future in self.pending:
+        for future, _ in self.pending:
             future.cancel()
         self.pending.clear()
 
-    def _ended(self, start: int) -> bool:
-        return self.epochs is not None and start >= self.epochs * len(self)
+    def _stage(self, step: int) -> int:
+        """The stage of a step."""
+        ends = itertools.accumulate(stage.steps for stage in self.stages[:-1])
+        return sum(end <= step for end in ends)
 
-    def _batch(self, start: int) -> dict[str, np.ndarray]:
-        at = start + self.slots
-        valid = ~np.zeros(len(at), bool)
-        if self.epochs is not None:
-            valid = at < self.epochs * len(self)
-        epochs, positions = np.divmod(at, len(self))
-        rows = self.sampler(at)
+    def _after(self, cursor: Cursor) -> Cursor:
+        counts = self.counts[self._stage(cursor.step)]
+        positions = (at + count for at, count in zip(cursor.positions, counts, strict=True))
+        return Cursor(cursor.step + 1, tuple(positions))
+
+    def _ended(self, cursor: Cursor) -> bool:
+        return self.epochs is not None and cursor.positions[0] >= self.epochs * len(self)
+
+    def _batch(self, cursor: Cursor) -> dict[str, np.ndarray]:
+        draw = Draw(self, cursor)
         try:
-            batch = self.reader.read(rows)
+            batch = self.reader.read(draw.rows + draw.first_rows)
         except DataError as error:
             if self.on_error == "raise":
                 raise
-            batch = self._read_around(error, rows, epochs, positions)
-        batch |= {name: values[rows] for name, values in self.columns.items()}
-        batch |= {"row": rows, "epoch": epochs.astype(np.int32), "position": positions.astype(np.uint32)}
-        return batch if self.epochs is None else {**batch, "valid": valid}
+            batch = self._read_around(error, draw)
+        for name, values in self.columns.items():
+            parts = [values[s][draw.rows[part]] for s, part in draw.parts]
+            batch[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        batch |= {"row": draw.rows, "epoch": draw.epochs, "position": draw.positions}
+        if len(self.sources) > 1:
+            batch["source"] = draw.sources
+        if self.epochs is not None:
+            batch["valid"] = cursor.positions[0] + self.slots < self.epochs * len(self)
+        return batch
 
-    def _read_around(self, error: DataError, rows: np.ndarray, epochs: np.ndarray, positions: np.ndarray) -> dict:
-        """Read `rows`, in place of those that cannot be read others; `rows` is changed to what was read."""
-        for slot in range(len(rows)):
+    def _read_around(self, error: DataError, draw: "Draw") -> dict:
+        """Read the drawn rows; in place of those that cannot be read others, which `draw.rows` then says."""
+        for slot in range(len(draw.rows)):
+            sampler = self.samplers[draw.sources[slot]]
             for attempt in range(REPLACEMENTS + 1):
                 try:
-                    self.reader.read(rows[slot : slot + 1])
+                    self.reader.read(draw.rows[slot : slot + 1] + draw.first_rows[slot])
                     break
                 except DataError as failure:
-                    self._count(failure, error, len(rows))
-                    draw = derive(self.seed, int(epochs[slot]), int(positions[slot]), attempt)
-                    rows[slot] = self.sampler.rows[int(draw % np.uint64(len(self)))]
-        return self.reader.read(rows)
+                    self._count(failure, error, len(draw.rows))
+                    number = derive(self.seed, int(draw.epochs[slot]), int(draw.positions[slot]), attempt)
+                    draw.rows[slot] = sampler.rows[int(number % np.uint64(len(sampler)))]
+        return self.reader.read(draw.rows + draw.first_rows)
 
     def _count(self, failure: DataError, first: DataError, local: int) -> None:
         with self.lock:
@@ -180,12 +240,91 @@ class Stream:
             if file not in self.complained:
                 self.complained.add(file)
                 log.warning("%s; other samples stand in", failure)
-            if self.replaced > LIMIT * max(len(self), self.next) * local / self.batch_size:
+            if self.replaced > LIMIT * max(len(self), self.planned.step * self.batch_size) * local / self.batch_size:
                 raise DataError(f"{first}; {self.replaced} samples could not be read, above {LIMIT:.1%}")
 
 
-def numbers(name: str, values: np.ndarray) -> np.ndarray:
-    """The values of a column. Raises InputError for text."""
-    if values.dtype.kind not in "fiub":
-        raise InputError(f"column {name!r} holds text; a batch carries numbers only (use it in `where`)")
-    return values
+class Draw:
+    """What a process reads of one batch. [b] each: sources (int32), rows, epochs and positions; first_rows: of the
+    source's dataset among all. parts: (source, slice of the b) of every source that it reads from."""
+
+    def __init__(self, stream: Stream, cursor: Cursor):
+        ends = np.cumsum(stream.counts[stream._stage(cursor.step)])
+        self.sources = np.searchsorted(ends, stream.slots, side="right").astype(np.int32)
+        self.rows, self.epochs, positions = np.empty((3, len(stream.slots)), np.int64)
+        self.first_rows, self.parts = stream.first_rows[self.sources], []
+        for s in np.unique(self.sources).tolist():
+            here = slice(*np.searchsorted(self.sources, (s, s + 1)))
+            at = cursor.positions[s] + stream.slots[here] - (ends[s - 1] if s else 0)
+            self.rows[here] = stream.samplers[s](at)
+            self.epochs[here], positions[here] = np.divmod(at, len(stream.samplers[s]))
+            self.parts.append((s, here))
+        self.epochs, self.positions = self.epochs.astype(np.int32), positions.astype(np.uint32)
+
+
+def check_sources(sources: tuple[Source, ...], epochs: int | None) -> tuple[str, ...]:
+    """The arrays that are read. Raises InputError for sources that are none, or that cannot share a batch."""
+    if not sources or (epochs is not None and len(sources) > 1):
+        raise InputError(f"sources: {len(sources)} of them; give at least one, and just one where epochs are counted")
+    for source in sources:
+        known = source.dataset.manifest.arrays
+        for name in source.arrays or ():
+            if name not in known:
+                raise InputError(f"array {name!r} is not in {str(source.dataset.path)!r}.{suggest(name, known)}")
+        arrays = tuple(known) if source.arrays is None else source.arrays
+        if taken := [name for name in (*arrays, *source.columns) if name in OWN]:
+            raise InputError(f"column {taken[0]!r} has a name that the stream itself uses; rename it in the dataset")
+        first = sources[0].dataset.manifest
+        wanted = tuple(first.arrays) if sources[0].arrays is None else sources[0].arrays
+        same = arrays == wanted and all(known[name] == first.arrays[name] for name in arrays)
+        if not same or source.dataset.manifest.bands != first.bands:
+            raise InputError(
+                f"sources: {str(source.dataset.path)!r} has other arrays or bands than "
+                f"{str(sources[0].dataset.path)!r}; convert both alike, or name the arrays that they share"
+            )
+    return wanted
+
+
+def check_stages(stages: tuple[Stage, ...], sources: int) -> None:
+    """Raises InputError for stages that do not fit the sources or do not follow one another."""
+    for number, stage in enumerate(stages):
+        last = number == len(stages) - 1
+        if len(stage.ratios) != sources:
+            raise InputError(f"stages[{number}].ratios: {stage.ratios} must be {sources}, one for each source")
+        if stage.steps is not None if last else not stage.steps or stage.steps < 1:
+            rule = "be absent from the last stage, which goes on" if last else "be at least 1"
+            raise InputError(f"stages[{number}].steps: {stage.steps} must {rule}")
+
+
+def joined_columns(sources: tuple[Source, ...], samplers: list[Sampler]) -> dict[str, list[np.ndarray]]:
+    """{name: [values [N] of all rows of each source]}. Raises InputError for text, and for whole numbers that a source
+    lacks."""
+    columns = {}
+    for name in dict.fromkeys(name for source in sources for name in source.columns):
+        found = [sampler.columns.get(name) for sampler in samplers]
+        kind = np.result_type(*(values.dtype for values in found if values is not None))
+        if kind.kind not in "fiub":
+            raise InputError(f"column {name!r} holds text; a batch carries numbers only (use it in `where`)")
+        if any(values is None for values in found) and kind.kind != "f":
+            raise InputError(f"column {name!r} is not in every source, and {kind} has no value for missing; add it")
+        columns[name] = []
+        for source, values in zip(sources, found, strict=True):
+            missing = values is None
+            values = np.broadcast_to(np.array(np.nan, kind), len(source.dataset)) if missing else values
+            columns[name].append(values.astype(kind, copy=False))
+    return columns
+
+
+def check_same(source: Source, then: dict, now: dict) -> None:
+    """Raises InputError where a source is not the one that a state is of."""
+    if then["fingerprint"]["rows"] != now["fingerprint"]["rows"]:
+        raise InputError(
+            f"data.path: the rows of {str(source.dataset.path)!r} are not those the run was started with; "
+            "restore that dataset or start a new run"
+        )
+    before, after = then["fingerprint"]["columns"], now["fingerprint"]["columns"]
+    changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+    changed += [name for name in SETTINGS if then.get(name) != now[name]]
+    if changed:
+        details = ", ".join(f"{name}: {then.get(name, 'column')!r} -> {now.get(name, 'column')!r}" for name in changed)
+        raise InputError(f"the stream changed since the checkpoint ({details}); undo it or start a new run")
