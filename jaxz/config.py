@@ -29,6 +29,8 @@ def default() -> ml_collections.ConfigDict:
                 balance="",  # a column whose classes or bins are drawn equally often, such as "z" ...
                 balance_bins=20,  # ... in so many equal bins; 0 for classes
                 window=0,  # shards shuffled together; 0: all
+                sources=(),  # dicts, each with its own name, path, where, weights, balance, balance_bins or window ...
+                stages=(),  # ... mixed in dict(ratios=(1, 3), steps=1000), then ...; (): in equal parts
                 threads=2,  # readers
                 check="size",  # or "crc": verify every payload's checksum too
                 on_error="raise",  # or "replace": up to 0.1 % of samples that cannot be read are stood in for
@@ -109,6 +111,32 @@ CHECKS = (
 )
 
 
+SOURCE = ("name", "path", "where", "weights", "balance", "balance_bins", "window")  # fields of data.sources
+
+
+def source_problems(config: ml_collections.ConfigDict):
+    """What is wrong with data.sources and data.stages."""
+    kinds = {"name": str, **{name: type(config.data[name]) for name in SOURCE[1:]}}
+    for n, source in enumerate(config.data.sources):
+        if not isinstance(source, dict):
+            yield f"data.sources[{n}]: {source!r} must be a dict"
+            continue
+        for name, value in source.items():
+            if name not in SOURCE:
+                yield f"data.sources[{n}].{name} is no field of a source.{suggest(name, SOURCE)}"
+            elif type(value) is not kinds[name]:
+                yield f"data.sources[{n}].{name}: {value!r} must be {kinds[name].__name__}"
+            elif kinds[name] is int and value < 0:
+                yield f"data.sources[{n}].{name}: {value!r} must be at least 0"
+    for n, stage in enumerate(config.data.stages):
+        number = lambda v: isinstance(v, int | float) and not isinstance(v, bool)
+        ratios = stage.get("ratios") if isinstance(stage, dict) else None
+        if not isinstance(ratios, tuple | list) or not all(map(number, ratios)) or stage.keys() - {"ratios", "steps"}:
+            yield f"data.stages[{n}]: {stage!r} must be dict(ratios=(1, 3), steps=1000), without steps the last"
+        elif not isinstance(stage.get("steps", 1), int):
+            yield f"data.stages[{n}].steps: {stage['steps']!r} must be an integer"
+
+
 def validate(config: ml_collections.ConfigDict) -> None:
     """Raises InputError naming every field that is wrong, before any device starts."""
     values = dict(fields(config))
@@ -118,6 +146,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         for name, test, rule in CHECKS
         if is_finite(values[name]) and not test(values[name])
     ]
+    problems += source_problems(config)
     for name, weight in config.losses.items():
         if name not in OBJECTIVES:
             problems.append(f"losses: {name!r} is no objective of jaxz/objectives.{suggest(name, OBJECTIVES)}")

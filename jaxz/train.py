@@ -18,11 +18,11 @@ import numpy as np
 
 from jaxz import errors, logs, objectives, runtime
 from jaxz.checkpoint import Checkpoints, Damaged
-from jaxz.config import complete, difference, parse, resolved, validate
+from jaxz.config import SOURCE, complete, difference, parse, resolved, validate
 from jaxz.data import where as filters
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.prepare import Normalisation, Prepare
-from jaxz.data.stream import Source, Stream
+from jaxz.data.stream import Source, Stage, Stream
 from jaxz.files import read_json, replace
 from jaxz.mesh import local_slots, make_mesh, to_devices
 from jaxz.models import build
@@ -247,31 +247,52 @@ def pretrained_params(config, abstract) -> dict:
 
 
 def make_stream(config, dataset: Dataset, objective, prepare: Prepare, mesh) -> Stream:
-    """The endless stream of the rows that the run trains on: the train split, unless transductive."""
-    split = "" if config.data.transductive else "split == 'train'"
-    columns = tuple(sorted({*objective.columns, *prepare.columns}))
-    where = filters.training_filter(split, config.data.where)
-    source = Source(
-        dataset,
-        prepare.arrays,
-        columns,
-        where,
-        config.data.window,
-        weights=config.data.weights or None,
-        balance=config.data.balance or None,
-        bins=config.data.balance_bins,
-    )
-    local = local_slots(mesh, config.train.batch_size)
+    """The endless stream that the run trains on."""
     return Stream(
-        source,
+        make_sources(config, dataset, prepare.arrays, {*objective.columns, *prepare.columns}),
         config.train.batch_size,
+        stages=[Stage(tuple(stage["ratios"]), stage.get("steps")) for stage in config.data.stages],
         seed=config.seed,
-        local=local,
+        local=local_slots(mesh, config.train.batch_size),
         check=config.data.check,
         on_error=config.data.on_error,
         coalesce=1024 * config.data.coalesce_kib,
         threads=config.data.threads,
     )
+
+
+def make_sources(config, dataset: Dataset, arrays: tuple[str, ...], columns: set[str]) -> list[Source]:
+    """Those of data.sources, or the one that the other fields of data describe: rows of the train split, unless
+    transductive. A source may lack columns that another has."""
+    settings = [
+        {name: config.data[name] for name in SOURCE if name != "name"} | {"name": f"source {number}"} | own
+        for number, own in enumerate(config.data.sources)
+    ] or [{name: config.data[name] for name in SOURCE if name != "name"} | {"name": "data"}]
+    datasets = {config.data.path: dataset}
+    split = "" if config.data.transductive else "split == 'train'"
+    sources = []
+    for own in settings:
+        if own["path"] not in datasets:
+            datasets[own["path"]] = open_dataset(own["path"])
+        found = datasets[own["path"]]
+        there = columns & found.manifest.columns.keys() if len(settings) > 1 else columns
+        sources.append(
+            Source(
+                found,
+                arrays,
+                tuple(sorted(there)),
+                filters.training_filter(split, own["where"]),
+                own["window"],
+                own["name"],
+                own["weights"] or None,
+                own["balance"] or None,
+                own["balance_bins"],
+            )
+        )
+    lacking = columns - {name for source in sources for name in source.columns}
+    if lacking:
+        raise errors.InputError(f"data.sources: none has the column {min(lacking)!r}; name one that does")
+    return sources
 
 
 def prefetch(stream: Stream, mesh, depth: int = 2):

@@ -106,6 +106,24 @@ def test_a_value_out_of_range_is_named(tmp_path, override, message):
         validate(config)
 
 
+def test_sources_and_stages_are_held_to_their_fields(tmp_path):
+    body = """config.data.path = 'd'
+    config.data.sources = ({'wher': 'z > 1'}, {'window': -1}, {'window': 1.5}, 3)
+    config.data.stages = ({'ratios': (1, 'x')}, {'ratios': (1, 2), 'step': 3}, {'ratios': [1, 2], 'steps': 0.5})"""
+    with pytest.raises(InputError) as refusal:
+        validate(parse([own(tmp_path, body)]))
+    for part in (
+        "data.sources[0].wher is no field of a source. Did you mean 'where'",
+        "data.sources[1].window: -1 must be at least 0",
+        "data.sources[2].window: 1.5 must be int",
+        "data.sources[3]: 3 must be a dict",
+        "data.stages[0]: {'ratios': (1, 'x')} must be dict(",
+        "data.stages[1]: {'ratios': (1, 2), 'step': 3} must be dict(",
+        "data.stages[2].steps: 0.5 must be an integer",
+    ):
+        assert part in str(refusal.value), part
+
+
 def test_all_problems_are_told_at_once(tmp_path):
     config = parse([own(tmp_path, "config.losses = dict(mea=1.0)"), "--config.optim.lr=nan", "--config.train.steps=0"])
     with pytest.raises(InputError) as refusal:

@@ -235,6 +235,25 @@ def test_only_the_train_split_is_trained_on(tiny, blob_dataset):
         stream.close()
 
 
+def test_labelled_and_unlabelled_sources_share_a_batch_in_stages(blob_dataset, tmp_path):
+    """And the run resumes in the middle of them."""
+    path = Path(small_config(tmp_path, blob_dataset, depth=1, redshift=1.0, fluxes=1.0).removeprefix("--config="))
+    mixed = """
+    config.data.sources = (
+        dict(name="labelled", where="z_kind == 'spec'", balance="z", balance_bins=3),
+        dict(name="all", window=1),
+    )
+    config.data.stages = (dict(ratios=(0, 1), steps=5), dict(ratios=(1, 3)))
+    return config"""
+    path.write_text(path.read_text().replace("\n    return config", mixed))
+    run(f"--config={path}", "--config.train.steps=12", f"--workdir={tmp_path / 'run'}")
+    before = (tmp_path / "run/metrics.jsonl").read_bytes()
+    assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0]
+    shutil.rmtree(tmp_path / "run/checkpoints/12")
+    run(f"--config={path}", "--config.train.steps=12", f"--workdir={tmp_path / 'run'}")  # from step 7
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == before
+
+
 def test_garbage_in_absent_bands_does_not_change_training(config, straight, tmp_path):
     other = blobs(tmp_path / "garbage", fill=3e4)
     run(config, f"--workdir={tmp_path / 'run'}", "--config.train.ema_decay=0.9", f"--config.data.path={other}")
