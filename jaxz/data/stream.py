@@ -116,9 +116,11 @@ class Stream:
             raise InputError(f"stream state version {state.get('version')!r} is not {STATE_VERSION}; start a new run")
         [then], [now] = state["sources"], self.state()["sources"]
         if then["fingerprint"]["rows"] != now["fingerprint"]["rows"]:
+            was, out = (source["fingerprint"].get("quarantined", 0) for source in (then, now))
+            listed = f", of which quarantine.json leaves out {out} (then {was})," if was or out else ""
             raise InputError(
-                f"data.path: the rows of {str(self.source.dataset.path)!r} are not those the run was started with; "
-                "restore that dataset or start a new run"
+                f"data.path: the rows of {str(self.source.dataset.path)!r}{listed} are not those the run was started "
+                "with; restore that dataset or start a new run"
             )
         before, after = then["fingerprint"]["columns"], now["fingerprint"]["columns"]
         changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
@@ -168,17 +170,17 @@ class Stream:
                     self.reader.read(rows[slot : slot + 1])
                     break
                 except DataError as failure:
-                    self._count(failure, error, len(rows))
+                    self._count(failure, error, int(rows[slot]), len(rows))
                     draw = derive(self.seed, int(epochs[slot]), int(positions[slot]), attempt)
                     rows[slot] = self.sampler.rows[int(draw % np.uint64(len(self)))]
         return self.reader.read(rows)
 
-    def _count(self, failure: DataError, first: DataError, local: int) -> None:
+    def _count(self, failure: DataError, first: DataError, row: int, local: int) -> None:
+        shard = int(self.source.dataset.locate(np.array([row]))[0][0])
         with self.lock:
             self.replaced += 1
-            file = str(failure).split(" ")[0]
-            if file not in self.complained:
-                self.complained.add(file)
+            if shard not in self.complained:
+                self.complained.add(shard)
                 log.warning("%s; other samples stand in", failure)
             if self.replaced > LIMIT * max(len(self), self.next) * local / self.batch_size:
                 raise DataError(f"{first}; {self.replaced} samples could not be read, above {LIMIT:.1%}")
