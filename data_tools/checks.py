@@ -19,6 +19,7 @@ from jaxz.data.index import PLACES, UNREADABLE, column_type, list_type, read_ind
 from jaxz.data.manifest import Array, Manifest, Shard
 from jaxz.data.quarantine import Damage
 from jaxz.data.writer import hash_keys, meta_json
+from jaxz.files import persist
 
 CHUNK = 1 << 22
 
@@ -102,7 +103,7 @@ def check_shard(dataset: Path, manifest: Manifest, shard: Shard) -> Findings:
     found = Findings(shard)
     index, reason = None, ""
     try:
-        content = (dataset / found.index).read_bytes()
+        content = persist((dataset / found.index).read_bytes)
         found.index_sha256 = hashlib.sha256(content).hexdigest()
         index = read_index(pa.BufferReader(content))
     except UNREADABLE as error:
@@ -129,6 +130,7 @@ def check_tar_size(dataset: Path, manifest: Manifest, found: Findings, index: Ca
         found.lines.append(f"{found.tar}: {error.strerror}; all {shard.samples} samples lost")
         return
     if found.tar_bytes != shard.bytes:
+        found.unusable |= not found.tar_bytes
         gone = gone_past(found.tar_bytes, index(), manifest)
         found.lines.append(f"{found.tar}: {found.tar_bytes} bytes, dataset.json says {shard.bytes}{gone}")
 
@@ -265,13 +267,12 @@ def check_members(found: Findings, file: BinaryIO, tar: mmap.mmap, index: pa.Tab
     scalars = index.select(list(manifest.columns)).to_pylist()
     ends = {name: [index[f"{name}_{part}"].to_pylist() for part in ("offset", "size")] for name in arrays.values()}
     members, error = walk(file)
-    wrong = []  # (row, line)
+    wrong, lines = [], []  # wrong: (row, line) of samples in doubt
     for (row, key, suffix), (name, start, end) in zip(expected, members, strict=False):
         sample = f"{found.tar}: sample {row} of {len(index)}, {key!r}, at offset {start}"
         if name != f"{key}.{suffix}":
-            return [line for _, line in wrong[:1]] + [
-                f"{sample}: the tar holds {name!r}, the index says {key}.{suffix}"
-            ]
+            lines.append(f"{sample}: the tar holds {name!r}, the index says {key}.{suffix}")
+            break
         if suffix == "meta.json":
             if not is_copy(tar[start:end], scalars[row]):
                 wrong.append((row, f"{sample}: meta.json is not a copy of the index's scalars"))
@@ -280,16 +281,22 @@ def check_members(found: Findings, file: BinaryIO, tar: mmap.mmap, index: pa.Tab
             if not start <= offset or offset + size != end:
                 place = f"{arrays[suffix]} lies at {offset} for the index, outside of its member ({start} to {end})"
                 wrong.append((row, f"{sample}: {place}"))
+    else:
+        lines += count_members(found, members, error, len(expected), len(suffixes(manifest)))
     found.doubtful.update(row for row, _ in wrong)
-    lines = [line + (f"; and {len(wrong) - 1} more of the shard" if len(wrong) > 1 else "") for _, line in wrong[:1]]
-    if error or len(members) != len(expected):
-        lines.append(
-            f"{found.tar}: {len(members)} members, the index says {len(expected)}{f' ({error})' * bool(error)}"
-        )
-    if error or len(members) < len(expected):
-        complete, end = len(members) // len(suffixes(manifest)), members[-1][2] if members else 0
-        lines[-1] += f"; without the index, {complete} of {len(index)} samples are read, up to offset {end}"
-    return lines
+    more = f"; and {len(wrong) - 1} more of its {len(index)} samples" if len(wrong) > 1 else ""
+    return [line + more for _, line in wrong[:1]] + lines
+
+
+def count_members(found: Findings, members: list, error: str, expected: int, each: int) -> list[str]:
+    """Whether a tar, whose members fit as far as they go, ends where it should; each: members of a sample."""
+    if not error and len(members) == expected:
+        return []
+    line = f"{found.tar}: {len(members)} members, the index says {expected}" + (f" ({error})" if error else "")
+    if len(members) < expected:
+        read, end = len(members) // each, members[-1][2] if members else 0
+        line += f"; without the index, {read} of {expected // each} samples are read, up to offset {end}"
+    return [line]
 
 
 def is_copy(content: bytes, scalars: dict) -> bool:

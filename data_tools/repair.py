@@ -1,6 +1,5 @@
 """Mends a shard: its index from its tar, its tar from its index and payloads; lists what stays damaged."""
 
-import contextlib
 import dataclasses
 import hashlib
 import io
@@ -63,13 +62,15 @@ def mend_index(dataset: Path, manifest: Manifest, found: Findings) -> str:
     if inside := [name for name, array in manifest.arrays.items() if array.encoding == "index"]:
         raise CannotMend(f"array {inside[0]!r} stands in the index alone; restore {found.index}")
     content, path = rebuilt_index(dataset / found.tar, manifest, found.shard), dataset / found.index
-    with contextlib.suppress(FileNotFoundError):
+    done = f"{found.index}, from its tar"
+    if path.exists():
+        if found.index_sha256 is None:
+            raise CannotMend(f"what stands at {found.index} cannot be read, so it is not replaced")
         kept = path.with_name(f"{path.name}.{found.index_sha256[:8]}.bak")
         shutil.copy2(path, kept)
-        replace(path, content)
-        return f"{found.index}, from its tar; the one before is kept as {kept.name}"
+        done += f"; the one before is kept as {kept.name}"
     replace(path, content)
-    return f"{found.index}, from its tar"
+    return done
 
 
 def rebuilt_index(path: Path, manifest: Manifest, shard: Shard) -> memoryview:
