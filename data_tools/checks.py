@@ -107,7 +107,7 @@ def check_shard(dataset: Path, manifest: Manifest, shard: Shard) -> Findings:
         found.index_sha256 = hashlib.sha256(content).hexdigest()
         index = read_index(pa.BufferReader(content))
     except UNREADABLE as error:
-        reason = str(error)
+        reason = getattr(error, "strerror", None) or str(error)
     check_tar_size(dataset, manifest, found, lambda: index)
     if index is None:
         found.unusable = found.contradiction = True
@@ -227,8 +227,10 @@ def check_tar(found: Findings, file: BinaryIO, tar: mmap.mmap, index: pa.Table |
             payloads += check_payloads(found, tar, index, name, array)
         members = check_members(found, file, tar, index, manifest)
     if not found.tar_is_whole:
-        none = "; no sample is known to be affected" if usable and not (payloads or members) else ""
-        found.lines.append(f"{found.tar}: sha256 is {found.tar_sha256}, dataset.json says {found.shard.sha256}{none}")
+        note = "; no sample is known to be affected" if usable and not (payloads or members) else ""
+        if others := [shard.name for shard in manifest.shards if shard.sha256 == found.tar_sha256]:
+            note = f"; it is the tar of shard {others[0]}"
+        found.lines.append(f"{found.tar}: sha256 is {found.tar_sha256}, dataset.json says {found.shard.sha256}{note}")
     found.contradiction |= bool(not found.tar_is_whole or members)
     found.lines += payloads + members
 
