@@ -80,13 +80,15 @@ def describe(found: Findings, damage: Damage) -> str:
 
 def summary(manifest: Manifest, findings: list[Findings], listed: Quarantine, problems: list[str]) -> str:
     """What was checked, mended and lost, in one line."""
-    parts = [f"{manifest.samples} samples in {len(manifest.shards)} shards"]
+    many = lambda count, what: f"{count} {what}{'s' * (count != 1)}"
+    parts = []
     if rebuilt := sum(len(found.mended) for found in findings):
-        parts.append(f"{rebuilt} file{'s' * (rebuilt != 1)} rebuilt")
+        parts.append(f"{many(rebuilt, 'file')} rebuilt")
     if listed.shards:
-        parts.append(f"{len(listed.rows(manifest))} samples of {len(listed.shards)} shards quarantined")
-    parts.append(f"{len(problems)} problem{'s' * (len(problems) != 1)}" if problems else "no problem found")
-    return ": ".join([parts[0], ", ".join(parts[1:])])
+        lost = many(len(listed.rows(manifest)), "sample")
+        parts.append(f"{lost} of {many(len(listed.shards), 'shard')} quarantined")
+    parts.append(many(len(problems), "problem") if problems else "no problem found")
+    return f"{manifest.samples} samples in {len(manifest.shards)} shards: {', '.join(parts)}"
 
 
 def strangers(dataset: Path, manifest: Manifest) -> list[str]:
