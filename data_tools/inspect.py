@@ -86,6 +86,7 @@ def overview(dataset: Dataset) -> Section:
     rows = [
         ("dataset", str(dataset.path)),
         ("samples", f"{manifest.samples:,}"),
+        ("quarantined", f"{len(dataset.quarantined):,}"),
         ("shards", f"{len(manifest.shards):,}"),
         ("bytes", f"{size:,} ({size / 1e9:.3g} GB), {size / max(manifest.samples, 1) / 1e3:.3g} kB a sample"),
         ("schema", str(manifest.schema_version)),

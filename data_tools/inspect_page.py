@@ -99,9 +99,10 @@ def pictures(dataset: Dataset) -> Iterator[Picture]:
 def choose(dataset: Dataset) -> np.ndarray:
     """int64 [<= SHOWN]: rows evenly over the range of mag_ref, or over the dataset where there is none."""
     magnitude = dataset.column("mag_ref") if "mag_ref" in dataset.manifest.columns else np.array([])
-    rows = np.flatnonzero(np.isfinite(magnitude))
+    rows = np.setdiff1d(np.flatnonzero(np.isfinite(magnitude)), dataset.quarantined)
     if not len(rows):
-        return np.unique(np.linspace(0, len(dataset) - 1, SHOWN).round().astype(int))
+        rows = dataset.select(None)
+        return rows[np.unique(np.linspace(0, len(rows) - 1, SHOWN).round().astype(int))]
     rows = rows[np.argsort(magnitude[rows], kind="stable")]
     wanted = np.linspace(*np.percentile(magnitude[rows], [0.5, 99]), SHOWN)
     return rows[np.unique(np.searchsorted(magnitude[rows], wanted).clip(0, len(rows) - 1))]

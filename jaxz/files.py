@@ -1,11 +1,19 @@
 """Files that are there complete or not at all."""
 
 import contextlib
+import errno
 import json
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from jaxz.errors import InputError
+
+T = TypeVar("T")
+TRIES, PAUSE = 4, 0.05  # of reads, and seconds before the second; each later one waits four times longer
+PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EREMOTEIO)  # what storage may get over
 
 
 def replace(path: Path, content) -> None:
@@ -42,3 +50,15 @@ def read_json(path: Path | str, what: str) -> dict:
     if not isinstance(content, dict):
         raise InputError(f"{path}: {what} is not a JSON object; restore it or make it again")
     return content
+
+
+def persist(read: Callable[[], T]) -> T:
+    """read(), tried again a few times where the storage stumbles; what it raises in the end, it raises here."""
+    for attempt in range(TRIES - 1):
+        try:
+            return read()
+        except OSError as error:
+            if error.errno not in PASSING:
+                raise
+            time.sleep(PAUSE * 4**attempt)
+    return read()

@@ -60,7 +60,8 @@ def make_step(objective, optimizer, prepare, config, abstract: TrainState) -> Ca
         params = optax.apply_updates(state.params, updates)
         decay = config.train.ema_decay
         ema = optax.incremental_update(params, state.ema, 1 - decay) if decay else {}
-        metrics = {"loss": loss, **aux["metrics"], "optim/grad_norm": optax.global_norm(grads)}
+        own = {"optim/grad_norm": optax.global_norm(grads), "data/nonfinite": batch["nonfinite"].mean()}
+        metrics = {"loss": loss, **aux["metrics"], **own}
         return TrainState(state.step + 1, params, ema, opt, aux["extra"]), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=(placed, None))

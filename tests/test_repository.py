@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("errors", "files", "provenance"),
     ("data.manifest", "data.order", "data.where", "config", "mesh", "runtime"),
+    ("data.index", "data.quarantine"),
     ("data.dataset", "data.writer"),
     ("data.reader", "data.prepare", "data.sampling"),
     ("data.stream",),

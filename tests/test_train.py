@@ -260,6 +260,22 @@ def test_garbage_in_absent_bands_does_not_change_training(config, straight, tmp_
     assert losses(tmp_path / "run") == losses(straight)
 
 
+def test_pixels_that_are_not_finite_are_masked_and_logged(tiny, blob_dataset, tmp_path):
+    """One of the 256 pixels of band r, in every image: of all three bands, or of two where g was not observed."""
+    other, share = shutil.copytree(blob_dataset, tmp_path / "nan"), []
+    opened = open_dataset(other)
+    for n in range(3):
+        content = bytearray(opened.shard_path(n).read_bytes())
+        for offset in opened.places(n, "image")[0]:
+            content[offset + 512 : offset + 514] = np.float16(np.nan).tobytes()
+        opened.shard_path(n).write_bytes(content)
+    run(tiny, f"--workdir={tmp_path / 'run'}", f"--config.data.path={other}", "--config.train.steps=3")
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        share.append(json.loads(line)["data/nonfinite"])
+    assert all(1 / 768 <= value <= 1 / 512 for value in share) and len(share) == 3
+    assert np.isfinite(losses(tmp_path / "run")).all()
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path):
     """And its parameters never become a checkpoint, also where no loss is looked at between two saves."""
     workdir = tmp_path / "nan"

@@ -1,19 +1,24 @@
 """A dataset as its readers see it: the manifest, the index columns, single samples."""
 
 import hashlib
+import logging
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from jaxz.data import where as filters
+from jaxz.data.index import PLACES, UNREADABLE, column_type, list_type, read_index, shard_of
 from jaxz.data.manifest import Manifest
+from jaxz.data.quarantine import Quarantine
 from jaxz.errors import InputError, suggest
+from jaxz.files import persist
+
+log = logging.getLogger("jaxz")
 
 INDEX_THREADS = 4
 T = TypeVar("T")
@@ -31,6 +36,9 @@ class Scan(NamedTuple):
     digests: dict[str, str]
 
 
+REBUILD = "restore it, or rebuild it with `python -m data_tools.verify --repair`"
+
+
 def open_dataset(path: Path | str) -> "Dataset":
     """Open the dataset in directory `path`. Raises InputError where there is none, or one of another schema."""
     return Dataset(path)
@@ -38,12 +46,18 @@ def open_dataset(path: Path | str) -> "Dataset":
 
 class Dataset:
     """Rows are numbered 0..samples-1 in shard order. Columns are read on demand, arrays one sample at a time
-    (`cutout`) or in batches (`jaxz.data.stream.Stream`)."""
+    (`cutout`) or in batches (`jaxz.data.stream.Stream`). `quarantined` (int64 [M]) are the rows that quarantine.json
+    leaves out: they keep their numbers, no filter selects them, and where a whole shard is out their columns are null.
+    """
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
         self.manifest = Manifest.load(path)
         self.starts = np.cumsum([0] + [shard.samples for shard in self.manifest.shards])  # first row of each shard
+        self.quarantine = Quarantine.load(path, self.manifest)
+        self.quarantined = self.quarantine.rows(self.manifest)
+        if len(self.quarantined):
+            log.warning("%s: quarantine.json leaves out %d of %d samples", path, len(self.quarantined), len(self))
 
     def __len__(self) -> int:
         return self.manifest.samples
@@ -63,42 +77,40 @@ class Dataset:
             table = self._index(shard, columns)
             if where is None:
                 return table
-            return table.filter(pa.array(passing(self._index(shard, filters.names(where)), where)))
+            return table.filter(pa.array(self._chosen(shard, self._index(shard, filters.names(where)), where)))
 
         return pa.concat_tables(self._each_shard(part))
 
     def column(self, name: str) -> np.ndarray:
-        """One column as NumPy: [N], or [N, ...] for an array that lives in the index; missing floats are NaN."""
+        """One column as NumPy: [N], or [N, ...] for an array that lives in the index; missing floats are NaN, and whole
+        numbers 0 in the rows of a shard that is quarantined as a whole."""
         return self.scan(columns=(name,)).columns[name]
 
     def select(self, where: str | None) -> np.ndarray:
-        """int64 [M]: the rows that pass the filter, in order."""
+        """int64 [M]: the rows that pass the filter and are not quarantined, in order."""
         return self.scan(where).rows.astype(np.int64)
 
     def scan(self, where: str | None = None, columns: Iterable[str] = ()) -> "Scan":
-        """The rows that pass a filter, and columns, in one pass over the index. Raises InputError for an unknown
-        column."""
+        """The rows that pass a filter and are not quarantined, and columns, in one pass over the index. Raises
+        InputError for an unknown column."""
         columns = tuple(columns)
         read = tuple(dict.fromkeys((*columns, *(filters.names(where) if where else ()))))
         self._check_columns(read)
         kind = np.uint32 if len(self) < 2**32 else np.int64  # 40 million rows: 160 MB
-        if not read:
-            return Scan(np.arange(len(self), dtype=kind), {}, {})
 
         def part(shard: int) -> tuple:
             table = self._index(shard, read)
-            rows = np.arange(len(table), dtype=kind)
-            if where is not None:
-                rows = np.flatnonzero(passing(table, where)).astype(kind)
-            rows += kind(self.starts[shard])
+            rows = np.flatnonzero(self._chosen(shard, table, where)).astype(kind) + kind(self.starts[shard])
             return (
                 rows,
                 *(self._values(name, table[name]) for name in columns),
                 *(column_digest(table[name]) for name in read),
             )
 
+        if not read and not len(self.quarantined):
+            return Scan(np.arange(len(self), dtype=kind), {}, {})
         rows, *parts = zip(*self._each_shard(part), strict=True)
-        values = {name: np.concatenate(arrays) for name, arrays in zip(columns, parts, strict=False)}
+        values = {name: self._joined(arrays) for name, arrays in zip(columns, parts, strict=False)}
         digests = {name: short_digest(*d) for name, d in zip(read, parts[len(columns) :], strict=True)}
         return Scan(np.concatenate(rows), values, digests)
 
@@ -112,6 +124,8 @@ class Dataset:
         if not isinstance(row, int | np.integer) or not 0 <= row < len(self):
             raise InputError(f"row {row!r} is not a row number of the dataset, 0..{len(self) - 1}")
         shard, within = self.locate(np.array([row]))
+        if self.quarantine.whole(self.manifest.shards[int(shard[0])].name):
+            raise DataError(f"{self.shard_path(int(shard[0]))} is quarantined as a whole; restore the shard")
         columns = [name for name, spec in self.manifest.arrays.items() if spec.encoding == "index"]
         columns = ("key", *self.manifest.columns, *columns)
         scalars = self._index(int(shard[0]), columns).slice(int(within[0]), 1).to_pylist()[0]
@@ -155,9 +169,14 @@ class Dataset:
 
     def fingerprint(self, digests: dict[str, str] | None = None) -> dict:
         """What a stream's state holds to notice a changed dataset: a digest of the rows (shard names, counts and
-        checksums), and those of columns that a scan gave."""
+        checksums, and which are quarantined), how many are quarantined, and those of columns that a scan gave."""
         rows = repr([(s.name, s.samples, s.sha256) for s in self.manifest.shards]).encode()
-        return {"rows": short_digest(rows), "columns": dict(sorted((digests or {}).items()))}
+        rows += self.quarantined.astype("<i8").tobytes()
+        return {
+            "rows": short_digest(rows),
+            "quarantined": len(self.quarantined),
+            "columns": dict(sorted((digests or {}).items())),
+        }
 
     def _each_shard(self, part: Callable[[int], T]) -> list[T]:
         """part(shard) of every shard, in order; threads hide what the file system makes one wait for."""
@@ -168,11 +187,31 @@ class Dataset:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
+    def _chosen(self, shard: int, table: pa.Table, where: str | None) -> np.ndarray:
+        """bool [N]: the rows of a shard that pass a filter and are not quarantined."""
+        entry = self.manifest.shards[shard]
+        chosen = np.ones(entry.samples, bool)
+        if where is not None:
+            chosen = filters.evaluate(where, lambda name: table[name]).copy()
+        if damage := self.quarantine.shards.get(entry.name):
+            chosen[slice(None) if damage.rows is None else list(damage.rows)] = False
+        return chosen
+
     def _values(self, name: str, column: pa.ChunkedArray) -> np.ndarray:
         if name not in self.manifest.arrays:
             return column.to_numpy()
         flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
         return flat.reshape(-1, *self.manifest.arrays[name].shape)
+
+    def _joined(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """The values of all shards. Those that are out as a whole have none: they do not decide the type of the rest."""
+        out = [self.quarantine.whole(shard.name) for shard in self.manifest.shards]
+        known = [part for part, missing in zip(parts, out, strict=True) if not missing]
+        kind = np.result_type(*(known or parts))
+        none = {"f": np.nan, "O": None}.get(kind.kind, 0)
+        return np.concatenate(
+            [np.full(part.shape, none, kind) if missing else part for part, missing in zip(parts, out, strict=True)]
+        )
 
     def _check_columns(self, columns: Iterable[str]) -> None:
         arrays = {name for name, array in self.manifest.arrays.items() if array.encoding == "index"}
@@ -182,28 +221,42 @@ class Dataset:
                 raise InputError(f"column {name!r} is not in {str(self.path)!r}.{suggest(name, known)}")
 
     def _index(self, shard: int, columns: tuple[str, ...]) -> pa.Table:
-        """Columns of one shard's index. Raises DataError where they cannot be read whole."""
+        """Columns of one shard's index, null where the shard is quarantined as a whole. Raises DataError where they
+        cannot be read whole, or are of another tar."""
         entry = self.manifest.shards[shard]
+        types = [self._type(name) for name in columns]
+        if self.quarantine.whole(entry.name):
+            return pa.table([absent(entry.samples, kind) for kind in types], list(columns))
         path = self.path / "index" / f"{entry.name}.parquet"
         try:
-            with pq.ParquetFile(path) as file:  # a third of pq.read_table's time
-                table = file.read(list(columns), use_threads=False)
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(
-                f"{path} cannot be read ({error}); {entry.samples} samples lost; restore it or convert again"
-            ) from None
-        if missing := [name for name in columns if name not in table.column_names]:
-            raise DataError(f"{path} has no column {missing[0]!r}; restore it or convert again")
+            table = persist(lambda: read_index(path, columns))
+        except UNREADABLE as error:
+            raise DataError(f"{path} cannot be read ({error}); {entry.samples} samples lost; {REBUILD}") from None
+        if missing := [name for name in columns if table.column_names.count(name) != 1]:
+            raise DataError(f"{path} has no column {missing[0]!r}; {REBUILD}")
+        table = table.select(columns)
         if table.num_rows != entry.samples:
-            raise DataError(
-                f"{path} has {table.num_rows} rows, dataset.json says {entry.samples}; restore it or convert again"
-            )
-        return table.select(list(columns))
+            raise DataError(f"{path} has {table.num_rows} rows, dataset.json says {entry.samples}; {REBUILD}")
+        for name, kind, found in zip(columns, types, table.schema.types, strict=True):
+            if found != kind:
+                raise DataError(f"{path}: column {name!r} holds {found}, dataset.json says {kind}; {REBUILD}")
+        if shard_of(table).get("sha256", entry.sha256) != entry.sha256:
+            raise DataError(f"{path} was written for another tar than dataset.json's; {REBUILD}")
+        return table
+
+    def _type(self, name: str) -> pa.DataType:
+        """The Arrow type of a column of the index."""
+        arrays, columns = self.manifest.arrays, self.manifest.columns
+        if name in columns or name == "key":
+            return column_type(columns[name]) if name in columns else pa.string()
+        return list_type(arrays[name]) if name in arrays else PLACES[name.rpartition("_")[2]]
 
 
-def passing(table: pa.Table, where: str) -> np.ndarray:
-    """bool [N]: the rows of a table that pass a filter."""
-    return filters.evaluate(where, lambda name: table[name])
+def absent(samples: int, kind: pa.DataType) -> pa.Array:
+    """A column without values; lists keep their length."""
+    if not pa.types.is_fixed_size_list(kind):
+        return pa.nulls(samples, kind)
+    return pa.FixedSizeListArray.from_arrays(pa.nulls(samples * kind.list_size, kind.value_type), kind.list_size)
 
 
 def short_digest(*parts: bytes) -> str:

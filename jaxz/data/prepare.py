@@ -108,15 +108,19 @@ class Prepare:
 
     def __call__(self, batch: dict, key: jax.Array) -> dict:
         """image [B,C,H,W] becomes float32, mask [B,C,H,W] is true where observed, sky [B,C] is the background's sigma
-        in the same unit; the catalog's flux_<band> are dereddened where the image is; other entries pass. `key` moves
-        only augmentation, which depends on (key, epoch, position)."""
+        in the same unit; the catalog's flux_<band> are dereddened where the image is; nonfinite [B] is the share of the
+        observed pixels that hold NaN or inf and are therefore masked; other entries pass. `key` moves only
+        augmentation, which depends on (key, epoch, position)."""
         stored = jnp.asarray(batch["image"])[:, self.index].astype(jnp.float32)
-        mask = jnp.isfinite(stored) & self.there[:, None, None]
+        mask = jnp.broadcast_to(self.there[:, None, None], stored.shape)
         if "bands_observed" in batch:
             bits = batch["bands_observed"].astype(jnp.uint32)[:, None] >> np.array(np.maximum(self.index, 0), np.uint32)
             mask &= (bits & 1).astype(bool)[..., None, None]
         if "image_mask" in batch:
             mask &= batch["image_mask"][:, self.index] == 0
+        observed = mask.sum((1, 2, 3))
+        mask &= jnp.isfinite(stored)
+        nonfinite = (observed - mask.sum((1, 2, 3))) / jnp.maximum(observed, 1)
         flux = jnp.where(mask, stored, 0) * self.factor[:, None, None]
         rest = {name: value for name, value in batch.items() if name not in ("image", "image_mask")}
         sky = jnp.broadcast_to(self.sky, flux.shape[:2])
@@ -128,7 +132,7 @@ class Prepare:
         image = jnp.arcsinh(flux)
         if self.augment:
             image, mask = turn_and_shift(image, mask, batch["epoch"], batch["position"], key, self.shift)
-        return {**rest, "image": image, "mask": mask, "sky": sky}
+        return {**rest, "image": image, "mask": mask, "sky": sky, "nonfinite": nonfinite}
 
 
 def turn_and_shift(

@@ -228,17 +228,17 @@ class Stream:
                     self.reader.read(draw.rows[slot : slot + 1] + draw.first_rows[slot])
                     break
                 except DataError as failure:
-                    self._count(failure, error, len(draw.rows))
+                    row = draw.rows[slot] + draw.first_rows[slot]
+                    self._count(failure, error, int(self.reader.shard_numbers(row)), len(draw.rows))
                     number = derive(self.seed, int(draw.epochs[slot]), int(draw.positions[slot]), attempt)
                     draw.rows[slot] = sampler.rows[int(number % np.uint64(len(sampler)))]
         return self.reader.read(draw.rows + draw.first_rows)
 
-    def _count(self, failure: DataError, first: DataError, local: int) -> None:
+    def _count(self, failure: DataError, first: DataError, shard: int, local: int) -> None:
         with self.lock:
             self.replaced += 1
-            file = str(failure).split(" ")[0]
-            if file not in self.complained:
-                self.complained.add(file)
+            if shard not in self.complained:
+                self.complained.add(shard)
                 log.warning("%s; other samples stand in", failure)
             if self.replaced > LIMIT * max(len(self), self.planned.step * self.batch_size) * local / self.batch_size:
                 raise DataError(f"{first}; {self.replaced} samples could not be read, above {LIMIT:.1%}")
@@ -318,8 +318,10 @@ def joined_columns(sources: tuple[Source, ...], samplers: list[Sampler]) -> dict
 def check_same(source: Source, then: dict, now: dict) -> None:
     """Raises InputError where a source is not the one that a state is of."""
     if then["fingerprint"]["rows"] != now["fingerprint"]["rows"]:
+        was, out = (state["fingerprint"].get("quarantined", 0) for state in (then, now))
+        listed = f", of which quarantine.json leaves out {out} (then {was})," if was or out else ""
         raise InputError(
-            f"data.path: the rows of {str(source.dataset.path)!r} are not those the run was started with; "
+            f"data.path: the rows of {str(source.dataset.path)!r}{listed} are not those the run was started with; "
             "restore that dataset or start a new run"
         )
     before, after = then["fingerprint"]["columns"], now["fingerprint"]["columns"]

@@ -5,14 +5,14 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import webdataset as wds
 
+from jaxz.data.index import PLACES, column_type, read_index, shard_of, to_parquet
 from jaxz.data.manifest import KEY, Manifest, Shard
 from jaxz.errors import InputError
 from jaxz.files import read_json, replace
@@ -90,8 +90,7 @@ class DatasetWriter:
             values = np.ascontiguousarray(arrays[array], specs[array].dtype).reshape(len(keys), -1)
             table[array] = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
         for column, spec in self.manifest.columns.items():
-            kind = pa.string() if spec.dtype == "string" else pa.from_numpy_dtype(np.dtype(spec.dtype))
-            table[column] = pa.array(columns[column], kind)
+            table[column] = pa.array(columns[column], column_type(spec))
         scalars = pa.table({c: table[c] for c in self.manifest.columns}).to_pylist()
 
         raw = sorted(a for a, spec in specs.items() if spec.encoding == "raw")
@@ -116,47 +115,28 @@ class DatasetWriter:
                 if tar.tarstream.offset != offset:  # the reader would return other bytes
                     raise AssertionError(f"sample {key!r} ends at {tar.tarstream.offset} of the tar, not at {offset}")
         for a in raw:
-            kinds = {"offset": pa.int64(), "size": pa.int64(), "crc32": pa.uint32()}
-            for (suffix, kind), values in zip(kinds.items(), where[a], strict=True):
+            for (suffix, kind), values in zip(PLACES.items(), where[a], strict=True):
                 table[f"{a}_{suffix}"] = pa.array(values, kind)
 
         content = buffer.getbuffer()
         shard = {"samples": len(keys), "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         replace(self.path / "shards" / f"{name}.tar", content)
-        sink = io.BytesIO()
-        index = pa.table(table).replace_schema_metadata({"jaxz": json.dumps(shard)})
-        pq.write_table(index, sink, compression="zstd")
-        replace(self.path / "index" / f"{name}.parquet", sink.getbuffer())
+        replace(self.path / "index" / f"{name}.parquet", to_parquet(pa.table(table), shard))
 
     def finish(self, shards: int, splits: dict) -> Manifest:
         """Write dataset.json over shards 0..shards-1, once all are there and no key stands twice."""
         found, hashes = [], []
         for n in range(shards):
-            index = pq.read_table(self._index(n), columns=["key"])
-            found.append(Shard(name=f"{n:05d}", **json.loads(index.schema.metadata[b"jaxz"])))
+            index = read_index(self._index(n), ["key"])
+            found.append(Shard(name=f"{n:05d}", **shard_of(index)))
             hashes.append(hash_keys(index["key"].to_pylist()))
-        self._check_unique(hashes)
+        for n, _, key, _ in repeated_keys(hashes, lambda n: read_index(self._index(n), ["key"])["key"].to_pylist()):
+            raise InputError(f"key {key!r} of shard {n:05d} stands in an earlier shard; object ids must be unique")
         provenance = {**self.manifest.provenance, "plan": self.plan}
         manifest = dataclasses.replace(self.manifest, shards=tuple(found), splits=splits, provenance=provenance)
         replace(self.path / "dataset.json", manifest.to_json().encode())
         (self.path / "writing.json").unlink(missing_ok=True)
         return manifest
-
-    def _check_unique(self, hashes: list[np.ndarray]) -> None:
-        """Raises InputError for a key that stands in two shards; hashes: of each shard's keys. Only keys whose hashes
-        are equal are held and compared: all keys of a survey would take gigabytes."""
-        ordered = np.sort(np.concatenate(hashes))
-        suspects, seen = ordered[1:][ordered[1:] == ordered[:-1]], set()
-        for n, values in enumerate(hashes):
-            rows = np.flatnonzero(np.isin(values, suspects)) if len(suspects) else ()
-            if not len(rows):
-                continue
-            keys = pq.read_table(self._index(n), columns=["key"])["key"].take(pa.array(rows)).to_pylist()
-            if twice := seen.intersection(keys):
-                raise InputError(
-                    f"key {min(twice)!r} of shard {n:05d} stands in an earlier shard; object ids must be unique"
-                )
-            seen.update(keys)
 
     def _index(self, n: int) -> Path:
         return self.path / "index" / f"{n:05d}.parquet"
@@ -170,6 +150,23 @@ def is_strange(path: Path) -> bool:
 def hash_keys(keys: Sequence[str]) -> np.ndarray:
     """int64 [N]: Python's hashes, the same within one process."""
     return np.fromiter(map(hash, keys), np.int64, len(keys))
+
+
+def repeated_keys(
+    hashes: Sequence[np.ndarray], keys: Callable[[int], list[str]]
+) -> Iterator[tuple[int, int, str, int]]:
+    """(shard, row, key, earlier shard) of each key that stands before in the dataset. hashes: of each shard's keys.
+
+    Only keys whose hashes are equal are asked for and held: all keys of a survey would take gigabytes."""
+    ordered = np.sort(np.concatenate([np.empty(0, np.int64), *hashes]))
+    suspects, seen = ordered[1:][ordered[1:] == ordered[:-1]], {}
+    for n, values in enumerate(hashes):
+        rows = np.flatnonzero(np.isin(values, suspects)) if len(suspects) else ()
+        names = keys(n) if len(rows) else []
+        for row in rows:
+            if names[row] in seen:
+                yield n, int(row), names[row], seen[names[row]]
+            seen.setdefault(names[row], n)
 
 
 def npy(value: np.ndarray, spec, name: str) -> bytes:

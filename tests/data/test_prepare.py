@@ -157,3 +157,23 @@ def test_what_does_not_fit_is_refused(manifest):
 def test_json_round_trip(manifest):
     normalisation = Normalisation.create(manifest, ("r",), 2.0, True)
     assert Normalisation.from_json(normalisation.to_json()) == normalisation
+
+
+def test_observed_pixels_that_are_not_finite_are_masked_and_counted(manifest):
+    manifest = dataclasses.replace(
+        manifest, arrays={**manifest.arrays, "image_mask": Array("mask", "uint8", (3, 16, 16))}
+    )
+    batch = batch_of(np.random.default_rng(4)) | {"image_mask": np.zeros((5, 3, 16, 16), np.uint8)}
+    prepare = Prepare(manifest, Normalisation.create(manifest, (), 3.0, False), augment=True, shift=2)
+    batch |= {"epoch": np.zeros(5, np.int32), "position": np.arange(5, dtype=np.uint32)}
+    assert not np.any(prepare(batch, KEY)["nonfinite"])
+    batch["image"][0, 1, 3, 4:7] = np.nan, np.inf, -np.inf
+    batch["image"][1] = np.nan
+    batch["image"][2, 0] = np.inf  # of a band that was not observed
+    batch["bands_observed"][2] = 0b110
+    batch["image"][3, 2, 0, 0] = np.nan  # flagged, too
+    batch["image_mask"][3, 2, 0, 0] = 1
+    batch["bands_observed"][4] = 0
+    prepared = prepare(batch, KEY)
+    np.testing.assert_allclose(prepared["nonfinite"], [3 / 768, 1, 0, 0, 0], rtol=1e-6)
+    assert np.isfinite(prepared["image"]).all() and not prepared["mask"][1].any()

@@ -15,6 +15,7 @@ import webdataset as wds
 
 from jaxz.data.dataset import DataError, open_dataset
 from jaxz.data.manifest import Array, Column, Manifest
+from jaxz.data.reader import Reader
 from jaxz.data.stream import Source, Stream
 from jaxz.data.writer import DatasetWriter
 from jaxz.errors import InputError
@@ -297,3 +298,57 @@ def test_above_a_thousandth_replacing_ends(blob_dataset, tmp_path):
     flip(open_dataset(copy), 40)
     with pytest.raises(DataError, match=r"1 samples could not be read, above 0.1%"):
         list(Stream(Source(open_dataset(copy)), 8, epochs=1, check="crc", on_error="replace"))
+
+
+def failing(function, error: int, times: int):
+    """`function`, whose first `times` calls end with the system's error; and the list of what it was called with."""
+    calls = []
+
+    def unreliable(*args, **settings):
+        calls.append(args)
+        if len(calls) <= times:
+            raise OSError(error, os.strerror(error), str(args[0]))
+        return function(*args, **settings)
+
+    return unreliable, calls
+
+
+@pytest.mark.parametrize("what", ["jaxz.data.reader.os.open", "jaxz.data.index.pq.ParquetFile"])
+def test_opening_a_tar_or_an_index_is_tried_again_where_storage_stumbles(what, dataset, monkeypatch):
+    monkeypatch.setattr("jaxz.files.PAUSE", 1e-6)
+    function = os.open if what.endswith("open") else pq.ParquetFile
+    source = lambda: Source(open_dataset(dataset.path), columns=("z",))
+    whole = take(Stream(source(), 10, seed=5), 10)
+    for error in (errno.EIO, errno.ESTALE):
+        with monkeypatch.context() as patch:
+            unreliable, calls = failing(function, error, 3)
+            patch.setattr(what, unreliable)
+            for a, b in zip(whole, take(Stream(source(), 10, seed=5), 10), strict=True):
+                assert_same(a, b)
+            assert len(calls) > 3
+    for error, tries in ((errno.EIO, 4), (errno.EACCES, 1)):  # what passes, and what does not
+        with monkeypatch.context() as patch:
+            unreliable, calls = failing(function, error, 10**6)
+            patch.setattr(what, unreliable)
+            with pytest.raises(DataError, match=r"00000\.(tar|parquet) cannot be (opened|read) \("):
+                Reader([open_dataset(dataset.path)], ("image",)).read(np.array([0]))
+            assert len(calls) == tries
+
+
+def test_samples_of_a_shard_that_is_gone_are_stood_in_for(tmp_path, caplog):
+    opened = open_dataset(blobs(tmp_path / "d", samples=6000, size=8))
+    where = "object_id < 4002"  # two samples of the last shard, of 2,000
+    whole = take(Stream(Source(opened, where=where), 12, seed=1), 333)
+    opened.shard_path(2).unlink()
+    replacing = dict(seed=1, on_error="replace")
+    first, again = (Stream(Source(open_dataset(opened.path), where=where), 12, **replacing) for _ in range(2))
+    for then, a, b in zip(whole, take(first, 333), take(again, 333), strict=True):
+        assert_same(a, b)
+        lost = then["row"] >= 4000
+        np.testing.assert_array_equal(a["image"][~lost], then["image"][~lost])
+        assert (a["row"] < 4000).all()
+    assert first.replaced == again.replaced == 2
+    said = [text for text in caplog.messages if "00002.tar cannot be opened (ENOENT): 2000 samples lost" in text]
+    assert len(said) == 2 == len(caplog.messages)  # once a stream
+    with pytest.raises(DataError, match=r"above 0.1%"):
+        take(Stream(Source(opened, where="object_id < 4020"), 12, **replacing), 333)
