@@ -16,7 +16,7 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(blob_dataset, tmp_path):
     columns = ("key", *truth.manifest.columns, "image_offset", "image_size", "image_crc32")
     expected, content = repr(truth._index(1, columns).to_pylist()), path.read_bytes()
     draw, refused = np.random.default_rng(0), 0
-    for at in draw.choice(len(content), 1500, replace=False):
+    for at in draw.choice(len(content), 800, replace=False):
         flipped = bytearray(content)
         flipped[at] ^= 1 << int(draw.integers(8))
         path.write_bytes(flipped)
@@ -25,7 +25,7 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(blob_dataset, tmp_path):
         except DataError as error:
             assert str(path) in str(error)
             refused += 1
-    assert refused > 750  # most of the file is values
+    assert refused > 400  # most of the file is values
 
 
 def test_an_index_without_checksums_opens(blob_dataset, tmp_path):
