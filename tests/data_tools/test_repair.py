@@ -58,7 +58,7 @@ INDEX_DAMAGE = {
     "missing": lambda path: path.unlink(),
     "empty": lambda path: path.write_bytes(b""),
     "cut": lambda path: path.write_bytes(path.read_bytes()[:-100]),
-    "flipped": lambda path: flip(path, path.stat().st_size // 2),
+    "flipped": lambda path: flip(path, 60),
     "offset": lambda path: change_column(path, "image_offset", lambda v: [v[0] + 4, *v[1:]]),
     "label": lambda path: change_column(path, "z", lambda v: [0.5, *v[1:]]),
     "key": lambda path: change_column(path, "key", lambda v: [v[1], *v[1:]]),
