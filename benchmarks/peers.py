@@ -65,12 +65,12 @@ def python(folder: Path, name: str | None) -> str:
 def run_ours(dataset: Dataset, name: str, seconds: float, check: bool) -> dict:
     threads, window = OURS[name]
     source = Source(dataset, arrays=("image",), window=window)
-    with_end = Stream(source, peer_arms.BATCH, threads=threads, epochs=1 if check else None)
+    stream = Stream(source, peer_arms.BATCH, threads=threads, epochs=1 if check else None)
     if not check:
-        return peer_arms.measure(lambda: (batch["image"] for batch in with_end), seconds)
+        return peer_arms.measure(lambda: (batch["image"] for batch in stream), seconds)
     spec = dataset.manifest.arrays["image"]
     data = peer_arms.Data([], Path(), spec.shape, spec.dtype)
-    return peer_arms.check((batch["image"][batch["valid"]] for batch in with_end), data)
+    return peer_arms.check((batch["image"][batch["valid"]] for batch in stream), data)
 
 
 def expected(dataset: Dataset) -> dict:
@@ -98,7 +98,7 @@ def prepare(name: str, command: list[str], options: argparse.Namespace, wanted: 
     result = arms.run([*command, "--check"])
     delivered = {key: result.get(key) for key in wanted}
     if "error" not in result and delivered != wanted:
-        result["error"] = f"delivers {delivered}, not {wanted}"
+        result["error"] = f"delivers {delivered}, not {wanted}; is {folder(name, options)} of another dataset?"
     return result
 
 
@@ -147,9 +147,14 @@ def main(argv: list[str]) -> int | None:
         return install(options.venvs)
     if options.dataset is None:
         parser.error("DATASET or --install is required")
+    if options.rounds < 1:
+        raise errors.InputError(f"--rounds: {options.rounds} must be at least 1")
     if not (options.dataset / "dataset.json").exists():
         make(options.dataset)
     dataset = open_dataset(options.dataset)
+    spec = dataset.manifest.arrays.get("image")
+    if spec is None or spec.encoding != "raw" or None in spec.shape:
+        raise errors.InputError(f"DATASET: {str(dataset.path)!r} has no raw array 'image' of one shape; name another")
     if options.arm:
         print(json.dumps(run_ours(dataset, options.arm, options.seconds, options.check)))
         return None
