@@ -1,0 +1,132 @@
+"""The comparison with other loaders: what it counts, what it refuses, what it leaves out."""
+
+import argparse
+import io
+import itertools
+import json
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset as wds
+
+from benchmarks import arms, peer_arms, peers
+from jaxz.data.dataset import open_dataset
+from tests.helpers import blobs
+
+OWN = [*peers.OURS, "webdataset, plain", "webdataset, best"]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    return blobs(tmp_path_factory.mktemp("peers") / "d", samples=600, size=8)
+
+
+def test_own_arms_are_measured_and_absent_peers_skipped(dataset, tmp_path, capsys):
+    report = tmp_path / "report.json"
+    peers.main([str(dataset), "--rounds", "1", "--seconds", "0.1", "--venvs", str(tmp_path), "--json", str(report)])
+    report, shown = json.loads(report.read_text()), capsys.readouterr().out
+    images = [sample[peer_arms.ARRAY] for sample in stock(dataset)]
+    truth = {"samples": 600, "crc32": sum(zlib.crc32(image.tobytes()) for image in images) % 2**32}
+    assert set(report["rounds"]) == set(OWN)
+    for name in (*peers.OURS, *peer_arms.ARMS):
+        [line] = [line for line in shown.split("\n") if line.startswith(f"{name}  ")]
+        check = report["checks"][name]
+        if name in OWN:
+            assert {key: check[key] for key in truth} == truth
+            [result] = report["rounds"][name]
+            assert result["wall_s"] >= 0.1 and min(result[key] for key in ("samples", "cpu_s", "peak_bytes")) > 0
+            assert f"{result['samples'] / result['wall_s']:,.0f}" in line
+        else:
+            assert "skipped: no " in check["error"] and check["error"] in line
+
+
+def stock(dataset: Path):
+    return wds.WebDataset(sorted(map(str, dataset.glob("shards/*.tar"))), shardshuffle=False).decode()
+
+
+def test_what_an_arm_delivers_is_checked_against_the_index(dataset, tmp_path):
+    wanted = peers.expected(open_dataset(dataset))
+    options = argparse.Namespace(dataset=dataset, scratch=tmp_path, venvs=tmp_path)
+    command = peers.commands(options)["webdataset, best"]
+    assert "error" not in peers.prepare("webdataset, best", command, options, wanted)
+    other = {**wanted, "crc32": wanted["crc32"] ^ 1}
+    assert f"not {other}" in peers.prepare("webdataset, best", command, options, other)["error"]
+
+
+def test_checksums_do_not_depend_on_the_order_but_on_every_bit():
+    images = np.random.default_rng(0).normal(size=(10, 2, 4, 4)).astype(np.float16)
+    data = peer_arms.Data([], Path(), (2, 4, 4), images.dtype)
+    found = peer_arms.check(iter([images[:6], images[6:]]), data)
+    assert found == {"samples": 10, "crc32": sum(zlib.crc32(image.tobytes()) for image in images) % 2**32}
+    assert peer_arms.check(iter([images[::-1].copy()]), data) == found
+    flipped = images.copy()
+    flipped.view(np.uint16)[3, 1, 2, 2] ^= 1
+    assert peer_arms.check(iter([flipped]), data) != found
+    for wrong in (images.astype(np.float32), images[:, :1], images[..., ::-1]):
+        with pytest.raises(ValueError, match="a batch is"):
+            peer_arms.check(iter([wrong]), data)
+
+
+def test_a_sample_is_viewed_in_raw_bytes_and_in_npy_files():
+    image = np.random.default_rng(0).normal(size=(2, 4, 4)).astype(np.float16)
+    data, npy = peer_arms.Data([], Path(), image.shape, image.dtype), io.BytesIO()
+    np.save(npy, image)
+    for content in (image.tobytes(), npy.getvalue(), npy.getbuffer()):
+        assert np.array_equal(data.view(content), image)
+
+
+def test_the_first_batch_of_an_epoch_counts_neither_in_samples_nor_in_time():
+    starts = itertools.count()
+
+    def epoch():
+        next(starts)
+        time.sleep(0.2)
+        yield np.zeros(1000)
+        for _ in range(4):
+            time.sleep(0.01)
+            yield np.zeros(10)
+
+    found = peer_arms.measure(epoch, 0.1)  # each epoch counts 40 samples and at least 0.04 s
+    assert next(starts) >= 2 and found["samples"] % 10 == 0
+    assert found["first_batch_s"] >= 0.2 and found["wall_s"] >= 0.1 and found["samples"] <= found["wall_s"] * 1000
+    with pytest.raises(ValueError, match="no second batch"):
+        peer_arms.measure(lambda: iter([np.zeros(3)]), 1)
+
+
+def test_workers_that_still_run_count_in_cpu_time_and_memory():
+    code = "import time; x = bytearray(200_000_000); print(flush=True)\nwhile time.process_time() < 60: pass"
+    cpu, memory = peer_arms.cpu_seconds(), peer_arms.peak_bytes()
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as child:
+        child.stdout.readline()
+        assert peer_arms.peak_bytes() - memory > 200_000_000
+        until = time.monotonic() + 30
+        while peer_arms.cpu_seconds() - cpu < 0.3 and time.monotonic() < until:
+            time.sleep(0.05)
+        own = time.process_time()
+        child.kill()
+    assert time.monotonic() < until and own < cpu + 0.3
+
+
+def test_an_arm_that_fails_says_why_and_is_not_run_again(tmp_path):
+    log = tmp_path / "log"
+    good = f"open({str(log)!r}, 'a').write('good '); print('noise'); print('{{\"samples\": 6, \"wall_s\": 2}}')"
+    bad = f"open({str(log)!r}, 'a').write('bad '); raise ValueError('no such option')"
+    commands = {name: [sys.executable, "-c", code] for name, code in (("good", good), ("bad", bad))}
+    seen = []
+    found = arms.interleave(commands, 3, seen.append)
+    assert log.read_text().split() == seen == ["good", "bad", "good", "good"]
+    assert arms.failed(found["bad"]) == "ValueError: no such option" and arms.failed(found["good"]) is None
+    assert arms.median_rate(found["good"], "wall_s") == 3
+
+
+def test_an_arm_that_hangs_is_ended_with_its_workers(tmp_path):
+    child = f"import time; time.sleep(1.5); open({str(tmp_path / 'alive')!r}, 'w')"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    assert arms.run([sys.executable, "-c", code], timeout=0.7) == {"error": "no end after 1 s"}
+    time.sleep(1.5)
+    assert not (tmp_path / "alive").exists()
