@@ -3,28 +3,35 @@
     python -m benchmarks.loader DATASET [--rounds 5] [--json FILE]
 
 DATASET needs an array `image`; where it is missing, 20,000 samples of 9 x 64 x 64 float16 are written (1.5 GB).
-Batches of 256, shuffled, read from the page cache, as the trainer takes them.
+Batches of 256, shuffled, read from the page cache, as the trainer takes them. The limits: copying a batch that the
+processor's cache holds (memcpy), or one that it cannot (from memory); pread of the tars in order, into one buffer of
+the chunk's size that stays in the cache, or into batches in turn; and a bare loop of preadv over shuffled samples into
+batches in turn, which is all that any reader can do with one call a sample.
 """
 
 import argparse
+import functools
+import itertools
 import json
 import mmap
 import os
-import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks import arms
 from jaxz import errors
-from jaxz.data.dataset import open_dataset
+from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.manifest import Array, Band, Column, Manifest
 from jaxz.data.stream import Source, Stream
 from jaxz.data.writer import DatasetWriter
+from jaxz.files import replace
 
-BATCH, SECONDS, WARM = 256, 2.0, 40
-CHUNKS = [2**k for k in range(16, 26)]
+BATCH, SECONDS, WARM = 256, 1.0, 20
+CHUNKS = [2**k for k in range(15, 25)]
 
 
 def make(path: Path, shards: int = 20, bands: int = 9, size: int = 64) -> None:
@@ -46,104 +53,142 @@ def make(path: Path, shards: int = 20, bands: int = 9, size: int = 64) -> None:
     writer.finish(shards, {})
 
 
-def paged(nbytes: int) -> np.ndarray:
-    return np.frombuffer(mmap.mmap(-1, nbytes), np.uint8)
+def pages(nbytes: int) -> list[memoryview]:
+    """Two aligned batches that are in memory."""
+    views = [memoryview(mmap.mmap(-1, nbytes)) for _ in range(2)]
+    for view in views:
+        view[:] = bytes(nbytes)
+    return views
 
 
-def timed(step) -> tuple[float, float]:
-    """(bytes per second of wall time, of CPU time) of `step()`, which returns the bytes that it moved."""
+def timed(step: Callable[[], int], sample: int) -> dict:
+    """step() returns the bytes that it moved."""
     moved, wall, cpu = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - wall < SECONDS:
         moved += step()
-    return moved / (time.perf_counter() - wall), moved / (time.process_time() - cpu)
+    return {
+        "samples": moved / sample,
+        "wall_s": time.perf_counter() - wall,
+        "cpu_s": time.process_time() - cpu,
+    }
 
 
-def memcpy(dataset) -> tuple[float, float]:
-    source, target = (paged(BATCH * dataset.manifest.arrays["image"].nbytes) for _ in range(2))
-    source[:], target[:] = 1, 1
-
-    def step() -> int:
-        np.copyto(target, source)
-        return target.nbytes
-
-    return timed(step)
-
-
-def pread(dataset, chunk: int, target_bytes: int) -> tuple[float, float]:
-    """Whole tars in order, in chunks, into memory of `target_bytes` that is gone through again and again."""
-    memory = mmap.mmap(-1, max(chunk, target_bytes))
-    views = [memoryview(memory)[at : at + chunk] for at in range(0, max(chunk, target_bytes) - chunk + 1, chunk)]
-    files = [os.open(dataset.shard_path(n), os.O_RDONLY) for n in range(len(dataset.manifest.shards))]
-    turn = 0
+def memcpy(dataset: Dataset, cached: bool) -> dict:
+    """Batch after batch out of one that the cache holds, or out of a gigabyte that it does not."""
+    sample = dataset.manifest.arrays["image"].nbytes
+    size = BATCH * sample
+    targets = [np.frombuffer(view, np.uint8) for view in pages(size)]
+    sources = np.frombuffer(mmap.mmap(-1, size if cached else (1 << 30) // size * size), np.uint8).reshape(-1, size)
+    sources[:] = 1
+    turns = itertools.count()
 
     def step() -> int:
-        nonlocal turn
-        turn += 1
-        file, at, moved = files[turn % len(files)], 0, 0
-        while got := os.preadv(file, [views[at // chunk % len(views)]], at):
-            at, moved = at + got, moved + got
+        turn = next(turns)
+        np.copyto(targets[0 if cached else turn % 2], sources[turn % len(sources)])
+        return size
+
+    return timed(step, sample)
+
+
+def pread(dataset: Dataset, chunk: int, batches: bool) -> dict:
+    """Whole tars in order, in chunks."""
+    sample = dataset.manifest.arrays["image"].nbytes
+    room = pages(max(chunk, BATCH * sample)) if batches else pages(chunk)[:1]
+    views = [view[at : at + chunk] for view in room for at in range(0, len(view) - chunk + 1, chunk)]
+    files = itertools.cycle([os.open(dataset.shard_path(n), os.O_RDONLY) for n in range(len(dataset.manifest.shards))])
+    turns = itertools.cycle(views)
+
+    def step() -> int:
+        file, moved = next(files), 0
+        while got := os.preadv(file, [next(turns)], moved):
+            moved += got
         return moved
 
-    return timed(step)
+    return timed(step, sample)
 
 
-def stream(dataset, threads: int, window: int, check: str = "size") -> tuple[float, float]:
-    batches = Stream(
-        Source(dataset, arrays=("image",), columns=("z",), where="split == 'train'", window=window),
-        BATCH,
-        threads=threads,
-        check=check,
+def preadv_loop(dataset: Dataset) -> dict:
+    """Samples of all shards in random order, one call each."""
+    spec = dataset.manifest.arrays["image"]
+    files = [os.open(dataset.shard_path(n), os.O_RDONLY) for n in range(len(dataset.manifest.shards))]
+    places = [(file, at) for n, file in enumerate(files) for at in dataset.places(n, "image")[0].tolist()]
+    order = itertools.cycle(np.random.default_rng(0).permutation(len(places)).tolist())
+    slots = itertools.cycle(
+        [view[at : at + spec.nbytes] for view in pages(BATCH * spec.nbytes) for at in range(0, len(view), spec.nbytes)]
     )
+
+    def step() -> int:
+        for slot, which in itertools.islice(zip(slots, order, strict=False), BATCH):
+            file, at = places[which]
+            os.preadv(file, (slot,), at)
+        return BATCH * spec.nbytes
+
+    return timed(step, spec.nbytes)
+
+
+def stream(dataset: Dataset, threads: int, window: int, check: str) -> dict:
+    source = Source(dataset, arrays=("image",), columns=("z",), where="split == 'train'", window=window)
+    batches = Stream(source, BATCH, threads=threads, check=check)
     for _ in range(WARM):
         next(batches)
-    found = timed(lambda: next(batches)["image"].nbytes)
+    size = BATCH * dataset.manifest.arrays["image"].nbytes
+    found = timed(lambda: size if next(batches) else 0, dataset.manifest.arrays["image"].nbytes)
     batches.close()
     return found
 
 
-def arms(dataset) -> dict:
-    batch = BATCH * dataset.manifest.arrays["image"].nbytes
-    result = {"memcpy": lambda: memcpy(dataset)}
-    result |= {f"pread {chunk >> 10} KiB": lambda chunk=chunk: pread(dataset, chunk, 0) for chunk in CHUNKS}
-    result |= {"pread 128 KiB into a batch": lambda: pread(dataset, 1 << 17, batch)}
-    for threads in (1, 2):
-        for window in (4, 0):
-            name = f"stream, {threads} thread{'s' * (threads > 1)}, {f'window {window}' if window else 'all shuffled'}"
-            result[name] = lambda threads=threads, window=window: stream(dataset, threads, window)
-    result["stream, 2 threads, window 4, check crc"] = lambda: stream(dataset, 2, 4, "crc")
-    return result
+LIMITS = {
+    "memcpy": functools.partial(memcpy, cached=True),
+    "memcpy from memory": functools.partial(memcpy, cached=False),
+    **{f"pread {c >> 10} KiB": functools.partial(pread, chunk=c, batches=False) for c in CHUNKS},
+    **{f"pread {c >> 10} KiB into batches": functools.partial(pread, chunk=c, batches=True) for c in CHUNKS},
+    "preadv of shuffled samples": preadv_loop,
+}
+STREAMS = {
+    f"stream, {threads} thread{'s' * (threads > 1)}, {f'window {window}' if window else 'all shuffled'}"
+    f"{', check crc' * (check == 'crc')}": functools.partial(stream, threads=threads, window=window, check=check)
+    for threads, window, check in [(1, 4, "size"), (1, 0, "size"), (2, 4, "size"), (2, 0, "size"), (2, 4, "crc")]
+}
+
+
+def table(found: dict[str, list[dict]]) -> str:
+    """A row per arm, against memcpy and against the best chunk of both kinds of pread."""
+    rates = {name: arms.median_rate(results, "wall_s") for name, results in found.items() if not arms.failed(results)}
+    hot = max(rates[name] for name in rates if name.startswith("pread ") and name.endswith("KiB"))
+    batches = max(rates[name] for name in rates if name.endswith("into batches"))
+    lines = [f"{'':46}{'samples/s':>10}{'a CPU s':>10}{'/ memcpy':>10}{'/ pread':>10}{'/ pread into batches':>22}"]
+    for name, results in found.items():
+        if error := arms.failed(results):
+            lines.append(f"{name:46}{error}")
+            continue
+        ratios = f"{rates[name] / rates['memcpy']:10.2f}{rates[name] / hot:10.2f}{rates[name] / batches:22.2f}"
+        lines.append(f"{name:46}{rates[name]:10,.0f}{arms.median_rate(results, 'cpu_s'):10,.0f}{ratios}")
+    return "\n".join(lines)
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loader", description=__doc__.split("\n\n")[0])
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--arm", help=argparse.SUPPRESS)  # one arm, in this process
+    parser.add_argument("--arm", choices=[*LIMITS, *STREAMS], help=argparse.SUPPRESS)  # one arm, in this process
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(argv)
+    if options.rounds < 1:
+        raise errors.InputError(f"--rounds: {options.rounds} must be at least 1")
     if not (options.dataset / "dataset.json").exists():
         make(options.dataset)
     dataset = open_dataset(options.dataset)
     if options.arm:
-        print(json.dumps(arms(dataset)[options.arm]()))
+        print(json.dumps((LIMITS | STREAMS)[options.arm](dataset)))
         return
-    for n in range(len(dataset.manifest.shards)):  # into the page cache
-        dataset.shard_path(n).read_bytes()
-    found = {name: [] for name in arms(dataset)}
-    for turn in range(options.rounds):
-        for name in found:
-            command = [sys.executable, "-m", "benchmarks.loader", str(options.dataset), "--arm", name]
-            found[name].append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
-        print(f"round {turn + 1}/{options.rounds}", file=sys.stderr, flush=True)
-    medians = {name: np.median(values, axis=0) for name, values in found.items()}
-    limit = max(value[0] for name, value in medians.items() if name.startswith("pread") and name.endswith("KiB"))
-    sample = dataset.manifest.arrays["image"].nbytes
-    print(f"{'':46}samples/s  a CPU second   / memcpy   / best pread")
-    for name, (wall, cpu) in medians.items():
-        shares = f"{wall / medians['memcpy'][0]:11.2f}{wall / limit:13.2f}"
-        print(f"{name:44}{wall / sample:11,.0f}{cpu / sample:14,.0f}{shares}")
+    arms.warm(options.dataset / "shards")
+    command = [sys.executable, "-m", "benchmarks.loader", str(options.dataset), "--arm"]
+    found = arms.interleave(
+        {name: [*command, name] for name in LIMITS | STREAMS}, options.rounds, before=lambda _: None
+    )
+    print(table(found))
     if options.json:
-        options.json.write_text(json.dumps({"sample_bytes": sample, "bytes_per_second": found}, indent=1))
+        replace(options.json, json.dumps({"rounds": found}, indent=1).encode())
 
 
 if __name__ == "__main__":
