@@ -269,15 +269,17 @@ def column_digest(values: pa.ChunkedArray) -> bytes:
     array = values.combine_chunks()
     if pa.types.is_boolean(array.type):
         array = array.cast(pa.uint8())
-    digest.update(np.packbits(array.is_null().to_numpy(zero_copy_only=False)))
+    missing = array.null_count and np.packbits(array.is_null().to_numpy(zero_copy_only=False))
+    digest.update(missing if array.null_count else bytes(-(-len(array) // 8)))
     if pa.types.is_fixed_size_list(array.type):
         array = array.flatten()
     if pa.types.is_string(array.type):
-        array = array.fill_null("")
+        array = array.fill_null("") if array.null_count else array
         _, offsets, text = array.buffers()
         ends = np.frombuffer(offsets, np.int32)[array.offset : array.offset + len(array) + 1]
         digest.update(ends - ends[0])
         digest.update(memoryview(text)[ends[0] : ends[-1]] if text else b"")
     else:
-        digest.update(np.ascontiguousarray(array.fill_null(0).to_numpy(zero_copy_only=False)))
+        array = array.fill_null(0) if array.null_count else array
+        digest.update(np.ascontiguousarray(array.to_numpy(zero_copy_only=False)))
     return digest.digest()
