@@ -23,32 +23,38 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_tools.progress import in_threads
 from jaxz.data.manifest import Array, Manifest, Shard
+from jaxz.data.transport import is_remote
 from jaxz.data.writer import meta_json
 from jaxz.errors import FAILED, InputError, run
+from jaxz.progress import in_threads
 
 CHUNK = 1 << 22
 
 
 def main(argv: list[str]) -> int | None:
     parser = argparse.ArgumentParser(prog="python -m data_tools.verify", description=__doc__.split("\n\n")[0])
-    parser.add_argument("dataset", type=Path)
+    parser.add_argument("dataset")
     parser.add_argument("--sizes", action="store_true", help="only sizes and row counts; opens no tar")
     parser.add_argument("--workers", type=int, default=2, help="threads (default 2)")
     args = parser.parse_args(argv)
     if args.workers < 1:
         raise InputError(f"workers: {args.workers} must be at least 1")
-    manifest = Manifest.load(args.dataset)
-    check = partial(check_sizes if args.sizes else check_shard, args.dataset, manifest)
-    problems = strangers(args.dataset, manifest)
+    if is_remote(args.dataset):
+        raise InputError(
+            f"dataset: {args.dataset!r} is remote, and what is read of it is checked as it comes; verify it where it is"
+        )
+    dataset = Path(args.dataset)
+    manifest = Manifest.load(dataset)
+    check = partial(check_sizes if args.sizes else check_shard, dataset, manifest)
+    problems = strangers(dataset, manifest)
     problems += [line for found in in_threads(check, manifest.shards, args.workers, "shards") for line in found]
     if not args.sizes:
-        problems += repeated_keys(args.dataset, manifest)
+        problems += repeated_keys(dataset, manifest)
     for problem in problems:
         print(problem)
     count = f"{len(problems)} problem{'s' * (len(problems) != 1)}" if problems else "no problem found"
-    print(f"{args.dataset}: {manifest.samples} samples in {len(manifest.shards)} shards: {count}", file=sys.stderr)
+    print(f"{dataset}: {manifest.samples} samples in {len(manifest.shards)} shards: {count}", file=sys.stderr)
     return FAILED if problems else None
 
 

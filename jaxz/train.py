@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     validate(config)
 
     # ---- data ------------------------------------------------------------------------------------------------------
-    dataset = open_dataset(config.data.path)
+    dataset = open_dataset(config.data.path, config.data.cache, config.data.cache_gib)
     normalisation = starting_normalisation(workdir, config, dataset)
     prepare = Prepare(dataset.manifest, normalisation, augment=config.data.augment, shift=config.data.shift)
 

@@ -12,27 +12,33 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxz.data import where as filters
-from jaxz.data.manifest import Manifest
-from jaxz.errors import InputError, suggest
+from jaxz.data.staging import Remote, open_store
+from jaxz.errors import DataError, InputError, suggest
 
 
-class DataError(InputError):
-    """Stored data is damaged or gone: names the file, the offset and what is lost."""
+def open_dataset(path: Path | str, cache: Path | str = "", cache_gib: float = 0) -> "Dataset":
+    """Open the dataset in directory `path`, or below a URL: s3://, https://, pipe:COMMAND {} and others. A remote one's
+    files are kept in directory `cache` ("": $JAXZ_CACHE, or ~/.cache/jaxz), of at most `cache_gib` GiB (0: no limit).
 
-
-def open_dataset(path: Path | str) -> "Dataset":
-    """Open the dataset in directory `path`. Raises InputError where there is none, or one of another schema."""
-    return Dataset(path)
+    Raises InputError where there is none, or one of another schema.
+    """
+    return Dataset(path, cache, cache_gib)
 
 
 class Dataset:
     """Rows are numbered 0..samples-1 in shard order. Columns are read on demand, arrays one sample at a time
     (`cutout`) or in batches (`jaxz.data.stream.Stream`)."""
 
-    def __init__(self, path: Path | str):
-        self.path = Path(path)
-        self.manifest = Manifest.load(path)
+    def __init__(self, path: Path | str, cache: Path | str = "", cache_gib: float = 0):
+        self.store = open_store(path, cache, cache_gib)
+        self.path = self.store.path  # a Path, or the text of a URL
+        self.manifest = self.store.manifest()
         self.starts = np.cumsum([0] + [shard.samples for shard in self.manifest.shards])  # first row of each shard
+
+    @property
+    def remote(self) -> bool:
+        """Whether shards are fetched before they can be read."""
+        return isinstance(self.store, Remote)
 
     def __len__(self) -> int:
         return self.manifest.samples
@@ -94,7 +100,7 @@ class Dataset:
         except ValueError as error:
             raise DataError(f"{path}: {name} at offset {offset}: {error}; rebuild the index") from None
         try:
-            with open(path, "rb") as tar:
+            with open(self.open_shard(shard), "rb") as tar:
                 tar.seek(offset)
                 payload = tar.read(size)
         except OSError as error:
@@ -104,14 +110,18 @@ class Dataset:
         return np.frombuffer(payload, spec.dtype).reshape(shape)
 
     def shard_path(self, shard: int) -> Path:
-        return self.path / "shards" / f"{self.manifest.shards[shard].name}.tar"
+        return self.store.shard_path(self.manifest.shards[shard])
+
+    def open_shard(self, shard: int) -> int:
+        """A file descriptor of the tar, fetched before where the dataset is remote. Raises OSError, or DataError."""
+        return self.store.open(self.manifest.shards[shard])
 
     def places(self, shard: int, array: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Offset, size and crc32 of every payload of `array` in a shard's tar."""
         index = self._index(shard, tuple(f"{array}_{suffix}" for suffix in ("offset", "size", "crc32")))
         places = tuple(column.to_numpy() for column in index.columns)
         if any(column.dtype.kind not in "iu" for column in places) or (places[0] < 0).any():
-            path = self.path / "index" / f"{self.manifest.shards[shard].name}.parquet"
+            path = self.store.index_path(self.manifest.shards[shard])
             raise DataError(f"{path}: {array}_offset, _size and _crc32 must be whole numbers; rebuild the index")
         return places
 
@@ -138,7 +148,7 @@ class Dataset:
     def _index(self, shard: int, columns: tuple[str, ...]) -> pa.Table:
         """Columns of one shard's index. Raises DataError where they cannot be read whole."""
         entry = self.manifest.shards[shard]
-        path = self.path / "index" / f"{entry.name}.parquet"
+        path = self.store.index_path(entry)
         try:
             table = pq.read_table(path, columns=list(columns))
         except (OSError, pa.ArrowException) as error:

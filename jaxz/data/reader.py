@@ -15,6 +15,7 @@ import zlib
 import numpy as np
 
 from jaxz.data.dataset import DataError, Dataset
+from jaxz.data.staging import Ahead
 
 OPEN_SHARDS = 256
 TRIES, PAUSE = 4, 0.05  # reads of one stretch, and seconds before the second; each later one waits four times longer
@@ -48,9 +49,8 @@ class Buffers:
 class Shard:
     """An open tar; closed when the last reader lets go of it."""
 
-    def __init__(self, path):
-        self.fd = os.open(path, os.O_RDONLY)
-        self.path, self.size = path, os.fstat(self.fd).st_size
+    def __init__(self, path, fd: int):
+        self.fd, self.path, self.size = fd, path, os.fstat(fd).st_size
 
     def __del__(self, close=os.close):  # bound here: at exit, globals may be gone first
         if hasattr(self, "fd"):
@@ -106,6 +106,23 @@ class Reader:
         self.gap = memoryview(bytearray(max(1, coalesce)))  # where what lies between two payloads goes
         self.shards: collections.OrderedDict[int, Shard] = collections.OrderedDict()
         self.lock = threading.Lock()
+        self.background: Ahead | None = None
+
+    def ahead(self, shards: list[int]) -> None:
+        """The shards that are read from now on, soonest first: these are fetched, or read into the system's memory, in
+        the background; others are closed."""
+        if self.background is None:
+            self.background = Ahead(self.dataset.store)
+            self.closing = weakref.finalize(self, self.background.close)
+        self.background.want([self.dataset.manifest.shards[n] for n in shards])
+        with self.lock:
+            for n in self.shards.keys() - set(shards):
+                del self.shards[n]
+
+    def close(self) -> None:
+        """Nothing more is read ahead."""
+        if self.background is not None:
+            self.closing()
 
     def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """{name: [B, *shape]} for int64 rows [B]; a variable axis is padded with zeros, and its `name`_mask,
@@ -171,17 +188,16 @@ class Reader:
             if n in self.shards:
                 self.shards.move_to_end(n)
                 return self.shards[n]
+        entry, path = self.dataset.manifest.shards[n], self.dataset.shard_path(n)
+        try:
+            shard = Shard(path, self.dataset.open_shard(n))  # without the lock: it may have to be fetched
+        except OSError as error:
+            reason = errno.errorcode.get(error.errno, "error")
+            raise DataError(f"{path} cannot be opened ({reason}): {entry.samples} samples lost; restore it") from None
+        with self.lock:
             for places in self.places.values():
                 if not places.known[n]:
                     places.load(n)
-            entry, path = self.dataset.manifest.shards[n], self.dataset.shard_path(n)
-            try:
-                shard = Shard(path)
-            except OSError as error:
-                reason = errno.errorcode.get(error.errno, "error")
-                raise DataError(
-                    f"{path} cannot be opened ({reason}): {entry.samples} samples lost; restore it"
-                ) from None
             if shard.size > entry.bytes:
                 raise DataError(f"{path} has {shard.size} bytes, dataset.json says {entry.bytes}; restore the shard")
             if shard.size < entry.bytes:

@@ -2,6 +2,7 @@
 
 import collections
 import logging
+import math
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -68,6 +69,9 @@ class Stream:
         self.fingerprint = dataset.fingerprint(source.used_columns)
         self.next = 0  # global position of the next batch: epoch * rows + position
         self.pending: collections.deque[Future] = collections.deque()
+        self.sampler.check_cache((threads + AHEAD) * batch_size)
+        self.looks_ahead = dataset.remote or (shuffle and source.window > 0)
+        self.until = (0, 0)  # how far the reader knows what comes: see Sampler.ahead
 
     def __len__(self) -> int:
         """Positions of one epoch."""
@@ -83,6 +87,8 @@ class Stream:
 
     def __next__(self) -> dict[str, np.ndarray]:
         wanted = self.threads + AHEAD
+        if self.looks_ahead:
+            self._look_ahead(self.next + wanted * self.batch_size)
         while len(self.pending) < wanted:
             start = self.next + len(self.pending) * self.batch_size
             if self._ended(start):
@@ -129,10 +135,12 @@ class Stream:
             )
             raise InputError(f"the stream changed since the checkpoint ({details}); undo it or start a new run")
         self._drain()
+        self.until = (0, 0)
         self.next = then["epoch"] * len(self) + then["position"]
 
     def close(self) -> None:
         self._drain()
+        self.reader.close()
         self.pool.shutdown(cancel_futures=True)
 
     def _drain(self):
@@ -142,6 +150,14 @@ class Stream:
 
     def _ended(self, start: int) -> bool:
         return self.epochs is not None and start >= self.epochs * len(self)
+
+    def _look_ahead(self, stop: int) -> None:
+        """Where the batches in flight, up to `stop`, enter or leave a window: tell the reader which shards come."""
+        if self.next >= self.until[0] or stop > self.until[1]:
+            end = math.inf if self.epochs is None else self.epochs * len(self)
+            if self.next < end:
+                shards, *self.until = self.sampler.ahead(self.next, stop, end)
+                self.reader.ahead(shards)
 
     def _batch(self, start: int) -> dict[str, np.ndarray]:
         at = start + self.slots
