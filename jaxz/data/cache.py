@@ -21,6 +21,7 @@ from typing import BinaryIO
 from jaxz.errors import DataError, InputError
 
 GIB = 1 << 30
+LOOK_EVERY = 0.05  # seconds
 PATIENCE = 60.0  # seconds to wait for room that others hold
 DELETABLE = "shards"  # the folder whose files make room for others
 
@@ -65,9 +66,13 @@ class Cache:
             if not self._reserve(part, size or 0, going, spared):
                 return False
             with contextlib.suppress(FileNotFoundError), open(part, "r+b") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)  # waits for whoever is downloading it
-                if same_file(file, part) and not self._fill(file, part, target, fill, problem):
+                if locked(file):
+                    if same_file(file, part) and not self._fill(file, part, target, fill, problem):
+                        return False
+                elif not going():
                     return False
+                else:
+                    time.sleep(LOOK_EVERY)  # somebody is downloading it
         return True
 
     def _fill(self, file: BinaryIO, part: Path, target: Path, fill: Callable, problem: Callable) -> bool:
@@ -137,7 +142,7 @@ class Cache:
 
     def _reserve(self, part: Path, size: int, going: Callable, spared: Callable) -> bool:
         """Let there be room for `part`, and an empty one that claims it; False where going() has become false."""
-        began, pause = time.monotonic(), 0.05
+        began, pause = time.monotonic(), LOOK_EVERY
         while going():
             with self._locked():
                 if part.exists() or self.trim(size, spared()):
@@ -167,14 +172,23 @@ def same_file(file: BinaryIO, path: Path) -> bool:
         return False
 
 
+def locked(file: BinaryIO) -> bool:
+    """Hold the file exclusively, unless somebody else holds it; never waits: a download that ends becomes a file that
+    its readers hold."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def delete_unheld(path: Path) -> bool:
     """Delete a file unless some process holds it."""
     try:
         with open(path, "r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not locked(file):
+                return False
             path.unlink()
-            return True
     except FileNotFoundError:
-        return True
-    except BlockingIOError:
-        return False
+        pass
+    return True
