@@ -1,7 +1,7 @@
 """A directory of files from elsewhere, each fetched once by whichever process of the machine first wants it.
 
-    CACHE/.lock                       held while room is made
-    CACHE/DATASET/FOLDER/NAME         complete, and checked
+    CACHE/.lock                             held while room is made
+    CACHE/DATASET/FOLDER/NAME               complete, and checked
     CACHE/DATASET/FOLDER/NAME.BYTES.part    on its way; BYTES: what it will have
 
 Every claim is a `flock`, which ends with its process: whoever downloads a file holds its .part exclusively, whoever
@@ -66,29 +66,29 @@ class Cache:
             if not self._reserve(part, size or 0, going, spared):
                 return False
             with contextlib.suppress(FileNotFoundError), open(part, "r+b") as file:
-                if locked(file):
-                    if same_file(file, part) and not self._fill(file, part, target, fill, problem):
-                        return False
-                elif not going():
-                    return False
-                else:
+                if not locked(file):
                     time.sleep(LOOK_EVERY)  # somebody is downloading it
+                elif same_file(file, part):
+                    try:
+                        if not target.exists() and not self._fill(file, part, target, fill, problem):
+                            return False
+                    finally:
+                        if target.exists() or not os.fstat(file.fileno()).st_size:
+                            part.unlink(missing_ok=True)
         return True
 
     def _fill(self, file: BinaryIO, part: Path, target: Path, fill: Callable, problem: Callable) -> bool:
-        for again in (True, False):
+        for _ in range(2):
             file.seek(0, os.SEEK_END)
             if not fill(file):
                 return False
             if not (wrong := problem(part)):
                 os.fsync(file.fileno())  # a complete name is trusted ever after
-                os.replace(part, target)
+                with self._locked():  # files are counted by name
+                    os.replace(part, target)
                 return True
             file.truncate(0)
-            if not again:
-                part.unlink()
-                raise DataError(wrong)
-        return False
+        raise DataError(wrong)
 
     def open(self, target: Path, size: int) -> int | None:
         """A descriptor of a complete file, which is not deleted until it is closed; None where there is none."""
@@ -190,5 +190,5 @@ def delete_unheld(path: Path) -> bool:
                 return False
             path.unlink()
     except FileNotFoundError:
-        pass
+        return False
     return True

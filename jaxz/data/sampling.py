@@ -121,14 +121,12 @@ class Sampler:
             ends.append(at)
         return list(shards), ends[0], ends[-2] if at < end else end
 
-    def check_cache(self, count: int) -> None:
-        """Raises InputError where the limit of a remote dataset's cache is below what is read at once where `count`
-        positions are."""
+    def check_cache(self, in_flight: int) -> None:
+        """Raises InputError where the limit of a remote dataset's cache is below what is read at once, with so many
+        positions being read."""
         shards = np.flatnonzero(np.diff(self.last, prepend=0))
-        window = self.window if self.shuffle else 1
-        rows = len(self) * min(window or len(shards), len(shards)) // len(shards)
         sizes = [self.dataset.manifest.shards[n].bytes for n in shards]
-        check_limit(self.dataset.store, sizes, window, 1 + -(-count // max(1, rows)))
+        check_limit(self.dataset.store, sizes, self.window if self.shuffle else 1, len(self), in_flight)
 
 
 def row_weights(source: Source, rows: np.ndarray) -> np.ndarray:

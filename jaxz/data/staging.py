@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import io
 import logging
+import math
 import os
 import queue
 import threading
@@ -89,7 +90,7 @@ class Remote:
         self.lock, self.fetched, self.reported = threading.Lock(), 0, 0.0  # bytes; when they were last told
         for name in ("index", "shards"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        replace(self.folder / "url", self.path.encode())
+        put(self.folder / "url", self.path.encode())
 
     def address(self, relative: str) -> str:
         return self.path.replace("{}", relative) if self.path.startswith("pipe:") else f"{self.path}/{relative}"
@@ -113,7 +114,7 @@ class Remote:
         manifest = Manifest.from_json(content, self.address("dataset.json"))
         if not manifest.shards:
             raise InputError(f"dataset {self.path!r} has no shards; convert it again")
-        replace(kept, content)
+        put(kept, content)
         missing = [shard for shard in manifest.shards if not self.index_path(shard).exists()]
         if missing:
             in_threads(self._fetch_index, missing, INDEX_THREADS, "fetching the index")
@@ -145,9 +146,11 @@ class Remote:
 
     def _fetch_shard(self, shard: Shard, going: Callable = always, spared: Callable = nothing) -> None:
         path, relative = self.shard_path(shard), f"shards/{shard.name}.tar"
-        when, message = self.failed.get(path, (-FAILED_FOR, ""))
-        if time.monotonic() - when < FAILED_FOR:
-            raise DataError(message)
+
+        def fill(file: BinaryIO) -> bool:
+            if message := self._failure(path):
+                raise DataError(message)
+            return self._fill(file, relative, shard.bytes, going)
 
         def problem(part: Path) -> str:
             with open(part, "rb") as file:
@@ -162,16 +165,21 @@ class Remote:
             )
 
         try:
-            fill = lambda file: self._fill(file, relative, shard.bytes, going)
             if self.cache.fetch(path, shard.bytes, fill, problem, going, spared):
                 self._tell(shard.bytes)
         except DataError as error:
-            self.failed[path] = time.monotonic(), str(error)
+            if not self._failure(path):
+                self.failed[path] = time.monotonic(), str(error)
             raise
         except OSError as error:
             raise DataError(
                 f"{path} cannot be written ({error.strerror}); free some disk or set data.cache_gib"
             ) from None
+
+    def _failure(self, path: Path) -> str:
+        """Why a shard could not be had just now; "" where it may be tried."""
+        when, message = self.failed.get(path, (-math.inf, ""))
+        return message if time.monotonic() - when < FAILED_FOR else ""
 
     def _fetch_index(self, shard: Shard) -> None:
         relative = f"index/{shard.name}.parquet"
@@ -206,6 +214,12 @@ class Remote:
                 rate = self.fetched / (now - self.began) / 1e6
                 log.info("%s: %.3g GiB staged so far, %.3g MB/s", self.path, self.fetched / GIB, rate)
             self.reported = now
+
+
+def put(path: Path, content: bytes) -> None:
+    """Write a file, unless it has that content."""
+    if not path.exists() or path.read_bytes() != content:
+        replace(path, content)
 
 
 def index_problem(path: Path, shard: Shard) -> str:
@@ -247,23 +261,26 @@ class Ahead:
                 self.store.stage(shard, lambda: self.wanted)
 
 
-def check_limit(store: Folder | Remote, sizes: Sequence[int], window: int, windows: int) -> None:
-    """Raises InputError where the cache cannot hold what a stream holds at once: `windows` windows of `window` shards
-    (0: all), of the shards of these sizes in bytes."""
+def check_limit(store: Folder | Remote, sizes: Sequence[int], window: int, rows: int, in_flight: int) -> None:
+    """Raises InputError where the cache cannot hold what a stream reads at once: the windows of `window` shards (0:
+    all) that `in_flight` of its `rows` may lie in. sizes: bytes of its shards."""
     if isinstance(store, Folder) or not store.cache.limit:
         return
-    largest, total = sorted(sizes, reverse=True), sum(sizes)
-    need = lambda width: min(total, windows * sum(largest[: width or len(largest)]))
-    fixed, limit = store.cache.sizes()[0], store.cache.limit
-    if fixed + need(window) <= limit:
+    largest, count, total = sorted(sizes, reverse=True), len(sizes), sum(sizes)
+
+    def need(width: int) -> int:
+        windows = 1 + -(-in_flight * count // (rows * width))
+        return min(total, windows * sum(largest[:width]))
+
+    width, fixed, limit = min(window, count) or count, store.cache.sizes()[0], store.cache.limit
+    if fixed + need(width) <= limit:
         return
     gib = lambda size: f"{size / GIB:.3g}"
-    what = f"{windows} windows of {window} shards" if need(window) < total else f"all {len(sizes)} shards"
-    fits = [width for width in range(1, window or len(sizes)) if fixed + need(width) <= limit]
-    smaller = f"set data.window={max(fits)}, or " if fits else "set "
+    fits = [smaller for smaller in range(1, width) if fixed + need(smaller) <= limit]
     raise InputError(
-        f"data.cache_gib: {gib(limit)} GiB do not hold what the stream reads at once, {what} of {gib(need(window))} "
-        f"GiB, beside {gib(fixed)} GiB of indices; {smaller}data.cache_gib={rounded_up(fixed + need(window))}"
+        f"data.cache_gib: {gib(limit)} GiB do not hold what the stream reads at once with window={window}: "
+        f"{gib(need(width))} of {gib(total)} GiB of shards, beside {gib(fixed)} GiB of indices; set "
+        f"{f'data.window={max(fits)}, or ' if fits else ''}data.cache_gib={rounded_up(fixed + need(width))}"
     )
 
 

@@ -15,8 +15,8 @@ STEP = 1 << 14  # bytes sent at once
 
 
 class Server(ThreadingHTTPServer):
-    """Serves the files below `root`. drop, busy, whole: chances that an answer breaks off at a random byte, is a 503, or
-    ignores Range; what happens is a function of (seed, path, number of the request for it). pause: seconds between
+    """Serves the files below `root`. drop, busy, whole: chances that an answer breaks off at a random byte, is a 503,
+    or ignores Range; what happens is a function of (seed, path, number of the request for it). pause: seconds between
     pieces. sent, asked: bytes sent and first bytes asked for, by path."""
 
     daemon_threads = True
