@@ -23,6 +23,7 @@ from jaxz.errors import DataError, InputError
 GIB = 1 << 30
 LOOK_EVERY = 0.05  # seconds
 PATIENCE = 60.0  # seconds to wait for room that others hold
+PART = re.compile(r"\.(\d+)\.part$")
 DELETABLE = "shards"  # the folder whose files make room for others
 
 
@@ -118,8 +119,8 @@ class Cache:
                     found = path.stat()
                     if path.is_dir():
                         continue
-                    size = int(path.suffixes[-2][1:]) if path.suffix == ".part" else 0
-                    size = max(size, found.st_size)
+                    coming = PART.search(path.name)
+                    size = max(int(coming[1]) if coming else 0, found.st_size)
                     if path.parent.name == DELETABLE:
                         deletable.append((found.st_mtime, path, size))
                     else:
@@ -135,8 +136,7 @@ class Cache:
         for _, path, bytes in sorted(deletable):
             if used + size <= self.limit:
                 break
-            complete = path.with_name(re.sub(r"\.\d+\.part$", "", path.name))
-            if complete not in spared and delete_unheld(path):
+            if path.with_name(PART.sub("", path.name)) not in spared and delete_unheld(path):
                 used -= bytes
         return used + size <= self.limit
 

@@ -120,9 +120,11 @@ class Reader:
                 del self.shards[n]
 
     def close(self) -> None:
-        """Nothing more is read ahead."""
+        """Nothing more is read ahead, and no shard is held."""
         if self.background is not None:
             self.closing()
+        with self.lock:
+            self.shards.clear()
 
     def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """{name: [B, *shape]} for int64 rows [B]; a variable axis is padded with zeros, and its `name`_mask,

@@ -87,7 +87,7 @@ class Remote:
         self.read = transport.opener(self.path)
         self.folder = cache.root / hashlib.sha256(self.path.encode()).hexdigest()[:16]
         self.failed: dict[Path, tuple[float, str]] = {}
-        self.lock, self.fetched, self.reported = threading.Lock(), 0, 0.0  # bytes; when they were last told
+        self.lock, self.began, self.fetched = threading.Lock(), None, 0  # bytes since it began
         for name in ("index", "shards"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         put(self.folder / "url", self.path.encode())
@@ -150,6 +150,7 @@ class Remote:
         def fill(file: BinaryIO) -> bool:
             if message := self._failure(path):
                 raise DataError(message)
+            self._tell(0)
             return self._fill(file, relative, shard.bytes, going)
 
         def problem(part: Path) -> str:
@@ -200,20 +201,17 @@ class Remote:
             ) from None
 
     def _tell(self, size: int) -> None:
-        """Once at first, and then now and again, how much was fetched."""
+        """Where shards go, when the first one is fetched; and then once a minute how many bytes came."""
         with self.lock:
-            self.fetched += size
             now = time.monotonic()
-            if self.reported and now - self.reported < REPORT_EVERY:
-                return
-            if not self.reported:
+            if self.began is None:
+                self.began = self.told = now
                 limit = f"at most {self.cache.limit / GIB:.3g} GiB" if self.cache.limit else "without a limit"
                 log.info("%s is staged in %s, %s", self.path, self.folder, limit)
-                self.began = now
-            else:
-                rate = self.fetched / (now - self.began) / 1e6
-                log.info("%s: %.3g GiB staged so far, %.3g MB/s", self.path, self.fetched / GIB, rate)
-            self.reported = now
+            self.fetched += size
+            if now - self.told >= REPORT_EVERY:
+                self.told, rate = now, self.fetched / (now - self.began)
+                log.info("%s: %.3g GiB staged, %.3g MB/s", self.path, self.fetched / GIB, rate / 1e6)
 
 
 def put(path: Path, content: bytes) -> None:
