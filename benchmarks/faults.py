@@ -30,13 +30,13 @@ import numpy as np
 import pyarrow as pa
 
 from data_tools import verify
-from data_tools.progress import progress
 from jaxz import errors
 from jaxz.data.dataset import open_dataset
 from jaxz.data.index import read_index, shard_of, to_parquet
 from jaxz.data.manifest import Array, Band, Column, Manifest
 from jaxz.data.stream import Source, Stream
 from jaxz.data.writer import DatasetWriter
+from jaxz.progress import progress
 
 SHARDS, SAMPLES, BANDS, SIZE = 3, 12, 2, 8
 IMAGE = (BANDS, SIZE, SIZE)

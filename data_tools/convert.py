@@ -26,7 +26,6 @@ from astropy_healpix import lonlat_to_healpix
 from data_tools.catalog import LABELS, OPTIONAL, drop_invalid, label, read_catalog, to_sky
 from data_tools.detect import aperture_flux, aperture_noise, detect, noise_area
 from data_tools.plan import MEASURING, WRITING, check_begun, check_out, inputs, make_plan, versions
-from data_tools.progress import in_threads
 from data_tools.splits import GAP, assign_splits, assign_splits_pixels
 from data_tools.survey import BandSource, Survey, load_survey
 from data_tools.tiles import (
@@ -46,6 +45,7 @@ from data_tools.tiles import (
 from jaxz.data.manifest import ZERO_POINT_UJY, Array, Band, Column, Manifest
 from jaxz.data.writer import DatasetWriter
 from jaxz.errors import InputError, run
+from jaxz.progress import in_threads
 
 HEALPIX_SIDE_ARCMIN = 58.632 * 60  # side of a base cell; halves with each order
 POLICY = {

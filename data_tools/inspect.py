@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data_tools.progress import progress
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.manifest import ZERO_POINT_UJY
 from jaxz.errors import InputError, run
 from jaxz.files import replace
+from jaxz.progress import progress
 
 WIDTH = 140  # of the tables where stdout is not a terminal
 EXAMPLES = 3  # values shown of a text column
@@ -38,7 +38,7 @@ class Section(NamedTuple):
 
 def main(argv: list[str]) -> int | None:
     parser = argparse.ArgumentParser(prog="python -m data_tools.inspect", description=__doc__.split("\n\n")[0])
-    parser.add_argument("dataset", type=Path)
+    parser.add_argument("dataset")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with cutouts and figures")
     args = parser.parse_args(argv)
     if args.html is not None and (args.html.suffix != ".html" or not args.html.resolve().parent.is_dir()):

@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Iterator
 from html import escape
+from pathlib import Path
 from string import Template
 from typing import NamedTuple
 
@@ -51,7 +52,7 @@ def page(dataset: Dataset, sections: list) -> str:
     figures = "".join(embed(picture) for picture in pictures(dataset))
     manifest = dataset.manifest
     return PAGE.substitute(
-        title=escape(dataset.path.resolve().name),
+        title=escape(Path(dataset.path).resolve().name),
         subtitle=f"{manifest.samples:,} samples, {len(manifest.bands)} bands, {len(manifest.shards):,} shards",
         body=first + figures + "".join(others),
     )

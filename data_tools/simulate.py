@@ -20,11 +20,11 @@ import jax
 import numpy as np
 
 from data_tools import splits
-from data_tools.progress import progress
 from data_tools.simulator import bands, population, survey
 from jaxz.data.manifest import Manifest
 from jaxz.data.writer import DatasetWriter
 from jaxz.errors import InputError, run
+from jaxz.progress import progress
 
 CELL_ORDER = 9  # HEALPix: cells of 7 arcmin
 PACKAGES = ("jaxz", "jax", "numpy", "astropy", "speclite")

@@ -17,35 +17,41 @@ from functools import partial
 from pathlib import Path
 
 from data_tools.checks import Findings, check_shard, check_sizes
-from data_tools.progress import in_threads
 from data_tools.repair import mend, write_list
 from jaxz.data.index import UNREADABLE, read_index
 from jaxz.data.manifest import Manifest
 from jaxz.data.quarantine import Damage, Quarantine
+from jaxz.data.transport import is_remote
 from jaxz.data.writer import repeated_keys
 from jaxz.errors import FAILED, InputError, run
+from jaxz.progress import in_threads
 
 
 def main(argv: list[str]) -> int | None:
     parser = argparse.ArgumentParser(prog="python -m data_tools.verify", description=__doc__.split("\n\n")[0])
-    parser.add_argument("dataset", type=Path)
+    parser.add_argument("dataset")
     parser.add_argument("--sizes", action="store_true", help="only sizes and row counts; opens no tar")
     parser.add_argument("--repair", action="store_true", help="rebuild what can be, list the rest in quarantine.json")
     parser.add_argument("--workers", type=int, default=2, help="threads (default 2)")
     args = parser.parse_args(argv)
     if args.workers < 1:
         raise InputError(f"workers: {args.workers} must be at least 1")
+    if is_remote(args.dataset):
+        raise InputError(
+            f"dataset: {args.dataset!r} is remote, and what is read of it is checked as it comes; verify it where it is"
+        )
     if args.sizes and args.repair:
         raise InputError("repair: --repair must read every byte; leave out --sizes")
-    manifest = Manifest.load(args.dataset)
-    listed = Quarantine() if args.repair else Quarantine.load(args.dataset, manifest)
-    check = partial(mend if args.repair else check_sizes if args.sizes else check_shard, args.dataset, manifest)
+    dataset = Path(args.dataset)
+    manifest = Manifest.load(dataset)
+    listed = Quarantine() if args.repair else Quarantine.load(dataset, manifest)
+    check = partial(mend if args.repair else check_sizes if args.sizes else check_shard, dataset, manifest)
     findings = in_threads(check, manifest.shards, args.workers, "shards")
     if not args.sizes:
-        find_repeated_keys(args.dataset, manifest, findings)
+        find_repeated_keys(dataset, manifest, findings)
     if args.repair:
-        listed = write_list(args.dataset, findings)
-    problems = strangers(args.dataset, manifest)
+        listed = write_list(dataset, findings)
+    problems = strangers(dataset, manifest)
     for found in findings:
         for line in found.mended:
             print(f"rebuilt: {line}")
@@ -61,7 +67,7 @@ def main(argv: list[str]) -> int | None:
             )
     for problem in problems:
         print(problem)
-    print(f"{args.dataset}: {summary(manifest, findings, listed, problems)}", file=sys.stderr)
+    print(f"{dataset}: {summary(manifest, findings, listed, problems)}", file=sys.stderr)
     return FAILED if problems else None
 
 

@@ -21,7 +21,9 @@ def default() -> ml_collections.ConfigDict:
         dict(
             seed=0,
             data=dict(
-                path="",  # dataset directory
+                path="",  # dataset directory, or URL: s3://, https://, pipe:COMMAND {} ...
+                cache="",  # directory for what is fetched of a URL; "": $JAXZ_CACHE, or ~/.cache/jaxz
+                cache_gib=0.0,  # its limit; 0: none
                 where="",  # rows to train on, such as "z_kind == 'spec'"; split == 'train' is always added ...
                 transductive=False,  # ... unless this is set, which is recorded and reported
                 bands=(),  # names, in the model's order; () takes all of the dataset
@@ -68,6 +70,7 @@ OBJECTIVES = tuple(module.name for module in pkgutil.iter_modules([str(Path(__fi
 CHECKS = (
     ("seed", lambda v: -(2**63) <= v < 2**63, "of 64 bits"),
     ("data.check", lambda v: v in ("size", "crc"), "'size' or 'crc'"),
+    ("data.cache_gib", lambda v: v >= 0, "at least 0"),
     ("data.on_error", lambda v: v in ("raise", "replace"), "'raise' or 'replace'"),
     ("data.coalesce_kib", lambda v: 0 <= v <= 2**20, "in 0..1048576"),
     ("data.balance_bins", lambda v: 0 <= v <= 10_000, "in 0..10000"),

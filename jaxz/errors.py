@@ -23,6 +23,10 @@ class InputError(Exception):
     """A bad argument, config or input: one sentence that names the field, the value and the fix."""
 
 
+class DataError(InputError):
+    """Stored data is damaged or gone: names the file, the offset and what is lost."""
+
+
 class Stopped(Exception):
     """Work was interrupted after its progress was saved; the same command goes on from there."""
 

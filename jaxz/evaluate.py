@@ -32,7 +32,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--item", choices=("params", "ema"), default="params", help="ema: the averaged weights")
     parser.add_argument("--overwrite", action="store_true", help="replace the scores on another dataset")
     options = parser.parse_args(argv)
-    dataset, model = open_dataset(options.dataset), load_run(options.workdir, options.item)
+    model = load_run(options.workdir, options.item)
+    dataset = open_dataset(options.dataset, model.config.data.cache, model.config.data.cache_gib)
     evaluated = claim_scores(options.workdir, dataset, options.overwrite)
     if "mae" in model.config.losses:
         write_reconstructions(options.workdir / "reconstructions.npz", model, dataset)

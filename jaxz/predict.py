@@ -165,7 +165,8 @@ def main(argv: list[str]) -> None:
         raise errors.InputError(f"--out: {str(options.out)!r} must end in .parquet or .fits")
     if not options.out.parent.is_dir():
         raise errors.InputError(f"--out: {str(options.out.parent)!r} is no directory; make it first")
-    dataset, model = open_dataset(options.dataset), load_run(options.workdir, options.item)
+    model = load_run(options.workdir, options.item)
+    dataset = open_dataset(options.dataset, model.config.data.cache, model.config.data.cache_gib)
     redshift = "redshift" in model.config.losses
     rows, found = model.predict_dataset(dataset, options.where, ("pdf",) if redshift else ("embedding",))
     catalog = catalog_of(dataset, rows)

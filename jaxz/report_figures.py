@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxz.data.dataset import open_dataset
+from jaxz.data.transport import is_remote
 from jaxz.errors import InputError
 from jaxz.photoz import plots
 from jaxz.report_data import Run
@@ -121,7 +122,7 @@ def cutouts(arm: Run, keys: Sequence[str], titles: Sequence[str]) -> bytes | Non
     """The images of some objects, or None where the arm's dataset is not at hand or has no image."""
     path = arm.dataset
     try:
-        dataset = open_dataset(path) if path else None
+        dataset = open_dataset(path) if path and not is_remote(path) else None
     except InputError:
         return None
     if dataset is None or "image" not in dataset.manifest.arrays or len(dataset) > LARGEST:

@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     validate(config)
 
     # ---- data ------------------------------------------------------------------------------------------------------
-    dataset = open_dataset(config.data.path)
+    dataset = open_dataset(config.data.path, config.data.cache, config.data.cache_gib)
     normalisation = starting_normalisation(workdir, config, dataset)
     prepare = Prepare(dataset.manifest, normalisation, augment=config.data.augment, shift=config.data.shift)
 
@@ -273,7 +273,7 @@ def make_sources(config, dataset: Dataset, arrays: tuple[str, ...], columns: set
     sources = []
     for own in settings:
         if own["path"] not in datasets:
-            datasets[own["path"]] = open_dataset(own["path"])
+            datasets[own["path"]] = open_dataset(own["path"], config.data.cache, config.data.cache_gib)
         found = datasets[own["path"]]
         there = columns & found.manifest.columns.keys() if len(settings) > 1 else columns
         sources.append(

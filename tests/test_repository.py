@@ -21,9 +21,9 @@ ROOT = Path(__file__).parents[1]
 
 # Each layer may import those before it, and itself.
 LAYERS = (
-    ("errors", "files", "provenance"),
-    ("data.manifest", "data.order", "data.where", "config", "mesh", "runtime"),
-    ("data.index", "data.quarantine"),
+    ("errors", "files", "progress", "provenance"),
+    ("data.manifest", "data.order", "data.where", "data.cache", "data.transport", "config", "mesh", "runtime"),
+    ("data.index", "data.quarantine", "data.staging"),
     ("data.dataset", "data.writer"),
     ("data.reader", "data.prepare", "data.sampling"),
     ("data.stream",),

@@ -13,19 +13,15 @@ import pyarrow as pa
 
 from jaxz.data import where as filters
 from jaxz.data.index import PLACES, UNREADABLE, column_type, list_type, read_index, shard_of
-from jaxz.data.manifest import Manifest
-from jaxz.data.quarantine import Quarantine
-from jaxz.errors import InputError, suggest
+from jaxz.data.staging import Remote, open_store
+from jaxz.errors import DataError, InputError, suggest
 from jaxz.files import persist
 
 log = logging.getLogger("jaxz")
 
 INDEX_THREADS = 4
+REBUILD = "restore it, or rebuild it with `python -m data_tools.verify --repair`"
 T = TypeVar("T")
-
-
-class DataError(InputError):
-    """Stored data is damaged or gone: names the file, the offset and what is lost."""
 
 
 class Scan(NamedTuple):
@@ -36,12 +32,13 @@ class Scan(NamedTuple):
     digests: dict[str, str]
 
 
-REBUILD = "restore it, or rebuild it with `python -m data_tools.verify --repair`"
+def open_dataset(path: Path | str, cache: Path | str = "", cache_gib: float = 0) -> "Dataset":
+    """Open the dataset in directory `path`, or below a URL: s3://, https://, pipe:COMMAND {} and others. A remote one's
+    files are kept in directory `cache` ("": $JAXZ_CACHE, or ~/.cache/jaxz), of at most `cache_gib` GiB (0: no limit).
 
-
-def open_dataset(path: Path | str) -> "Dataset":
-    """Open the dataset in directory `path`. Raises InputError where there is none, or one of another schema."""
-    return Dataset(path)
+    Raises InputError where there is none, or one of another schema.
+    """
+    return Dataset(path, cache, cache_gib)
 
 
 class Dataset:
@@ -50,14 +47,20 @@ class Dataset:
     leaves out: they keep their numbers, no filter selects them, and where a whole shard is out their columns are null.
     """
 
-    def __init__(self, path: Path | str):
-        self.path = Path(path)
-        self.manifest = Manifest.load(path)
+    def __init__(self, path: Path | str, cache: Path | str = "", cache_gib: float = 0):
+        self.store = open_store(path, cache, cache_gib)
+        self.path = self.store.path  # a Path, or the text of a URL
+        self.manifest = self.store.manifest()
         self.starts = np.cumsum([0] + [shard.samples for shard in self.manifest.shards])  # first row of each shard
-        self.quarantine = Quarantine.load(path, self.manifest)
+        self.quarantine = self.store.quarantine(self.manifest)
         self.quarantined = self.quarantine.rows(self.manifest)
         if len(self.quarantined):
             log.warning("%s: quarantine.json leaves out %d of %d samples", path, len(self.quarantined), len(self))
+
+    @property
+    def remote(self) -> bool:
+        """Whether shards are fetched before they can be read."""
+        return isinstance(self.store, Remote)
 
     def __len__(self) -> int:
         return self.manifest.samples
@@ -146,7 +149,7 @@ class Dataset:
         except ValueError as error:
             raise DataError(f"{path}: {name} at offset {offset}: {error}; rebuild the index") from None
         try:
-            with open(path, "rb") as tar:
+            with open(self.open_shard(shard), "rb") as tar:
                 tar.seek(offset)
                 payload = tar.read(size)
         except OSError as error:
@@ -156,14 +159,18 @@ class Dataset:
         return np.frombuffer(payload, spec.dtype).reshape(shape)
 
     def shard_path(self, shard: int) -> Path:
-        return self.path / "shards" / f"{self.manifest.shards[shard].name}.tar"
+        return self.store.shard_path(self.manifest.shards[shard])
+
+    def open_shard(self, shard: int) -> int:
+        """A file descriptor of the tar, fetched before where the dataset is remote. Raises OSError, or DataError."""
+        return self.store.open(self.manifest.shards[shard])
 
     def places(self, shard: int, array: str, suffixes: tuple[str, ...] = ("offset", "size", "crc32")) -> list:
         """Offset, size and crc32 of every payload of `array` in a shard's tar."""
         index = self._index(shard, tuple(f"{array}_{suffix}" for suffix in suffixes))
         places = [column.to_numpy() for column in index.columns]
         if any(column.dtype.kind not in "iu" for column in places) or (places[0] < 0).any():
-            path = self.path / "index" / f"{self.manifest.shards[shard].name}.parquet"
+            path = self.store.index_path(self.manifest.shards[shard])
             raise DataError(f"{path}: {array}_offset, _size and _crc32 must be whole numbers; rebuild the index")
         return places
 
@@ -204,7 +211,7 @@ class Dataset:
         return flat.reshape(-1, *self.manifest.arrays[name].shape)
 
     def _joined(self, parts: Sequence[np.ndarray]) -> np.ndarray:
-        """The values of all shards. Those that are out as a whole have none: they do not decide the type of the rest."""
+        """The values of all shards. Those that are out as a whole have none, and do not decide the type."""
         out = [self.quarantine.whole(shard.name) for shard in self.manifest.shards]
         known = [part for part, missing in zip(parts, out, strict=True) if not missing]
         kind = np.result_type(*(known or parts))
@@ -227,7 +234,7 @@ class Dataset:
         types = [self._type(name) for name in columns]
         if self.quarantine.whole(entry.name):
             return pa.table([absent(entry.samples, kind) for kind in types], list(columns))
-        path = self.path / "index" / f"{entry.name}.parquet"
+        path = self.store.index_path(entry)
         try:
             table = persist(lambda: read_index(path, columns))
         except UNREADABLE as error:

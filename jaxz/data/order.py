@@ -57,18 +57,32 @@ class Order:
     window: int = 0
     shuffle: bool = True
 
+    def _layout(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+        """The epoch's shards in order, the position where each ends, the bounds of the windows, and shards a window."""
+        counts, size = np.asarray(self.counts, np.int64), 1
+        shards = np.arange(len(counts))
+        if self.shuffle:
+            keys = mix(shards.astype(np.uint64) + derive(self.seed, epoch, 0))
+            shards, size = np.argsort(keys, kind="stable"), self.window or len(shards)
+        ends = np.cumsum(counts[shards])
+        bounds = np.append(0, ends[size - 1 :: size])
+        return shards, ends, bounds if bounds[-1] == ends[-1] else np.append(bounds, ends[-1]), size
+
+    def window_at(self, epoch: int, position: int) -> tuple[np.ndarray, int]:
+        """The shards, in order, that the rows of a position's window lie in, and the position where it ends. In an
+        order that is not shuffled, a window is a shard."""
+        shards, _, bounds, size = self._layout(epoch)
+        window = int(np.searchsorted(bounds, position, side="right")) - 1
+        shards = shards[window * size : (window + 1) * size]
+        return shards[np.asarray(self.counts)[shards] > 0], int(bounds[window + 1])
+
     def __call__(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         """int64 [K]: the place among the selected rows (in shard order) of each position (0..N-1) of an epoch."""
         if not self.shuffle:
             return np.asarray(positions, np.int64)
         counts = np.asarray(self.counts, np.int64)
-        shards = np.argsort(mix(np.arange(len(counts), dtype=np.uint64) + derive(self.seed, epoch, 0)), kind="stable")
-        ends = np.cumsum(counts[shards])  # of each permuted shard, in positions
-        first = (np.cumsum(counts) - counts)[shards]  # its first place among the selected rows
-        size = self.window or len(shards)
-        bounds = np.append(0, ends[size - 1 :: size])
-        if bounds[-1] != ends[-1]:
-            bounds = np.append(bounds, ends[-1])
+        shards, ends, bounds, _ = self._layout(epoch)
+        first = (np.cumsum(counts) - counts)[shards]  # of each permuted shard, its first place among the selected rows
         result = np.empty(len(positions), np.int64)
         windows = np.searchsorted(bounds, positions, side="right") - 1
         for w in np.unique(windows):

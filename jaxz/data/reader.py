@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxz.data.dataset import DataError, Dataset
 from jaxz.data.manifest import Array
+from jaxz.data.staging import Ahead
 from jaxz.files import PAUSE, TRIES, persist
 
 OPEN_SHARDS = 256
@@ -49,9 +50,8 @@ class Buffers:
 class Shard:
     """An open tar; closed when the last reader lets go of it."""
 
-    def __init__(self, path):
-        self.fd = os.open(path, os.O_RDONLY)
-        self.path, self.size = path, os.fstat(self.fd).st_size
+    def __init__(self, path, fd: int):
+        self.fd, self.path, self.size = fd, path, os.fstat(fd).st_size
 
     def __del__(self, close=os.close):  # bound here: at exit, globals may be gone first
         if hasattr(self, "fd"):
@@ -115,6 +115,34 @@ class Reader:
         self.gap = memoryview(bytearray(max(1, coalesce)))  # where what lies between two payloads goes
         self.shards: collections.OrderedDict[int, Shard] = collections.OrderedDict()
         self.lock = threading.Lock()
+        self.lost: dict[int, DataError] = {}  # shards that could not be opened
+        self.background: dict[Dataset, Ahead] = {}
+        self.closing = []
+
+    def ahead(self, shards: list[int]) -> None:
+        """The shards that are read from now on, soonest first: these are fetched, or read into the system's memory, in
+        the background. Others of remote datasets are closed, so that their files can make room."""
+        for dataset in self.datasets:
+            if dataset not in self.background:
+                self.background[dataset] = background = Ahead(dataset.store)
+                self.closing.append(weakref.finalize(self, background.close))
+            numbers = [number for of, number in map(self.numbered.__getitem__, shards) if of is dataset]
+            self.background[dataset].want([dataset.manifest.shards[number] for number in numbers])
+        with self.lock:
+            for n in self.shards.keys() - set(shards):
+                if self.numbered[n][0].remote:
+                    del self.shards[n]
+
+    def close(self) -> None:
+        """Nothing more is read ahead, and no shard is held."""
+        for close in self.closing:
+            close()
+        with self.lock:
+            self.shards.clear()
+
+    def first_shard(self, dataset: Dataset) -> int:
+        """The number of a dataset's first shard."""
+        return self.numbered.index((dataset, 0))
 
     def first_row(self, dataset: Dataset) -> int:
         """The number of a dataset's first row."""
@@ -207,34 +235,39 @@ class Reader:
             if n in self.shards:
                 self.shards.move_to_end(n)
                 return self.shards[n]
-            dataset, shard_number = self.numbered[n]
+            if n in self.lost:  # whoever asks again need not wait for it again
+                raise self.lost[n]
+        try:
+            shard = self._open_whole(*self.numbered[n])  # without the lock: it may have to be fetched
+        except DataError as error:
+            self.lost[n] = error
+            raise
+        with self.lock:
             for places in self.places.values():
                 if not places.known[n]:
-                    places.load(n, dataset, shard_number)
-            entry, path = dataset.manifest.shards[shard_number], dataset.shard_path(shard_number)
-            try:
-                shard = persist(lambda: Shard(path))
-            except OSError as error:
-                reason = errno.errorcode.get(error.errno, "error")
-                raise DataError(
-                    f"{path} cannot be opened ({reason}): {entry.samples} samples lost; restore it"
-                ) from None
-            known = dataset.quarantine.explains(entry.name, shard.size)
-            if shard.size > entry.bytes and not known:
-                raise DataError(f"{path} has {shard.size} bytes, dataset.json says {entry.bytes}; restore the shard")
-            if shard.size < entry.bytes and not known:
-                ends = np.max(
-                    [np.add(*dataset.places(shard_number, name, ("offset", "size"))) for name in self.raw], axis=0
-                )
-                lost = int((ends > shard.size).sum())
-                raise DataError(
-                    f"{path} is cut at offset {shard.size} of {entry.bytes} bytes: {lost} of {entry.samples} "
-                    "samples lost; restore it"
-                )
-            self.shards[n] = shard
+                    places.load(n, *self.numbered[n])
+            shard = self.shards.setdefault(n, shard)
             if len(self.shards) > OPEN_SHARDS:
                 self.shards.popitem(last=False)
             return shard
+
+    def _open_whole(self, dataset: Dataset, number: int) -> Shard:
+        """A shard of a dataset. Raises DataError where it is gone or of another size."""
+        entry, path = dataset.manifest.shards[number], dataset.shard_path(number)
+        try:
+            shard = Shard(path, persist(lambda: dataset.open_shard(number)))
+        except OSError as error:
+            reason = errno.errorcode.get(error.errno, "error")
+            raise DataError(f"{path} cannot be opened ({reason}): {entry.samples} samples lost; restore it") from None
+        if shard.size == entry.bytes or dataset.quarantine.explains(entry.name, shard.size):
+            return shard
+        if shard.size > entry.bytes:
+            raise DataError(f"{path} has {shard.size} bytes, dataset.json says {entry.bytes}; restore the shard")
+        ends = np.max([np.add(*dataset.places(number, name, ("offset", "size"))) for name in self.raw], axis=0)
+        raise DataError(
+            f"{path} is cut at offset {shard.size} of {entry.bytes} bytes: {int((ends > shard.size).sum())} of "
+            f"{entry.samples} samples lost; restore it"
+        )
 
 
 def read_whole(shard: Shard, parts: list[memoryview], start: int, size: int) -> None:

@@ -1,5 +1,6 @@
 """Which row of a source stands at each position of an epoch: a pure function of (seed, epoch, position)."""
 
+import math
 import threading
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from jaxz.data.dataset import Dataset
 from jaxz.data.order import Order, derive
+from jaxz.data.staging import check_limit
 from jaxz.errors import InputError
 
 BLOCK = 8192  # positions whose rows are drawn together
@@ -42,7 +44,9 @@ class Sampler:
 
     def __init__(self, source: Source, seed: int, shuffle: bool):
         dataset = source.dataset
+        self.dataset = dataset
         self.seed, self.window, self.shuffle, self.ends = seed, source.window, shuffle, None
+        self.windowed = dataset.remote or (shuffle and source.window > 0)  # few shards at a time: worth looking ahead
         chosen = {source.weights, source.balance} - {None}
         self.rows, self.columns, self.digests = dataset.scan(source.where, sorted({*source.columns, *chosen}))
         if not len(self.rows):
@@ -85,16 +89,42 @@ class Sampler:
 
     def _draw(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         """Places among `rows`. With weights, systematic sampling: draw k falls where k + offset lies in the shares."""
+        places = self._order(epoch)(epoch, positions)
         if self.ends is None:
-            counts = np.diff(self.last, prepend=0)
-            return Order(tuple(counts.tolist()), self.seed, self.window, self.shuffle)(epoch, positions)
-        offset = float(derive(self.seed, epoch, OFFSET_KEY) >> np.uint64(11)) * 2.0**-53
-        share = np.append(0, self.ends)[self.last]  # of all rows up to and with each shard
-        draws = np.clip(np.ceil(share - offset), 0, len(self)).astype(np.int64)
-        places = Order(tuple(np.diff(draws, prepend=0).tolist()), self.seed, self.window, self.shuffle)(
-            epoch, positions
-        )
-        return np.minimum(np.searchsorted(self.ends, places + offset, side="right"), len(self) - 1)
+            return places
+        places = np.searchsorted(self.ends, places + self._offset(epoch), side="right")
+        return np.minimum(places, len(self) - 1)
+
+    def _offset(self, epoch: int) -> float:
+        return float(derive(self.seed, epoch, OFFSET_KEY) >> np.uint64(11)) * 2.0**-53
+
+    def _order(self, epoch: int) -> Order:
+        """The order over the draws of an epoch."""
+        last = self.last
+        if self.ends is not None:
+            share = np.append(0, self.ends)[self.last]  # of all rows up to and with each shard
+            last = np.clip(np.ceil(share - self._offset(epoch)), 0, len(self)).astype(np.int64)
+        return Order(tuple(np.diff(last, prepend=0).tolist()), self.seed, self.window, self.shuffle)
+
+    def ahead(self, start: int, stop: int, end: float = math.inf) -> tuple[list[int], float, float]:
+        """The shards, in order of need, of the windows that global positions start..stop-1 lie in, and of the window
+        after them unless that begins at `end`. They are others once start reaches the second number or stop passes the
+        third."""
+        shards, ends, at = {}, [], start
+        while at < end and (len(ends) < 2 or ends[-2] < stop):
+            epoch, position = divmod(at, len(self))
+            window, at = self._order(epoch).window_at(epoch, position)
+            at += epoch * len(self)
+            shards |= dict.fromkeys(window.tolist())
+            ends.append(at)
+        return list(shards), ends[0], ends[-2] if at < end else end
+
+    def check_cache(self, in_flight: int) -> None:
+        """Raises InputError where the limit of a remote dataset's cache is below what is read at once, with so many
+        positions being read."""
+        shards = np.flatnonzero(np.diff(self.last, prepend=0))
+        sizes = [self.dataset.manifest.shards[n].bytes for n in shards]
+        check_limit(self.dataset.store, sizes, self.window if self.shuffle else 1, len(self), in_flight)
 
 
 def row_weights(source: Source, columns: dict[str, np.ndarray]) -> np.ndarray:

@@ -54,6 +54,15 @@ class Cursor(NamedTuple):
     positions: tuple[int, ...]
 
 
+class Coming(NamedTuple):
+    """The shards that a source is read from next, and the positions from which on that is out of date: where the first
+    batch in flight leaves a window, and the last one enters another."""
+
+    shards: tuple[int, ...] | list[int] = ()
+    left_at: float = 0
+    entered_at: float = 0
+
+
 class Stream:
     """Iterates over batches, dicts of NumPy arrays [B, ...]: the sources' arrays and columns (a variable array with its
     `<array>_mask`), `row` (global row number in its dataset, int64), `epoch` (int32) and `position` in the epoch
@@ -101,6 +110,9 @@ class Stream:
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="jaxz-read")
         self.now = self.planned = Cursor(0, (0,) * len(self.sources))  # batches handed out, batches being read
         self.pending: collections.deque[tuple[Future, Cursor]] = collections.deque()
+        for sampler in self.samplers:
+            sampler.check_cache((threads + AHEAD) * batch_size)
+        self.coming = [Coming()] * len(self.sources)
 
     def __len__(self) -> int:
         """Positions of one epoch, of all sources."""
@@ -119,6 +131,7 @@ class Stream:
             future = self.pool.submit(self._batch, self.planned)
             self.planned = self._after(self.planned)
             self.pending.append((future, self.planned))
+        self._look_ahead()
         if not self.pending:
             raise StopIteration
         future, after = self.pending.popleft()
@@ -178,9 +191,11 @@ class Stream:
         ]
         step = state.get("step", positions[0] // state["batch_size"])  # states of one source once had none
         self.now = self.planned = Cursor(step, tuple(positions))
+        self.coming = [Coming()] * len(self.sources)
 
     def close(self) -> None:
         self._drain()
+        self.reader.close()
         self.pool.shutdown(cancel_futures=True)
 
     def _drain(self):
@@ -192,6 +207,21 @@ class Stream:
         """The stage of a step."""
         ends = itertools.accumulate(stage.steps for stage in self.stages[:-1])
         return sum(end <= step for end in ends)
+
+    def _look_ahead(self) -> None:
+        """Where the batches in flight enter or leave a window: tell the reader which shards come."""
+        end = math.inf if self.epochs is None else self.epochs * len(self)
+        before = list(self.coming)
+        for s, sampler in enumerate(self.samplers):
+            start, stop = self.now.positions[s], self.planned.positions[s]
+            if sampler.windowed and start < stop and (start >= before[s].left_at or stop > before[s].entered_at):
+                self.coming[s] = Coming(*sampler.ahead(start, stop, end))
+        if self.coming != before:
+            self.reader.ahead([
+                self.reader.first_shard(source.dataset) + n
+                for source, coming in zip(self.sources, self.coming, strict=True)
+                for n in coming.shards
+            ])  # fmt: skip
 
     def _after(self, cursor: Cursor) -> Cursor:
         counts = self.counts[self._stage(cursor.step)]

@@ -1,0 +1,305 @@
+"""Where the files of a dataset are: in its directory, or, where it is remote, in a cache that is filled as it is read.
+
+    CACHE/HASH OF URL/url, dataset.json
+                      index/NAME-SHA.parquet        all fetched when the dataset is opened, never deleted
+                      shards/NAME-SHA.tar           fetched when opened or shortly before; deleted for others
+
+Names carry the shard's sha256 as dataset.json has it, so that a changed shard is another file.
+"""
+
+import contextlib
+import hashlib
+import io
+import logging
+import math
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jaxz.data import transport
+from jaxz.data.cache import GIB, Cache, always, nothing
+from jaxz.data.manifest import Manifest, Shard
+from jaxz.data.quarantine import Quarantine
+from jaxz.errors import DataError, InputError
+from jaxz.files import replace
+from jaxz.progress import in_threads
+
+log = logging.getLogger("jaxz")
+INDEX_THREADS = 8
+ADVICE = 1 << 17  # bytes: of a longer stretch Linux reads ahead only the beginning
+FAILED_FOR = 60.0  # seconds for which a shard that could not be had is not asked for again
+REPORT_EVERY = 60.0  # seconds
+
+
+def open_store(path: Path | str, cache: Path | str = "", cache_gib: float = 0) -> "Folder | Remote":
+    """The files of the dataset at `path`, a directory or a URL. cache: "" is $JAXZ_CACHE, or ~/.cache/jaxz; cache_gib:
+    its limit, 0: none. Raises InputError for a URL that cannot be read."""
+    if not transport.is_remote(path):
+        return Folder(str(path).removeprefix("file://"))
+    root = Path(cache or os.environ.get("JAXZ_CACHE") or "~/.cache/jaxz").expanduser()
+    return Remote(str(path), Cache(root, int(cache_gib * GIB)))
+
+
+class Folder:
+    """A dataset in a directory: nothing is copied."""
+
+    threads = 1  # that stage
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+
+    def manifest(self) -> Manifest:
+        return Manifest.load(self.path)
+
+    def quarantine(self, manifest: Manifest) -> Quarantine:
+        return Quarantine.load(self.path, manifest)
+
+    def shard_path(self, shard: Shard) -> Path:
+        return self.path / "shards" / f"{shard.name}.tar"
+
+    def index_path(self, shard: Shard) -> Path:
+        return self.path / "index" / f"{shard.name}.parquet"
+
+    def open(self, shard: Shard) -> int:
+        """A file descriptor of the tar. Raises OSError."""
+        return os.open(self.shard_path(shard), os.O_RDONLY)
+
+    def stage(self, shard: Shard, wanted: Callable[[], set[Path]]) -> None:
+        """Ask the system to read the shard into its memory, as long as it is wanted."""
+        path = self.shard_path(shard)
+        with contextlib.suppress(OSError), open(path, "rb") as tar:
+            for start in range(0, shard.bytes, ADVICE):
+                if path not in wanted():
+                    return
+                os.posix_fadvise(tar.fileno(), start, ADVICE, os.POSIX_FADV_WILLNEED)
+
+
+class Remote:
+    """A dataset behind a URL: what a Folder does, by way of a cache."""
+
+    threads = 4
+
+    def __init__(self, url: str, cache: Cache):
+        self.path, self.cache = url if url.startswith("pipe:") else url.rstrip("/"), cache
+        self.read = transport.opener(self.path)
+        self.folder = cache.root / hashlib.sha256(self.path.encode()).hexdigest()[:16]
+        self.failed: dict[Path, tuple[float, str]] = {}
+        self.lock, self.began, self.fetched = threading.Lock(), None, 0  # bytes since it began
+        for name in ("index", "shards"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        put(self.folder / "url", self.path.encode())
+
+    def address(self, relative: str) -> str:
+        return self.path.replace("{}", relative) if self.path.startswith("pipe:") else f"{self.path}/{relative}"
+
+    def manifest(self) -> Manifest:
+        """The manifest as it is now; where nothing answers, as it was last seen. The index is then in the cache.
+
+        Raises InputError where there is no manifest, DataError where the index cannot be had.
+        """
+        kept, now = self.folder / "dataset.json", io.BytesIO()
+        try:
+            transport.fetch(self.read, "dataset.json", now, None, always)
+            content = now.getvalue()
+        except transport.Broken as error:
+            if isinstance(error, transport.Gone) or not kept.exists():
+                raise InputError(
+                    f"dataset {self.path!r} has no readable dataset.json ({error}); check the address"
+                ) from None
+            log.warning("%s does not answer (%s); going on with the dataset.json of last time", self.path, error)
+            content = kept.read_bytes()
+        manifest = Manifest.from_json(content, self.address("dataset.json"))
+        if not manifest.shards:
+            raise InputError(f"dataset {self.path!r} has no shards; convert it again")
+        put(kept, content)
+        missing = [shard for shard in manifest.shards if not self.index_path(shard).exists()]
+        if missing:
+            in_threads(self._fetch_index, missing, INDEX_THREADS, "fetching the index")
+            self.cache.trim()
+        return manifest
+
+    def quarantine(self, manifest: Manifest) -> Quarantine:
+        """The list as it is now; where nothing answers, as it was last seen. A command that fails has none."""
+        kept, now = self.folder / "quarantine.json", io.BytesIO()
+        try:
+            if self.path.startswith("pipe:"):  # which cannot say why it failed: not tried again
+                now.writelines(self.read("quarantine.json", 0))
+            else:
+                transport.fetch(self.read, "quarantine.json", now, None, always)
+            put(kept, now.getvalue())
+        except transport.Broken as error:
+            if isinstance(error, transport.Gone) or self.path.startswith("pipe:"):
+                kept.unlink(missing_ok=True)
+        return Quarantine.load(self.folder, manifest)
+
+    def shard_path(self, shard: Shard) -> Path:
+        """Where the tar is, or will be."""
+        return self.folder / "shards" / f"{shard.name}-{shard.sha256[:16]}.tar"
+
+    def index_path(self, shard: Shard) -> Path:
+        return self.folder / "index" / f"{shard.name}-{shard.sha256[:16]}.parquet"
+
+    def open(self, shard: Shard) -> int:
+        """A file descriptor of the tar, which is fetched where it is not there; while it is open, the tar is not
+        deleted. Raises DataError where it cannot be had."""
+        while (fd := self.cache.open(self.shard_path(shard), shard.bytes)) is None:
+            self._fetch_shard(shard)
+        return fd
+
+    def stage(self, shard: Shard, wanted: Callable[[], set[Path]]) -> None:
+        """Fetch the shard, as long as it is wanted; no shard that is wanted makes room for it. What goes wrong is told
+        by `open`, if it comes to that."""
+        path = self.shard_path(shard)
+        try:
+            self._fetch_shard(shard, lambda: path in wanted(), wanted)
+        except DataError as error:
+            log.warning("staging ahead: %s", error)
+
+    def _fetch_shard(self, shard: Shard, going: Callable = always, spared: Callable = nothing) -> None:
+        path, relative = self.shard_path(shard), f"shards/{shard.name}.tar"
+
+        def fill(file: BinaryIO) -> bool:
+            if message := self._failure(path):
+                raise DataError(message)
+            self._tell(0)
+            return self._fill(file, relative, shard.bytes, going)
+
+        def problem(part: Path) -> str:
+            with open(part, "rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            return (
+                ""
+                if found == shard.sha256
+                else (
+                    f"{self.address(relative)}: sha256 is {found}, dataset.json says {shard.sha256}: {shard.samples} "
+                    "samples lost; upload the shard again"
+                )
+            )
+
+        try:
+            if self.cache.fetch(path, shard.bytes, fill, problem, going, spared):
+                self._tell(shard.bytes)
+        except DataError as error:
+            if not self._failure(path):
+                self.failed[path] = time.monotonic(), str(error)
+            raise
+        except OSError as error:
+            raise DataError(
+                f"{path} cannot be written ({error.strerror}); free some disk or set data.cache_gib"
+            ) from None
+
+    def _failure(self, path: Path) -> str:
+        """Why a shard could not be had just now; "" where it may be tried."""
+        when, message = self.failed.get(path, (-math.inf, ""))
+        return message if time.monotonic() - when < FAILED_FOR else ""
+
+    def _fetch_index(self, shard: Shard) -> None:
+        relative = f"index/{shard.name}.parquet"
+
+        def problem(part: Path) -> str:
+            wrong = index_problem(part, shard)
+            return wrong and f"{self.address(relative)} {wrong}; upload the dataset again"
+
+        self.cache.fetch(self.index_path(shard), None, lambda f: self._fill(f, relative, None, always), problem)
+
+    def _fill(self, file: BinaryIO, relative: str, size: int | None, going: Callable) -> bool:
+        try:
+            return transport.fetch(self.read, relative, file, size, going)
+        except transport.Broken as error:
+            raise DataError(
+                f"{self.address(relative)}: {file.tell()} of {size or 'unknown'} bytes came, then: {error}; once it is "
+                "mended, the same command goes on from there"
+            ) from None
+
+    def _tell(self, size: int) -> None:
+        """Where shards go, when the first one is fetched; and then once a minute how many bytes came."""
+        with self.lock:
+            now = time.monotonic()
+            if self.began is None:
+                self.began = self.told = now
+                limit = f"at most {self.cache.limit / GIB:.3g} GiB" if self.cache.limit else "without a limit"
+                log.info("%s is staged in %s, %s", self.path, self.folder, limit)
+            self.fetched += size
+            if now - self.told >= REPORT_EVERY:
+                self.told, rate = now, self.fetched / (now - self.began)
+                log.info("%s: %.3g GiB staged, %.3g MB/s", self.path, self.fetched / GIB, rate / 1e6)
+
+
+def put(path: Path, content: bytes) -> None:
+    """Write a file, unless it has that content."""
+    if not path.exists() or path.read_bytes() != content:
+        replace(path, content)
+
+
+def index_problem(path: Path, shard: Shard) -> str:
+    """What is wrong with the index of a shard; "" where nothing is."""
+    try:
+        metadata = pq.read_metadata(path)
+    except (OSError, pa.ArrowException) as error:
+        return f"cannot be read ({error})"
+    if metadata.num_rows != shard.samples:
+        return f"has {metadata.num_rows} rows, dataset.json says {shard.samples}"
+    written_for = (metadata.metadata or {}).get(b"jaxz", shard.sha256.encode())
+    return "" if shard.sha256.encode() in written_for else "was written for a tar of another sha256 than dataset.json's"
+
+
+class Ahead:
+    """Stages, in the background, the shards that are wanted next. Its threads end with the process, or by `close`."""
+
+    def __init__(self, store: Folder | Remote):
+        self.store, self.wanted = store, set()
+        self.waiting: queue.SimpleQueue[Shard | None] = queue.SimpleQueue()
+        for _ in range(store.threads):
+            threading.Thread(target=self._work, name="jaxz-stage", daemon=True).start()
+
+    def want(self, shards: Sequence[Shard]) -> None:
+        """These from now on, soonest first, and no others."""
+        before, self.wanted = self.wanted, {self.store.shard_path(shard) for shard in shards}
+        for shard in shards:
+            if self.store.shard_path(shard) not in before:
+                self.waiting.put(shard)
+
+    def close(self) -> None:
+        self.wanted = set()
+        for _ in range(self.store.threads):
+            self.waiting.put(None)
+
+    def _work(self) -> None:
+        while (shard := self.waiting.get()) is not None:
+            if self.store.shard_path(shard) in self.wanted:
+                self.store.stage(shard, lambda: self.wanted)
+
+
+def check_limit(store: Folder | Remote, sizes: Sequence[int], window: int, rows: int, in_flight: int) -> None:
+    """Raises InputError where the cache cannot hold what a stream reads at once: the windows of `window` shards (0:
+    all) that `in_flight` of its `rows` may lie in. sizes: bytes of its shards."""
+    if isinstance(store, Folder) or not store.cache.limit:
+        return
+    largest, count, total = sorted(sizes, reverse=True), len(sizes), sum(sizes)
+
+    def need(width: int) -> int:
+        windows = 1 + -(-in_flight * count // (rows * width))
+        return min(total, windows * sum(largest[:width]))
+
+    width, fixed, limit = min(window, count) or count, store.cache.sizes()[0], store.cache.limit
+    if fixed + need(width) <= limit:
+        return
+    gib = lambda size: f"{size / GIB:.3g}"
+    fits = [smaller for smaller in range(1, width) if fixed + need(smaller) <= limit]
+    raise InputError(
+        f"data.cache_gib: {gib(limit)} GiB do not hold what the stream reads at once with window={window}: "
+        f"{gib(need(width))} of {gib(total)} GiB of shards, beside {gib(fixed)} GiB of indices; set "
+        f"{f'data.window={max(fits)}, or ' if fits else ''}data.cache_gib={rounded_up(fixed + need(width))}"
+    )
+
+
+def rounded_up(size: int) -> float:
+    """GiB, to three decimals."""
+    return -(-size * 1000 // GIB) / 1000

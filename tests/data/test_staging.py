@@ -1,0 +1,469 @@
+"""Remote datasets against the local one: bit for bit, over lines that break, within the limit, each byte once."""
+
+import itertools
+import json
+import logging
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+
+from data_tools import inspect, verify
+from jaxz import train
+from jaxz.data import staging, transport
+from jaxz.data.cache import GIB, Cache
+from jaxz.data.dataset import DataError, open_dataset
+from jaxz.data.order import Order
+from jaxz.data.sampling import Sampler
+from jaxz.data.stream import Source, Stream
+from jaxz.errors import InputError
+from tests.data.servers import serving
+from tests.helpers import blobs, small_config
+
+SHARDS = 8
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory):
+    return blobs(tmp_path_factory.mktemp("origin") / "d", samples=240, shards=SHARDS)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(transport, "PAUSE", 0.002)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+def batches(dataset, count, **settings):
+    source = {name: settings.pop(name) for name in ("window", "where", "weights") if name in settings}
+    stream = Stream(Source(dataset, columns=("z",), **source), settings.pop("size", 16), seed=3, **settings)
+    found = [{name: value.copy() for name, value in batch.items()} for batch in itertools.islice(stream, count)]
+    stream.close()
+    return found
+
+
+def assert_same(found, wanted):
+    assert len(found) == len(wanted)
+    for a, b in zip(found, wanted, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+def total(folder: Path, pattern: str = "**/*") -> int:
+    """Bytes of the files there, which come and go."""
+    size = 0
+    for path in folder.glob(pattern):
+        try:
+            size += path.stat().st_size if path.is_file() else 0
+        except FileNotFoundError:
+            continue
+    return size
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"window": 2},
+        {"window": 0},
+        {"window": 3, "weights": "object_id", "threads": 4},
+        {"shuffle": False, "epochs": 1, "where": "z_kind == 'spec'"},
+    ],
+    ids=["window", "whole", "weights", "in order"],
+)
+def test_batches_are_those_of_the_local_dataset_over_a_line_that_breaks(origin, tmp_path, settings):
+    with serving(origin, drop=0.6, busy=0.2) as server:
+        remote = open_dataset(server.url, tmp_path)
+        columns = remote.manifest.columns
+        assert remote.fingerprint(columns) == open_dataset(origin).fingerprint(columns)
+        assert_same(batches(remote, 20, **settings), batches(open_dataset(origin), 20, **settings))
+        assert max(len(starts) for starts in server.asked.values()) > 2  # it did break
+        size = total(origin)
+        assert size * 0.99 < sum(server.sent.values()) <= size  # every byte once: resumed, never begun anew
+        again = open_dataset(server.url, tmp_path)  # all is there
+        before = sum(server.sent.values())
+        batches(again, 20, **settings)
+        assert sum(server.sent.values()) == before
+
+
+def test_a_server_that_ignores_ranges_spoils_nothing(origin, tmp_path):
+    with serving(origin, drop=0.5, whole=0.5) as server:
+        remote = open_dataset(server.url, tmp_path)
+        assert_same(batches(remote, 15), batches(open_dataset(origin), 15))
+    for n in range(SHARDS):
+        assert remote.shard_path(n).read_bytes() == open_dataset(origin).shard_path(n).read_bytes()
+
+
+READ_ALL = """
+import sys
+from jaxz.data.dataset import open_dataset
+from jaxz.data.stream import Source, Stream
+stream = Stream(Source(open_dataset(sys.argv[1], sys.argv[2], float(sys.argv[3]))), 16, epochs=1, seed=int(sys.argv[4]))
+print(sum(int(batch["valid"].sum()) for batch in stream))
+"""
+
+
+def reading_process(url, cache, limit=0.0, seed=0):
+    return subprocess.Popen(
+        [sys.executable, "-c", READ_ALL, url, str(cache), str(limit), str(seed)], stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_a_killed_download_goes_on_from_where_it_was(origin, tmp_path):
+    with serving(origin) as server:
+        remote = open_dataset(server.url, tmp_path)
+        server.pause = 0.05
+        process = reading_process(server.url, tmp_path)
+        deadline = time.monotonic() + 60
+        while not total(tmp_path, "*/shards/*.part") and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        time.sleep(0.2)  # the server notices
+        parts = {path.name.split("-")[0]: path.stat().st_size for path in tmp_path.glob("*/shards/*.part")}
+        begun = {name: size for name, size in parts.items() if size}
+        assert begun
+        server.asked.clear()
+        server.pause = 0
+        assert_same(batches(remote, 15), batches(open_dataset(origin), 15))
+        for name, size in begun.items():
+            assert server.asked[f"shards/{name}.tar"] == [size]
+        assert not list(tmp_path.glob("*/shards/*.part"))
+
+
+def test_processes_that_share_a_cache_fetch_each_shard_once(origin, tmp_path):
+    with serving(origin, drop=0.3, pause=0.002) as server:
+        processes = [reading_process(server.url, tmp_path, seed=seed) for seed in range(2)]
+        assert [process.communicate(timeout=60)[0].strip() for process in processes] == ["240", "240"]
+        sizes = {shard.name: shard.bytes for shard in open_dataset(origin).manifest.shards}
+        assert server.sent_shards() == sizes
+
+
+class Watch(threading.Thread):
+    """The most bytes that a directory held, looked at all the time."""
+
+    def __init__(self, folder: Path):
+        super().__init__(daemon=True)
+        self.folder, self.most, self.done = folder, 0, False
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self.done = True
+        self.join()
+
+    def run(self):
+        while not self.done:
+            names = set(self.folder.rglob("*"))
+            size = total(self.folder)
+            if names == set(self.folder.rglob("*")):  # else some came and went while they were counted
+                self.most = max(self.most, size)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_limit_holds_at_every_moment(origin, tmp_path, processes):
+    manifest = open_dataset(origin).manifest
+    shard = max(shard.bytes for shard in manifest.shards)
+    with serving(origin, drop=0.2) as server:
+        remote = open_dataset(server.url, tmp_path)
+        fixed = total(tmp_path)
+        limit = fixed + 2 * shard * processes  # two windows each, and no byte more
+        with Watch(tmp_path) as watch:
+            others = [reading_window(server.url, tmp_path, limit) for _ in range(processes - 1)]
+            remote = open_dataset(server.url, tmp_path, limit / GIB)
+            found = batches(remote, 240, window=1, size=4)  # 4 epochs
+            for other in others:
+                assert other.wait(timeout=60) == 0
+        assert_same(found, batches(open_dataset(origin), 240, window=1, size=4))
+        assert fixed + 1.9 * shard < watch.most <= limit
+        assert sum(server.sent_shards().values()) > 1.5 * sum(s.bytes for s in manifest.shards)  # had to come again
+
+
+def reading_window(url, cache, limit):
+    return subprocess.Popen([sys.executable, "-c", READ_WINDOW, url, str(cache), repr(limit / GIB)])
+
+
+READ_WINDOW = """
+import sys
+from jaxz.data.dataset import open_dataset
+from jaxz.data.stream import Source, Stream
+stream = Stream(Source(open_dataset(sys.argv[1], sys.argv[2], float(sys.argv[3])), window=1), 4, seed=3)
+for _ in range(240):
+    next(stream)
+stream.close()
+"""
+
+
+def test_a_limit_below_what_a_stream_needs_is_refused_with_what_would_do(origin, tmp_path):
+    with serving(origin) as server:
+        manifest = open_dataset(server.url, tmp_path).manifest
+        sizes = sorted((shard.bytes for shard in manifest.shards), reverse=True)
+        limit = total(tmp_path) + 2 * sum(sizes[:2])  # two windows of two shards
+        remote = open_dataset(server.url, tmp_path, limit / GIB)
+        for window in (3, 0):
+            with pytest.raises(
+                InputError, match="^data.cache_gib: .*; set data.window=2, or data.cache_gib="
+            ) as refused:
+                Stream(Source(remote, window=window), 8)
+            enough = float(str(refused.value).rsplit("=", 1)[1])
+            Stream(Source(open_dataset(server.url, tmp_path, enough), window=window), 8).close()
+        Stream(Source(remote, window=2), 8).close()
+        with pytest.raises(InputError, match="; set data.window=1, or"):  # the batches in flight lie in three windows
+            Stream(Source(remote, window=2), 16)
+        tiny = open_dataset(server.url, tmp_path, (limit - 4 * sizes[0]) / GIB)
+        with pytest.raises(InputError, match="GiB of indices; set data.cache_gib="):
+            Stream(Source(tiny, window=1), 8)
+        assert not server.sent_shards()  # before anything was fetched
+
+
+def test_a_shard_that_is_read_is_not_deleted_and_one_that_is_not_is(origin, tmp_path):
+    with serving(origin) as server:
+        remote = open_dataset(server.url, tmp_path)
+        held, free = remote.open_shard(0), remote.open_shard(1)
+        os.close(free)
+        cache = Cache(tmp_path, limit=1)
+        assert not cache.trim()
+        assert remote.shard_path(0).exists() and not remote.shard_path(1).exists()
+        os.close(held)
+        cache.trim()
+        assert not remote.shard_path(0).exists()
+
+
+def test_nothing_but_what_was_fetched_is_ever_deleted(origin, tmp_path):
+    mine = shutil.copytree(origin, tmp_path / "mine")
+    before = {path: path.read_bytes() for path in mine.rglob("*") if path.is_file()}
+    with serving(origin) as server:
+        os.close(open_dataset(server.url, tmp_path).open_shard(0))
+        Cache(tmp_path, limit=1).trim()
+    assert not list(tmp_path.glob("*/shards/*-*.tar"))
+    assert {path: path.read_bytes() for path in mine.rglob("*") if path.is_file()} == before
+
+
+def test_a_shard_that_is_not_what_the_manifest_says_is_refused_by_name(origin, tmp_path):
+    copy = shutil.copytree(origin, tmp_path / "copy")
+    tar = copy / "shards/00003.tar"
+    content = bytearray(tar.read_bytes())
+    content[5000] ^= 1
+    tar.write_bytes(content)
+    with serving(copy) as server:
+        remote = open_dataset(server.url, tmp_path / "cache")
+        with pytest.raises(DataError, match=rf"{server.url}/shards/00003.tar: sha256 is \w+, .*30 samples lost"):
+            batches(remote, 15)
+        assert server.asked["shards/00003.tar"] == [0, 0]  # fetched once more before it was refused
+        assert not list((tmp_path / "cache").glob("*/shards/00003*"))
+        with pytest.raises(DataError, match=r"00003.tar.*above 0.1%"):  # under the stream's policy
+            batches(remote, 15, on_error="replace")
+
+
+@pytest.mark.parametrize("length", [-700, 700])
+def test_a_shard_of_another_length_is_refused(origin, tmp_path, length):
+    copy = shutil.copytree(origin, tmp_path / "copy")
+    content = (copy / "shards/00000.tar").read_bytes()
+    (copy / "shards/00000.tar").write_bytes(content[:length] if length < 0 else content + bytes(length))
+    with serving(copy) as server, pytest.raises(DataError, match=r"00000.tar: \d+ of \d+ bytes came, then: .*there"):
+        open_dataset(server.url, tmp_path / "cache").open_shard(0)
+
+
+def test_the_index_must_be_that_of_the_shards(origin, tmp_path):
+    copy = shutil.copytree(origin, tmp_path / "copy")
+    other = blobs(tmp_path / "other", samples=240, shards=SHARDS, seed=1)
+    shutil.copy(other / "index/00002.parquet", copy / "index/00002.parquet")
+    with (
+        serving(copy) as server,
+        pytest.raises(DataError, match="index/00002.parquet was written for a tar of another"),
+    ):
+        open_dataset(server.url, tmp_path / "cache")
+    (copy / "index/00002.parquet").write_bytes(b"PAR1")
+    with serving(copy) as server, pytest.raises(DataError, match="index/00002.parquet cannot be read"):
+        open_dataset(server.url, tmp_path / "cache")
+
+
+def test_a_changed_dataset_is_noticed_and_one_that_does_not_answer_is_read_as_it_was(origin, tmp_path, caplog):
+    changing = shutil.copytree(origin, tmp_path / "changing")
+    with serving(changing) as server:
+        first = open_dataset(server.url, tmp_path / "cache")
+        samples = [first.cutout(row) for row in range(0, 240, 30)]
+        shutil.rmtree(changing)
+        blobs(changing, samples=240, shards=SHARDS, seed=5)
+        second = open_dataset(server.url, tmp_path / "cache")
+        for row in range(0, 240, 30):
+            np.testing.assert_array_equal(second.cutout(row)["image"], open_dataset(changing).cutout(row)["image"])
+            assert not np.array_equal(second.cutout(row)["image"], samples[row // 30]["image"])
+    with caplog.at_level(logging.WARNING, "jaxz"):  # a node without a network
+        third = open_dataset(server.url, tmp_path / "cache")
+    assert "does not answer" in caplog.text
+    np.testing.assert_array_equal(third.cutout(0)["image"], second.cutout(0)["image"])
+    with pytest.raises(InputError, match=r"has no readable dataset.json \(.*refused.*; 8 tries\); check the address"):
+        open_dataset(server.url, tmp_path / "elsewhere")
+
+
+def test_a_line_that_stays_dead_is_told_with_what_came(origin, tmp_path):
+    with serving(origin) as server:
+        remote = open_dataset(server.url, tmp_path)
+        server.busy = 1.0
+        with pytest.raises(
+            DataError, match=rf"^{server.url}/shards/00000.tar: 0 of \d+ bytes came, then: HTTP 503 .*8 t"
+        ):
+            remote.open_shard(0)
+        asked = len(server.asked["shards/00000.tar"])
+        with pytest.raises(DataError, match="HTTP 503"):
+            remote.cutout(0)
+        assert len(server.asked["shards/00000.tar"]) == asked == 8  # for a while, it is not asked again
+        server.busy = 0.0
+        remote.cutout(30)
+        with pytest.raises(
+            InputError, match=r"nowhere' has no readable dataset.json \(HTTP 404 .*\); check the address"
+        ):
+            open_dataset(f"{server.url}/nowhere", tmp_path)
+
+
+def test_names_that_leave_the_dataset_are_refused(origin, tmp_path):
+    copy = shutil.copytree(origin, tmp_path / "copy")
+    manifest = json.loads((copy / "dataset.json").read_text())
+    for name in ("../00000", "a;rm -rf x", "/etc/passwd"):
+        manifest["shards"][0]["name"] = name
+        (copy / "dataset.json").write_text(json.dumps(manifest))
+        with serving(copy) as server, pytest.raises(InputError, match=r"shards\[0\].name"):
+            open_dataset(server.url, tmp_path / "cache")
+        assert set(server.asked) == {"dataset.json"}
+
+
+def test_a_command_brings_the_files(origin, tmp_path):
+    remote = open_dataset(f"pipe:cat {origin}/{{}}", tmp_path)
+    assert_same(batches(remote, 15), batches(open_dataset(origin), 15))
+
+
+def test_a_command_that_fails_is_told_with_what_it_said(origin, tmp_path):
+    broken = tmp_path / "get"
+    broken.write_text(
+        f'#!/bin/sh\ncase "$1" in *.tar) head -c 900 "{origin}/$1"; echo no such tape >&2; exit 3;; esac\n'
+        f'cat "{origin}/$1"\n'
+    )
+    broken.chmod(0o755)
+    remote = open_dataset(f"pipe:{broken} {{}}", tmp_path / "cache")
+    sentence = r"get shards/00000.tar: 900 of \d+ bytes came, then: .* ended with 3: no such tape; 8 tries"
+    with pytest.raises(DataError, match=sentence):
+        remote.open_shard(0)
+    with pytest.raises(InputError, match=r"has no \{\}"):
+        open_dataset("pipe:cat x", tmp_path)
+
+
+def test_a_command_that_hangs_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(transport, "TIMEOUT", 0.1)
+    read = transport.opener("pipe:echo {}; sleep 100")
+    began = time.monotonic()
+    with pytest.raises(transport.Broken, match="wrote nothing for 0.1 s"):
+        list(read("name", 0))
+    assert time.monotonic() - began < 10
+
+
+def test_an_object_store_by_fsspec(origin, tmp_path, monkeypatch):
+    monkeypatch.setattr(transport, "BLOCK", 5000)
+    store = fsspec.filesystem("memory")
+    store.put(str(origin), "/bucket/survey", recursive=True)
+    try:
+        remote = open_dataset("memory://bucket/survey", tmp_path)
+        assert_same(batches(remote, 15, window=2), batches(open_dataset(origin), 15, window=2))
+        store.rm("/bucket/survey/shards/00001.tar")
+        remote.shard_path(1).unlink()
+        with pytest.raises(DataError, match="memory://bucket/survey/shards/00001.tar: 0 of .*FileNotFoundError"):
+            remote.open_shard(1)
+    finally:
+        store.rm("/bucket", recursive=True)
+
+
+def test_addresses_that_cannot_be_read_are_refused_with_a_way_out(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)  # as where it is not installed
+    with pytest.raises(InputError, match=r"s3:// needs a package .*: pip install 'jaxz\[remote\]'$"):
+        open_dataset("s3://bucket/survey", tmp_path)
+    with pytest.raises(InputError, match="nosuch.*; use s3://, https://, pipe: or a directory"):
+        open_dataset("nosuch://bucket/survey", tmp_path)
+    for url in ("https://user:secret@host/d", "https://host/d?token=1", "https:///d"):
+        with pytest.raises(InputError, match="use pipe:curl"):
+            open_dataset(url, tmp_path)
+
+
+def test_a_file_url_is_a_directory(origin):
+    assert open_dataset(f"file://{origin}").path == origin
+
+
+@pytest.mark.parametrize("shuffle, window", [(True, 0), (True, 1), (True, 3), (False, 2)])
+def test_what_comes_next_by_brute_force(origin, shuffle, window):
+    sampler = Sampler(Source(open_dataset(origin), where="z_kind == 'spec' and z > 0.6", window=window), 4, shuffle)
+    count = len(sampler)
+    shard_of = lambda at: int(sampler.dataset.locate(sampler(np.array([at])))[0][0])
+    shards = [shard_of(at) for at in range(4 * count)]
+    layout = [Order(tuple(np.diff(sampler.last, prepend=0)), 4, window, shuffle)._layout(epoch) for epoch in range(4)]
+    bounds = sorted({e * count + int(b) for e in range(4) for b in layout[e][2]})
+    for start, span in itertools.product(range(0, 2 * count, 13), (1, 30, count)):
+        stop = start + span
+        last = next(n for n, bound in enumerate(bounds) if bound >= stop)
+        first = max(bound for bound in bounds if bound <= start)
+        found, leaves, enters = sampler.ahead(start, stop)
+        assert set(found) == set(shards[first : bounds[last + 1]])
+        assert (leaves, enters) == (min(b for b in bounds if b > start), bounds[last])
+    found, _, enters = sampler.ahead(count - 5, count, count)
+    assert set(found) == set(shards[max(b for b in bounds if b <= count - 5) : count]) and enters == count
+    assert sampler.ahead(0, 5, math.inf)[0]
+
+
+def test_a_stream_asks_for_each_window_before_its_first_batch(origin, monkeypatch):
+    dataset, told = open_dataset(origin), []
+    stream = Stream(Source(dataset, window=2), 8, seed=1)
+    monkeypatch.setattr(stream.reader, "ahead", told.append)
+    for n in range(75):
+        rows = next(stream)["row"]
+        known = set(told[-1])
+        assert set(dataset.locate(rows)[0]) <= known
+        coming = stream.samplers[0](np.arange((n + 1) * 8, (n + 2 + stream.threads) * 8))
+        assert set(dataset.locate(coming)[0]) <= known
+    assert 4 * 2.5 <= len(told) <= 2 * 4 * 2.5 + 1  # once a window entered, once a window left
+
+
+def test_nothing_goes_on_in_the_background_after_close(origin, tmp_path):
+    with serving(origin, pause=0.01) as server:
+        stream = Stream(Source(open_dataset(server.url, tmp_path)), 8, seed=1)
+        next(stream)
+        stream.close()
+        deadline = time.monotonic() + 20
+        while any(t.name == "jaxz-stage" for t in threading.enumerate()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not any(thread.name == "jaxz-stage" for thread in threading.enumerate())
+
+
+def test_commands_take_a_url_or_say_why_not(origin, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("JAXZ_CACHE", str(tmp_path / "cache"))
+    with serving(origin, drop=0.2) as server:
+        inspect.main([server.url])
+        assert server.url in capsys.readouterr().out
+        assert not server.sent_shards()
+        with pytest.raises(InputError, match="is remote"):
+            verify.main([server.url])
+        config = small_config(tmp_path, server.url, depth=1, redshift=1.0)
+        settings = ["--config.data.window=2", f"--config.data.cache={tmp_path / 'other'}"]
+        train.main([config, *settings, f"--workdir={tmp_path / 'run'}"])
+    assert list((tmp_path / "other").glob("*/shards/*.tar"))
+    assert f"{server.url} is staged in {tmp_path / 'other'}" in (tmp_path / "run/log.txt").read_text()
+
+
+def test_failed_shards_are_asked_for_again_later(origin, tmp_path, monkeypatch):
+    monkeypatch.setattr(staging, "FAILED_FOR", 0.0)
+    with serving(origin, busy=1.0) as server:
+        server.busy = 0.0
+        remote = open_dataset(server.url, tmp_path)
+        server.busy = 1.0
+        with pytest.raises(DataError):
+            remote.open_shard(0)
+        server.busy = 0.0
+        os.close(remote.open_shard(0))
