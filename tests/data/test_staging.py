@@ -29,6 +29,7 @@ from jaxz.errors import InputError
 from tests.data.servers import serving
 from tests.helpers import blobs, small_config
 
+ROOT = Path(__file__).parents[2]
 SHARDS = 8
 
 
@@ -107,27 +108,36 @@ READ_ALL = """
 import sys
 from jaxz.data.dataset import open_dataset
 from jaxz.data.stream import Source, Stream
-stream = Stream(Source(open_dataset(sys.argv[1], sys.argv[2], float(sys.argv[3]))), 16, epochs=1, seed=int(sys.argv[4]))
+stream = Stream(Source(open_dataset(sys.argv[1], sys.argv[2])), 16, epochs=1, seed=int(sys.argv[3]))
 print(sum(int(batch["valid"].sum()) for batch in stream))
 """
 
+READ_WINDOW = """
+import sys
+from jaxz.data.dataset import open_dataset
+from jaxz.data.stream import Source, Stream
+stream = Stream(Source(open_dataset(sys.argv[1], sys.argv[2], float(sys.argv[3])), window=1), 4, seed=3)
+for _ in range(240):
+    next(stream)
+stream.close()
+"""
 
-def reading_process(url, cache, limit=0.0, seed=0):
-    return subprocess.Popen(
-        [sys.executable, "-c", READ_ALL, url, str(cache), str(limit), str(seed)], stdout=subprocess.PIPE, text=True
-    )
+
+def process(code, *arguments):
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
 
 def test_a_killed_download_goes_on_from_where_it_was(origin, tmp_path):
     with serving(origin) as server:
         remote = open_dataset(server.url, tmp_path)
         server.pause = 0.05
-        process = reading_process(server.url, tmp_path)
+        killed = process(READ_ALL, server.url, tmp_path, 0)
         deadline = time.monotonic() + 60
         while not total(tmp_path, "*/shards/*.part") and time.monotonic() < deadline:
             time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
         time.sleep(0.2)  # the server notices
         parts = {path.name.split("-")[0]: path.stat().st_size for path in tmp_path.glob("*/shards/*.part")}
         begun = {name: size for name, size in parts.items() if size}
@@ -142,8 +152,8 @@ def test_a_killed_download_goes_on_from_where_it_was(origin, tmp_path):
 
 def test_processes_that_share_a_cache_fetch_each_shard_once(origin, tmp_path):
     with serving(origin, drop=0.3, pause=0.002) as server:
-        processes = [reading_process(server.url, tmp_path, seed=seed) for seed in range(2)]
-        assert [process.communicate(timeout=60)[0].strip() for process in processes] == ["240", "240"]
+        processes = [process(READ_ALL, server.url, tmp_path, seed) for seed in range(2)]
+        assert [each.communicate(timeout=60)[0].strip() for each in processes] == ["240", "240"]
         sizes = {shard.name: shard.bytes for shard in open_dataset(origin).manifest.shards}
         assert server.sent_shards() == sizes
 
@@ -180,7 +190,7 @@ def test_the_limit_holds_at_every_moment(origin, tmp_path, processes):
         fixed = total(tmp_path)
         limit = fixed + 2 * shard * processes  # two windows each, and no byte more
         with Watch(tmp_path) as watch:
-            others = [reading_window(server.url, tmp_path, limit) for _ in range(processes - 1)]
+            others = [process(READ_WINDOW, server.url, tmp_path, limit / GIB) for _ in range(processes - 1)]
             remote = open_dataset(server.url, tmp_path, limit / GIB)
             found = batches(remote, 240, window=1, size=4)  # 4 epochs
             for other in others:
@@ -188,21 +198,6 @@ def test_the_limit_holds_at_every_moment(origin, tmp_path, processes):
         assert_same(found, batches(open_dataset(origin), 240, window=1, size=4))
         assert fixed + 1.9 * shard < watch.most <= limit
         assert sum(server.sent_shards().values()) > 1.5 * sum(s.bytes for s in manifest.shards)  # had to come again
-
-
-def reading_window(url, cache, limit):
-    return subprocess.Popen([sys.executable, "-c", READ_WINDOW, url, str(cache), repr(limit / GIB)])
-
-
-READ_WINDOW = """
-import sys
-from jaxz.data.dataset import open_dataset
-from jaxz.data.stream import Source, Stream
-stream = Stream(Source(open_dataset(sys.argv[1], sys.argv[2], float(sys.argv[3])), window=1), 4, seed=3)
-for _ in range(240):
-    next(stream)
-stream.close()
-"""
 
 
 def test_a_limit_below_what_a_stream_needs_is_refused_with_what_would_do(origin, tmp_path):
@@ -431,15 +426,38 @@ def test_a_stream_asks_for_each_window_before_its_first_batch(origin, monkeypatc
     assert 4 * 2.5 <= len(told) <= 2 * 4 * 2.5 + 1  # once a window entered, once a window left
 
 
+@pytest.mark.parametrize("windows", [0, 3])
+def test_the_next_window_is_there_before_it_is_read(origin, tmp_path, windows):
+    with serving(origin, drop=0.3) as server:
+        shard = open_dataset(server.url, tmp_path).manifest.shards[0].bytes
+        limit = (total(tmp_path) + windows * 2 * shard) / GIB if windows else 0
+        remote = open_dataset(server.url, tmp_path, limit)
+        stream = Stream(Source(remote, window=2), 8, seed=1)
+        next(stream)
+        missed = []
+        fetch = lambda shard, *going: missed.append(shard.name) if not going else original(shard, *going)
+        original, remote.store._fetch_shard = remote.store._fetch_shard, fetch
+        for _ in range(90):  # three epochs, by a trainer that takes as long as the network does
+            deadline = time.monotonic() + 20
+            while not all(path.exists() for path in stream.reader.background.wanted) and time.monotonic() < deadline:
+                time.sleep(0.002)
+            next(stream)
+        stream.close()
+    assert not missed
+
+
 def test_nothing_goes_on_in_the_background_after_close(origin, tmp_path):
+    others = set(threading.enumerate())
+    mine = lambda: [t for t in threading.enumerate() if t.name == "jaxz-stage" and t not in others]
     with serving(origin, pause=0.01) as server:
         stream = Stream(Source(open_dataset(server.url, tmp_path)), 8, seed=1)
         next(stream)
+        assert mine()
         stream.close()
         deadline = time.monotonic() + 20
-        while any(t.name == "jaxz-stage" for t in threading.enumerate()) and time.monotonic() < deadline:
+        while mine() and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert not any(thread.name == "jaxz-stage" for thread in threading.enumerate())
+        assert not mine()
 
 
 def test_commands_take_a_url_or_say_why_not(origin, tmp_path, monkeypatch, capsys):
