@@ -159,6 +159,8 @@ class Remote:
         path = self.shard_path(shard)
         try:
             self._fetch_shard(shard, lambda: path in wanted(), wanted)
+            with contextlib.suppress(FileNotFoundError):  # no longer wanted, or deleted by others
+                os.utime(path)  # as recently used as those fetched now
         except DataError as error:
             log.warning("staging ahead: %s", error)
 
@@ -169,23 +171,23 @@ class Remote:
             if message := self._failure(path):
                 raise DataError(message)
             self._tell(0)
-            return self._fill(file, relative, shard.bytes, going)
+            before = file.tell()
+            done = self._fill(file, relative, shard.bytes, going)
+            self._tell(file.tell() - before)
+            return done
 
         def problem(part: Path) -> str:
             with open(part, "rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found == shard.sha256:
+                return ""
             return (
-                ""
-                if found == shard.sha256
-                else (
-                    f"{self.address(relative)}: sha256 is {found}, dataset.json says {shard.sha256}: {shard.samples} "
-                    "samples lost; upload the shard again"
-                )
+                f"{self.address(relative)}: sha256 is {found}, dataset.json says {shard.sha256}: {shard.samples} "
+                "samples lost; upload the shard again"
             )
 
         try:
-            if self.cache.fetch(path, shard.bytes, fill, problem, going, spared):
-                self._tell(shard.bytes)
+            self.cache.fetch(path, shard.bytes, fill, problem, going, spared)
         except DataError as error:
             if not self._failure(path):
                 self.failed[path] = time.monotonic(), str(error)
