@@ -1,22 +1,19 @@
 """The peer loaders, each used as a skilled user would: run by the Python of the peer's own environment.
 
-    python benchmarks/peer_arms.py ARM --shards DIR --scratch DIR [--seconds 3 | --check | --convert]
+    python -m benchmarks.peer_arms ARM --shards DIR --scratch DIR [--seconds 3 | --check | --convert]
 
-Imports nothing of this project, whose numpy the peers may not share. Prints one JSON line.
+Imports nothing of jaxz, whose numpy the peers may not share. Prints one JSON line.
 """
 
 import argparse
-import contextlib
 import importlib.machinery
 import importlib.metadata
 import importlib.util
 import io
 import json
-import os
 import shutil
 import sys
 import tarfile
-import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +21,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from benchmarks.measure import measure
 
 BATCH, WORKERS, ARRAY = 256, 2, "image.npy"
 
@@ -46,57 +45,6 @@ def samples(shards: list[str]) -> Iterator[np.ndarray]:
             for member in tar:
                 if member.name.endswith("." + ARRAY):
                     yield np.load(io.BytesIO(tar.extractfile(member).read()), allow_pickle=False)
-
-
-# What is measured
-
-
-def family(pid: int | str = "self") -> Iterator[Path]:
-    """The /proc entries of a process and of all below it."""
-    yield Path(f"/proc/{pid}")
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in children.read_text().split():
-            yield from family(child)
-
-
-def cpu_seconds() -> float:
-    """CPU time so far of this process and all below it; getrusage would leave out the workers that still run."""
-    ticks = 0
-    for process in family():
-        with contextlib.suppress(OSError):  # it ended just now
-            ticks += sum(map(int, (process / "stat").read_text().rpartition(")")[2].split()[11:15]))
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def peak_bytes() -> int:
-    """Largest resident memory of this process and of each below it, summed: pages that they share count in each."""
-    total = 0
-    for process in family():
-        with contextlib.suppress(OSError):
-            total += 1024 * int((process / "status").read_text().partition("VmHWM:")[2].split()[0])
-    return total
-
-
-def measure(epoch: Callable[[], Iterator], seconds: float) -> dict:
-    """Rates over `seconds`, in as many epochs as it takes; an epoch's first batch, which waits for the start, does not
-    count. Raises ValueError where an epoch has no second batch."""
-    count, wall, cpu, firsts, peak = 0, 0.0, 0.0, [], 0
-    while wall < seconds:
-        start = time.perf_counter()
-        batches = iter(epoch())
-        next(batches)
-        firsts.append(time.perf_counter() - start)
-        before, cpu_before, start = count, cpu_seconds(), time.perf_counter()
-        for batch in batches:
-            count += len(batch)
-            if wall + time.perf_counter() - start >= seconds:
-                break
-        wall, cpu = wall + time.perf_counter() - start, cpu + cpu_seconds() - cpu_before
-        peak = max(peak, peak_bytes())
-        if count == before:
-            raise ValueError("an epoch has no second batch; use a larger dataset")
-    cpu = max(cpu, 1 / os.sysconf("SC_CLK_TCK"))  # what the system can tell
-    return {"samples": count, "wall_s": wall, "cpu_s": cpu, "first_batch_s": firsts[0], "peak_bytes": peak}
 
 
 def check(batches: Iterator, data: Data) -> dict:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from benchmarks import arms, peer_arms
 from benchmarks.loader import make
+from benchmarks.measure import measure
 from jaxz import errors
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.stream import Source, Stream
@@ -49,7 +50,7 @@ def install(folder: Path) -> int:
     wrong = []
     for n, (name, packages) in enumerate(ENVIRONMENTS.items()):
         print(f"environment {n + 1}/{len(ENVIRONMENTS)}: {' '.join(packages)}", file=sys.stderr, flush=True)
-        venv.create(folder / name, with_pip=True)
+        venv.create(folder / name, symlinks=True, with_pip=True)
         if subprocess.run([python(folder, name), "-m", "pip", "install", "--quiet", *packages]).returncode:
             wrong.append(name)
     if wrong:
@@ -67,7 +68,7 @@ def run_ours(dataset: Dataset, name: str, seconds: float, check: bool) -> dict:
     source = Source(dataset, arrays=("image",), window=window)
     stream = Stream(source, peer_arms.BATCH, threads=threads, epochs=1 if check else None)
     if not check:
-        return peer_arms.measure(lambda: (batch["image"] for batch in stream), seconds)
+        return measure(lambda: (batch["image"] for batch in stream), seconds)
     spec = dataset.manifest.arrays["image"]
     data = peer_arms.Data([], Path(), spec.shape, spec.dtype)
     return peer_arms.check((batch["image"][batch["valid"]] for batch in stream), data)
@@ -84,8 +85,8 @@ def commands(options: argparse.Namespace) -> dict[str, list[str]]:
     ours = [sys.executable, "-m", "benchmarks.peers", str(options.dataset), "--arm"]
     found = {name: [*ours, name] for name in OURS}
     folders = ["--shards", str(options.dataset / "shards"), "--scratch", str(options.scratch)]
-    for name, arm in peer_arms.ARMS.items():  # -I: nothing of this project in their path
-        found[name] = [python(options.venvs, arm.venv), "-I", peer_arms.__file__, name, *folders]
+    for name, arm in peer_arms.ARMS.items():
+        found[name] = [python(options.venvs, arm.venv), "-m", "benchmarks.peer_arms", name, *folders]
     return found
 
 
