@@ -1,6 +1,6 @@
 """The peer loaders, each used as a skilled user would: run by the Python of the peer's own environment.
 
-    python -m benchmarks.peer_arms ARM --shards DIR --scratch DIR [--seconds 3 | --check | --convert]
+    python -m benchmarks.peer_arms ARM --shards DIR --scratch DIR [--seconds 2 | --check | --convert]
 
 Imports nothing of jaxz, whose numpy the peers may not share. Prints one JSON line.
 """
@@ -16,7 +16,7 @@ import sys
 import tarfile
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -130,10 +130,17 @@ def webdataset_best(data: Data, stack=np.stack):
 
 
 def webdataset_workers(data: Data):
-    """Batches are made in the workers and come as tensors in shared memory, into which default_collate stacks."""
+    """Batches are made in the workers and come as tensors in shared memory."""
+    return torch_loader(webdataset_best(data, torch_stack), batch_size=None)
+
+
+def torch_stack(images: Sequence):
+    """In a worker straight into shared memory; elsewhere by NumPy, as torch.stack lets threads wait for each other."""
     import torch
 
-    return torch_loader(webdataset_best(data, torch.utils.data.default_collate), batch_size=None)
+    if torch.utils.data.get_worker_info():
+        return torch.utils.data.default_collate(images)
+    return torch.from_numpy(np.stack(images))
 
 
 def torch_loader(dataset, workers: int = WORKERS, **options):
@@ -233,17 +240,14 @@ def import_streaming():
 
 def mosaic(data: Data, workers: int = 0):
     """All shards count as at hand: with the default `predownload` it sleeps between batches."""
-    streaming = import_streaming()
-
-    streaming.base.util.clean_stale_shared_memory()
-    dataset = streaming.StreamingDataset(local=str(data.folder), shuffle=True, batch_size=BATCH, predownload=10**9)
+    dataset = import_streaming().StreamingDataset(
+        local=str(data.folder), shuffle=True, batch_size=BATCH, predownload=10**9
+    )
     return mosaic_loader(dataset, workers)
 
 
 def mosaic_loader(dataset, workers: int, **options):
-    import torch
-
-    collate = lambda rows: torch.utils.data.default_collate([row["image"] for row in rows])
+    collate = lambda rows: torch_stack([row["image"] for row in rows])
     return torch_loader(dataset, workers, batch_size=BATCH, collate_fn=collate, **options)
 
 
@@ -257,7 +261,8 @@ def litdata(data: Data, workers: int = 0):
     import litdata
 
     dataset = litdata.StreamingDataset(str(data.folder), shuffle=True, batch_decode="all")
-    return litdata.StreamingDataLoader(dataset, batch_size=BATCH, **worker_options(workers))
+    collate = lambda rows: torch_stack([row.numpy() for row in rows])
+    return litdata.StreamingDataLoader(dataset, batch_size=BATCH, collate_fn=collate, **worker_options(workers))
 
 
 def torch_dataset(load: Callable, count: int):
@@ -344,7 +349,7 @@ def main() -> None:
     parser.add_argument("arm", choices=ARMS)
     parser.add_argument("--shards", type=Path, required=True)
     parser.add_argument("--scratch", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--convert", action="store_true")
     options = parser.parse_args()

@@ -6,7 +6,8 @@
 DATASET needs a raw array `image`; where it is missing, 20,000 samples of 9 x 64 x 64 float16 are written (1.5 GB). Its
 samples are written once more in each format that a peer reads (as much each, five formats) to --scratch, by default
 DATASET_peers. Each peer runs in an environment of its own, which --install makes (4 GB); those absent are skipped.
-Before the rounds, an epoch of every arm is compared with the index by count and sum of checksums.
+Before the rounds, an epoch of every arm is compared with the index by count and sum of checksums. Five rounds take
+about eight minutes on two cores. Run it alone: arms with workers suffer most from other load.
 """
 
 import argparse
@@ -135,7 +136,7 @@ def main(argv: list[str]) -> int | None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__.split("\n\n")[0])
     parser.add_argument("dataset", type=Path, nargs="?")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each arm in each round")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each arm in each round")
     parser.add_argument("--venvs", type=Path, default=cache, help="the peers' environments (default: %(default)s)")
     parser.add_argument("--scratch", type=Path, help="the samples in the peers' formats")
     parser.add_argument("--json", type=Path)
