@@ -1,29 +1,28 @@
 """The peer loaders, each used as a skilled user would: run by the Python of the peer's own environment.
 
-    python benchmarks/peer_arms.py ARM --shards DIR --scratch DIR [--seconds 3 | --check | --convert]
+    python -m benchmarks.peer_arms ARM --shards DIR --scratch DIR [--seconds 2 | --check | --convert]
 
-Imports nothing of this project, whose numpy the peers may not share. Prints one JSON line.
+Imports nothing of jaxz, whose numpy the peers may not share. Prints one JSON line.
 """
 
 import argparse
-import contextlib
 import importlib.machinery
 import importlib.metadata
 import importlib.util
 import io
 import json
-import os
 import shutil
 import sys
 import tarfile
-import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from benchmarks.measure import measure
 
 BATCH, WORKERS, ARRAY = 256, 2, "image.npy"
 
@@ -46,57 +45,6 @@ def samples(shards: list[str]) -> Iterator[np.ndarray]:
             for member in tar:
                 if member.name.endswith("." + ARRAY):
                     yield np.load(io.BytesIO(tar.extractfile(member).read()), allow_pickle=False)
-
-
-# What is measured
-
-
-def family(pid: int | str = "self") -> Iterator[Path]:
-    """The /proc entries of a process and of all below it."""
-    yield Path(f"/proc/{pid}")
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in children.read_text().split():
-            yield from family(child)
-
-
-def cpu_seconds() -> float:
-    """CPU time so far of this process and all below it; getrusage would leave out the workers that still run."""
-    ticks = 0
-    for process in family():
-        with contextlib.suppress(OSError):  # it ended just now
-            ticks += sum(map(int, (process / "stat").read_text().rpartition(")")[2].split()[11:15]))
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def peak_bytes() -> int:
-    """Largest resident memory of this process and of each below it, summed: pages that they share count in each."""
-    total = 0
-    for process in family():
-        with contextlib.suppress(OSError):
-            total += 1024 * int((process / "status").read_text().partition("VmHWM:")[2].split()[0])
-    return total
-
-
-def measure(epoch: Callable[[], Iterator], seconds: float) -> dict:
-    """Rates over `seconds`, in as many epochs as it takes; an epoch's first batch, which waits for the start, does not
-    count. Raises ValueError where an epoch has no second batch."""
-    count, wall, cpu, firsts, peak = 0, 0.0, 0.0, [], 0
-    while wall < seconds:
-        start = time.perf_counter()
-        batches = iter(epoch())
-        next(batches)
-        firsts.append(time.perf_counter() - start)
-        before, cpu_before, start = count, cpu_seconds(), time.perf_counter()
-        for batch in batches:
-            count += len(batch)
-            if wall + time.perf_counter() - start >= seconds:
-                break
-        wall, cpu = wall + time.perf_counter() - start, cpu + cpu_seconds() - cpu_before
-        peak = max(peak, peak_bytes())
-        if count == before:
-            raise ValueError("an epoch has no second batch; use a larger dataset")
-    cpu = max(cpu, 1 / os.sysconf("SC_CLK_TCK"))  # what the system can tell
-    return {"samples": count, "wall_s": wall, "cpu_s": cpu, "first_batch_s": firsts[0], "peak_bytes": peak}
 
 
 def check(batches: Iterator, data: Data) -> dict:
@@ -182,10 +130,17 @@ def webdataset_best(data: Data, stack=np.stack):
 
 
 def webdataset_workers(data: Data):
-    """Batches are made in the workers and come as tensors in shared memory, into which default_collate stacks."""
+    """Batches are made in the workers and come as tensors in shared memory."""
+    return torch_loader(webdataset_best(data, torch_stack), batch_size=None)
+
+
+def torch_stack(images: Sequence):
+    """In a worker straight into shared memory; elsewhere by NumPy, as torch.stack lets threads wait for each other."""
     import torch
 
-    return torch_loader(webdataset_best(data, torch.utils.data.default_collate), batch_size=None)
+    if torch.utils.data.get_worker_info():
+        return torch.utils.data.default_collate(images)
+    return torch.from_numpy(np.stack(images))
 
 
 def torch_loader(dataset, workers: int = WORKERS, **options):
@@ -285,17 +240,14 @@ def import_streaming():
 
 def mosaic(data: Data, workers: int = 0):
     """All shards count as at hand: with the default `predownload` it sleeps between batches."""
-    streaming = import_streaming()
-
-    streaming.base.util.clean_stale_shared_memory()
-    dataset = streaming.StreamingDataset(local=str(data.folder), shuffle=True, batch_size=BATCH, predownload=10**9)
+    dataset = import_streaming().StreamingDataset(
+        local=str(data.folder), shuffle=True, batch_size=BATCH, predownload=10**9
+    )
     return mosaic_loader(dataset, workers)
 
 
 def mosaic_loader(dataset, workers: int, **options):
-    import torch
-
-    collate = lambda rows: torch.utils.data.default_collate([row["image"] for row in rows])
+    collate = lambda rows: torch_stack([row["image"] for row in rows])
     return torch_loader(dataset, workers, batch_size=BATCH, collate_fn=collate, **options)
 
 
@@ -309,7 +261,8 @@ def litdata(data: Data, workers: int = 0):
     import litdata
 
     dataset = litdata.StreamingDataset(str(data.folder), shuffle=True, batch_decode="all")
-    return litdata.StreamingDataLoader(dataset, batch_size=BATCH, **worker_options(workers))
+    collate = lambda rows: torch_stack([row.numpy() for row in rows])
+    return litdata.StreamingDataLoader(dataset, batch_size=BATCH, collate_fn=collate, **worker_options(workers))
 
 
 def torch_dataset(load: Callable, count: int):
@@ -396,7 +349,7 @@ def main() -> None:
     parser.add_argument("arm", choices=ARMS)
     parser.add_argument("--shards", type=Path, required=True)
     parser.add_argument("--scratch", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--convert", action="store_true")
     options = parser.parse_args()

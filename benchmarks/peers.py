@@ -6,7 +6,8 @@
 DATASET needs a raw array `image`; where it is missing, 20,000 samples of 9 x 64 x 64 float16 are written (1.5 GB). Its
 samples are written once more in each format that a peer reads (as much each, five formats) to --scratch, by default
 DATASET_peers. Each peer runs in an environment of its own, which --install makes (4 GB); those absent are skipped.
-Before the rounds, an epoch of every arm is compared with the index by count and sum of checksums.
+Before the rounds, an epoch of every arm is compared with the index by count and sum of checksums. Five rounds take
+about eight minutes on two cores. Run it alone: arms with workers suffer most from other load.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from benchmarks import arms, peer_arms
 from benchmarks.loader import make
+from benchmarks.measure import measure
 from jaxz import errors
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.stream import Source, Stream
@@ -49,7 +51,7 @@ def install(folder: Path) -> int:
     wrong = []
     for n, (name, packages) in enumerate(ENVIRONMENTS.items()):
         print(f"environment {n + 1}/{len(ENVIRONMENTS)}: {' '.join(packages)}", file=sys.stderr, flush=True)
-        venv.create(folder / name, with_pip=True)
+        venv.create(folder / name, symlinks=True, with_pip=True)
         if subprocess.run([python(folder, name), "-m", "pip", "install", "--quiet", *packages]).returncode:
             wrong.append(name)
     if wrong:
@@ -67,7 +69,7 @@ def run_ours(dataset: Dataset, name: str, seconds: float, check: bool) -> dict:
     source = Source(dataset, arrays=("image",), window=window)
     stream = Stream(source, peer_arms.BATCH, threads=threads, epochs=1 if check else None)
     if not check:
-        return peer_arms.measure(lambda: (batch["image"] for batch in stream), seconds)
+        return measure(lambda: (batch["image"] for batch in stream), seconds)
     spec = dataset.manifest.arrays["image"]
     data = peer_arms.Data([], Path(), spec.shape, spec.dtype)
     return peer_arms.check((batch["image"][batch["valid"]] for batch in stream), data)
@@ -84,8 +86,8 @@ def commands(options: argparse.Namespace) -> dict[str, list[str]]:
     ours = [sys.executable, "-m", "benchmarks.peers", str(options.dataset), "--arm"]
     found = {name: [*ours, name] for name in OURS}
     folders = ["--shards", str(options.dataset / "shards"), "--scratch", str(options.scratch)]
-    for name, arm in peer_arms.ARMS.items():  # -I: nothing of this project in their path
-        found[name] = [python(options.venvs, arm.venv), "-I", peer_arms.__file__, name, *folders]
+    for name, arm in peer_arms.ARMS.items():
+        found[name] = [python(options.venvs, arm.venv), "-m", "benchmarks.peer_arms", name, *folders]
     return found
 
 
@@ -134,7 +136,7 @@ def main(argv: list[str]) -> int | None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__.split("\n\n")[0])
     parser.add_argument("dataset", type=Path, nargs="?")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each arm in each round")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each arm in each round")
     parser.add_argument("--venvs", type=Path, default=cache, help="the peers' environments (default: %(default)s)")
     parser.add_argument("--scratch", type=Path, help="the samples in the peers' formats")
     parser.add_argument("--json", type=Path)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import webdataset as wds
 
-from benchmarks import arms, peer_arms, peers
+from benchmarks import arms, measure, peer_arms, peers
 from jaxz.data.dataset import open_dataset
 from tests.helpers import blobs
 
@@ -24,6 +24,11 @@ OWN = [*peers.OURS, "webdataset, plain", "webdataset, best"]
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Path:
     return blobs(tmp_path_factory.mktemp("peers") / "d", samples=600, size=8)
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])  # arms are started by `python -m`
 
 
 def test_own_arms_are_measured_and_absent_peers_skipped(dataset, tmp_path, capsys):
@@ -91,21 +96,21 @@ def test_the_first_batch_of_an_epoch_counts_neither_in_samples_nor_in_time():
             time.sleep(0.01)
             yield np.zeros(10)
 
-    found = peer_arms.measure(epoch, 0.1)  # each epoch counts 40 samples and at least 0.04 s
+    found = measure.measure(epoch, 0.1)  # each epoch counts 40 samples and at least 0.04 s
     assert next(starts) >= 2 and found["samples"] % 10 == 0
     assert found["first_batch_s"] >= 0.2 and found["wall_s"] >= 0.1 and found["samples"] <= found["wall_s"] * 1000
     with pytest.raises(ValueError, match="no second batch"):
-        peer_arms.measure(lambda: iter([np.zeros(3)]), 1)
+        measure.measure(lambda: iter([np.zeros(3)]), 1)
 
 
 def test_workers_that_still_run_count_in_cpu_time_and_memory():
     code = "import time; x = bytearray(200_000_000); print(flush=True)\nwhile time.process_time() < 60: pass"
-    cpu, memory = peer_arms.cpu_seconds(), peer_arms.peak_bytes()
+    cpu, memory = measure.cpu_seconds(), measure.peak_bytes()
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as child:
         child.stdout.readline()
-        assert peer_arms.peak_bytes() - memory > 200_000_000
+        assert measure.peak_bytes() - memory > 200_000_000
         until = time.monotonic() + 30
-        while peer_arms.cpu_seconds() - cpu < 0.3 and time.monotonic() < until:
+        while measure.cpu_seconds() - cpu < 0.3 and time.monotonic() < until:
             time.sleep(0.05)
         own = time.process_time()
         child.kill()
