@@ -23,7 +23,7 @@ from jaxz.checkpoint import Checkpoints
 from jaxz.config import complete
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.manifest import Array, Column, Manifest
-from jaxz.data.prepare import Normalisation, Prepare
+from jaxz.data.prepare import COMPACT, Normalisation, Prepare
 from jaxz.data.stream import Source, Stream
 from jaxz.errors import suggest
 from jaxz.models import build
@@ -133,7 +133,8 @@ def completed(batch: dict, manifest: Manifest, deredden: bool) -> dict[str, np.n
             f"batch: image is {shape}, it must be [B, {', '.join(map(str, wanted))}]: the bands "
             f"{[band.name for band in manifest.bands]}, each {wanted[1]} x {wanted[2]} pixels"
         )
-    used = {name: np.asarray(batch[name]) for name in ("image", "image_mask", "bands_observed") if name in batch}
+    names = ("image", "image_mask", "bands_observed", *COMPACT)
+    used = {name: np.asarray(batch[name]) for name in names if name in batch}
     if "bands_observed" not in used:
         bits = np.uint32(1) << np.arange(wanted[0], dtype=np.uint32)
         used["bands_observed"] = (used["image"].any((2, 3)) * bits).sum(1, dtype=np.uint32)

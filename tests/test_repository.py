@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 # Each layer may import those before it, and itself.
 LAYERS = (
     ("errors", "files", "provenance"),
-    ("data.manifest", "data.order", "data.where", "config", "mesh", "runtime"),
+    ("data.compact", "data.manifest", "data.order", "data.where", "config", "mesh", "runtime"),
     ("data.dataset", "data.writer"),
     ("data.reader", "data.prepare", "data.sampling"),
     ("data.stream",),

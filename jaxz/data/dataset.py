@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jaxz.data import compact
 from jaxz.data import where as filters
 from jaxz.data.manifest import Manifest
 from jaxz.errors import InputError, suggest
@@ -70,7 +71,8 @@ class Dataset:
         return shard, rows - self.starts[shard]
 
     def cutout(self, row: int) -> dict:
-        """One sample: its arrays, its scalars and its key, by global row number."""
+        """One sample: its arrays, its scalars and its key, by global row number. Compact arrays are decoded: float32,
+        whatever they were measured in."""
         if not isinstance(row, int | np.integer) or not 0 <= row < len(self):
             raise InputError(f"row {row!r} is not a row number of the dataset, 0..{len(self) - 1}")
         shard, within = self.locate(np.array([row]))
@@ -101,7 +103,12 @@ class Dataset:
             raise DataError(f"{path} cannot be read ({error.strerror}); restore the shard") from None
         if zlib.crc32(payload) != crc:
             raise DataError(f"{path}: {name} at offset {offset} fails its checksum; restore the shard")
-        return np.frombuffer(payload, spec.dtype).reshape(shape)
+        if not spec.compact:
+            return np.frombuffer(payload, spec.dtype).reshape(shape)
+        try:
+            return compact.decode(payload, shape, spec.compact.steps)
+        except ValueError as error:
+            raise DataError(f"{path}: {name} at offset {offset}: {error}; restore the shard") from None
 
     def shard_path(self, shard: int) -> Path:
         return self.path / "shards" / f"{self.manifest.shards[shard].name}.tar"
@@ -114,6 +121,10 @@ class Dataset:
             path = self.path / "index" / f"{self.manifest.shards[shard].name}.parquet"
             raise DataError(f"{path}: {array}_offset, _size and _crc32 must be whole numbers; rebuild the index")
         return places
+
+    def exceptions(self, shard: int, array: str) -> np.ndarray:
+        """int32 [N]: how many exceptions every payload of a compact array has."""
+        return self._index(shard, (f"{array}_exceptions",)).column(0).to_numpy()
 
     def fingerprint(self, columns: Iterable[str] = ()) -> dict:
         """What a stream's state holds to notice a changed dataset: a digest of the rows (shard names, counts and

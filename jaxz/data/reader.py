@@ -14,6 +14,7 @@ import zlib
 
 import numpy as np
 
+from jaxz.data import compact
 from jaxz.data.dataset import DataError, Dataset
 
 OPEN_SHARDS = 256
@@ -65,26 +66,31 @@ class Places:
         count = len(dataset)
         self.known = np.zeros(len(dataset.manifest.shards), bool)
         self.offset = np.zeros(count, np.int64)  # pages that are never touched take no memory
-        self.size = np.zeros(count, np.int32) if self.spec.variable else None
+        least, most = self.spec.stored_bounds
+        self.size = np.zeros(count, np.int32) if least < most else None
+        self.exceptions = np.zeros(count, np.int32) if self.spec.compact else None
         self.crc = np.zeros(count, np.uint32) if crc else None
 
     def load(self, shard: int) -> None:
         """Raises DataError where a payload has a size that the array's shape does not have."""
         here = slice(*self.dataset.starts[shard : shard + 2])
         offset, size, crc = self.dataset.places(shard, self.name)
-        wrong = size > self.spec.nbytes if self.spec.variable else size != self.spec.nbytes
+        least, most = self.spec.stored_bounds
+        wrong = (size < least) | (size > most)
         if wrong.any():
             first = int(np.argmax(wrong))
             path = self.dataset.shard_path(shard)
             raise DataError(
                 f"{path}: {self.name} at offset {offset[first]} has {size[first]} bytes, its shape takes "
-                f"{self.spec.nbytes}; rebuild the index"
+                f"{least if least == most else f'{least} to {most}'}; rebuild the index"
             )
         self.offset[here] = offset
         if self.size is not None:
             self.size[here] = size
         if self.crc is not None:
             self.crc[here] = crc
+        if self.exceptions is not None:
+            self.exceptions[here] = self.dataset.exceptions(shard, self.name)
         self.known[shard] = True
 
 
@@ -99,7 +105,7 @@ class Reader:
     def __init__(self, dataset: Dataset, arrays: tuple[str, ...], check: str = "size", coalesce: int = 4096):
         self.dataset, self.check, self.coalesce = dataset, check, coalesce
         specs = {name: dataset.manifest.arrays[name] for name in arrays}
-        self.raw = {name: spec for name, spec in specs.items() if spec.encoding == "raw"}
+        self.raw = {name: spec for name, spec in specs.items() if spec.in_tar}
         self.columns = {name: dataset.column(name) for name, spec in specs.items() if spec.encoding == "index"}
         self.places = {name: Places(dataset, name, check == "crc") for name in self.raw}
         self.specs, self.buffers = specs, Buffers()
@@ -107,15 +113,22 @@ class Reader:
         self.shards: collections.OrderedDict[int, Shard] = collections.OrderedDict()
         self.lock = threading.Lock()
 
-    def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+    def read(self, rows: np.ndarray, whole: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """{name: [B, *shape]} for int64 rows [B]; a variable axis is padded with zeros, and its `name`_mask,
-        bool [B, max], says which entries are there. Raises DataError for what cannot be read whole."""
-        batch, masks, jobs, later = {}, {}, [], []
+        bool [B, max], says which entries are there. A compact array comes as int16 levels, with `name`_dither uint32
+        [B] and its exceptions, `name`_exception_at int32 [B,X] (pixels; their number where unused) and
+        `name`_exception_value float32 [B,X]. X is that of the rows `whole` (default: `rows`), those of the global
+        batch where several processes read parts of it. Raises DataError for what cannot be read whole."""
+        batch, masks, jobs, later, packed = {}, {}, [], [], {}
         shards = self.dataset.locate(rows)[0]
         opened = {n: self._open(n) for n in np.unique(shards).tolist()} if self.raw else {}
         for name, spec in self.raw.items():
-            batch[name], views = self.buffers.take((len(rows), *spec.full_shape), spec.dtype)
+            dtype = "int16" if spec.compact else spec.dtype
+            batch[name], views = self.buffers.take((len(rows), *spec.full_shape), dtype)
             places = self.places[name]
+            if spec.compact:
+                memory, payloads = self._room(places.size[rows])
+                packed[name], views = (memory, payloads, views), payloads
             crcs = places.crc[rows].tolist() if places.crc is not None else itertools.repeat(0)
             if spec.variable:
                 masks[f"{name}_mask"] = np.zeros((len(rows), spec.max), bool)
@@ -131,6 +144,8 @@ class Reader:
                     raise DataError(
                         f"{opened[n].path}: {name} at offset {offset} fails its checksum; restore the shard"
                     )
+        for name, (_, payloads, slots) in packed.items():
+            masks |= self._unpack(name, rows, payloads, slots, self._exceptions(name, rows if whole is None else whole))
         for name, slot, value in later:
             batch[name][slot] = 0
             batch[name][slot][tuple(slice(size) for size in value.shape)] = value
@@ -138,6 +153,42 @@ class Reader:
         for name, values in self.columns.items():
             batch[name] = values[rows]
         return {**{name: batch[name] for name in self.specs}, **masks}
+
+    def _room(self, sizes: np.ndarray) -> tuple[np.ndarray, list[memoryview]]:
+        """Memory, which must be kept as long as it is used, and in it the bytes of payloads of the given sizes. Each
+        begins a line of the cache: the kernel's copy is slow elsewhere (see Buffers)."""
+        ends = np.cumsum(-(-sizes.astype(np.int64) // 64) * 64)
+        power = 1 << int(ends[-1] - 1).bit_length()  # few different ones, so that memory is used again
+        memory, [view] = self.buffers.take((1, power), "uint8")
+        starts = np.append(0, ends[:-1])
+        return memory, [view[a : a + size] for a, size in zip(starts.tolist(), sizes.tolist(), strict=True)]
+
+    def _exceptions(self, name: str, rows: np.ndarray) -> int:
+        """Room for the exceptions of any of the rows."""
+        places = self.places[name]
+        with self.lock:
+            for n in np.unique(self.dataset.locate(rows)[0]).tolist():
+                self._know(n)
+        return compact.room(int(places.exceptions[rows].max()), math.prod(places.spec.shape))
+
+    def _unpack(self, name: str, rows: np.ndarray, payloads: list, slots: list, room: int) -> dict[str, np.ndarray]:
+        """Decompress payloads into the slots of a batch; the entries that belong to it. Raises DataError."""
+        places, shape = self.places[name], (len(rows), room)
+        dither = np.empty(len(rows), np.uint32)
+        at, value = np.full(shape, math.prod(places.spec.shape), np.int32), np.zeros(shape, np.float32)
+        counts = places.exceptions[rows].tolist()
+        for n, (payload, slot, count) in enumerate(zip(payloads, slots, counts, strict=True)):
+            try:
+                dither[n], found = compact.unpack(payload, slot)
+                if len(found) != count or count > room:
+                    raise ValueError(f"it has {len(found)} exceptions, the index says {count}, the batch takes {room}")
+            except ValueError as error:
+                path = self.dataset.shard_path(int(self.dataset.locate(rows[n : n + 1])[0][0]))
+                raise DataError(
+                    f"{path}: {name} at offset {places.offset[rows[n]]}: {error}; restore the shard"
+                ) from None
+            at[n, :count], value[n, :count] = found["at"], found["value"]
+        return {f"{name}_{entry}": values for entry, values in zip(compact.ENTRIES, (dither, at, value), strict=True)}
 
     def _variable(self, name: str, row: int) -> np.ndarray:
         """Memory for one payload of a variable array."""
@@ -165,15 +216,19 @@ class Reader:
         if parts:
             read_whole(opened[last], parts, start, end - start)
 
+    def _know(self, n: int) -> None:
+        """Load the places of shard n, unless they are known. Under the lock."""
+        for places in self.places.values():
+            if not places.known[n]:
+                places.load(n)
+
     def _open(self, n: int) -> Shard:
         """Shard n, open, with its places known. Raises DataError where it is gone or of another size."""
         with self.lock:
             if n in self.shards:
                 self.shards.move_to_end(n)
                 return self.shards[n]
-            for places in self.places.values():
-                if not places.known[n]:
-                    places.load(n)
+            self._know(n)
             entry, path = self.dataset.manifest.shards[n], self.dataset.shard_path(n)
             try:
                 shard = Shard(path)

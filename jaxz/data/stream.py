@@ -149,29 +149,32 @@ class Stream:
         if self.epochs is not None:
             valid = at < self.epochs * len(self)
         epochs, positions = np.divmod(at, len(self))
-        rows = self.sampler(at)
+        whole = self.sampler(start + np.arange(self.batch_size))
+        rows = whole[self.slots]
         try:
-            batch = self.reader.read(rows)
+            batch = self.reader.read(rows, whole)
         except DataError as error:
             if self.on_error == "raise":
                 raise
-            batch = self._read_around(error, rows, epochs, positions)
+            batch = self._read_around(error, rows, whole, epochs, positions)
         batch |= {name: values[rows] for name, values in self.columns.items()}
         batch |= {"row": rows, "epoch": epochs.astype(np.int32), "position": positions.astype(np.uint32)}
         return batch if self.epochs is None else {**batch, "valid": valid}
 
-    def _read_around(self, error: DataError, rows: np.ndarray, epochs: np.ndarray, positions: np.ndarray) -> dict:
+    def _read_around(
+        self, error: DataError, rows: np.ndarray, whole: np.ndarray, epochs: np.ndarray, positions: np.ndarray
+    ) -> dict:
         """Read `rows`, in place of those that cannot be read others; `rows` is changed to what was read."""
         for slot in range(len(rows)):
             for attempt in range(REPLACEMENTS + 1):
                 try:
-                    self.reader.read(rows[slot : slot + 1])
+                    self.reader.read(rows[slot : slot + 1], whole)
                     break
                 except DataError as failure:
                     self._count(failure, error, len(rows))
                     draw = derive(self.seed, int(epochs[slot]), int(positions[slot]), attempt)
                     rows[slot] = self.sampler.rows[int(draw % np.uint64(len(self)))]
-        return self.reader.read(rows)
+        return self.reader.read(rows, whole)
 
     def _count(self, failure: DataError, first: DataError, local: int) -> None:
         with self.lock:

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import webdataset as wds
 
-from jaxz.data.manifest import KEY, Manifest, Shard
+from jaxz.data import compact
+from jaxz.data.manifest import KEY, Array, Manifest, Shard
 from jaxz.errors import InputError
 from jaxz.files import read_json, replace
 
@@ -94,19 +95,23 @@ class DatasetWriter:
             table[column] = pa.array(columns[column], kind)
         scalars = pa.table({c: table[c] for c in self.manifest.columns}).to_pylist()
 
-        raw = sorted(a for a, spec in specs.items() if spec.encoding == "raw")
-        where = {a: ([], [], []) for a in raw}  # offset, size and crc32 of every payload
+        stored = sorted(a for a, spec in specs.items() if spec.in_tar)
+        where = {a: ([], [], []) for a in stored}  # offset, size and crc32 of every payload
+        exceptions = {a: [] for a in stored if specs[a].compact}
         buffer = io.BytesIO()
         with wds.TarWriter(buffer, mtime=0) as tar:
             for i, key in enumerate(keys):
                 sample, offset = {"__key__": key}, tar.tarstream.offset
-                members = {f"{a}.npy": npy(arrays[a][i], specs[a], f"{key}.{a}") for a in raw}
+                members = {f"{a}.{specs[a].suffix}": encode(arrays[a][i], specs[a], key, a) for a in stored}
                 members["meta.json"] = meta_json(scalars[i])
                 for member in sorted(members):  # TarWriter's own order
                     content = members[member]
                     if member != "meta.json":
-                        start = len(content) - arrays[member[:-4]][i].nbytes
-                        offsets, sizes, crcs = where[member[:-4]]
+                        a = member.rpartition(".")[0]
+                        start = 0 if specs[a].compact else len(content) - arrays[a][i].nbytes
+                        if specs[a].compact:
+                            exceptions[a].append(compact.count_exceptions(content))
+                        offsets, sizes, crcs = where[a]
                         offsets.append(offset + 512 + start)
                         sizes.append(len(content) - start)
                         crcs.append(zlib.crc32(memoryview(content)[start:]))
@@ -115,7 +120,9 @@ class DatasetWriter:
                 tar.write(sample)
                 if tar.tarstream.offset != offset:  # the reader would return other bytes
                     raise AssertionError(f"sample {key!r} ends at {tar.tarstream.offset} of the tar, not at {offset}")
-        for a in raw:
+        for a, counts in exceptions.items():
+            table[f"{a}_exceptions"] = pa.array(counts, pa.int32())
+        for a in stored:
             kinds = {"offset": pa.int64(), "size": pa.int64(), "crc32": pa.uint32()}
             for (suffix, kind), values in zip(kinds.items(), where[a], strict=True):
                 table[f"{a}_{suffix}"] = pa.array(values, kind)
@@ -172,14 +179,17 @@ def hash_keys(keys: Sequence[str]) -> np.ndarray:
     return np.fromiter(map(hash, keys), np.int64, len(keys))
 
 
-def npy(value: np.ndarray, spec, name: str) -> bytes:
-    """The .npy file of one array, checked against its specification."""
+def encode(value: np.ndarray, spec: Array, key: str, array: str) -> bytes:
+    """The member of the tar that holds one array of the sample `key`, checked against its specification."""
+    name = f"{key}.{array}"
     if value.dtype != np.dtype(spec.dtype):
         raise ValueError(f"{name} is {value.dtype}, the manifest says {spec.dtype}")
     if value.ndim != len(spec.shape) or spec.shape_of(value.nbytes) != value.shape:
         raise ValueError(f"{name} has shape {value.shape}, the manifest says {spec.shape}")
     if value.dtype.kind == "f" and not np.isfinite(value).all():
-        raise ValueError(f"{name} holds NaN or inf; store a finite value and say so in {name.split('.')[1]}_mask")
+        raise ValueError(f"{name} holds NaN or inf; store a finite value and say so in {array}_mask")
+    if spec.compact:
+        return compact.encode(value, spec.compact.steps, compact.sample_seed(spec.compact.seed, key))
     sink = io.BytesIO()
     np.lib.format.write_array(sink, np.ascontiguousarray(value), version=(1, 0), allow_pickle=False)
     return sink.getvalue()
