@@ -86,7 +86,7 @@ def lost(index: Path, size: int, manifest: Manifest) -> str:
         table = pq.read_table(index)
     except (OSError, pa.ArrowException):
         return ""
-    raw = [name for name, array in manifest.arrays.items() if array.encoding == "raw"]
+    raw = [name for name, array in manifest.arrays.items() if array.in_tar]
     if wrong_columns("", table, manifest) or not raw:
         return ""  # where the payloads are is not known
     ends = [table[f"{name}_offset"].to_numpy() + table[f"{name}_size"].to_numpy() for name in raw]
@@ -123,7 +123,7 @@ def check_shard(dataset: Path, manifest: Manifest, shard: Shard) -> list[str]:
         if wrong:
             return problems  # the index does not say where things are
         for array, spec in manifest.arrays.items():
-            if spec.encoding == "raw":
+            if spec.in_tar:
                 problems += check_payloads(tar, content, index, array, spec)
         problems += check_members(tar, file, content, index, manifest)
     return problems
@@ -136,8 +136,9 @@ def wrong_columns(path: str, index: pa.Table, manifest: Manifest) -> list[str]:
     for name, column in manifest.columns.items():
         types[name] = pa.string() if column.dtype == "string" else number(column.dtype)
     for name, array in manifest.arrays.items():
-        if array.encoding == "raw":
+        if array.in_tar:
             places = {f"{name}_offset": pa.int64(), f"{name}_size": pa.int64(), f"{name}_crc32": pa.uint32()}
+            places |= {f"{name}_exceptions": pa.int32()} if array.compact else {}
         else:
             places = {name: pa.list_(number(array.dtype), math.prod(array.shape))}
         types |= places
@@ -188,8 +189,8 @@ def check_payloads(tar: str, content: mmap.mmap, index: pa.Table, array: str, sp
 
 def check_members(tar: str, file: BinaryIO, content: mmap.mmap, index: pa.Table, manifest: Manifest) -> list[str]:
     """The members of the tar against the index: names in order, payloads at the offsets, copies of the scalars."""
-    raw = sorted(name for name, array in manifest.arrays.items() if array.encoding == "raw")
-    suffixes = sorted([*(f"{name}.npy" for name in raw), "meta.json"])
+    names = {f"{name}.{array.suffix}": name for name, array in manifest.arrays.items() if array.in_tar}
+    suffixes = sorted([*names, "meta.json"])
     expected = [(row, key, suffix) for row, key in enumerate(index["key"].to_pylist()) for suffix in suffixes]
     scalars = index.select(list(manifest.columns)).to_pylist()
     found, error = walk(file)
@@ -201,9 +202,9 @@ def check_members(tar: str, file: BinaryIO, content: mmap.mmap, index: pa.Table,
             if not is_copy(content[start:end], scalars[row]):
                 return [f"{sample}: meta.json is not a copy of the index's scalars"]
             continue
-        array = suffix.removesuffix(".npy")
+        array = names[suffix]
         offset, size = (index[f"{array}_{suffix}"][row].as_py() for suffix in ("offset", "size"))
-        if not start < offset or offset + size != end:
+        if not start <= offset or offset + size != end:
             return [f"{sample}: {array} lies at {offset} for the index, outside of its member ({start} to {end})"]
     if error or len(found) != len(expected):
         reason = f" ({error})" if error else ""

@@ -4,8 +4,9 @@ import functools
 import hashlib
 import itertools
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 
 from jaxz.data import compact
 from jaxz.data import where as filters
-from jaxz.data.manifest import Manifest
+from jaxz.data.manifest import Array, Manifest
 from jaxz.errors import InputError, suggest
 
 
@@ -84,31 +85,43 @@ class Dataset:
             if spec.encoding == "index":
                 sample[name] = np.array(scalars[name], spec.dtype).reshape(spec.shape)
             else:
-                sample[name] = self._payload(int(shard[0]), int(within[0]), name)
+                [sample[name]] = self.payloads(int(shard[0]), name, slice(int(within[0]), int(within[0]) + 1))
         return sample
 
-    def _payload(self, shard: int, within: int, name: str) -> np.ndarray:
-        """One stored array, checked against its checksum."""
-        offset, size, crc = (int(place[within]) for place in self.places(shard, name))
-        path, spec = self.shard_path(shard), self.manifest.arrays[name]
+    def shard_table(self, shard: int, columns: Iterable[str]) -> pa.Table:
+        """The named columns of the index of one shard."""
+        return self._index(shard, tuple(columns))
+
+    def payloads(self, shard: int, name: str, rows: slice = slice(None)) -> Iterator[np.ndarray]:
+        """One stored array of the rows of a shard, in order, decoded (compact ones to float32). Raises DataError for
+        one that cannot be read whole or fails its checksum."""
+        path, places = self.shard_path(shard), (place[rows].tolist() for place in self.places(shard, name))
+        try:
+            with open(path, "rb") as tar:
+                for offset, size, crc in zip(*places, strict=True):
+                    try:
+                        yield self._payload(tar, self.manifest.arrays[name], offset, size, crc)
+                    except ValueError as error:
+                        raise DataError(f"{path}: {name} at offset {offset} {error}") from None
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror}); restore the shard") from None
+
+    def _payload(self, tar: BinaryIO, spec: Array, offset: int, size: int, crc: int) -> np.ndarray:
+        """Raises ValueError, the end of a sentence."""
         try:
             shape = spec.shape_of(size)  # before so many bytes are read
         except ValueError as error:
-            raise DataError(f"{path}: {name} at offset {offset}: {error}; rebuild the index") from None
-        try:
-            with open(path, "rb") as tar:
-                tar.seek(offset)
-                payload = tar.read(size)
-        except OSError as error:
-            raise DataError(f"{path} cannot be read ({error.strerror}); restore the shard") from None
+            raise ValueError(f"has {error}; rebuild the index") from None
+        tar.seek(offset)
+        payload = tar.read(size)
         if zlib.crc32(payload) != crc:
-            raise DataError(f"{path}: {name} at offset {offset} fails its checksum; restore the shard")
+            raise ValueError("fails its checksum; restore the shard")
         if not spec.compact:
             return np.frombuffer(payload, spec.dtype).reshape(shape)
         try:
             return compact.decode(payload, shape, spec.compact.steps)
         except ValueError as error:
-            raise DataError(f"{path}: {name} at offset {offset}: {error}; restore the shard") from None
+            raise ValueError(f"is damaged: {error}; restore the shard") from None
 
     def shard_path(self, shard: int) -> Path:
         return self.path / "shards" / f"{self.manifest.shards[shard].name}.tar"

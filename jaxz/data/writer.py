@@ -169,6 +169,11 @@ class DatasetWriter:
         return self.path / "index" / f"{n:05d}.parquet"
 
 
+def encoding_plan(encoding: str) -> dict:
+    """What a plan says of the images' encoding: nothing of raw, so that plans from before compact still agree."""
+    return {} if encoding == "raw" else {"encoding": encoding}
+
+
 def is_strange(path: Path) -> bool:
     """Whether a file is something else than the half-written marker of a writing that was killed at its start."""
     return not (path.name.startswith(".writing.json.") and path.name.endswith(".tmp"))
