@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from jaxz import errors, logs, objectives, runtime
 from jaxz.checkpoint import Checkpoints
 from jaxz.config import complete
+from jaxz.data.compact import ZERO
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.manifest import Array, Column, Manifest
 from jaxz.data.prepare import COMPACT, Normalisation, Prepare
@@ -137,7 +138,8 @@ def completed(batch: dict, manifest: Manifest, deredden: bool) -> dict[str, np.n
     used = {name: np.asarray(batch[name]) for name in names if name in batch}
     if "bands_observed" not in used:
         bits = np.uint32(1) << np.arange(wanted[0], dtype=np.uint32)
-        used["bands_observed"] = (used["image"].any((2, 3)) * bits).sum(1, dtype=np.uint32)
+        empty = ZERO if "image_dither" in used else 0  # of compact levels
+        used["bands_observed"] = ((used["image"] != empty).any((2, 3)) * bits).sum(1, dtype=np.uint32)
     if deredden and "ebv" not in batch:
         warnings.warn("batch has no 'ebv': Galactic reddening is not corrected", stacklevel=3)
     return used | ({"ebv": np.asarray(batch.get("ebv", np.zeros(shape[0])), np.float32)} if deredden else {})

@@ -4,7 +4,8 @@
 
 The error is uniform in +-step / 2 whatever the value is (Schuchman 1964), so that sums over pixels are not biased. The
 dither of a pixel is a hash of (the sample's seed, the pixel's number): drawing it costs a few integer operations, on
-the host or on the device. Levels past int16 and values that are not finite are exceptions, kept exactly.
+the host or on the device. What is exactly zero stays so, by a level of its own: bands and pixels that are not observed
+hold zeros. Levels past int16 and values that are not finite are exceptions, kept exactly.
 docs/dataset_format.md has the bytes of a payload.
 """
 
@@ -19,6 +20,7 @@ import numpy as np
 VERSION = 1
 ENTRIES = ("dither", "exception_at", "exception_value")  # what a batch carries of NAME beside its levels, as NAME_entry
 LARGEST = 2**15 - 1  # of a level
+ZERO = -(2**15)  # the level of an exact zero
 FEWEST = 8  # exceptions for which a batch has room; eight times more where one of its samples needs it, and so on
 
 MAGIC = b"JXC1"
@@ -64,9 +66,11 @@ def dither(seed, pixel):
 
 def restore(levels, seed, steps):
     """float32 [B,C,...] of int16 levels [B,C,...], uint32 seeds [B] and steps [C]; NumPy or JAX arrays."""
-    pixel = levels.__array_namespace__().arange(math.prod(levels.shape[1:]), dtype=np.uint32)
+    xp = levels.__array_namespace__()
+    pixel = xp.arange(math.prod(levels.shape[1:]), dtype=np.uint32)
     drawn = dither(seed[:, None], pixel[None]).reshape(levels.shape)
-    return (levels.astype(np.float32) - drawn) * along_bands(steps, levels.ndim - 1)
+    values = (levels.astype(np.float32) - drawn) * along_bands(steps, levels.ndim - 1)
+    return xp.where(levels == ZERO, np.float32(0), values)
 
 
 def along_bands(steps, axes: int) -> np.ndarray:
@@ -82,7 +86,7 @@ def encode(image: np.ndarray, steps, seed: int) -> bytes:
         outside = ~(np.abs(levels) <= LARGEST)  # NaN too
     exceptions = np.empty(np.count_nonzero(outside), EXCEPTION)
     exceptions["at"], exceptions["value"] = np.flatnonzero(outside), image[outside]
-    levels[outside] = 0
+    levels[outside], levels[image == 0] = 0, ZERO
     codec = blosc2()
     chunk = codec.compress2(
         levels.astype("<i2"),

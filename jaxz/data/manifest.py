@@ -62,7 +62,8 @@ def is_bits(value) -> bool:
 
 
 def is_steps(value) -> bool:
-    return isinstance(value, tuple) and all(isinstance(v, int | float) and 1e-30 <= v <= 1e30 for v in value)
+    is_step, _ = number(1e-30, 1e30)
+    return isinstance(value, tuple) and all(map(is_step, value))
 
 
 @dataclass(frozen=True)
