@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jaxz.data.index import PLACES, UNREADABLE, column_type, list_type, read_index, shard_of
+from jaxz.data import compact
+from jaxz.data.index import EXCEPTIONS, PLACES, UNREADABLE, column_type, list_type, read_index, shard_of
 from jaxz.data.manifest import Array, Manifest, Shard
 from jaxz.data.quarantine import Damage
 from jaxz.data.writer import hash_keys, meta_json
@@ -63,12 +64,12 @@ class Findings:
 
 def member_suffix(name: str, array: Array) -> str:
     """What follows the key in the name of the tar's member that holds an array."""
-    return f"{name}.npy"
+    return f"{name}.{array.suffix}"
 
 
 def raw_arrays(manifest: Manifest) -> dict[str, Array]:
     """The arrays that lie in the tar, in the order of their members."""
-    found = {name: array for name, array in manifest.arrays.items() if array.encoding != "index"}
+    found = {name: array for name, array in manifest.arrays.items() if array.in_tar}
     return dict(sorted(found.items(), key=lambda item: member_suffix(*item)))
 
 
@@ -179,9 +180,8 @@ def wrong_columns(path: str, index: pa.Table, manifest: Manifest) -> list[str]:
     types, complete = {"key": pa.string()}, {"key"}
     types |= {name: column_type(column) for name, column in manifest.columns.items()}
     for name, array in manifest.arrays.items():
-        stored = (
-            {name: list_type(array)} if array.encoding == "index" else {f"{name}_{s}": t for s, t in PLACES.items()}
-        )
+        beside = PLACES | (EXCEPTIONS if array.compact else {})
+        stored = {f"{name}_{s}": t for s, t in beside.items()} if array.in_tar else {name: list_type(array)}
         types |= stored
         complete |= stored.keys()
     problems = []
@@ -243,13 +243,13 @@ def check_payloads(found: Findings, tar: mmap.mmap, index: pa.Table, name: str, 
         except ValueError as error:
             found.unusable = found.contradiction = True
             return [f"{found.tar}: {name}: the index says {error}; rebuild the index"]
-    real, wrong, infinite = np.dtype(array.dtype).kind == "f", [], []
+    wrong, infinite = [], []
     places = [index[f"{name}_{part}"].to_pylist() for part in PLACES]
     for row, (offset, size, crc) in enumerate(zip(*places, strict=True)):
         payload = tar[offset : offset + size] if 0 <= offset <= len(tar) - size else None
         if payload is None or zlib.crc32(payload) != crc:
             wrong.append(row)
-        elif real and not np.isfinite(np.frombuffer(payload, array.dtype)).all():
+        elif not is_finite(payload, array):
             infinite.append(row)
     found.lost.update(wrong, infinite)
     found.contradiction |= bool(wrong)
@@ -260,6 +260,14 @@ def check_payloads(found: Findings, tar: mmap.mmap, index: pa.Table, name: str, 
             first = f"{index['key'][rows[0]].as_py()!r} at offset {places[0][rows[0]]}"
             lines.append(f"{found.tar}: {name}: {len(rows)} of {len(index)} samples {what}: {first}{last}")
     return lines
+
+
+def is_finite(payload: bytes, array: Array) -> bool:
+    """Whether an array of floats holds no NaN or inf, which a compact one can hold as an exception only."""
+    if np.dtype(array.dtype).kind != "f":
+        return True
+    values = compact.exceptions(payload)["value"] if array.compact else np.frombuffer(payload, array.dtype)
+    return bool(np.isfinite(values).all())
 
 
 def check_members(found: Findings, file: BinaryIO, tar: mmap.mmap, index: pa.Table, manifest: Manifest) -> list[str]:

@@ -42,12 +42,13 @@ from data_tools.tiles import (
     read_image,
     to_stored,
 )
-from jaxz.data.manifest import ZERO_POINT_UJY, Array, Band, Column, Manifest
+from jaxz.data.manifest import ENCODINGS, ZERO_POINT_UJY, Array, Band, Column, Manifest
 from jaxz.data.writer import DatasetWriter
 from jaxz.errors import InputError, run
 from jaxz.progress import in_threads
 
 HEALPIX_SIDE_ARCMIN = 58.632 * 60  # side of a base cell; halves with each order
+COMPACT_RATIO = 0.4  # bytes of a compact image over those of float16
 POLICY = {
     "centring": "integer: the nearest pixel to (x, y) is pixel [size // 2, size // 2]; x, y keep the exact centre",
     "unit": "stored = file value * scale, so that the background sigma per pixel over the tile is 1",
@@ -108,7 +109,7 @@ def convert(args: argparse.Namespace, argv: list[str]) -> dict:
     sources = label(describe(sources, survey, field))
     sources["split"], splits = split(sources, survey, args.size)
 
-    manifest = make_manifest(survey, planes, sources, args.size)
+    manifest = make_manifest(survey, planes, sources, args.size).with_images(args.encoding)
     shards = math.ceil(len(sources["x"]) / args.samples_per_shard)
     summary = {
         "out": str(args.out), "samples": len(sources["x"]), "shards": shards,
@@ -141,6 +142,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=64, help="side of a cutout in pixels, even (default 64)")
     parser.add_argument("--workers", type=int, default=2, help="threads (default 2)")
     parser.add_argument("--samples_per_shard", type=int, default=1000, help="default 1000")
+    parser.add_argument("--encoding", choices=ENCODINGS, default="raw", help="of the images (default raw)")
     parser.add_argument("--dry_run", action="store_true", help="say what would be written, and write nothing")
     args = parser.parse_args(argv)
     if args.size < 2 or args.size % 2:
@@ -313,8 +315,10 @@ def columns(survey: Survey, sources: dict[str, np.ndarray]) -> dict[str, Column]
 
 
 def estimate_bytes(manifest: Manifest, samples: int) -> int:
-    """Bytes of the tars: a header of 512 and 128 of npy a member, padded to 512, and the scalars' copy."""
-    members = [512 + -(-(128 + array.nbytes) // 512) * 512 for array in manifest.arrays.values()]
+    """Bytes of the tars: a header of 512 and 128 of npy a member, padded to 512, and the scalars' copy. Compact images
+    of sky alone are taken, galaxies add little."""
+    sizes = [array.nbytes * (COMPACT_RATIO if array.compact else 1) for array in manifest.arrays.values()]
+    members = [512 + math.ceil((128 + size) / 512) * 512 for size in sizes]
     scalars = 512 + -(-32 * len(manifest.columns) // 512) * 512
     return samples * (sum(members) + scalars)
 

@@ -10,7 +10,7 @@ import jaxz
 from data_tools.survey import Survey
 from data_tools.tiles import find_file
 from jaxz.data.manifest import Manifest
-from jaxz.data.writer import DatasetWriter
+from jaxz.data.writer import DatasetWriter, encoding_plan
 from jaxz.errors import InputError
 
 MEASURING = ("numpy", "scipy", "astropy", "astropy-healpix", "photutils")  # packages that decide the content
@@ -45,6 +45,7 @@ def versions(*packages: str) -> dict[str, str]:
 def make_plan(args: argparse.Namespace, field: str, read: list[dict]) -> dict:
     """What decides the content: a directory begun with another plan is refused. read: the files."""
     plan = {"size": args.size, "samples_per_shard": args.samples_per_shard, "field": field}
+    plan |= encoding_plan(args.encoding)
     plan.update({f"input {file['role']}": file["sha256"] for file in read})
     plan.update({f"version of {name}": version for name, version in versions(*MEASURING).items()})
     return plan

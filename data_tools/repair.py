@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from data_tools.checks import Findings, check_shard, member_suffix, raw_arrays, suffixes, walk
-from jaxz.data.index import PLACES, column_type, read_index, to_parquet
+from jaxz.data import compact
+from jaxz.data.index import EXCEPTIONS, PLACES, column_type, read_index, to_parquet
 from jaxz.data.manifest import Array, Manifest, Shard
 from jaxz.data.quarantine import Quarantine
 from jaxz.data.writer import DatasetWriter
@@ -80,6 +81,7 @@ def rebuilt_index(path: Path, manifest: Manifest, shard: Shard) -> memoryview:
     """
     raw, ends = raw_arrays(manifest), suffixes(manifest)
     keys, scalars, places = [], [], {name: ([], [], []) for name in raw}
+    exceptions = {name: [] for name, array in raw.items() if array.compact}
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as tar:
         members, error = walk(file)
         if error or len(members) != shard.samples * len(ends):
@@ -94,11 +96,15 @@ def rebuilt_index(path: Path, manifest: Manifest, shard: Shard) -> memoryview:
             scalars.append(read_scalars(tar[slice(*where["meta.json"])], manifest, key))
             for name, array in raw.items():
                 start, end = where[member_suffix(name, array)]
-                start += payload_start(tar[start:end], array, f"{key}.{name}")
+                if array.compact:
+                    exceptions[name].append(len(compact.exceptions(tar[start:end])))
+                else:
+                    start += payload_start(tar[start:end], array, f"{key}.{name}")
                 for values, value in zip(places[name], (start, end - start, zlib.crc32(tar[start:end])), strict=True):
                     values.append(value)
     table = {"key": pa.array(keys, pa.string())}
     table |= {name: as_column([one[name] for one in scalars], column_type(c)) for name, c in manifest.columns.items()}
+    table |= {f"{name}_exceptions": pa.array(v, EXCEPTIONS["exceptions"]) for name, v in exceptions.items()}
     for name, found in places.items():
         table |= {f"{name}_{s}": pa.array(v, t) for (s, t), v in zip(PLACES.items(), found, strict=True)}
     return to_parquet(pa.table(table), {"samples": shard.samples, "bytes": shard.bytes, "sha256": shard.sha256})
@@ -163,7 +169,9 @@ def mend_tar(dataset: Path, manifest: Manifest, found: Findings) -> str:
 
 
 def stored(tar: mmap.mmap, index: pa.Table, name: str, array: Array) -> list[np.ndarray]:
-    """The values of one array of every sample, without copying them."""
+    """The values of one array of every sample, without copying them. Raises CannotMend for a compact one."""
+    if array.compact:
+        raise CannotMend(f"{name} is compact, and cannot be written again to the same bytes; restore its tar")
     if array.encoding == "index":
         flat = index[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         return list(flat.reshape(len(index), *array.shape))

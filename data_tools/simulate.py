@@ -2,18 +2,15 @@
 
     python -m data_tools.simulate DATASET --samples 20000 --size 32 --seed 0
 
-The same command finishes an interrupted dataset. What is made depends on --samples, --size, --seed and
---samples_per_shard alone, not on --workers.
+The same command finishes an interrupted dataset. What is made depends on --samples, --size, --seed,
+--samples_per_shard and --encoding alone, not on --workers.
 """
 
 import argparse
-import concurrent.futures
 import importlib.metadata
 import math
-import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -21,10 +18,10 @@ import numpy as np
 
 from data_tools import splits
 from data_tools.simulator import bands, population, survey
-from jaxz.data.manifest import Manifest
-from jaxz.data.writer import DatasetWriter
+from jaxz.data.manifest import ENCODINGS, Manifest
+from jaxz.data.writer import DatasetWriter, encoding_plan
 from jaxz.errors import InputError, run
-from jaxz.progress import progress
+from jaxz.progress import in_processes
 
 CELL_ORDER = 9  # HEALPix: cells of 7 arcmin
 PACKAGES = ("jaxz", "jax", "numpy", "astropy", "speclite")
@@ -37,21 +34,23 @@ def main(argv: list[str]) -> int | None:
     parser.add_argument("--size", type=int, default=32, help="pixels a side, of 0.2 arcsec")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--samples_per_shard", type=int, default=1000)
+    parser.add_argument("--encoding", choices=ENCODINGS, default="raw", help="of the images (default raw)")
     parser.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 8), help="processes")
     args = parser.parse_args(argv)
     validate(args)
 
     plan = {name: getattr(args, name) for name in ("samples", "size", "seed", "samples_per_shard")}
+    plan |= encoding_plan(args.encoding)
     writer = DatasetWriter(args.dataset, make_manifest(plan), {"tool": "simulate", **plan})
     if writer.complete:
         print(f"{args.dataset} is complete: {args.samples} samples; nothing to do")
         return None
     split, summary = make_splits(plan)
     shards = -(-args.samples // args.samples_per_shard)
-    todo = [n for n in range(shards) if not writer.done(n)]
+    step = args.samples_per_shard
+    jobs = [(writer, plan, split[n * step : (n + 1) * step], n) for n in range(shards) if not writer.done(n)]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
-    for _ in progress(_run_workers(writer, plan, split, todo, args.workers), len(todo), "shards"):
-        pass
+    in_processes(write_shard, jobs, args.workers, "shards", _start_worker)
     writer.finish(shards, summary)
     print(f"{args.dataset}: {args.samples} samples in {shards} shards")
 
@@ -69,9 +68,9 @@ def validate(args: argparse.Namespace) -> None:
 
 
 def make_manifest(plan: dict) -> Manifest:
-    """The manifest of a survey; plan: {samples, size, seed, samples_per_shard}."""
+    """The manifest of a survey; plan: {samples, size, seed, samples_per_shard} and, unless raw, encoding."""
     arguments = " ".join(f"--{name} {value}" for name, value in plan.items())
-    return Manifest(
+    manifest = Manifest(
         arrays={"image": survey.image_array(plan["size"])},
         bands=bands.manifest_bands(),
         columns=survey.column_specs(),
@@ -82,6 +81,7 @@ def make_manifest(plan: dict) -> Manifest:
             "flux_kind": "aperture",
         },
     )
+    return manifest.with_images(plan.get("encoding", "raw"), seed=plan["seed"] % 2**32)
 
 
 def make_splits(plan: dict) -> tuple[np.ndarray, dict]:
@@ -109,23 +109,6 @@ def write_shard(writer: DatasetWriter, plan: dict, split: np.ndarray, n: int) ->
     seen = survey.observe(galaxies, plan["seed"], first, plan["size"])
     keys = [f"{i:09d}" for i in range(first, first + len(split))]
     writer.write_shard(n, keys, {"image": seen.image}, survey.columns(galaxies, seen, first, split))
-
-
-def _run_workers(writer: DatasetWriter, plan: dict, split: np.ndarray, todo: list[int], workers: int) -> Iterator[int]:
-    """Write the shards `todo` in worker processes, yielding their numbers as they are done."""
-    step = plan["samples_per_shard"]
-    pool = concurrent.futures.ProcessPoolExecutor(
-        min(workers, max(len(todo), 1)), multiprocessing.get_context("spawn"), initializer=_start_worker
-    )
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # workers inherit it: Ctrl-C is their parent's business
-    try:
-        jobs = {pool.submit(write_shard, writer, plan, split[n * step : (n + 1) * step], n): n for n in todo}
-        signal.signal(signal.SIGINT, handler)
-        for job in concurrent.futures.as_completed(jobs):
-            job.result()
-            yield jobs[job]
-    finally:
-        pool.shutdown(cancel_futures=True)  # shards begun are finished
 
 
 def _start_worker() -> None:

@@ -21,9 +21,10 @@ from ml_collections import ConfigDict
 from jaxz import errors, logs, objectives, runtime
 from jaxz.checkpoint import Checkpoints
 from jaxz.config import complete
+from jaxz.data.compact import ZERO
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.manifest import Array, Column, Manifest
-from jaxz.data.prepare import Normalisation, Prepare
+from jaxz.data.prepare import COMPACT, Normalisation, Prepare
 from jaxz.data.stream import Source, Stream
 from jaxz.errors import suggest
 from jaxz.models import build
@@ -133,10 +134,12 @@ def completed(batch: dict, manifest: Manifest, deredden: bool) -> dict[str, np.n
             f"batch: image is {shape}, it must be [B, {', '.join(map(str, wanted))}]: the bands "
             f"{[band.name for band in manifest.bands]}, each {wanted[1]} x {wanted[2]} pixels"
         )
-    used = {name: np.asarray(batch[name]) for name in ("image", "image_mask", "bands_observed") if name in batch}
+    names = ("image", "image_mask", "bands_observed", *COMPACT)
+    used = {name: np.asarray(batch[name]) for name in names if name in batch}
     if "bands_observed" not in used:
         bits = np.uint32(1) << np.arange(wanted[0], dtype=np.uint32)
-        used["bands_observed"] = (used["image"].any((2, 3)) * bits).sum(1, dtype=np.uint32)
+        empty = ZERO if "image_dither" in used else 0  # of compact levels
+        used["bands_observed"] = ((used["image"] != empty).any((2, 3)) * bits).sum(1, dtype=np.uint32)
     if deredden and "ebv" not in batch:
         warnings.warn("batch has no 'ebv': Galactic reddening is not corrected", stacklevel=3)
     return used | ({"ebv": np.asarray(batch.get("ebv", np.zeros(shape[0])), np.float32)} if deredden else {})

@@ -11,11 +11,13 @@ from jaxz.checkpoint import Checkpoints, digests
 from jaxz.config import parse
 from jaxz.data.dataset import open_dataset
 from jaxz.data.prepare import Normalisation, Prepare
+from jaxz.data.stream import Source, Stream
 from jaxz.dry_run import collectives
 from jaxz.mesh import make_mesh, to_devices
 from jaxz.models import build
 from jaxz.optim import make_optimizer
 from jaxz.state import abstract_state, fresh_state, make_step
+from tests.helpers import blobs
 
 
 def main(config_argument: str, workdir: str) -> None:
@@ -68,7 +70,18 @@ def main(config_argument: str, workdir: str) -> None:
             }
         if name == "2x4":
             result["resharded"] = reshard(state, workdir, objective, optimizer, mesh)
+    result["compact"] = decode_split(f"{workdir}_compact", normalisation)
     json.dump(result, sys.stdout)
+
+
+def decode_split(path: str, normalisation: Normalisation) -> dict:
+    """The collectives of decoding a compact batch that is split over 2 x 4 devices."""
+    dataset = open_dataset(blobs(path, samples=16, encoding="compact"))
+    prepare, mesh = Prepare(dataset.manifest, normalisation), make_mesh(2, 4)
+    batch = next(Stream(Source(dataset, prepare.arrays, ("bands_observed", "ebv")), 16))
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(prepare).lower(to_devices(batch, mesh), jax.random.key(0)).compile()
+    return collectives(compiled)
 
 
 def reshard(state, workdir, objective, optimizer, mesh) -> bool:

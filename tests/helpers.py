@@ -10,7 +10,15 @@ from jaxz.data.writer import DatasetWriter
 BANDS = ("g", "r", "i")
 
 
-def blobs(path: Path, samples: int = 96, size: int = 16, shards: int = 3, seed: int = 0, fill: float = 0.0) -> Path:
+def blobs(
+    path: Path,
+    samples: int = 96,
+    size: int = 16,
+    shards: int = 3,
+    seed: int = 0,
+    fill: float = 0.0,
+    encoding: str = "raw",
+) -> Path:
     """Every tenth object lacks band g, whose pixels hold `fill`; half have a redshift; sky sigma 1."""
     bands = tuple(
         Band(name, wavelength, 100.0, 27.0, 0.2, extinction, 1.0, 0.8)
@@ -24,6 +32,7 @@ def blobs(path: Path, samples: int = 96, size: int = 16, shards: int = 3, seed: 
         bands=bands,
         columns={name: Column(kind) for name, kind in kinds.items()},
     )
+    manifest = manifest.with_images(encoding)
     writer = DatasetWriter(path, manifest, plan={"samples": samples, "seed": seed, "fill": fill})
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size] - size / 2

@@ -50,6 +50,10 @@ def test_collectives_of_the_compiled_step(measured):
     assert measured["2x4"]["collectives"]["all-reduce"] <= 4
 
 
+def test_compact_images_are_decoded_where_they_are(measured):
+    assert measured["compact"] == {}
+
+
 def test_fsdp_splits_parameters_and_their_moments(measured):
     assert measured["1"]["kernel_shard"] == [2, 32, 128]
     assert measured["2x4"]["kernel_shard"] == [2, 8, 128]

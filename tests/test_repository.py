@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 # Each layer may import those before it, and itself.
 LAYERS = (
-    ("errors", "files", "progress", "provenance"),
+    ("errors", "files", "progress", "provenance", "data.compact"),
     ("data.manifest", "data.order", "data.where", "data.cache", "data.transport", "config", "mesh", "runtime"),
     ("data.index", "data.quarantine", "data.staging"),
     ("data.dataset", "data.writer"),

@@ -3,16 +3,18 @@
 import hashlib
 import logging
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
+from jaxz.data import compact
 from jaxz.data import where as filters
-from jaxz.data.index import PLACES, UNREADABLE, column_type, list_type, read_index, shard_of
+from jaxz.data.index import EXCEPTIONS, PLACES, UNREADABLE, column_type, list_type, read_index, shard_of
+from jaxz.data.manifest import Array
 from jaxz.data.staging import Remote, open_store
 from jaxz.errors import DataError, InputError, suggest
 from jaxz.files import persist
@@ -123,7 +125,8 @@ class Dataset:
         return shard, rows - self.starts[shard]
 
     def cutout(self, row: int) -> dict:
-        """One sample: its arrays, its scalars and its key, by global row number."""
+        """One sample: its arrays, its scalars and its key, by global row number. Compact arrays are decoded: float32,
+        whatever they were measured in."""
         if not isinstance(row, int | np.integer) or not 0 <= row < len(self):
             raise InputError(f"row {row!r} is not a row number of the dataset, 0..{len(self) - 1}")
         shard, within = self.locate(np.array([row]))
@@ -137,26 +140,43 @@ class Dataset:
             if spec.encoding == "index":
                 sample[name] = np.array(scalars[name], spec.dtype).reshape(spec.shape)
             else:
-                sample[name] = self._payload(int(shard[0]), int(within[0]), name)
+                [sample[name]] = self.payloads(int(shard[0]), name, slice(int(within[0]), int(within[0]) + 1))
         return sample
 
-    def _payload(self, shard: int, within: int, name: str) -> np.ndarray:
-        """One stored array, checked against its checksum."""
-        offset, size, crc = (int(place[within]) for place in self.places(shard, name))
-        path, spec = self.shard_path(shard), self.manifest.arrays[name]
+    def shard_table(self, shard: int, columns: Iterable[str]) -> pa.Table:
+        """The named columns of the index of one shard."""
+        return self._index(shard, tuple(columns))
+
+    def payloads(self, shard: int, name: str, rows: slice = slice(None)) -> Iterator[np.ndarray]:
+        """One stored array of the rows of a shard, in order, decoded (compact ones to float32). Raises DataError for
+        one that cannot be read whole or fails its checksum."""
+        path, places = self.shard_path(shard), (place[rows].tolist() for place in self.places(shard, name))
+        try:
+            with open(self.open_shard(shard), "rb") as tar:
+                for offset, size, crc in zip(*places, strict=True):
+                    try:
+                        yield self._payload(tar, self.manifest.arrays[name], offset, size, crc)
+                    except ValueError as error:
+                        raise DataError(f"{path}: {name} at offset {offset} {error}") from None
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror}); restore the shard") from None
+
+    def _payload(self, tar: BinaryIO, spec: Array, offset: int, size: int, crc: int) -> np.ndarray:
+        """Raises ValueError, the end of a sentence."""
         try:
             shape = spec.shape_of(size)  # before so many bytes are read
         except ValueError as error:
-            raise DataError(f"{path}: {name} at offset {offset}: {error}; rebuild the index") from None
-        try:
-            with open(self.open_shard(shard), "rb") as tar:
-                tar.seek(offset)
-                payload = tar.read(size)
-        except OSError as error:
-            raise DataError(f"{path} cannot be read ({error.strerror}); restore the shard") from None
+            raise ValueError(f"has {error}; rebuild the index") from None
+        tar.seek(offset)
+        payload = tar.read(size)
         if zlib.crc32(payload) != crc:
-            raise DataError(f"{path}: {name} at offset {offset} fails its checksum; restore the shard")
-        return np.frombuffer(payload, spec.dtype).reshape(shape)
+            raise ValueError("fails its checksum; restore the shard")
+        if not spec.compact:
+            return np.frombuffer(payload, spec.dtype).reshape(shape)
+        try:
+            return compact.decode(payload, shape, spec.compact.steps)
+        except ValueError as error:
+            raise ValueError(f"is damaged: {error}; restore the shard") from None
 
     def shard_path(self, shard: int) -> Path:
         return self.store.shard_path(self.manifest.shards[shard])
@@ -173,6 +193,10 @@ class Dataset:
             path = self.store.index_path(self.manifest.shards[shard])
             raise DataError(f"{path}: {array}_offset, _size and _crc32 must be whole numbers; rebuild the index")
         return places
+
+    def exceptions(self, shard: int, array: str) -> np.ndarray:
+        """int32 [N]: how many exceptions every payload of a compact array has."""
+        return self._index(shard, (f"{array}_exceptions",)).column(0).to_numpy()
 
     def fingerprint(self, digests: dict[str, str] | None = None) -> dict:
         """What a stream's state holds to notice a changed dataset: a digest of the rows (shard names, counts and
@@ -256,7 +280,7 @@ class Dataset:
         arrays, columns = self.manifest.arrays, self.manifest.columns
         if name in columns or name == "key":
             return column_type(columns[name]) if name in columns else pa.string()
-        return list_type(arrays[name]) if name in arrays else PLACES[name.rpartition("_")[2]]
+        return list_type(arrays[name]) if name in arrays else (PLACES | EXCEPTIONS)[name.rpartition("_")[2]]
 
 
 def absent(samples: int, kind: pa.DataType) -> pa.Array:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from jaxz.data.manifest import Array, Column
 
 PLACES = {"offset": pa.int64(), "size": pa.int64(), "crc32": pa.uint32()}  # of a payload: columns {array}_{name}
+EXCEPTIONS = {"exceptions": pa.int32()}  # beside them for a compact array
 SHARD = b"jaxz"  # metadata: samples, bytes and sha256 of the tar that the index was written for
 UNREADABLE = (OSError, pa.ArrowException, ValueError)  # ValueError: names that are no UTF-8
 

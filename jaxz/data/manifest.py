@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxz.data import compact
 from jaxz.errors import InputError, suggest
 
 SCHEMA_VERSION = 1
@@ -18,6 +19,8 @@ NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
 INDEX_ARRAY_LIMIT = 1024  # bytes: a larger array belongs in the tar
 SAMPLE_LIMIT = 1 << 30  # bytes of one array of one sample: more is a slip, and would be allocated a batch at a time
 ZERO_POINT_UJY = 23.9  # AB magnitude of one microjansky
+ENCODINGS = ("raw", "compact")  # of images
+STEP_SIGMA = 0.125  # of a compact image: the noise grows by 0.065 % (a variance of step^2 / 12)
 
 # A rule: (test of a value, what it must be). JSON's true is no number here.
 TEXT = (lambda v: isinstance(v, str), "text")
@@ -58,11 +61,29 @@ def is_bits(value) -> bool:
     return isinstance(value, dict) and all(isinstance(k, str) and type(v) is int and v > 0 for k, v in value.items())
 
 
+def is_steps(value) -> bool:
+    is_step, _ = number(1e-30, 1e30)
+    return isinstance(value, tuple) and all(map(is_step, value))
+
+
+@dataclass(frozen=True)
+class Compact:
+    """How a compact array is quantised: steps per entry of its first axis, in stored units, and the dataset's seed."""
+
+    version: int
+    steps: tuple[float, ...]
+    seed: int
+
+    def __post_init__(self):
+        hold(self)
+
+
 @dataclass(frozen=True)
 class Array:
     """One named array of a sample. `shape` may hold one None, a variable axis of at most `max` entries.
 
-    encoding: "raw" (a .npy member of the tar) or "index" (a list column of the index, under 1 KiB).
+    encoding: "raw" (a .npy member of the tar), "compact" (a .b2 member: floats quantised as `compact` says) or "index"
+    (a list column of the index, under 1 KiB). dtype is what the values were measured in, whatever the encoding.
     bits: for masks, the name and value of every bit; a pixel is good where all bits are 0.
     """
 
@@ -73,21 +94,47 @@ class Array:
     unit: str = ""
     max: int | None = None
     bits: dict[str, int] | None = None
+    compact: Compact | None = None
 
     def __post_init__(self):
         hold(self)
         if self.variable != (self.max is not None):
             raise InputError(f"max: {self.max} must be a positive integer where the shape has a null, and only there")
-        if self.nbytes > SAMPLE_LIMIT:
+        self.check_compact()
+        if max(self.nbytes, self.stored_bounds[1]) > SAMPLE_LIMIT:
             raise InputError(
                 f"shape: {self.full_shape} of {self.dtype} is {self.nbytes} bytes; use at most {SAMPLE_LIMIT}"
             )
         if self.encoding == "index" and (self.nbytes > INDEX_ARRAY_LIMIT or self.variable):
             raise InputError(f"encoding: 'index' is for fixed shapes under {INDEX_ARRAY_LIMIT} bytes; use 'raw'")
 
+    def check_compact(self) -> None:
+        """Raises InputError where `compact` fits neither encoding, dtype nor shape."""
+        if (self.compact is not None) != (self.encoding == "compact"):
+            raise InputError(
+                f"compact: must be there where encoding is 'compact', and only there; it is {self.encoding!r}"
+            )
+        if self.compact is None:
+            return
+        if np.dtype(self.dtype) not in (np.float16, np.float32) or self.variable or not self.shape:
+            raise InputError(
+                f"encoding: 'compact' is for float16 and float32 of fixed shape, not {self.dtype}; use 'raw'"
+            )
+        if len(self.compact.steps) != self.shape[0]:
+            raise InputError(f"compact.steps: {len(self.compact.steps)} values must be {self.shape[0]}, one a band")
+
     @property
     def variable(self) -> bool:
         return None in self.shape
+
+    @property
+    def in_tar(self) -> bool:
+        return self.encoding != "index"
+
+    @property
+    def suffix(self) -> str:
+        """Of its member of the tar."""
+        return "b2" if self.compact else "npy"
 
     @property
     def full_shape(self) -> tuple[int, ...]:
@@ -100,15 +147,22 @@ class Array:
         return math.prod(self.full_shape) * np.dtype(self.dtype).itemsize
 
     @property
-    def least_nbytes(self) -> int:
-        """Bytes of the smallest sample."""
-        return 0 if self.variable else self.nbytes
+    def stored_bounds(self) -> tuple[int, int]:
+        """Bytes of the smallest and of the largest payload in a tar."""
+        if self.compact:
+            return compact.bounds(math.prod(self.shape))
+        return (0 if self.variable else self.nbytes), self.nbytes
 
     def shape_of(self, nbytes: int) -> tuple[int, ...]:
         """The shape of a stored payload of `nbytes` bytes.
 
         Raises ValueError when no allowed shape has that size.
         """
+        if self.compact:
+            least, most = self.stored_bounds
+            if not least <= nbytes <= most:
+                raise ValueError(f"{nbytes} bytes where shape {self.shape}, compact, takes {least} to {most}")
+            return self.shape
         if not self.variable:
             if nbytes != self.nbytes:
                 raise ValueError(f"{nbytes} bytes where shape {self.shape} of {self.dtype} takes {self.nbytes}")
@@ -185,7 +239,7 @@ class Manifest:
         for what, names in (("bands", [b.name for b in self.bands]), ("shards", [s.name for s in self.shards])):
             if len(set(names)) != len(names):
                 raise InputError(f"{what}: names {names!r:.80} must be unique")
-        least = sum(array.least_nbytes for array in self.arrays.values() if array.encoding == "raw")
+        least = sum(array.stored_bounds[0] for array in self.arrays.values() if array.in_tar)
         for shard in self.shards:
             if shard.samples * least > shard.bytes:
                 raise InputError(
@@ -198,6 +252,9 @@ class Manifest:
         array, bands = self.arrays[name], len(self.bands)
         if array.variable and f"{name}_mask" in self.arrays:
             raise InputError(f"arrays.{name}: a variable array makes its own {name}_mask; rename the stored one")
+        for made in (f"{name}_{entry}" for entry in compact.ENTRIES if array.compact):
+            if made in self.arrays or made in self.columns:
+                raise InputError(f"arrays.{name}: a compact array makes its own {made}; rename the stored one")
         image = self.arrays.get(name.removesuffix("_mask"), array)
         if image.kind != "image":
             return
@@ -205,6 +262,23 @@ class Manifest:
             raise InputError(f"arrays.{name}.shape: {array.shape} of an image must be (bands, height, width)")
         if bands and len(array.shape) == 3 and array.shape[0] != bands:
             raise InputError(f"arrays.{name}.shape: {array.shape} must begin with the number of bands, {bands}")
+
+    def with_images(self, encoding: str, step_sigma: float = STEP_SIGMA, seed: int = 0) -> "Manifest":
+        """The manifest with images of floats stored "raw" or "compact", in steps of `step_sigma` of each band's sky.
+
+        Raises InputError where there is no such image, or compact is asked for and a sky_sigma is not known.
+        """
+        is_float = lambda array: array.kind == "image" and np.dtype(array.dtype) in (np.float16, np.float32)
+        images = {name: array for name, array in self.arrays.items() if is_float(array) and not array.variable}
+        if not images:
+            raise InputError(f"encoding: there is no image of floats among the arrays {sorted(self.arrays)}")
+        how = None
+        if encoding == "compact":
+            if unknown := [band.name for band in self.bands if not band.sky_sigma > 0]:
+                raise InputError(f"bands.{unknown[0]}.sky_sigma: must be positive for compact images; measure it")
+            how = Compact(compact.VERSION, tuple(step_sigma * band.sky_sigma for band in self.bands), seed)
+        changed = {n: dataclasses.replace(a, encoding=encoding, compact=how) for n, a in images.items()}
+        return dataclasses.replace(self, arrays=self.arrays | changed)
 
     @property
     def samples(self) -> int:
@@ -224,11 +298,7 @@ class Manifest:
             version = raw.get("schema_version") if isinstance(raw, dict) else None
             raise InputError(f"{source}: schema_version {version!r} is not {SCHEMA_VERSION}; convert the dataset again")
         parts = {name: part(raw, name, source) for name in ("arrays", "bands", "columns", "shards")}
-        arrays = {
-            n: {**a, "shape": as_tuple(a.get("shape"))} if isinstance(a, dict) else a
-            for n, a in parts["arrays"].items()
-        }
-        parts["arrays"] = {n: build(Array, a, f"{source}: arrays.{n}") for n, a in arrays.items()}
+        parts["arrays"] = {n: array_of(a, f"{source}: arrays.{n}") for n, a in parts["arrays"].items()}
         parts["columns"] = {n: build(Column, c, f"{source}: columns.{n}") for n, c in parts["columns"].items()}
         for name, kind in (("bands", Band), ("shards", Shard)):
             parts[name] = tuple(build(kind, p, f"{source}: {name}[{n}]") for n, p in enumerate(parts[name]))
@@ -256,10 +326,16 @@ RULES = {
         "kind": TEXT,
         "dtype": (is_dtype, "a numpy dtype of plain numbers, such as float16 or int16"),
         "shape": (is_shape, "at most 8 positive integers, of which one may be null"),
-        "encoding": (lambda v: v in ("raw", "index"), "'raw' or 'index'"),
+        "encoding": (lambda v: v in ("raw", "compact", "index"), "'raw', 'compact' or 'index'"),
         "unit": TEXT,
         "max": (lambda v: v is None or (type(v) is int and v > 0), "a positive integer, or absent"),
         "bits": (lambda v: v is None or is_bits(v), "names with positive integers, or absent"),
+        "compact": (lambda v: v is None or isinstance(v, Compact), "an object of version, steps and seed, or absent"),
+    },
+    Compact: {
+        "version": (lambda v: v is not True and v == compact.VERSION, f"{compact.VERSION}; a newer jaxz may read it"),
+        "steps": (is_steps, "positive numbers, one a band"),
+        "seed": (lambda v: type(v) is int and 0 <= v < 2**32, "an integer from 0 to 2^32 - 1"),
     },
     Band: {
         "name": (lambda v: isinstance(v, str) and v != "", "text"),
@@ -300,6 +376,16 @@ def part(raw: dict, name: str, source: str):
     if not isinstance(raw.get(name), kind):
         raise InputError(f"{source}: {name}: must be {what}; convert the dataset again")
     return raw[name]
+
+
+def array_of(values, where: str) -> Array:
+    """An array of JSON. Raises InputError."""
+    if isinstance(values, dict):
+        values = {**values, "shape": as_tuple(values.get("shape"))}
+        if isinstance(how := values.get("compact"), dict):
+            steps = {**how, "steps": as_tuple(how.get("steps"))}
+            values["compact"] = build(Compact, steps, f"{where}.compact")
+    return build(Array, values, where)
 
 
 def as_tuple(value):

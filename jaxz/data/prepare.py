@@ -7,8 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxz.data import compact
 from jaxz.data.manifest import Band, Manifest
 from jaxz.errors import InputError, suggest
+
+COMPACT = tuple(f"image_{entry}" for entry in compact.ENTRIES)
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class Prepare:
                     f"bands.{band.name}.pixel_scale_arcsec: {band.pixel_scale_arcsec} is not the model's "
                     f"{normalisation.pixel_scale_arcsec}; convert at that scale"
                 )
+        self.compact = manifest.arrays["image"].compact
         bands = [manifest.bands[i] for i in self.index]
         there = np.array([i >= 0 for i in self.index])
         factor = [b.ujy_per_unit / s for b, s in zip(bands, normalisation.scale_ujy, strict=True)]
@@ -104,14 +108,17 @@ class Prepare:
         self.fluxes = [f"flux_{band.name}" for band in normalisation.bands]
         arrays = ["image", *(["image_mask"] if "image_mask" in manifest.arrays else [])]
         columns = [name for name in ("bands_observed",) if name in manifest.columns] + ["ebv"] * self.deredden
-        self.arrays, self.columns = tuple(arrays), tuple(columns)  # what the stream must carry
+        self.arrays, self.columns = tuple(arrays), tuple(columns)  # of the dataset: what the stream must carry
 
     def __call__(self, batch: dict, key: jax.Array) -> dict:
-        """image [B,C,H,W] becomes float32, mask [B,C,H,W] is true where observed, sky [B,C] is the background's sigma
-        in the same unit; the catalog's flux_<band> are dereddened where the image is; nonfinite [B] is the share of the
-        observed pixels that hold NaN or inf and are therefore masked; other entries pass. `key` moves only
-        augmentation, which depends on (key, epoch, position)."""
-        stored = jnp.asarray(batch["image"])[:, self.index].astype(jnp.float32)
+        """image [B,C,H,W], in stored units or compact levels with their entries, becomes float32, mask [B,C,H,W] is
+        true where observed, sky [B,C] is the background's sigma in the same unit; the catalog's flux_<band> are
+        dereddened where the image is; nonfinite [B] is the share of the observed pixels that hold NaN or inf and are
+        therefore masked; other entries pass. `key` moves only augmentation, which depends on (key, epoch, position)."""
+        stored = jnp.asarray(batch["image"])
+        if "image_dither" in batch:
+            stored = restore(stored, *(batch[name] for name in COMPACT), self.compact.steps)
+        stored = stored[:, self.index].astype(jnp.float32)
         mask = jnp.broadcast_to(self.there[:, None, None], stored.shape)
         if "bands_observed" in batch:
             bits = batch["bands_observed"].astype(jnp.uint32)[:, None] >> np.array(np.maximum(self.index, 0), np.uint32)
@@ -122,7 +129,7 @@ class Prepare:
         mask &= jnp.isfinite(stored)
         nonfinite = (observed - mask.sum((1, 2, 3))) / jnp.maximum(observed, 1)
         flux = jnp.where(mask, stored, 0) * self.factor[:, None, None]
-        rest = {name: value for name, value in batch.items() if name not in ("image", "image_mask")}
+        rest = {name: value for name, value in batch.items() if name not in ("image", "image_mask", *COMPACT)}
         sky = jnp.broadcast_to(self.sky, flux.shape[:2])
         if self.deredden:
             ebv = jnp.nan_to_num(batch["ebv"].astype(jnp.float32))  # unknown reddening: taken as none
@@ -133,6 +140,13 @@ class Prepare:
         if self.augment:
             image, mask = turn_and_shift(image, mask, batch["epoch"], batch["position"], key, self.shift)
         return {**rest, "image": image, "mask": mask, "sky": sky, "nonfinite": nonfinite}
+
+
+def restore(levels: jax.Array, seed: jax.Array, at: jax.Array, value: jax.Array, steps) -> jax.Array:
+    """Stored units, float32 [B,C,H,W], of int16 levels, dither seeds [B], exceptions [B,X] and steps [C]."""
+    image = compact.restore(levels, seed, steps)
+    put = jax.vmap(lambda flat, at, value: flat.at[at].set(value, mode="drop"))  # unused ones lie outside
+    return put(image.reshape(len(image), -1), at, value).reshape(image.shape)
 
 
 def turn_and_shift(

@@ -11,9 +11,11 @@ import time
 import weakref
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
+from jaxz.data import compact
 from jaxz.data.dataset import DataError, Dataset
 from jaxz.data.manifest import Array
 from jaxz.data.staging import Ahead
@@ -65,7 +67,9 @@ class Places:
         self.name, self.spec, self.starts, count = name, spec, starts, int(starts[-1])
         self.known = np.zeros(len(starts) - 1, bool)
         self.offset = np.zeros(count, np.int64)  # pages that are never touched take no memory
-        self.size = np.zeros(count, np.int32) if self.spec.variable else None
+        least, most = self.spec.stored_bounds
+        self.size = np.zeros(count, np.int32) if least < most else None
+        self.exceptions = np.zeros(count, np.int32) if self.spec.compact else None
         self.crc = np.zeros(count, np.uint32) if crc else None
 
     def sizes(self, rows: np.ndarray) -> np.ndarray:
@@ -77,19 +81,22 @@ class Places:
         here = slice(*self.starts[n : n + 2])
         suffixes = ("offset", "size") if self.crc is None else ("offset", "size", "crc32")
         offset, size, *crc = dataset.places(shard, self.name, suffixes)
-        wrong = size > self.spec.nbytes if self.spec.variable else size != self.spec.nbytes
+        least, most = self.spec.stored_bounds
+        wrong = (size < least) | (size > most)
         if wrong.any():
             first = int(np.argmax(wrong))
             path = dataset.shard_path(shard)
             raise DataError(
                 f"{path}: {self.name} at offset {offset[first]} has {size[first]} bytes, its shape takes "
-                f"{self.spec.nbytes}; rebuild the index"
+                f"{least if least == most else f'{least} to {most}'}; rebuild the index"
             )
         self.offset[here] = offset
         if self.size is not None:
             self.size[here] = size
         if self.crc is not None:
             [self.crc[here]] = crc
+        if self.exceptions is not None:
+            self.exceptions[here] = dataset.exceptions(shard, self.name)
         self.known[n] = True
 
 
@@ -107,10 +114,10 @@ class Reader:
         self.numbered = [(dataset, shard) for dataset in datasets for shard in range(len(dataset.manifest.shards))]
         self.starts = np.cumsum([0] + [dataset.manifest.shards[shard].samples for dataset, shard in self.numbered])
         specs = {name: datasets[0].manifest.arrays[name] for name in arrays}
-        self.raw = {name: spec for name, spec in specs.items() if spec.encoding == "raw"}
-        inside = [name for name, spec in specs.items() if spec.encoding == "index"]
+        self.stored = {name: spec for name, spec in specs.items() if spec.in_tar}
+        inside = [name for name, spec in specs.items() if not spec.in_tar]
         self.columns = {name: np.concatenate([dataset.column(name) for dataset in datasets]) for name in inside}
-        self.places = {name: Places(name, spec, self.starts, check == "crc") for name, spec in self.raw.items()}
+        self.places = {name: Places(name, spec, self.starts, check == "crc") for name, spec in self.stored.items()}
         self.specs, self.buffers = specs, Buffers()
         self.gap = memoryview(bytearray(max(1, coalesce)))  # where what lies between two payloads goes
         self.shards: collections.OrderedDict[int, Shard] = collections.OrderedDict()
@@ -148,34 +155,48 @@ class Reader:
         """The number of a dataset's first row."""
         return sum(map(len, self.datasets[: self.datasets.index(dataset)]))
 
-    def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+    def read(self, rows: np.ndarray, whole: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """{name: [B, *shape]} for int64 rows [B]; a variable axis is padded with zeros, and its `name`_mask,
-        bool [B, max], says which entries are there. Raises DataError for what cannot be read whole."""
-        batch, masks, later = {}, {}, []
+        bool [B, max], says which entries are there. A compact array comes as int16 levels, with `name`_dither uint32
+        [B] and its exceptions, `name`_exception_at int32 [B,X] (pixels; their number where unused) and
+        `name`_exception_value float32 [B,X]. X is that of the rows `whole` (default: `rows`), those of the global
+        batch where several processes read parts of it. Raises DataError for what cannot be read whole."""
+        batch, beside, later, packed = {}, {}, [], {}
         numbers = self.shard_numbers(rows)
-        opened = {n: self._open(n) for n in np.unique(numbers).tolist()} if self.raw else {}
+        opened = {n: self._open(n) for n in np.unique(numbers).tolist()} if self.stored else {}
         views = []
-        for name, spec in self.raw.items():
-            batch[name], slots = self.buffers.take((len(rows), *spec.full_shape), spec.dtype)
+        for name, spec in self.stored.items():
+            dtype = "int16" if spec.compact else spec.dtype
+            batch[name], slots = self.buffers.take((len(rows), *spec.full_shape), dtype)
+            if spec.compact:
+                memory, payloads = self._room(self.places[name].size[rows])
+                packed[name], slots = (memory, payloads, slots), payloads
             if spec.variable:
-                masks[f"{name}_mask"] = np.zeros((len(rows), spec.max), bool)
+                beside[f"{name}_mask"] = np.zeros((len(rows), spec.max), bool)
                 values = [self._variable(name, row) for row in rows.tolist()]
                 later += zip(itertools.repeat(name), range(len(rows)), values)
                 slots = [memoryview(value.reshape(-1).view(np.uint8)) for value in values]
             views += slots
         if views:
             self._fill(opened, numbers, rows, views)
+        for name, (_, payloads, slots) in packed.items():
+            room = self._exceptions(name, rows if whole is None else whole)
+            beside |= self._unpack(name, rows, payloads, slots, room)
         for name, slot, value in later:
             batch[name][slot] = 0
             batch[name][slot][tuple(slice(size) for size in value.shape)] = value
-            masks[f"{name}_mask"][slot, : value.shape[self.raw[name].shape.index(None)]] = True
+            beside[f"{name}_mask"][slot, : value.shape[self.stored[name].shape.index(None)]] = True
         for name, values in self.columns.items():
             batch[name] = values[rows]
-        return {**{name: batch[name] for name in self.specs}, **masks}
+        return {**{name: batch[name] for name in self.specs}, **beside}
 
     def shard_numbers(self, rows: np.ndarray) -> np.ndarray:
         """The shard of each row, of all datasets'."""
         return np.searchsorted(self.starts, rows, side="right") - 1
+
+    def _path(self, row: int) -> Path:
+        dataset, shard = self.numbered[int(self.shard_numbers(np.array(row)))]
+        return dataset.shard_path(shard)
 
     def _fill(self, opened: dict[int, Shard], numbers: np.ndarray, rows: np.ndarray, views: list[memoryview]) -> None:
         """Read the payloads of all rows, array after array, into `views`; near ones with one call."""
@@ -219,15 +240,55 @@ class Reader:
             parts += (self.gap[:gap], view) if gap else (view,)
         return parts
 
+    def _room(self, sizes: np.ndarray) -> tuple[np.ndarray, list[memoryview]]:
+        """Memory, which must be kept as long as it is used, and in it the bytes of payloads of the given sizes. Each
+        begins a line of the cache: the kernel's copy is slow elsewhere (see Buffers)."""
+        ends = np.cumsum(-(-sizes.astype(np.int64) // 64) * 64)
+        power = 1 << int(ends[-1] - 1).bit_length()  # few different ones, so that memory is used again
+        memory, [view] = self.buffers.take((1, power), "uint8")
+        starts = np.append(0, ends[:-1])
+        return memory, [view[a : a + size] for a, size in zip(starts.tolist(), sizes.tolist(), strict=True)]
+
+    def _exceptions(self, name: str, rows: np.ndarray) -> int:
+        """Room for the exceptions of any of the rows."""
+        places = self.places[name]
+        with self.lock:
+            for n in np.unique(self.shard_numbers(rows)).tolist():
+                self._know(n)
+        return compact.room(int(places.exceptions[rows].max()), math.prod(places.spec.shape))
+
+    def _unpack(self, name: str, rows: np.ndarray, payloads: list, slots: list, room: int) -> dict[str, np.ndarray]:
+        """Decompress payloads into the slots of a batch; the entries that belong to it. Raises DataError."""
+        places, shape = self.places[name], (len(rows), room)
+        dither = np.empty(len(rows), np.uint32)
+        at, value = np.full(shape, math.prod(places.spec.shape), np.int32), np.zeros(shape, np.float32)
+        counts = places.exceptions[rows].tolist()
+        for n, (payload, slot, count) in enumerate(zip(payloads, slots, counts, strict=True)):
+            try:
+                dither[n], found = compact.unpack(payload, slot)
+                if len(found) != count or count > room:
+                    raise ValueError(f"it has {len(found)} exceptions, the index says {count}, the batch takes {room}")
+            except ValueError as error:
+                raise DataError(
+                    f"{self._path(rows[n])}: {name} at offset {places.offset[rows[n]]}: {error}; restore the shard"
+                ) from None
+            at[n, :count], value[n, :count] = found["at"], found["value"]
+        return {f"{name}_{entry}": values for entry, values in zip(compact.ENTRIES, (dither, at, value), strict=True)}
+
     def _variable(self, name: str, row: int) -> np.ndarray:
         """Memory for one payload of a variable array."""
         places, spec = self.places[name], self.specs[name]
         try:
             return np.empty(spec.shape_of(int(places.size[row])), spec.dtype)
         except ValueError as error:
-            dataset, shard = self.numbered[int(self.shard_numbers(np.array(row)))]
-            path = dataset.shard_path(shard)
-            raise DataError(f"{path}: {name} at offset {places.offset[row]}: {error}; rebuild the index") from None
+            where = f"{self._path(row)}: {name} at offset {places.offset[row]}"
+            raise DataError(f"{where}: {error}; rebuild the index") from None
+
+    def _know(self, n: int) -> None:
+        """Load the places of shard n, unless they are known. Under the lock."""
+        for places in self.places.values():
+            if not places.known[n]:
+                places.load(n, *self.numbered[n])
 
     def _open(self, n: int) -> Shard:
         """Shard n, open, with its places known. Raises DataError where it is gone or of another size."""
@@ -243,9 +304,7 @@ class Reader:
             self.lost[n] = error
             raise
         with self.lock:
-            for places in self.places.values():
-                if not places.known[n]:
-                    places.load(n, *self.numbered[n])
+            self._know(n)
             shard = self.shards.setdefault(n, shard)
             if len(self.shards) > OPEN_SHARDS:
                 self.shards.popitem(last=False)
@@ -263,7 +322,7 @@ class Reader:
             return shard
         if shard.size > entry.bytes:
             raise DataError(f"{path} has {shard.size} bytes, dataset.json says {entry.bytes}; restore the shard")
-        ends = np.max([np.add(*dataset.places(number, name, ("offset", "size"))) for name in self.raw], axis=0)
+        ends = np.max([np.add(*dataset.places(number, name, ("offset", "size"))) for name in self.stored], axis=0)
         raise DataError(
             f"{path} is cut at offset {shard.size} of {entry.bytes} bytes: {int((ends > shard.size).sum())} of "
             f"{entry.samples} samples lost; restore it"

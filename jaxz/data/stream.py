@@ -232,13 +232,14 @@ class Stream:
         return self.epochs is not None and cursor.positions[0] >= self.epochs * len(self)
 
     def _batch(self, cursor: Cursor) -> dict[str, np.ndarray]:
-        draw = Draw(self, cursor)
+        draw = Draw(self, cursor, self.slots)
+        whole = Draw(self, cursor, np.arange(self.batch_size)) if len(self.slots) < self.batch_size else draw
         try:
-            batch = self.reader.read(draw.rows + draw.first_rows)
+            batch = self.reader.read(draw.numbers, whole.numbers)
         except DataError as error:
             if self.on_error == "raise":
                 raise
-            batch = self._read_around(error, draw)
+            batch = self._read_around(error, draw, whole.numbers)
         for name, values in self.columns.items():
             parts = [values[s][draw.rows[part]] for s, part in draw.parts]
             batch[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -249,20 +250,19 @@ class Stream:
             batch["valid"] = cursor.positions[0] + self.slots < self.epochs * len(self)
         return batch
 
-    def _read_around(self, error: DataError, draw: "Draw") -> dict:
+    def _read_around(self, error: DataError, draw: "Draw", whole: np.ndarray) -> dict:
         """Read the drawn rows; in place of those that cannot be read others, which `draw.rows` then says."""
         for slot in range(len(draw.rows)):
             sampler = self.samplers[draw.sources[slot]]
             for attempt in range(REPLACEMENTS + 1):
                 try:
-                    self.reader.read(draw.rows[slot : slot + 1] + draw.first_rows[slot])
+                    self.reader.read(draw.numbers[slot : slot + 1], whole)
                     break
                 except DataError as failure:
-                    row = draw.rows[slot] + draw.first_rows[slot]
-                    self._count(failure, error, int(self.reader.shard_numbers(row)), len(draw.rows))
+                    self._count(failure, error, int(self.reader.shard_numbers(draw.numbers[slot])), len(draw.rows))
                     number = derive(self.seed, int(draw.epochs[slot]), int(draw.positions[slot]), attempt)
                     draw.rows[slot] = sampler.rows[int(number % np.uint64(len(sampler)))]
-        return self.reader.read(draw.rows + draw.first_rows)
+        return self.reader.read(draw.numbers, whole)
 
     def _count(self, failure: DataError, first: DataError, shard: int, local: int) -> None:
         with self.lock:
@@ -275,21 +275,26 @@ class Stream:
 
 
 class Draw:
-    """What a process reads of one batch. [b] each: sources (int32), rows, epochs and positions; first_rows: of the
-    source's dataset among all. parts: (source, slice of the b) of every source that it reads from."""
+    """What stands in some slots [b] of one batch: sources (int32), rows, epochs and positions. parts: (source, slice of
+    the b) of every source among them."""
 
-    def __init__(self, stream: Stream, cursor: Cursor):
+    def __init__(self, stream: Stream, cursor: Cursor, slots: np.ndarray):
         ends = np.cumsum(stream.counts[stream._stage(cursor.step)])
-        self.sources = np.searchsorted(ends, stream.slots, side="right").astype(np.int32)
-        self.rows, self.epochs, positions = np.empty((3, len(stream.slots)), np.int64)
+        self.sources = np.searchsorted(ends, slots, side="right").astype(np.int32)
+        self.rows, self.epochs, positions = np.empty((3, len(slots)), np.int64)
         self.first_rows, self.parts = stream.first_rows[self.sources], []
         for s in np.unique(self.sources).tolist():
             here = slice(*np.searchsorted(self.sources, (s, s + 1)))
-            at = cursor.positions[s] + stream.slots[here] - (ends[s - 1] if s else 0)
+            at = cursor.positions[s] + slots[here] - (ends[s - 1] if s else 0)
             self.rows[here] = stream.samplers[s](at)
             self.epochs[here], positions[here] = np.divmod(at, len(stream.samplers[s]))
             self.parts.append((s, here))
         self.epochs, self.positions = self.epochs.astype(np.int32), positions.astype(np.uint32)
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """The rows as the reader numbers them, through all datasets."""
+        return self.rows + self.first_rows
 
 
 def check_sources(sources: tuple[Source, ...], epochs: int | None) -> tuple[str, ...]:

@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import webdataset as wds
 
-from jaxz.data.index import PLACES, column_type, read_index, shard_of, to_parquet
-from jaxz.data.manifest import KEY, Manifest, Shard
+from jaxz.data import compact
+from jaxz.data.index import EXCEPTIONS, PLACES, column_type, read_index, shard_of, to_parquet
+from jaxz.data.manifest import KEY, Array, Manifest, Shard
 from jaxz.errors import InputError
 from jaxz.files import read_json, replace
 
@@ -93,19 +94,23 @@ class DatasetWriter:
             table[column] = pa.array(columns[column], column_type(spec))
         scalars = pa.table({c: table[c] for c in self.manifest.columns}).to_pylist()
 
-        raw = sorted(a for a, spec in specs.items() if spec.encoding == "raw")
-        where = {a: ([], [], []) for a in raw}  # offset, size and crc32 of every payload
+        stored = sorted(a for a, spec in specs.items() if spec.in_tar)
+        where = {a: ([], [], []) for a in stored}  # offset, size and crc32 of every payload
+        exceptions = {a: [] for a in stored if specs[a].compact}
         buffer = io.BytesIO()
         with wds.TarWriter(buffer, mtime=0) as tar:
             for i, key in enumerate(keys):
                 sample, offset = {"__key__": key}, tar.tarstream.offset
-                members = {f"{a}.npy": npy(arrays[a][i], specs[a], f"{key}.{a}") for a in raw}
+                members = {f"{a}.{specs[a].suffix}": encode(arrays[a][i], specs[a], key, a) for a in stored}
                 members["meta.json"] = meta_json(scalars[i])
                 for member in sorted(members):  # TarWriter's own order
                     content = members[member]
                     if member != "meta.json":
-                        start = len(content) - arrays[member[:-4]][i].nbytes
-                        offsets, sizes, crcs = where[member[:-4]]
+                        a = member.rpartition(".")[0]
+                        start = 0 if specs[a].compact else len(content) - arrays[a][i].nbytes
+                        if specs[a].compact:
+                            exceptions[a].append(len(compact.exceptions(content)))
+                        offsets, sizes, crcs = where[a]
                         offsets.append(offset + 512 + start)
                         sizes.append(len(content) - start)
                         crcs.append(zlib.crc32(memoryview(content)[start:]))
@@ -114,7 +119,9 @@ class DatasetWriter:
                 tar.write(sample)
                 if tar.tarstream.offset != offset:  # the reader would return other bytes
                     raise AssertionError(f"sample {key!r} ends at {tar.tarstream.offset} of the tar, not at {offset}")
-        for a in raw:
+        for a, counts in exceptions.items():
+            table[f"{a}_exceptions"] = pa.array(counts, EXCEPTIONS["exceptions"])
+        for a in stored:
             for (suffix, kind), values in zip(PLACES.items(), where[a], strict=True):
                 table[f"{a}_{suffix}"] = pa.array(values, kind)
 
@@ -140,6 +147,11 @@ class DatasetWriter:
 
     def _index(self, n: int) -> Path:
         return self.path / "index" / f"{n:05d}.parquet"
+
+
+def encoding_plan(encoding: str) -> dict:
+    """What a plan says of the images' encoding: nothing of raw, so that plans from before compact still agree."""
+    return {} if encoding == "raw" else {"encoding": encoding}
 
 
 def is_strange(path: Path) -> bool:
@@ -169,14 +181,17 @@ def repeated_keys(
             seen.setdefault(names[row], n)
 
 
-def npy(value: np.ndarray, spec, name: str) -> bytes:
-    """The .npy file of one array, checked against its specification."""
+def encode(value: np.ndarray, spec: Array, key: str, array: str) -> bytes:
+    """The member of the tar that holds one array of the sample `key`, checked against its specification."""
+    name = f"{key}.{array}"
     if value.dtype != np.dtype(spec.dtype):
         raise ValueError(f"{name} is {value.dtype}, the manifest says {spec.dtype}")
     if value.ndim != len(spec.shape) or spec.shape_of(value.nbytes) != value.shape:
         raise ValueError(f"{name} has shape {value.shape}, the manifest says {spec.shape}")
     if value.dtype.kind == "f" and not np.isfinite(value).all():
-        raise ValueError(f"{name} holds NaN or inf; store a finite value and say so in {name.split('.')[1]}_mask")
+        raise ValueError(f"{name} holds NaN or inf; store a finite value and say so in {array}_mask")
+    if spec.compact:
+        return compact.encode(value, spec.compact.steps, compact.sample_seed(spec.compact.seed, key))
     sink = io.BytesIO()
     np.lib.format.write_array(sink, np.ascontiguousarray(value), version=(1, 0), allow_pickle=False)
     return sink.getvalue()

@@ -57,7 +57,7 @@ BAD = [
     ("arrays/image/kind", 3, "arrays.image.kind: 3 must be text"),
     ("arrays/image/dtype", "object", "arrays.image.dtype: 'object' must be a numpy dtype"),
     ("arrays/image/dtype", None, "arrays.image.dtype: None must be a numpy dtype"),
-    ("arrays/image/encoding", "zip", "arrays.image.encoding: 'zip' must be 'raw' or 'index'"),
+    ("arrays/image/encoding", "zip", "arrays.image.encoding: 'zip' must be 'raw', 'compact' or 'index'"),
     ("arrays/image/encoding", "index", "arrays.image.encoding: 'index' is for fixed shapes"),
     ("arrays/image/bits", {"bad": "1"}, "arrays.image.bits: .* must be names with positive integers"),
     ("arrays/image/max", 3, "arrays.image.max: 3 must be .* where the shape has a null, and only there"),

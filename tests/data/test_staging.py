@@ -258,9 +258,10 @@ def test_the_next_window_is_there_before_it_is_read(origin, tmp_path, windows):
         missed = []
         fetch = lambda shard, *going: missed.append(shard.name) if not going else original(shard, *going)
         original, remote.store._fetch_shard = remote.store._fetch_shard, fetch
+        [background] = stream.reader.background.values()
         for _ in range(90):  # three epochs, by a trainer that takes as long as the network does
             deadline = time.monotonic() + 20
-            while not all(path.exists() for path in stream.reader.background.wanted) and time.monotonic() < deadline:
+            while not all(path.exists() for path in background.wanted) and time.monotonic() < deadline:
                 time.sleep(0.002)
             next(stream)
         stream.close()
