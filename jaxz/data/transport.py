@@ -170,8 +170,8 @@ def fetch(
 ) -> bool:
     """Append to `file` what it lacks of `size` bytes (None: as many as there are). After a break it goes on from there.
 
-    False where `going()` has become false. Raises Broken after `tries` that brought nothing, Gone at once, OSError where
-    the file cannot be written.
+    False where `going()` has become false. Raises Broken after `tries` that brought nothing, Gone at once, OSError
+    where the file cannot be written.
     """
     failed = 0
     while size is None or file.tell() < size:

@@ -251,9 +251,12 @@ def test_a_stream_asks_for_each_window_before_its_first_batch(origin, monkeypatc
 @pytest.mark.parametrize("windows", [0, 3])
 def test_the_next_window_is_there_before_it_is_read(origin, tmp_path, windows, monkeypatch):
     wanted, want = [], Ahead.want
-    monkeypatch.setattr(
-        Ahead, "want", lambda self, shards: (wanted.__setitem__(slice(None), shards), want(self, shards))
-    )
+
+    def noted(self, shards):
+        wanted[:] = shards
+        want(self, shards)
+
+    monkeypatch.setattr(Ahead, "want", noted)
     with serving(origin, drop=0.3) as server:
         shard = open_dataset(server.url, tmp_path).manifest.shards[0].bytes
         limit = (total(tmp_path) + windows * 2 * shard) / GIB if windows else 0
