@@ -105,8 +105,9 @@ class Remote:
         Raises InputError where there is no manifest, DataError where the index cannot be had.
         """
         kept, now = self.folder / "dataset.json", io.BytesIO()
+        tries = 2 if kept.exists() else transport.TRIES  # a node without a network is not to wait for long
         try:
-            transport.fetch(self.read, "dataset.json", now, None, always)
+            transport.fetch(self.read, "dataset.json", now, None, always, tries)
             content = now.getvalue()
         except transport.Broken as error:
             if isinstance(error, transport.Gone) or not kept.exists():

@@ -165,11 +165,13 @@ def tail(said: BinaryIO, length: int = 300) -> str:
     return f": {text}" if text else ""
 
 
-def fetch(read: Read, relative: str, file: BinaryIO, size: int | None, going: Callable[[], bool]) -> bool:
+def fetch(
+    read: Read, relative: str, file: BinaryIO, size: int | None, going: Callable[[], bool], tries: int = TRIES
+) -> bool:
     """Append to `file` what it lacks of `size` bytes (None: as many as there are). After a break it goes on from there.
 
-    False where `going()` has become false. Raises Broken after TRIES that brought nothing, Gone at once, OSError where
-    the file cannot be written.
+    False where `going()` has become false. Raises Broken after `tries` that brought nothing, Gone at once, OSError
+    where the file cannot be written.
     """
     failed = 0
     while size is None or file.tell() < size:
@@ -189,8 +191,8 @@ def fetch(read: Read, relative: str, file: BinaryIO, size: int | None, going: Ca
         except Broken as error:
             reason = str(error)
         failed = 0 if file.tell() > before else failed + 1
-        if failed == TRIES:
-            raise Broken(f"{reason}; {TRIES} tries")
+        if failed == tries:
+            raise Broken(f"{reason}; {tries} tries")
         if failed == 2:
             log.warning("%s: %s; trying again", relative, reason)
         if file.tell() != size:

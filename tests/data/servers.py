@@ -68,8 +68,8 @@ class Handler(BaseHTTPRequestHandler):
         stop = int(place * len(content)) if drop < server.drop else len(content)
         for at in range(0, stop, STEP):
             piece = content[at : min(stop, at + STEP)]
+            server.sent[path] += len(piece)  # first: the client is not to see what is not counted
             self.wfile.write(piece)
-            server.sent[path] += len(piece)
             time.sleep(server.pause)
         self.close_connection = True
 
