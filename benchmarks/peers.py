@@ -95,7 +95,7 @@ def prepare(name: str, command: list[str], options: argparse.Namespace, wanted: 
     """Convert what the arm reads, if need be, and check what it delivers."""
     if not Path(command[0]).exists():
         return {"error": f"skipped: no {command[0]}; python -m benchmarks.peers --install"}
-    if not folder(name, options).exists() and "error" in (result := arms.run([*command, "--convert"])):
+    if not folder(name, options).exists() and "error" in (result := arms.run([*command, "--convert"], timeout=3600)):
         return result
     result = arms.run([*command, "--check"])
     delivered = {key: result.get(key) for key in wanted}
