@@ -48,7 +48,7 @@ from jaxz.errors import InputError, run
 from jaxz.progress import in_threads
 
 HEALPIX_SIDE_ARCMIN = 58.632 * 60  # side of a base cell; halves with each order
-COMPACT_RATIO = 0.4  # bytes of a compact image over those of float16
+COMPACT_BYTES = 0.8  # of a pixel, about
 POLICY = {
     "centring": "integer: the nearest pixel to (x, y) is pixel [size // 2, size // 2]; x, y keep the exact centre",
     "unit": "stored = file value * scale, so that the background sigma per pixel over the tile is 1",
@@ -59,9 +59,9 @@ POLICY = {
 
 @dataclass(frozen=True)
 class Plane:
-    """One band of the tile, measured: stored float16 [H, W], flags uint8 [H, W], flux and fluxerr float32 [N] in
-    microjansky; sigma is the sky's per pixel in the file's units, noise_ratio is the sigma of empty apertures over
-    what independent pixels of that sigma would give."""
+    """One band of the tile, measured: stored float16 or float32 [H, W], flags uint8 [H, W], flux and fluxerr float32
+    [N] in microjansky; sigma is the sky's per pixel in the file's units, noise_ratio is the sigma of empty apertures
+    over what independent pixels of that sigma would give."""
 
     band: BandSource
     stored: np.ndarray
@@ -102,7 +102,8 @@ def convert(args: argparse.Namespace, argv: list[str]) -> dict:
         read = inputs(survey, args)
         plan = make_plan(args, field, read)
         check_begun(args.out, plan)
-    measure = partial(measure_band, survey, args.images, xy=np.stack([sources["x"], sources["y"]], 1))
+    dtype = ENCODINGS[args.encoding]
+    measure = partial(measure_band, survey, args.images, dtype, xy=np.stack([sources["x"], sources["y"]], 1))
     planes = in_threads(measure, survey.bands, args.workers, "bands")
     sources, blank = keep_observed(sources, planes, args.size)
     sources, invalid = drop_invalid(sources)
@@ -205,7 +206,7 @@ def read_band(band: BandSource, images: Path) -> tuple[np.ndarray, np.ndarray]:
     return pixels, flag_pixels(pixels, weight, band.saturation)
 
 
-def measure_band(survey: Survey, images: Path, band: BandSource, xy: np.ndarray) -> Plane:
+def measure_band(survey: Survey, images: Path, dtype: str, band: BandSource, xy: np.ndarray) -> Plane:
     """Read one band, measure its sky and the sources at xy [N, 2] (0-based pixels), and scale it for storage."""
     pixels, flags = read_band(band, images)
     sky = measure_sky(pixels, flags, survey.photometry.background_box_px, band.name)
@@ -216,7 +217,7 @@ def measure_band(survey: Survey, images: Path, band: BandSource, xy: np.ndarray)
     local = sky.rms[row, column] / sigma  # the depth varies over a tile, the correlation of its noise hardly
     ujy = 10 ** (-0.4 * (band.zero_point_ab - ZERO_POINT_UJY))
     fluxerr = np.where(np.isfinite(flux), noise * local * ujy, np.nan)
-    stored, flags = to_stored(residual if survey.subtract_background else pixels, flags, 1 / sigma)
+    stored, flags = to_stored(residual if survey.subtract_background else pixels, flags, 1 / sigma, dtype)
     noise_ratio = noise / (sigma * math.sqrt(noise_area(radius)))
     return Plane(band, stored, flags, sigma, (flux * ujy).astype(np.float32), fluxerr.astype(np.float32), noise_ratio)
 
@@ -284,7 +285,9 @@ def make_manifest(survey: Survey, planes: list[Plane], sources: dict[str, np.nda
         for plane in planes
     )
     arrays = {
-        "image": Array("image", "float16", shape, unit="flux: m_AB = zero_point_ab - 2.5 log10(image)"),
+        "image": Array(
+            "image", planes[0].stored.dtype.name, shape, unit="flux: m_AB = zero_point_ab - 2.5 log10(image)"
+        ),
         "image_mask": Array("mask", "uint8", shape, bits=MASK_BITS),
     }
     return Manifest(arrays=arrays, bands=bands, columns=columns(survey, sources))
@@ -315,9 +318,9 @@ def columns(survey: Survey, sources: dict[str, np.ndarray]) -> dict[str, Column]
 
 
 def estimate_bytes(manifest: Manifest, samples: int) -> int:
-    """Bytes of the tars: a header of 512 and 128 of npy a member, padded to 512, and the scalars' copy. Compact images
-    of sky alone are taken, galaxies add little."""
-    sizes = [array.nbytes * (COMPACT_RATIO if array.compact else 1) for array in manifest.arrays.values()]
+    """Bytes of the tars: a header of 512 and 128 of npy a member, padded to 512, and the scalars' copy."""
+    arrays = manifest.arrays.values()
+    sizes = [COMPACT_BYTES * math.prod(array.shape) if array.compact else array.nbytes for array in arrays]
     members = [512 + math.ceil((128 + size) / 512) * 512 for size in sizes]
     scalars = 512 + -(-32 * len(manifest.columns) // 512) * 512
     return samples * (sum(members) + scalars)

@@ -70,8 +70,9 @@ def validate(args: argparse.Namespace) -> None:
 def make_manifest(plan: dict) -> Manifest:
     """The manifest of a survey; plan: {samples, size, seed, samples_per_shard} and, unless raw, encoding."""
     arguments = " ".join(f"--{name} {value}" for name, value in plan.items())
+    encoding = plan.get("encoding", "raw")
     manifest = Manifest(
-        arrays={"image": survey.image_array(plan["size"])},
+        arrays={"image": survey.image_array(plan["size"], ENCODINGS[encoding])},
         bands=bands.manifest_bands(),
         columns=survey.column_specs(),
         provenance={
@@ -81,7 +82,7 @@ def make_manifest(plan: dict) -> Manifest:
             "flux_kind": "aperture",
         },
     )
-    return manifest.with_images(plan.get("encoding", "raw"), seed=plan["seed"] % 2**32)
+    return manifest.with_images(encoding, seed=plan["seed"] % 2**32)
 
 
 def make_splits(plan: dict) -> tuple[np.ndarray, dict]:
@@ -106,7 +107,8 @@ def write_shard(writer: DatasetWriter, plan: dict, split: np.ndarray, n: int) ->
     """Make and write shard `n`; split: that of its objects."""
     first = n * plan["samples_per_shard"]
     galaxies = population.galaxies(plan["seed"], first, len(split))
-    seen = survey.observe(galaxies, plan["seed"], first, plan["size"])
+    dtype = writer.manifest.arrays["image"].dtype
+    seen = survey.observe(galaxies, plan["seed"], first, plan["size"], dtype)
     keys = [f"{i:09d}" for i in range(first, first + len(split))]
     writer.write_shard(n, keys, {"image": seen.image}, survey.columns(galaxies, seen, first, split))
 

@@ -179,13 +179,13 @@ def measure_sky(pixels: np.ndarray, flags: np.ndarray, box: int, band: str) -> S
     return Sky(level, rms)
 
 
-def to_stored(pixels: np.ndarray, flags: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """(float16, uint8) [H, W]: pixels times scale, and flags. Bad and absent pixels become 0; those past float16 are
+def to_stored(pixels: np.ndarray, flags: np.ndarray, scale: float, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """(dtype, uint8) [H, W]: pixels times scale, and flags. Bad and absent pixels become 0; those past float16 are
     clipped and flagged as saturated."""
     scaled = pixels * np.float32(scale)
     scaled[flags & (MASK_BITS["bad"] | MASK_BITS["nodata"]) > 0] = 0
     flags = flags | np.where(np.abs(scaled) > FLOAT16_MAX, np.uint8(MASK_BITS["saturated"]), np.uint8(0))
-    return np.clip(scaled, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16), flags
+    return np.clip(scaled, -FLOAT16_MAX, FLOAT16_MAX).astype(dtype), flags
 
 
 def nearest_pixel(x: np.ndarray) -> np.ndarray:

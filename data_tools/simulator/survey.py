@@ -19,7 +19,7 @@ NAMES = tuple(band.name for band in bands.BANDS)
 class Observation(NamedTuple):
     """N galaxies as the survey sees them; absent bands are 0 in `image`, NaN in the fluxes."""
 
-    image: np.ndarray  # float16 [N, C, H, W], in units of the sky's sigma
+    image: np.ndarray  # [N, C, H, W], in units of the sky's sigma
     observed: np.ndarray  # bool [N, C]
     flux: np.ndarray  # microjansky [N, C], measured
     flux_error: np.ndarray
@@ -27,8 +27,10 @@ class Observation(NamedTuple):
     true_flux: np.ndarray  # microjansky [N, C], total, Galactic extinction included
 
 
-def observe(galaxies: Galaxies, seed: int, first: int, size: int, noise: bool = True) -> Observation:
-    """Draw galaxies (objects first ... of survey `seed`) on stamps of `size` pixels and measure them there.
+def observe(
+    galaxies: Galaxies, seed: int, first: int, size: int, dtype: str = "float16", noise: bool = True
+) -> Observation:
+    """Draw galaxies (objects first ... of survey `seed`) on stamps of `size` pixels of `dtype` and measure them there.
 
     Raises ValueError for a pixel that float16 cannot hold.
     """
@@ -41,7 +43,7 @@ def observe(galaxies: Galaxies, seed: int, first: int, size: int, noise: bool = 
     images = np.where(observed[..., None, None], images, np.float32(0))
     if images.max() > np.finfo(np.float16).max:
         raise ValueError(f"a pixel of {images.max():.0f} sky sigmas does not fit float16; raise population.I_BRIGHT")
-    stored = images.astype(np.float16)
+    stored = images.astype(dtype)
 
     seen = stored.astype(np.float32)  # fluxes are those of the pixels on disk
     centre = (size - 1) / 2 + galaxies.offset
@@ -80,9 +82,9 @@ def draw(galaxies: Galaxies, flux: np.ndarray, size: int) -> np.ndarray:
     return stamps
 
 
-def image_array(size: int) -> Array:
+def image_array(size: int, dtype: str = "float16") -> Array:
     """The manifest's entry of the cutouts."""
-    return Array(kind="image", dtype="float16", shape=(len(NAMES), size, size), unit="AB flux, zero points in bands")
+    return Array(kind="image", dtype=dtype, shape=(len(NAMES), size, size), unit="AB flux, zero points in bands")
 
 
 def column_specs() -> dict[str, Column]:

@@ -19,7 +19,8 @@ NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
 INDEX_ARRAY_LIMIT = 1024  # bytes: a larger array belongs in the tar
 SAMPLE_LIMIT = 1 << 30  # bytes of one array of one sample: more is a slip, and would be allocated a batch at a time
 ZERO_POINT_UJY = 23.9  # AB magnitude of one microjansky
-ENCODINGS = ("raw", "compact")  # of images
+# Of images, with the dtype that the writer is given: float16 would round bright pixels by more than compact does.
+ENCODINGS = {"raw": "float16", "compact": "float32"}
 STEP_SIGMA = 0.125  # of a compact image: the noise grows by 0.065 % (a variance of step^2 / 12)
 
 # A rule: (test of a value, what it must be). JSON's true is no number here.

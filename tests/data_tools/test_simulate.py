@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 from data_tools import inspect, simulate
 from data_tools.simulator import bands, population, survey
 from jaxz.data.dataset import open_dataset
+from jaxz.data.writer import DatasetWriter
 from jaxz.errors import InputError, run
 
 ROOT = Path(__file__).parents[2]
@@ -149,6 +150,21 @@ def test_interrupted_and_with_more_workers_it_is_the_same_dataset(dataset, tmp_p
     assert open_dataset(path).manifest == open_dataset(dataset).manifest  # which holds every shard's sha256
     assert not list(path.glob("**/.*"))
     assert not (path / "writing.json").exists()
+
+
+def test_compact_images_are_the_same_to_half_a_step(dataset, tmp_path):
+    raw = open_dataset(dataset)
+    plan = {**raw.manifest.provenance["plan"], "encoding": "compact"}
+    plan.pop("tool")
+    writer = DatasetWriter(tmp_path / "compact", simulate.make_manifest(plan), plan)
+    split, _ = simulate.make_splits(plan)
+    simulate.write_shard(writer, plan, split[: plan["samples_per_shard"]], 0)
+    writer.finish(1, {})
+    compact = open_dataset(tmp_path / "compact")
+    assert "--encoding compact" in compact.manifest.provenance["command"]
+    for row in range(len(compact)):
+        a, b = (opened.cutout(row)["image"].astype(float) for opened in (compact, raw))
+        assert (np.abs(a - b) <= 0.0626 + np.abs(b) * 2**-11).all() and np.array_equal(a == 0, b == 0)
 
 
 def test_the_maker_is_named(dataset):
