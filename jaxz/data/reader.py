@@ -22,6 +22,7 @@ from jaxz.data.staging import Ahead
 from jaxz.files import PAUSE, TRIES, persist
 
 OPEN_SHARDS = 256
+LOST_FOR = 60.0  # seconds for which a shard that cannot be opened is not tried again: each sample would wait for it
 MOST_JOINED = 512  # payloads read with one call, with gaps between them: the system takes 1,024 parts
 
 
@@ -122,7 +123,7 @@ class Reader:
         self.gap = memoryview(bytearray(max(1, coalesce)))  # where what lies between two payloads goes
         self.shards: collections.OrderedDict[int, Shard] = collections.OrderedDict()
         self.lock = threading.Lock()
-        self.lost: dict[int, DataError] = {}  # shards that could not be opened
+        self.lost: dict[int, tuple[float, DataError]] = {}  # shards that could not be opened, and when
         self.background: dict[Dataset, Ahead] = {}
         self.closing = []
 
@@ -296,12 +297,13 @@ class Reader:
             if n in self.shards:
                 self.shards.move_to_end(n)
                 return self.shards[n]
-            if n in self.lost:  # whoever asks again need not wait for it again
-                raise self.lost[n]
+            when, error = self.lost.get(n, (-math.inf, None))
+            if time.monotonic() - when < LOST_FOR:
+                raise error
         try:
             shard = self._open_whole(*self.numbered[n])  # without the lock: it may have to be fetched
         except DataError as error:
-            self.lost[n] = error
+            self.lost[n] = time.monotonic(), error
             raise
         with self.lock:
             self._know(n)

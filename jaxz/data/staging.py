@@ -133,11 +133,13 @@ class Remote:
             if self.path.startswith("pipe:"):  # which cannot say why it failed: not tried again
                 now.writelines(self.read("quarantine.json", 0))
             else:
-                transport.fetch(self.read, "quarantine.json", now, None, always)
+                transport.fetch(self.read, "quarantine.json", now, None, always, 2)
             put(kept, now.getvalue())
         except transport.Broken as error:
             if isinstance(error, transport.Gone) or self.path.startswith("pipe:"):
                 kept.unlink(missing_ok=True)
+            else:
+                log.warning("%s/quarantine.json does not come (%s); using that of last time", self.path, error)
         return Quarantine.load(self.folder, manifest)
 
     def shard_path(self, shard: Shard) -> Path:

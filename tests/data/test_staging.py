@@ -302,3 +302,16 @@ def test_commands_take_a_url_or_say_why_not(origin, tmp_path, monkeypatch, capsy
         train.main([config, *settings, f"--workdir={tmp_path / 'run'}"])
     assert list((tmp_path / "other").glob("*/shards/*.tar"))
     assert f"{server.url} is staged in {tmp_path / 'other'}" in (tmp_path / "run/log.txt").read_text()
+
+
+def test_a_remote_quarantine_list_is_honoured_and_forgotten_with_its_file(origin, tmp_path):
+    here = shutil.copytree(origin, tmp_path / "copy")
+    with serving(here) as server:
+        count = len(open_dataset(server.url, tmp_path / "cache").select(None))
+        (here / "quarantine.json").write_text('{"version": 1, "shards": {"00001": [0, 2]}}')
+        remote = open_dataset(server.url, tmp_path / "cache")
+        out = (remote.starts[1] + np.array([0, 2])).tolist()
+        assert remote.quarantined.tolist() == out and len(remote.select(None)) == count - 2
+        assert open_dataset(f"pipe:cat {here}/{{}}", tmp_path / "cache").quarantined.tolist() == out
+        (here / "quarantine.json").unlink()
+        assert len(open_dataset(server.url, tmp_path / "cache").select(None)) == count
