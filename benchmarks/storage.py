@@ -21,8 +21,8 @@ import numpy as np
 from data_tools.simulator import population, render, survey
 from jaxz import errors
 from jaxz.data import compact
-from jaxz.data.manifest import STEP_SIGMA
 from jaxz.data.reader import Buffers
+from jaxz.data.writer import STEP_SIGMA
 
 BANDS, SIZE, SEED = 9, 64, 0
 RADIUS = 5.0  # pixels, of the aperture

@@ -42,8 +42,8 @@ from data_tools.tiles import (
     read_image,
     to_stored,
 )
-from jaxz.data.manifest import ENCODINGS, ZERO_POINT_UJY, Array, Band, Column, Manifest
-from jaxz.data.writer import DatasetWriter
+from jaxz.data.manifest import ZERO_POINT_UJY, Array, Band, Column, Manifest
+from jaxz.data.writer import ENCODINGS, DatasetWriter, with_images
 from jaxz.errors import InputError, run
 from jaxz.progress import in_threads
 
@@ -110,7 +110,7 @@ def convert(args: argparse.Namespace, argv: list[str]) -> dict:
     sources = label(describe(sources, survey, field))
     sources["split"], splits = split(sources, survey, args.size)
 
-    manifest = make_manifest(survey, planes, sources, args.size).with_images(args.encoding)
+    manifest = with_images(make_manifest(survey, planes, sources, args.size), args.encoding)
     shards = math.ceil(len(sources["x"]) / args.samples_per_shard)
     summary = {
         "out": str(args.out), "samples": len(sources["x"]), "shards": shards,

@@ -17,8 +17,8 @@ import numpy as np
 
 from data_tools.plan import versions
 from jaxz.data.dataset import open_dataset
-from jaxz.data.manifest import ENCODINGS, STEP_SIGMA, Array, Manifest
-from jaxz.data.writer import DatasetWriter
+from jaxz.data.manifest import Array, Manifest
+from jaxz.data.writer import ENCODINGS, STEP_SIGMA, DatasetWriter, with_images
 from jaxz.errors import InputError, run
 from jaxz.progress import in_processes
 
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int | None:
 def new_manifest(manifest: Manifest, plan: dict) -> Manifest:
     """That of the dataset to write. Raises InputError where its images are so encoded already."""
     empty = dataclasses.replace(manifest, shards=())
-    changed = empty.with_images(plan["encoding"], plan.get("step_sigma", STEP_SIGMA))
+    changed = with_images(empty, plan["encoding"], plan.get("step_sigma", STEP_SIGMA))
     if all(changed.arrays[name].encoding == array.encoding for name, array in manifest.arrays.items()):
         raise InputError(f"encoding: the images are {plan['encoding']} already; reencode the dataset they were made of")
     history = manifest.provenance.get("reencoded", [])

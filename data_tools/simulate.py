@@ -18,8 +18,8 @@ import numpy as np
 
 from data_tools import splits
 from data_tools.simulator import bands, population, survey
-from jaxz.data.manifest import ENCODINGS, Manifest
-from jaxz.data.writer import DatasetWriter, encoding_plan
+from jaxz.data.manifest import Manifest
+from jaxz.data.writer import ENCODINGS, DatasetWriter, encoding_plan, with_images
 from jaxz.errors import InputError, run
 from jaxz.progress import in_processes
 
@@ -82,7 +82,7 @@ def make_manifest(plan: dict) -> Manifest:
             "flux_kind": "aperture",
         },
     )
-    return manifest.with_images(encoding, seed=plan["seed"] % 2**32)
+    return with_images(manifest, encoding)
 
 
 def make_splits(plan: dict) -> tuple[np.ndarray, dict]:

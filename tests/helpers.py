@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxz.data.manifest import Array, Band, Column, Manifest
-from jaxz.data.writer import DatasetWriter
+from jaxz.data.writer import DatasetWriter, with_images
 
 BANDS = ("g", "r", "i")
 
@@ -32,7 +32,7 @@ def blobs(
         bands=bands,
         columns={name: Column(kind) for name, kind in kinds.items()},
     )
-    manifest = manifest.with_images(encoding)
+    manifest = with_images(manifest, encoding)
     writer = DatasetWriter(path, manifest, plan={"samples": samples, "seed": seed, "fill": fill})
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size] - size / 2

@@ -19,9 +19,6 @@ NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
 INDEX_ARRAY_LIMIT = 1024  # bytes: a larger array belongs in the tar
 SAMPLE_LIMIT = 1 << 30  # bytes of one array of one sample: more is a slip, and would be allocated a batch at a time
 ZERO_POINT_UJY = 23.9  # AB magnitude of one microjansky
-# Of images, with the dtype that the writer is given: float16 would round bright pixels by more than compact does.
-ENCODINGS = {"raw": "float16", "compact": "float32"}
-STEP_SIGMA = 0.125  # of a compact image: the noise grows by 0.065 % (a variance of step^2 / 12)
 
 # A rule: (test of a value, what it must be). JSON's true is no number here.
 TEXT = (lambda v: isinstance(v, str), "text")
@@ -263,23 +260,6 @@ class Manifest:
             raise InputError(f"arrays.{name}.shape: {array.shape} of an image must be (bands, height, width)")
         if bands and len(array.shape) == 3 and array.shape[0] != bands:
             raise InputError(f"arrays.{name}.shape: {array.shape} must begin with the number of bands, {bands}")
-
-    def with_images(self, encoding: str, step_sigma: float = STEP_SIGMA, seed: int = 0) -> "Manifest":
-        """The manifest with images of floats stored "raw" or "compact", in steps of `step_sigma` of each band's sky.
-
-        Raises InputError where there is no such image, or compact is asked for and a sky_sigma is not known.
-        """
-        is_float = lambda array: array.kind == "image" and np.dtype(array.dtype) in (np.float16, np.float32)
-        images = {name: array for name, array in self.arrays.items() if is_float(array) and not array.variable}
-        if not images:
-            raise InputError(f"encoding: there is no image of floats among the arrays {sorted(self.arrays)}")
-        how = None
-        if encoding == "compact":
-            if unknown := [band.name for band in self.bands if not band.sky_sigma > 0]:
-                raise InputError(f"bands.{unknown[0]}.sky_sigma: must be positive for compact images; measure it")
-            how = Compact(compact.VERSION, tuple(step_sigma * band.sky_sigma for band in self.bands), seed)
-        changed = {n: dataclasses.replace(a, encoding=encoding, compact=how) for n, a in images.items()}
-        return dataclasses.replace(self, arrays=self.arrays | changed)
 
     @property
     def samples(self) -> int:

@@ -21,6 +21,7 @@ from jaxz.data.dataset import DataError, open_dataset
 from jaxz.data.manifest import Array, Band, Column, Manifest
 from jaxz.data.prepare import Normalisation, Prepare, restore
 from jaxz.data.stream import Source, Stream
+from jaxz.data.writer import with_images
 from jaxz.errors import InputError
 from jaxz.predict import load_run
 from tests.helpers import blobs, small_config
@@ -262,17 +263,17 @@ def test_a_manifest_from_before_compact_is_read(blob_dataset, tmp_path):
 def test_what_compact_needs_is_asked_for():
     arrays = {"image": Array("image", "float16", SHAPE)}
     with pytest.raises(InputError, match=r"compact.steps: 0 values must be 3, one a band"):
-        Manifest(arrays, (), {}).with_images("compact")
+        with_images(Manifest(arrays, (), {}), "compact")
     with pytest.raises(InputError, match="no image of floats among the arrays"):
-        Manifest({"image": Array("image", "uint8", SHAPE)}, (), {}).with_images("compact")
+        with_images(Manifest({"image": Array("image", "uint8", SHAPE)}, (), {}), "compact")
     bands = tuple(Band(name, 480.0, 100.0, 27.0, 0.2, 3.0, sigma, 0.8) for name, sigma in SIGMAS.items())
-    steps = Manifest(arrays, bands, {}).with_images("compact").arrays["image"].compact.steps
+    steps = with_images(Manifest(arrays, bands, {}), "compact").arrays["image"].compact.steps
     assert steps == (0.125, 0.25, 0.0625)
     with pytest.raises(InputError, match="a compact array makes its own image_dither"):
-        Manifest(arrays, bands, {"image_dither": Column("float32")}).with_images("compact")
+        with_images(Manifest(arrays, bands, {"image_dither": Column("float32")}), "compact")
     blind = tuple(dataclasses.replace(band, sky_sigma=0) for band in bands)
     with pytest.raises(InputError, match=r"bands.g.sky_sigma: must be positive"):
-        Manifest(arrays, blind, {}).with_images("compact")
+        with_images(Manifest(arrays, blind, {}), "compact")
 
 
 # ---- batches ---------------------------------------------------------------------------------------------------------
