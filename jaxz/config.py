@@ -24,6 +24,7 @@ def default() -> ml_collections.ConfigDict:
                 path="",  # dataset directory, or URL: s3://, https://, pipe:COMMAND {} ...
                 cache="",  # directory for what is fetched of a URL; "": $JAXZ_CACHE, or ~/.cache/jaxz
                 cache_gib=0.0,  # its limit; 0: none
+                overlays=(),  # names of data.path's overlays/NAME.parquet: columns that are added or replaced
                 where="",  # rows to train on, such as "z_kind == 'spec'"; split == 'train' is always added ...
                 transductive=False,  # ... unless this is set, which is recorded and reported
                 bands=(),  # names, in the model's order; () takes all of the dataset

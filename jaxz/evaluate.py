@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxz import errors
-from jaxz.data.dataset import Dataset, open_dataset
+from jaxz.data.dataset import Dataset
 from jaxz.data.stream import Source, Stream
 from jaxz.files import replace
 from jaxz.photoz.pdf import PDF
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the scores on another dataset")
     options = parser.parse_args(argv)
     model = load_run(options.workdir, options.item)
-    dataset = open_dataset(options.dataset, model.config.data.cache, model.config.data.cache_gib)
+    dataset = model.open_dataset(options.dataset)
     evaluated = claim_scores(options.workdir, dataset, options.overwrite)
     if "mae" in model.config.losses:
         write_reconstructions(options.workdir / "reconstructions.npz", model, dataset)

@@ -163,10 +163,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--workdir", required=True, help="run directory to write")
     parser.add_argument("--model", choices=("knn", "gbt"), default="gbt")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--overlay", action="append", default=[], help="one of the dataset's overlays; may be repeated")
     options = parser.parse_args(argv)
-    started, dataset, workdir = time.monotonic(), open_dataset(options.dataset), Path(options.workdir)
+    started, workdir = time.monotonic(), Path(options.workdir)
+    dataset = open_dataset(options.dataset, overlays=options.overlay)
 
     config = {"model": options.model, "data": {"path": options.dataset}, "seed": options.seed}
+    config["data"] |= {"overlays": options.overlay} if options.overlay else {}
     path = workdir / "config.json"
     if workdir.is_dir() and not path.exists() and any(workdir.iterdir()):
         raise InputError(f"workdir: {options.workdir!r} holds files but no config.json; name an empty directory")

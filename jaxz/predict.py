@@ -101,6 +101,12 @@ class Model:
         settings = self.config.redshift
         return np.linspace(settings.z_min, settings.z_max, settings.bins + 1)
 
+    def open_dataset(self, path: str) -> Dataset:
+        """A dataset with the run's cache and, where it is the one that the run was trained on, the run's overlays."""
+        settings = self.config.data
+        overlays = settings.overlays if path == settings.path else ()
+        return open_dataset(path, settings.cache, settings.cache_gib, overlays)
+
     def predict_dataset(self, dataset: Dataset, where: str | None, outputs: tuple[str, ...], batch_size: int = 256):
         """(rows int64 [N], {output: [N, ...]}) for the rows that pass `where`, in order; shows progress.
 
@@ -169,7 +175,7 @@ def main(argv: list[str]) -> None:
     if not options.out.parent.is_dir():
         raise errors.InputError(f"--out: {str(options.out.parent)!r} is no directory; make it first")
     model = load_run(options.workdir, options.item)
-    dataset = open_dataset(options.dataset, model.config.data.cache, model.config.data.cache_gib)
+    dataset = model.open_dataset(options.dataset)
     redshift = "redshift" in model.config.losses
     rows, found = model.predict_dataset(dataset, options.where, ("pdf",) if redshift else ("embedding",))
     catalog = catalog_of(dataset, rows)

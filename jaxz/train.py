@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     validate(config)
 
     # ---- data ------------------------------------------------------------------------------------------------------
-    dataset = open_dataset(config.data.path, config.data.cache, config.data.cache_gib)
+    dataset = open_dataset(config.data.path, config.data.cache, config.data.cache_gib, config.data.overlays)
     normalisation = starting_normalisation(workdir, config, dataset)
     prepare = Prepare(dataset.manifest, normalisation, augment=config.data.augment, shift=config.data.shift)
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("errors", "files", "progress", "provenance", "data.compact"),
     ("data.manifest", "data.order", "data.where", "data.cache", "data.transport", "config", "mesh", "runtime"),
-    ("data.index", "data.quarantine", "data.staging"),
+    ("data.index", "data.overlays", "data.quarantine", "data.staging"),
     ("data.dataset", "data.writer"),
     ("data.reader", "data.prepare", "data.sampling"),
     ("data.stream",),

@@ -1,5 +1,6 @@
 """A dataset as its readers see it: the manifest, the index columns, single samples."""
 
+import dataclasses
 import hashlib
 import logging
 import zlib
@@ -15,6 +16,7 @@ from jaxz.data import compact
 from jaxz.data import where as filters
 from jaxz.data.index import EXCEPTIONS, PLACES, UNREADABLE, column_type, list_type, read_index, shard_of
 from jaxz.data.manifest import Array
+from jaxz.data.overlays import Overlay
 from jaxz.data.staging import Remote, open_store
 from jaxz.errors import DataError, InputError, suggest
 from jaxz.files import persist
@@ -34,13 +36,16 @@ class Scan(NamedTuple):
     digests: dict[str, str]
 
 
-def open_dataset(path: Path | str, cache: Path | str = "", cache_gib: float = 0) -> "Dataset":
+def open_dataset(
+    path: Path | str, cache: Path | str = "", cache_gib: float = 0, overlays: Sequence[str] = ()
+) -> "Dataset":
     """Open the dataset in directory `path`, or below a URL: s3://, https://, pipe:COMMAND {} and others. A remote one's
     files are kept in directory `cache` ("": $JAXZ_CACHE, or ~/.cache/jaxz), of at most `cache_gib` GiB (0: no limit).
+    overlays: names of overlays/NAME.parquet whose columns join the index's, or replace them; later ones win.
 
     Raises InputError where there is none, or one of another schema.
     """
-    return Dataset(path, cache, cache_gib)
+    return Dataset(path, cache, cache_gib, overlays)
 
 
 class Dataset:
@@ -49,13 +54,17 @@ class Dataset:
     leaves out: they keep their numbers, no filter selects them, and where a whole shard is out their columns are null.
     """
 
-    def __init__(self, path: Path | str, cache: Path | str = "", cache_gib: float = 0):
+    def __init__(self, path: Path | str, cache: Path | str = "", cache_gib: float = 0, overlays: Sequence[str] = ()):
         self.store = open_store(path, cache, cache_gib)
         self.path = self.store.path  # a Path, or the text of a URL
         self.manifest = self.store.manifest()
         self.starts = np.cumsum([0] + [shard.samples for shard in self.manifest.shards])  # first row of each shard
         self.quarantine = self.store.quarantine(self.manifest)
         self.quarantined = self.quarantine.rows(self.manifest)
+        self.stored_columns = self.manifest.columns
+        self.overlays = [Overlay(self.store.overlay_path(name), self.manifest) for name in overlays]
+        for overlay in self.overlays:
+            self.manifest = dataclasses.replace(self.manifest, columns=self.manifest.columns | overlay.columns)
         if len(self.quarantined):
             log.warning("%s: quarantine.json leaves out %d of %d samples", path, len(self.quarantined), len(self))
 
@@ -251,7 +260,20 @@ class Dataset:
             if name not in known:
                 raise InputError(f"column {name!r} is not in {str(self.path)!r}.{suggest(name, known)}")
 
-    def _index(self, shard: int, columns: tuple[str, ...]) -> pa.Table:
+    def _index(self, shard: int, columns: Sequence[str]) -> pa.Table:
+        """Columns of one shard's index, as the overlays have them."""
+        laid = [name for name in columns if any(name in overlay.columns for overlay in self.overlays)]
+        if not laid:
+            return self._stored(shard, columns)
+        known = [name for name in columns if name not in laid or name in self.stored_columns]
+        table = self._stored(shard, list(dict.fromkeys([*known, "object_id"])))
+        found = {name: table[name] for name in known}
+        for overlay in self.overlays:
+            for name in overlay.columns.keys() & set(laid):
+                found[name] = overlay.lay(name, table["object_id"], found.get(name))
+        return pa.table({name: found[name] for name in columns})
+
+    def _stored(self, shard: int, columns: Sequence[str]) -> pa.Table:
         """Columns of one shard's index, null where the shard is quarantined as a whole. Raises DataError where they
         cannot be read whole, or are of another tar."""
         entry = self.manifest.shards[shard]
@@ -277,7 +299,7 @@ class Dataset:
 
     def _type(self, name: str) -> pa.DataType:
         """The Arrow type of a column of the index."""
-        arrays, columns = self.manifest.arrays, self.manifest.columns
+        arrays, columns = self.manifest.arrays, self.stored_columns
         if name in columns or name == "key":
             return column_type(columns[name]) if name in columns else pa.string()
         return list_type(arrays[name]) if name in arrays else (PLACES | EXCEPTIONS)[name.rpartition("_")[2]]

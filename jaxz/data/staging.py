@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from jaxz.data import transport
 from jaxz.data.cache import GIB, Cache, always, nothing
-from jaxz.data.manifest import Manifest, Shard
+from jaxz.data.manifest import NAME, Manifest, Shard
 from jaxz.data.quarantine import Quarantine
 from jaxz.errors import DataError, InputError
 from jaxz.files import replace
@@ -66,6 +66,9 @@ class Folder:
 
     def index_path(self, shard: Shard) -> Path:
         return self.path / "index" / f"{shard.name}.parquet"
+
+    def overlay_path(self, name: str) -> Path:
+        return self.path / overlay_file(name)
 
     def open(self, shard: Shard) -> int:
         """A file descriptor of the tar. Raises OSError."""
@@ -148,6 +151,18 @@ class Remote:
 
     def index_path(self, shard: Shard) -> Path:
         return self.folder / "index" / f"{shard.name}-{shard.sha256[:16]}.parquet"
+
+    def overlay_path(self, name: str) -> Path:
+        """The overlay as it is now. Raises InputError where it does not come."""
+        relative, now = overlay_file(name), io.BytesIO()
+        try:
+            transport.fetch(self.read, relative, now, None, always, 2)
+        except transport.Broken as error:
+            raise InputError(f"overlays: {self.address(relative)} cannot be read ({error})") from None
+        path = self.folder / relative
+        path.parent.mkdir(exist_ok=True)
+        put(path, now.getvalue())
+        return path
 
     def open(self, shard: Shard) -> int:
         """A file descriptor of the tar, which is fetched where it is not there; while it is open, the tar is not
@@ -235,6 +250,13 @@ class Remote:
             if now - self.told >= REPORT_EVERY:
                 self.told, rate = now, self.fetched / (now - self.began)
                 log.info("%s: %.3g GiB staged, %.3g MB/s", self.path, self.fetched / GIB, rate / 1e6)
+
+
+def overlay_file(name: str) -> str:
+    """Raises InputError for a name that could lead out of the dataset."""
+    if not NAME.fullmatch(name):
+        raise InputError(f"overlays: {name!r} must be a name of letters, digits, '_' and '-', without .parquet")
+    return f"overlays/{name}.parquet"
 
 
 def put(path: Path, content: bytes) -> None:

@@ -1,0 +1,77 @@
+"""Scalar columns that join a dataset, or replace some of it, without touching a shard: overlays/NAME.parquet, by
+object_id (docs/dataset_format.md)."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from jaxz.data.index import UNREADABLE, column_type
+from jaxz.data.manifest import NAME, Column, Manifest
+from jaxz.errors import InputError
+
+
+class Overlay:
+    """columns: {name: Column} of what it says of the objects that it names; of others it says nothing.
+
+    Raises InputError for a file that is none: without object_id, with one twice, or with columns that cannot be.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest):
+        try:
+            table = pq.read_table(path)
+        except UNREADABLE as error:
+            raise InputError(f"overlays: {path} cannot be read ({error}); write it, or name another") from None
+        if "object_id" not in manifest.columns or "object_id" not in table.column_names:
+            where = path if "object_id" in manifest.columns else "the dataset"
+            raise InputError(f"overlays: {where} has no column 'object_id', by which an overlay is joined; add it")
+        kind = column_type(manifest.columns["object_id"])
+        try:
+            ids = table["object_id"].cast(kind).combine_chunks()
+        except pa.ArrowException as error:
+            raise InputError(f"overlays: {path}: object_id is not {kind} as in the dataset ({error})") from None
+        if ids.null_count or pc.count_distinct(ids).as_py() != len(ids):
+            raise InputError(f"overlays: {path}: object_id must be there, and once for each object")
+        self.columns = {}
+        for name in table.column_names:
+            if name != "object_id":
+                self.columns[name] = checked_column(path, name, table[name].type, manifest)
+        ids = numpy_ids(ids)
+        order = np.argsort(ids, kind="stable")
+        self.ids, order = ids[order], pa.array(order)
+        self.values = {
+            name: table[name].cast(column_type(spec)).combine_chunks().take(order)
+            for name, spec in self.columns.items()
+        }
+
+    def lay(self, name: str, ids: pa.ChunkedArray, stored: pa.ChunkedArray | None) -> pa.ChunkedArray:
+        """A column for the objects `ids`: the overlay's values, for others those stored, or nothing."""
+        wanted = numpy_ids(ids.combine_chunks())
+        at = np.minimum(np.searchsorted(self.ids, wanted), max(0, len(self.ids) - 1))
+        named = self.ids[at] == wanted if len(self.ids) else np.zeros(len(wanted), bool)
+        values = self.values[name].take(pa.array(at, mask=~named)) if len(self.ids) else pa.nulls(
+            len(wanted), self.values[name].type
+        )  # fmt: skip
+        return pa.chunked_array([values]) if stored is None else pc.if_else(pa.array(named), values, stored)
+
+
+def checked_column(path: Path, name: str, kind: pa.DataType, manifest: Manifest) -> Column:
+    """What a column of an overlay is. Raises InputError where the dataset cannot have it."""
+    if not NAME.fullmatch(name) or name == "key" or name in manifest.arrays:
+        raise InputError(f"overlays: {path}: column {name!r} has a name that no column can have; rename it")
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if not (text or pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        raise InputError(f"overlays: {path}: column {name!r} holds {kind}; use numbers, booleans or text")
+    found = Column("string" if text else str(np.dtype(kind.to_pandas_dtype())), description=f"of {path.name}")
+    known = manifest.columns.get(name, found)
+    if known.dtype != found.dtype:
+        raise InputError(f"overlays: {path}: column {name!r} holds {found.dtype}, the dataset {known.dtype}; cast it")
+    return known
+
+
+def numpy_ids(ids: pa.Array) -> np.ndarray:
+    """Numbers, or text of fixed width, which sort and compare quickly."""
+    values = ids.to_numpy(zero_copy_only=False)
+    return values.astype(str) if values.dtype == object else values

@@ -1,0 +1,85 @@
+"""Overlays against joins by hand: what they add, what they replace, and what they leave."""
+
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jaxz.data.dataset import open_dataset
+from jaxz.data.stream import Source, Stream
+from jaxz.errors import InputError
+
+
+@pytest.fixture
+def copy(blob_dataset, tmp_path):
+    """96 samples in 3 shards; object_id counts them."""
+    path = shutil.copytree(blob_dataset, tmp_path / "copy")
+    (path / "overlays").mkdir()
+    return path
+
+
+def write(path, name, **columns):
+    pq.write_table(pa.table(columns), path / "overlays" / f"{name}.parquet")
+
+
+def test_columns_are_added_and_replaced_by_object_id(copy):
+    base, draw = open_dataset(copy), np.random.default_rng(0)
+    ids = draw.permutation(96)[:40]
+    weight, z = draw.random(40), draw.random(40).astype(np.float32)
+    write(copy, "first", object_id=np.append(ids, 1000), weight=np.append(weight, 9.0), z=np.append(z, np.float32(9)))
+    write(copy, "second", object_id=ids[:5], z=np.zeros(5, np.float32), field=[f"f{i}" for i in ids[:5]])
+    wanted = base.column("z").copy()
+    wanted[ids] = z
+    first = open_dataset(copy, overlays=["first"])
+    np.testing.assert_array_equal(first.column("z"), wanted)
+    weights = np.full(96, np.nan)
+    weights[ids] = weight
+    np.testing.assert_array_equal(first.column("weight"), weights)
+    assert set(first.select("weight > 0.5")) == set(ids[weight > 0.5])
+    wanted[ids[:5]] = 0
+    both = open_dataset(copy, overlays=["first", "second"])
+    np.testing.assert_array_equal(both.column("z"), wanted)
+    fields = both.table(["key", "field"])["field"].to_pylist()
+    assert fields == [f"f{i}" if i in ids[:5] else None for i in range(96)]
+    np.testing.assert_equal(both.cutout(int(ids[0]))["z"], 0.0)
+    np.testing.assert_array_equal(base.column("z"), open_dataset(copy).column("z"))
+
+
+def test_a_stream_draws_by_an_overlay_and_notices_its_change(copy):
+    write(copy, "mine", object_id=np.arange(96), share=np.repeat([0.0, 1.0], 48))
+    make = lambda: Stream(Source(open_dataset(copy, overlays=["mine"]), ("image",), ("z",), weights="share"), 16)
+    stream = make()
+    assert min(next(stream)["row"].min() for _ in range(9)) >= 48
+    state = stream.state()
+    make().restore(state)
+    write(copy, "mine", object_id=np.arange(96), share=np.repeat([1.0, 0.0], 48))
+    with pytest.raises(InputError, match="the stream changed since the checkpoint \\(share: "):
+        make().restore(state)
+
+
+@pytest.mark.parametrize(
+    "columns, message",
+    [
+        ({"weight": [1.0]}, "has no column 'object_id'"),
+        ({"object_id": [1, 1]}, "once for each object"),
+        ({"object_id": [1, None]}, "once for each object"),
+        ({"object_id": ["a"]}, "object_id is not int64"),
+        ({"object_id": [1], "z": [1]}, "'z' holds int64, the dataset float32; cast it"),
+        ({"object_id": [1], "image": [1.0]}, "'image' has a name that no column can have"),
+        ({"object_id": [1], "list": [[1.0]]}, "'list' holds list"),
+    ],
+)
+def test_what_is_no_overlay_is_refused(copy, columns, message):
+    write(copy, "mine", **columns)
+    with pytest.raises(InputError, match=message):
+        open_dataset(copy, overlays=["mine"])
+
+
+def test_names_do_not_leave_the_dataset(copy):
+    for name in ("../x", "a/b", "", "x.parquet"):
+        with pytest.raises(InputError, match="must be a name"):
+            open_dataset(copy, overlays=[name])
+    with pytest.raises(InputError, match="cannot be read"):
+        open_dataset(copy, overlays=["nothing"])
