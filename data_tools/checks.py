@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jaxz.data import compact
-from jaxz.data.index import EXCEPTIONS, PLACES, UNREADABLE, column_type, list_type, read_index, shard_of
+from jaxz.data.index import PLACES, UNREADABLE, column_type, list_type, place_types, read_index, shard_of
 from jaxz.data.manifest import Array, Manifest, Shard
 from jaxz.data.quarantine import Damage
 from jaxz.data.writer import hash_keys, meta_json
@@ -180,8 +180,8 @@ def wrong_columns(path: str, index: pa.Table, manifest: Manifest) -> list[str]:
     types, complete = {"key": pa.string()}, {"key"}
     types |= {name: column_type(column) for name, column in manifest.columns.items()}
     for name, array in manifest.arrays.items():
-        beside = PLACES | (EXCEPTIONS if array.compact else {})
-        stored = {f"{name}_{s}": t for s, t in beside.items()} if array.in_tar else {name: list_type(array)}
+        places = {f"{name}_{s}": t for s, t in place_types(array).items()}
+        stored = places if array.in_tar else {name: list_type(array)}
         types |= stored
         complete |= stored.keys()
     problems = []
@@ -243,18 +243,27 @@ def check_payloads(found: Findings, tar: mmap.mmap, index: pa.Table, name: str, 
         except ValueError as error:
             found.unusable = found.contradiction = True
             return [f"{found.tar}: {name}: the index says {error}; rebuild the index"]
-    wrong, infinite = [], []
+    wrong, broken, infinite = [], [], []
     places = [index[f"{name}_{part}"].to_pylist() for part in PLACES]
     for row, (offset, size, crc) in enumerate(zip(*places, strict=True)):
         payload = tar[offset : offset + size] if 0 <= offset <= len(tar) - size else None
         if payload is None or zlib.crc32(payload) != crc:
             wrong.append(row)
-        elif not is_finite(payload, array):
-            infinite.append(row)
-    found.lost.update(wrong, infinite)
-    found.contradiction |= bool(wrong)
+        else:
+            try:
+                values = floats(payload, array)
+            except ValueError:
+                broken.append(row)
+                continue
+            if array.compact and len(values) != index[f"{name}_exceptions"][row].as_py():
+                broken.append(row)
+            elif not np.isfinite(values).all():
+                infinite.append(row)
+    found.lost.update(wrong, broken, infinite)
+    found.contradiction |= bool(wrong or broken)
+    told = ("do not have the checksum of the index", "cannot be decoded as the index says", "hold NaN or inf")
     lines = []
-    for rows, what in ((wrong, "do not have the checksum of the index"), (infinite, "hold NaN or inf")):
+    for rows, what in zip((wrong, broken, infinite), told, strict=True):
         if rows:
             last = f" to {index['key'][rows[-1]].as_py()!r}" if len(rows) > 1 else ""
             first = f"{index['key'][rows[0]].as_py()!r} at offset {places[0][rows[0]]}"
@@ -262,12 +271,12 @@ def check_payloads(found: Findings, tar: mmap.mmap, index: pa.Table, name: str, 
     return lines
 
 
-def is_finite(payload: bytes, array: Array) -> bool:
-    """Whether an array of floats holds no NaN or inf, which a compact one can hold as an exception only."""
-    if np.dtype(array.dtype).kind != "f":
-        return True
-    values = compact.exceptions(payload)["value"] if array.compact else np.frombuffer(payload, array.dtype)
-    return bool(np.isfinite(values).all())
+def floats(payload: bytes, array: Array) -> np.ndarray:
+    """The numbers of a payload that may be NaN or inf: none of whole numbers, of a compact one the exceptions. Raises
+    ValueError for a compact payload that cannot be decoded."""
+    if array.compact:
+        return compact.unpack(payload, np.empty(array.shape, np.int16))[1]["value"]
+    return np.frombuffer(payload if np.dtype(array.dtype).kind == "f" else b"", array.dtype)
 
 
 def check_members(found: Findings, file: BinaryIO, tar: mmap.mmap, index: pa.Table, manifest: Manifest) -> list[str]:

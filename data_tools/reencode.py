@@ -36,6 +36,8 @@ def main(argv: list[str]) -> int | None:
     if not 1e-3 <= args.step_sigma <= 1:
         raise InputError(f"step-sigma: {args.step_sigma} must lie in 0.001 .. 1; 0.125 adds 0.13 % to the variance")
     source = open_dataset(args.dataset)
+    if len(source.quarantined):
+        raise InputError(f"dataset: {len(source.quarantined)} samples are quarantined; restore their shards first")
     plan = {"tool": "reencode", "rows": source.fingerprint()["rows"], "encoding": args.encoding}
     plan |= {"step_sigma": args.step_sigma} if args.encoding == "compact" else {}
     writer = DatasetWriter(args.out, new_manifest(source.manifest, plan), plan)

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from data_tools.checks import Findings, check_shard, member_suffix, raw_arrays, suffixes, walk
 from jaxz.data import compact
-from jaxz.data.index import EXCEPTIONS, PLACES, column_type, read_index, to_parquet
+from jaxz.data.index import column_type, place_types, read_index, to_parquet
 from jaxz.data.manifest import Array, Manifest, Shard
 from jaxz.data.quarantine import Quarantine
 from jaxz.data.writer import DatasetWriter
@@ -80,8 +80,7 @@ def rebuilt_index(path: Path, manifest: Manifest, shard: Shard) -> memoryview:
     Missing floats become NaN. Raises CannotMend where the tar is not of the manifest's samples.
     """
     raw, ends = raw_arrays(manifest), suffixes(manifest)
-    keys, scalars, places = [], [], {name: ([], [], []) for name in raw}
-    exceptions = {name: [] for name, array in raw.items() if array.compact}
+    keys, scalars, places = [], [], {name: tuple([] for _ in place_types(array)) for name, array in raw.items()}
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as tar:
         members, error = walk(file)
         if error or len(members) != shard.samples * len(ends):
@@ -96,17 +95,16 @@ def rebuilt_index(path: Path, manifest: Manifest, shard: Shard) -> memoryview:
             scalars.append(read_scalars(tar[slice(*where["meta.json"])], manifest, key))
             for name, array in raw.items():
                 start, end = where[member_suffix(name, array)]
-                if array.compact:
-                    exceptions[name].append(len(compact.exceptions(tar[start:end])))
-                else:
-                    start += payload_start(tar[start:end], array, f"{key}.{name}")
-                for values, value in zip(places[name], (start, end - start, zlib.crc32(tar[start:end])), strict=True):
+                exceptions, begin = examine(tar[start:end], array, f"{key}.{name}")
+                start += begin
+                place = (start, end - start, zlib.crc32(tar[start:end]), *exceptions)
+                for values, value in zip(places[name], place, strict=True):
                     values.append(value)
     table = {"key": pa.array(keys, pa.string())}
     table |= {name: as_column([one[name] for one in scalars], column_type(c)) for name, c in manifest.columns.items()}
-    table |= {f"{name}_exceptions": pa.array(v, EXCEPTIONS["exceptions"]) for name, v in exceptions.items()}
     for name, found in places.items():
-        table |= {f"{name}_{s}": pa.array(v, t) for (s, t), v in zip(PLACES.items(), found, strict=True)}
+        types = place_types(raw[name])
+        table |= {f"{name}_{s}": pa.array(v, t) for (s, t), v in zip(types.items(), found, strict=True)}
     return to_parquet(pa.table(table), {"samples": shard.samples, "bytes": shard.bytes, "sha256": shard.sha256})
 
 
@@ -120,17 +118,20 @@ def read_scalars(content: bytes, manifest: Manifest, key: str) -> dict:
     return found
 
 
-def payload_start(member: bytes, array: Array, name: str) -> int:
-    """Where the values begin in a member of the tar. Raises CannotMend where it does not hold the array."""
+def examine(member: bytes, array: Array, name: str) -> tuple[list[int], int]:
+    """The number of exceptions, for compact arrays only, and where the payload begins in a member of the tar. Raises
+    CannotMend where it does not hold the array."""
     file = io.BytesIO(member)
     try:
+        if array.compact:
+            return [len(compact.unpack(member, np.empty(array.shape, np.int16))[1])], 0
         np.lib.format.read_magic(file)
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
         if dtype != np.dtype(array.dtype) or array.shape_of(len(member) - file.tell()) != shape:
             raise ValueError(f"{dtype} {shape}")
     except ValueError as error:
         raise CannotMend(f"{name} is not the array of dataset.json ({error})") from None
-    return file.tell()
+    return [], file.tell()
 
 
 def as_column(values: list, kind: pa.DataType) -> pa.Array:
@@ -168,14 +169,14 @@ def mend_tar(dataset: Path, manifest: Manifest, found: Findings) -> str:
     return f"{found.tar}, from its index and payloads, to the sha256 of dataset.json"
 
 
-def stored(tar: mmap.mmap, index: pa.Table, name: str, array: Array) -> list[np.ndarray]:
-    """The values of one array of every sample, without copying them. Raises CannotMend for a compact one."""
-    if array.compact:
-        raise CannotMend(f"{name} is compact, and cannot be written again to the same bytes; restore its tar")
+def stored(tar: mmap.mmap, index: pa.Table, name: str, array: Array) -> list[np.ndarray | bytes]:
+    """The values of one array of every sample, without copying them; of compact ones, the payloads."""
     if array.encoding == "index":
         flat = index[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         return list(flat.reshape(len(index), *array.shape))
     places = (index[f"{name}_{part}"].to_pylist() for part in ("offset", "size"))
+    if array.compact:
+        return [tar[offset : offset + size] for offset, size in zip(*places, strict=True)]
     return [
         np.frombuffer(tar, np.uint8, size, offset).view(array.dtype).reshape(array.shape_of(size))
         for offset, size in zip(*places, strict=True)

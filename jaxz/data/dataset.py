@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from jaxz.data import compact
 from jaxz.data import where as filters
-from jaxz.data.index import EXCEPTIONS, PLACES, UNREADABLE, column_type, list_type, read_index, shard_of
+from jaxz.data.index import UNREADABLE, column_type, list_type, place_types, read_index, shard_of
 from jaxz.data.manifest import Array
 from jaxz.data.overlays import Overlay
 from jaxz.data.staging import Remote, open_store
@@ -302,7 +302,10 @@ class Dataset:
         arrays, columns = self.manifest.arrays, self.stored_columns
         if name in columns or name == "key":
             return column_type(columns[name]) if name in columns else pa.string()
-        return list_type(arrays[name]) if name in arrays else (PLACES | EXCEPTIONS)[name.rpartition("_")[2]]
+        if name in arrays:
+            return list_type(arrays[name])
+        array, _, place = name.rpartition("_")
+        return place_types(arrays[array])[place]
 
 
 def absent(samples: int, kind: pa.DataType) -> pa.Array:

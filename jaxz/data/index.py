@@ -15,13 +15,17 @@ import pyarrow.parquet as pq
 from jaxz.data.manifest import Array, Column
 
 PLACES = {"offset": pa.int64(), "size": pa.int64(), "crc32": pa.uint32()}  # of a payload: columns {array}_{name}
-EXCEPTIONS = {"exceptions": pa.int32()}  # beside them for a compact array
 SHARD = b"jaxz"  # metadata: samples, bytes and sha256 of the tar that the index was written for
 UNREADABLE = (OSError, pa.ArrowException, ValueError)  # ValueError: names that are no UTF-8
 
 
 def column_type(column: Column) -> pa.DataType:
     return pa.string() if column.dtype == "string" else pa.from_numpy_dtype(np.dtype(column.dtype))
+
+
+def place_types(array: Array) -> dict[str, pa.DataType]:
+    """Of the columns {array}_{name} that say where an array's payloads are; of compact ones, how many exceptions."""
+    return {**PLACES, "exceptions": pa.int32()} if array.compact else PLACES
 
 
 def list_type(array: Array) -> pa.DataType:

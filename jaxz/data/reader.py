@@ -1,6 +1,7 @@
 """Reads samples by row number: `preadv` straight from the tars into page-aligned batch buffers."""
 
 import collections
+import contextlib
 import errno
 import itertools
 import math
@@ -251,11 +252,13 @@ class Reader:
         return memory, [view[a : a + size] for a, size in zip(starts.tolist(), sizes.tolist(), strict=True)]
 
     def _exceptions(self, name: str, rows: np.ndarray) -> int:
-        """Room for the exceptions of any of the rows."""
+        """Room for the exceptions of any of the rows. Where an index cannot be read none are known: the process that
+        reads these rows says so."""
         places = self.places[name]
         with self.lock:
             for n in np.unique(self.shard_numbers(rows)).tolist():
-                self._know(n)
+                with contextlib.suppress(DataError):
+                    self._know(n)
         return compact.room(int(places.exceptions[rows].max()), math.prod(places.spec.shape))
 
     def _unpack(self, name: str, rows: np.ndarray, payloads: list, slots: list, room: int) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import webdataset as wds
 
 from jaxz.data import compact
-from jaxz.data.index import EXCEPTIONS, PLACES, column_type, read_index, shard_of, to_parquet
+from jaxz.data.index import column_type, place_types, read_index, shard_of, to_parquet
 from jaxz.data.manifest import KEY, Array, Compact, Manifest, Shard
 from jaxz.errors import InputError
 from jaxz.files import read_json, replace
@@ -75,7 +75,8 @@ class DatasetWriter:
         arrays: dict[str, np.ndarray | Sequence[np.ndarray]],
         columns: dict[str, np.ndarray | Sequence],
     ) -> None:
-        """Write shard `n`: arrays[name][i] has the manifest's shape and dtype, columns[name][i] is a scalar.
+        """Write shard `n`: arrays[name][i] has the manifest's shape and dtype, or is the payload (bytes) of a compact
+        array; columns[name][i] is a scalar.
 
         Raises ValueError where names, counts, dtypes or shapes do not fit the manifest, or a value is not finite
         in an array of floats (say "not observed" by a mask).
@@ -99,8 +100,7 @@ class DatasetWriter:
         scalars = pa.table({c: table[c] for c in self.manifest.columns}).to_pylist()
 
         stored = sorted(a for a, spec in specs.items() if spec.in_tar)
-        where = {a: ([], [], []) for a in stored}  # offset, size and crc32 of every payload
-        exceptions = {a: [] for a in stored if specs[a].compact}
+        where = {a: tuple([] for _ in place_types(specs[a])) for a in stored}
         buffer = io.BytesIO()
         with wds.TarWriter(buffer, mtime=0) as tar:
             for i, key in enumerate(keys):
@@ -112,21 +112,18 @@ class DatasetWriter:
                     if member != "meta.json":
                         a = member.rpartition(".")[0]
                         start = 0 if specs[a].compact else len(content) - arrays[a][i].nbytes
+                        place = [offset + 512 + start, len(content) - start, zlib.crc32(memoryview(content)[start:])]
                         if specs[a].compact:
-                            exceptions[a].append(len(compact.exceptions(content)))
-                        offsets, sizes, crcs = where[a]
-                        offsets.append(offset + 512 + start)
-                        sizes.append(len(content) - start)
-                        crcs.append(zlib.crc32(memoryview(content)[start:]))
+                            place.append(len(compact.exceptions(content)))
+                        for values, value in zip(where[a], place, strict=True):
+                            values.append(value)
                     offset += 512 + -(-len(content) // 512) * 512
                     sample[member] = content
                 tar.write(sample)
                 if tar.tarstream.offset != offset:  # the reader would return other bytes
                     raise AssertionError(f"sample {key!r} ends at {tar.tarstream.offset} of the tar, not at {offset}")
-        for a, counts in exceptions.items():
-            table[f"{a}_exceptions"] = pa.array(counts, EXCEPTIONS["exceptions"])
         for a in stored:
-            for (suffix, kind), values in zip(PLACES.items(), where[a], strict=True):
+            for (suffix, kind), values in zip(place_types(specs[a]).items(), where[a], strict=True):
                 table[f"{a}_{suffix}"] = pa.array(values, kind)
 
         content = buffer.getbuffer()
@@ -207,6 +204,9 @@ def repeated_keys(
 def encode(value: np.ndarray, spec: Array, key: str, array: str) -> bytes:
     """The member of the tar that holds one array of the sample `key`, checked against its specification."""
     name = f"{key}.{array}"
+    if spec.compact and isinstance(value, bytes):
+        compact.unpack(value, np.empty(spec.shape, np.int16))
+        return value
     if value.dtype != np.dtype(spec.dtype):
         raise ValueError(f"{name} is {value.dtype}, the manifest says {spec.dtype}")
     if value.ndim != len(spec.shape) or spec.shape_of(value.nbytes) != value.shape:

@@ -104,6 +104,35 @@ def test_a_tar_with_whole_payloads_is_rebuilt_byte_for_byte(case, dataset, clean
     assert files(dataset) == files(clean)
 
 
+def test_a_compact_dataset_is_mended_as_a_raw_one_is(tmp_path, capsys):
+    whole = blobs(tmp_path / "whole", samples=30, shards=3, fill=3e4, encoding="compact")
+    assert run(whole, capsys)[0] == 0
+    copy = shutil.copytree(whole, tmp_path / "copy")
+    (copy / "index/00000.parquet").unlink()
+    tar_damage(copy / "shards/00001.tar", copy)["copy of the scalars"]()
+    code, lines, _ = run(copy, capsys, "--repair")
+    assert code == 0 and [line.split(",")[0] for line in lines] == [
+        "rebuilt: index/00000.parquet",
+        "rebuilt: shards/00001.tar",
+    ]
+    assert files(copy) == files(whole)
+    change_column(copy / "index/00002.parquet", "image_exceptions", lambda v: [v[0] + 1, *v[1:]])
+    _, lines, _ = run(copy, capsys)
+    assert any("1 of 10 samples cannot be decoded as the index says: 'blob000020'" in line for line in lines)
+    assert run(copy, capsys, "--repair")[0] == 0
+    assert {name: value for name, value in files(copy).items() if not name.endswith(".bak")} == files(whole)
+    flip_payload(copy)
+    (offset, *_), (size, *_), _ = open_dataset(copy).places(0, "image")
+    content = bytearray((copy / "shards/00000.tar").read_bytes())
+    content[offset + 8 : offset + 12] = b"\xff" * 4  # exceptions without end, with the checksum that they then have
+    (copy / "shards/00000.tar").write_bytes(content)
+    crc = zlib.crc32(content[offset : offset + size])
+    change_column(copy / "index/00000.parquet", "image_crc32", lambda v: [crc, *v[1:]])
+    code, lines, _ = run(copy, capsys, "--repair")
+    assert code == 0 and any("cannot be decoded as the index says: 'blob000000'" in line for line in lines)
+    assert listed(copy) == {"00000": [0], "00001": [3]}
+
+
 def test_a_tar_that_cannot_be_proved_right_is_kept_as_it_is(dataset, capsys):
     """Two damages in one shard: the payload is lost, so that no sha256 can vouch for the copy of the scalars."""
     tar = dataset / "shards/00001.tar"
