@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxz import errors
+from jaxz import errors, runtime
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.reader import Reader
 from jaxz.files import replace
@@ -31,6 +31,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--item", choices=("params", "ema"), default="params", help="ema: the averaged weights")
     parser.add_argument("--overwrite", action="store_true", help="replace the scores on another dataset")
     options = parser.parse_args(argv)
+    runtime.alone("jaxz.evaluate")
     dataset, model = open_dataset(options.dataset), load_run(options.workdir, options.item)
     evaluated = claim_scores(options.workdir, dataset, options.overwrite)
     if "mae" in model.config.losses:
