@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -65,20 +66,33 @@ def processes(environ: Mapping[str, str] = os.environ) -> dict:
 def start(timeout: int = START_TIMEOUT) -> None:
     """Join the other processes, where there are any; before any backend starts.
 
-    Raises InputError where the environment contradicts itself, or not all have come after `timeout` seconds.
+    Raises InputError where the environment contradicts itself or the address cannot be listened at. Ends the process
+    where not all have come after `timeout` seconds, as XLA does too, but saying so.
     """
     arguments = processes()
     if not arguments or jax.distributed.is_initialized():
         return
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from StopSignal
+    where = f"{ADDRESS} {os.environ[ADDRESS]!r}" if ADDRESS in os.environ else "Slurm's first node"
+
+    def give_up():
+        print(
+            f"failed: the processes did not find each other at {where} in {timeout} s; check that it can be reached and "
+            "that all were started",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(errors.FAILED)
+
+    patience = threading.Timer(timeout, give_up)
+    patience.start()
     try:
-        jax.distributed.initialize(**arguments, initialization_timeout=timeout)
+        jax.distributed.initialize(**arguments, initialization_timeout=timeout + 60)
     except RuntimeError as error:
-        where = f"{ADDRESS} {os.environ[ADDRESS]!r}" if ADDRESS in os.environ else "Slurm's first node"
-        raise InputError(
-            f"the processes did not find each other at {where} in {timeout} s ({str(error).splitlines()[0][:120]}); "
-            "check that the address can be reached, its port is free and all were started"
-        ) from None
+        reason = str(error).splitlines()[0][:200]
+        raise InputError(f"{where}: process 0 cannot listen there ({reason}); choose another port") from None
+    finally:
+        patience.cancel()
 
 
 def alone(program: str) -> None:
