@@ -23,7 +23,8 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from jaxz.errors import InputError
+from jaxz import runtime
+from jaxz.errors import InputError, Stopped
 from jaxz.files import replace
 from jaxz.optim import path_names
 from jaxz.state import TrainState
@@ -66,7 +67,7 @@ class Checkpoints:
         self.manager.wait_until_finished()
         for step in self.steps():
             listing = self.path / str(step) / "files.json"
-            if not listing.exists() and jax.process_index() == 0:
+            if not listing.exists() and runtime.is_first():
                 replace(listing, json.dumps(list_files(listing.parent)).encode())
 
     def steps(self) -> list[int]:
@@ -99,12 +100,13 @@ class Checkpoints:
         return None
 
     def _set_aside(self, damaged: dict[int, Damaged]) -> None:
-        for step, error in damaged.items():
+        for step, error in damaged.items() if runtime.is_first() else ():
             aside = unused(self.path.parent / "damaged" / str(step))
             aside.parent.mkdir(exist_ok=True)
             shutil.move(self.path / str(step), aside)
             log.warning("checkpoint %d is damaged (%s); moved to %s, going on from the one before", step, error, aside)
         if damaged:
+            runtime.wait_for_all("damaged checkpoints are moved")
             self.manager.reload()
 
     def meta(self) -> dict:
@@ -136,16 +138,17 @@ class Checkpoints:
             self.finish()
         self.manager.close()
 
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        if kind in (None, Stopped) or jax.process_count() == 1:  # one that fails cannot wait for the others
+            self.close()
+
     def _meta(self, step: int) -> dict:
-        listing = self.path / str(step) / "files.json"
-        if listing.exists():
-            found = list_files(listing.parent)
-            try:
-                listed = json.loads(listing.read_bytes())
-            except ValueError:
-                raise Damaged("files.json is not JSON") from None
-            if changed := sorted(name for name in {*listed, *found} if listed.get(name) != found.get(name)):
-                raise Damaged(f"{changed[0]} is not as it was saved")
+        fault = fault_in(self.path / str(step)) if runtime.is_first() else ""
+        if fault := runtime.from_first(fault):
+            raise Damaged(fault)
         sealed = self._orbax(step, meta=ocp.args.JsonRestore())["meta"]
         if not isinstance(sealed, dict) or seal({k: v for k, v in sealed.items() if k != "seal"}) != sealed:
             raise Damaged("meta does not match its own digest")
@@ -203,6 +206,20 @@ def layout(items: dict) -> dict[str, dict[str, str]]:
         kinds = (f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for leaf in jax.tree.leaves(tree))
         result[item] = dict(zip(names, kinds, strict=True))
     return result
+
+
+def fault_in(folder: Path) -> str:
+    """What in a checkpoint's files is not as its files.json says, in words; "" for nothing, or without such a file."""
+    listing = folder / "files.json"
+    if not listing.exists():
+        return ""
+    found = list_files(folder)
+    try:
+        listed = json.loads(listing.read_bytes())
+    except ValueError:
+        return "files.json is not JSON"
+    changed = sorted(name for name in {*listed, *found} if listed.get(name) != found.get(name))
+    return f"{changed[0]} is not as it was saved" if changed else ""
 
 
 def list_files(folder: Path) -> dict[str, list[int]]:

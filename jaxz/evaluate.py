@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxz import errors
+from jaxz import errors, runtime
 from jaxz.data.dataset import Dataset
 from jaxz.data.stream import Source, Stream
 from jaxz.files import replace
@@ -32,6 +32,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--item", choices=("params", "ema"), default="params", help="ema: the averaged weights")
     parser.add_argument("--overwrite", action="store_true", help="replace the scores on another dataset")
     options = parser.parse_args(argv)
+    runtime.alone("jaxz.evaluate")
     model = load_run(options.workdir, options.item)
     dataset = model.open_dataset(options.dataset)
     evaluated = claim_scores(options.workdir, dataset, options.overwrite)

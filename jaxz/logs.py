@@ -14,15 +14,15 @@ from jaxz.files import replace
 log = logging.getLogger("jaxz")
 
 
-def start_log(workdir: Path) -> None:
-    """Messages go to standard error and to RUN/log.txt."""
-    log.setLevel(logging.INFO)
+def start_log(workdir: Path | None) -> None:
+    """Messages go to standard error and to RUN/log.txt; without a workdir, only warnings, to standard error."""
+    log.setLevel(logging.INFO if workdir else logging.WARNING)
     log.propagate = False
     log.handlers.clear()
-    for handler, layout in (
-        (logging.StreamHandler(sys.stderr), "%(message)s"),
-        (logging.FileHandler(workdir / "log.txt"), "%(asctime)s %(levelname)s %(message)s"),
-    ):
+    handlers = [(logging.StreamHandler(sys.stderr), "%(message)s")]
+    if workdir:
+        handlers.append((logging.FileHandler(workdir / "log.txt"), "%(asctime)s %(levelname)s %(message)s"))
+    for handler, layout in handlers:
         handler.setFormatter(logging.Formatter(layout))
         log.addHandler(handler)
 
@@ -61,13 +61,13 @@ def step_of(line: bytes, where: str) -> int:
 
 
 class Bar:
-    """A progress bar on a terminal; elsewhere a plain line now and then."""
+    """A progress bar on a terminal; elsewhere a plain line now and then. Not shown, it does nothing."""
 
     LINES = 20  # in all, where there is no terminal
 
-    def __init__(self, title: str, total: int, done: int = 0):
-        self.title, self.total, self.done = title, total, done
-        self.live = sys.stderr.isatty()
+    def __init__(self, title: str, total: int, done: int = 0, shown: bool = True):
+        self.title, self.total, self.done, self.shown = title, total, done, shown
+        self.live = shown and sys.stderr.isatty()
         if self.live:
             from rich.console import Console
 
@@ -85,7 +85,7 @@ class Bar:
     def update(self, done: int, note: str = "") -> None:
         if self.live:
             self.progress.update(self.task, completed=done, note=note)
-        elif done * self.LINES // max(self.total, 1) > self.done * self.LINES // max(self.total, 1):
+        elif self.shown and done * self.LINES // max(self.total, 1) > self.done * self.LINES // max(self.total, 1):
             print(f"{self.title} {done}/{self.total} {note}".rstrip(), file=sys.stderr, flush=True)
         self.done = done
 

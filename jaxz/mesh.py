@@ -37,6 +37,11 @@ def make_mesh(data: int, fsdp: int, devices=None) -> Mesh:
         raise InputError(
             f"mesh: data {data} x fsdp {fsdp} needs more than the {len(devices)} devices there are; lower one"
         )
+    if data * fsdp < len(devices) and jax.process_count() > 1:
+        raise InputError(
+            f"mesh: data {data} x fsdp {fsdp} leaves some of the {len(devices)} devices idle, which only one process "
+            "alone can; use mesh.data=-1"
+        )
     chosen = np.array(devices[: data * fsdp]).reshape(data, fsdp)
     return Mesh(chosen, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
 

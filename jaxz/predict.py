@@ -170,6 +170,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--where", help="rows to predict, such as \"split == 'test'\"; default all")
     parser.add_argument("--item", choices=("params", "ema"), default="params", help="ema: the averaged weights")
     options = parser.parse_args(argv)
+    runtime.alone("jaxz.predict")
     if options.out.suffix not in (".parquet", ".fits"):
         raise errors.InputError(f"--out: {str(options.out)!r} must end in .parquet or .fits")
     if not options.out.parent.is_dir():

@@ -38,6 +38,8 @@ def main(argv: list[str]) -> int:
     workdir, dry_run, allow_change, rest = arguments(argv)
     config = parse(rest)
     validate(config)
+    runtime.start()
+    first = runtime.is_first()
 
     # ---- data ------------------------------------------------------------------------------------------------------
     dataset = open_dataset(config.data.path, config.data.cache, config.data.cache_gib, config.data.overlays)
@@ -54,22 +56,27 @@ def main(argv: list[str]) -> int:
     with jax.set_mesh(mesh):
         abstract = abstract_state(objective, optimizer, config.train.ema_decay, mesh)
         step = make_step(objective, optimizer, prepare, config, abstract)
-        check_workdir(workdir, config, allow_change)
+        if first:
+            check_workdir(workdir, config, allow_change)
         if dry_run:
             from jaxz.dry_run import describe
 
-            print(describe(step, abstract, to_devices(next(stream), mesh), mesh, config))
+            described = describe(step, abstract, to_devices(next(stream), mesh), mesh, config)
+            if first:
+                print(described)
             stream.close()
             return errors.OK
-        lock = runtime.lock(workdir / ".lock")
-        logs.start_log(workdir)
+        lock = runtime.lock(workdir / ".lock") if first else contextlib.nullcontext()
+        runtime.wait_for_all("each has looked at the workdir, which changes now")
+        logs.start_log(workdir if first else None)
         checkpoints = Checkpoints(workdir, config.checkpoint.keep)
         restored = checkpoints.restore(abstract)
         if restored:
             state, stream_state, meta = restored
             stream.restore(stream_state)
             seconds = meta["seconds"]
-        write_config(workdir, config)
+        if first:
+            write_config(workdir, config)
         if restored:
             log.info("%s: going on from step %d of %d", workdir, int(state.step), config.train.steps)
         else:
@@ -91,32 +98,37 @@ def main(argv: list[str]) -> int:
 
         # ---- loop ----------------------------------------------------------------------------------------------------
         run = Run(workdir, config, checkpoints, meta, mesh, seconds)
-        with lock, contextlib.closing(stream), contextlib.closing(checkpoints), contextlib.closing(run):
+        with lock, contextlib.closing(stream), checkpoints, contextlib.closing(run):
             run.loop(step, state, stream)
     return errors.OK
 
 
 class Run:
-    """The loop, and what it writes to the run directory."""
+    """The loop, and what it writes to the run directory. Of several processes all take part in checkpoints; the first
+    writes the rest."""
 
     def __init__(self, workdir: Path, config, checkpoints: Checkpoints, meta: dict, mesh, seconds: float):
         self.workdir, self.config, self.checkpoints, self.meta, self.mesh = workdir, config, checkpoints, meta, mesh
         self.seconds, self.began = seconds, time.monotonic()  # spent before this process, and its own beginning
         self.waiting: deque = deque()  # metrics still on the device: read a step late, so that logging never blocks
         self.written = ""  # the newest loss on disk, with its step
+        self.metrics: logs.Metrics | None = None
 
     def loop(self, step, state, stream: Stream) -> None:
         """Train to the last step. Raises Stopped after saving where a signal came, FloatingPointError for a loss that
         is not finite."""
         config = self.config
         first, last = int(state.step), config.train.steps
-        self.metrics = logs.Metrics(self.workdir / "metrics.jsonl", first)
+        if runtime.is_first():
+            self.metrics = logs.Metrics(self.workdir / "metrics.jsonl", first)
+        shown = self.metrics is not None
         batches = prefetch(stream, self.mesh)
         before = first, time.monotonic()
-        with logs.Bar(self.workdir.name, last, first) as bar, runtime.StopSignal() as stop:
+        with logs.Bar(self.workdir.name, last, first, shown) as bar, runtime.StopSignal(self.mesh) as signals:
             for n in range(first + 1, last + 1):
                 batch, stream_state = next(batches)
                 state, values = step(state, batch)
+                stop = signals.agreed()
                 if n % config.train.log_every == 0 or n == last:
                     self.waiting.append((n, values))
                     self.write_metrics(keep=1)
@@ -136,7 +148,8 @@ class Run:
         while len(self.waiting) > keep:
             n, values = self.waiting.popleft()
             values = {name: float(value) for name, value in jax.device_get(values).items()}
-            self.metrics.write(n, values)
+            if self.metrics:
+                self.metrics.write(n, values)
             self.written = f"loss {values['loss']:.4g} at step {n}, "
             self.check_finite(n, values)
 
@@ -144,20 +157,22 @@ class Run:
         """A gradient that is not finite has spoilt the parameters, whatever the loss was before it."""
         for name in ("loss", "optim/grad_norm"):
             if not np.isfinite(values[name]):
-                self.metrics.flush()
                 raise FloatingPointError(f"{name} is {values[name]} at step {n}; lower optim.lr or look at the data")
 
     def save(self, n: int, state, values: dict, stream_state: dict) -> None:
         """Metrics first: every line up to a step is on disk before the step's checkpoint commits."""
         self.write_metrics(keep=0)
         self.check_finite(n, jax.device_get(values))
-        self.metrics.flush()
+        if self.metrics:
+            self.metrics.flush()
         seconds = self.seconds + time.monotonic() - self.began
         self.checkpoints.save(state, stream_state, {**self.meta, "seconds": seconds})
-        write_compute(self.workdir, self.config, state, seconds, self.mesh)
+        if self.metrics:
+            write_compute(self.workdir, self.config, state, seconds, self.mesh)
 
     def close(self) -> None:
-        self.metrics.close()
+        if self.metrics:
+            self.metrics.close()
 
 
 def arguments(argv: list[str]) -> tuple[Path, bool, bool, list[str]]:
@@ -348,4 +363,4 @@ def fail_cleanly(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    errors.run(fail_cleanly, resumes=True)
+    runtime.run(fail_cleanly)

@@ -3,13 +3,14 @@ import tempfile
 
 import pytest
 
-from jaxz import runtime
-
-runtime.set_xla_flags()
 # Compiled programs are shared by the tests and the processes that they start: compiling is most of their time.
 CACHE = tempfile.TemporaryDirectory(prefix="jaxz-compiled-")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
+from jaxz import runtime  # noqa: E402  imports jax, which reads these variables
+
+runtime.set_xla_flags()
 
 
 @pytest.fixture(scope="session")
