@@ -196,7 +196,7 @@ class Dataset:
 
     def places(self, shard: int, array: str, suffixes: tuple[str, ...] = ("offset", "size", "crc32")) -> list:
         """Offset, size and crc32 of every payload of `array` in a shard's tar."""
-        index = self._index(shard, tuple(f"{array}_{suffix}" for suffix in suffixes))
+        index = self._stored(shard, tuple(f"{array}_{suffix}" for suffix in suffixes))
         places = [column.to_numpy() for column in index.columns]
         if any(column.dtype.kind not in "iu" for column in places) or (places[0] < 0).any():
             path = self.store.index_path(self.manifest.shards[shard])
@@ -205,7 +205,7 @@ class Dataset:
 
     def exceptions(self, shard: int, array: str) -> np.ndarray:
         """int32 [N]: how many exceptions every payload of a compact array has."""
-        return self._index(shard, (f"{array}_exceptions",)).column(0).to_numpy()
+        return self._stored(shard, (f"{array}_exceptions",)).column(0).to_numpy()
 
     def fingerprint(self, digests: dict[str, str] | None = None) -> dict:
         """What a stream's state holds to notice a changed dataset: a digest of the rows (shard names, counts and

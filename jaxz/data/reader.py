@@ -138,9 +138,15 @@ class Reader:
             numbers = [number for of, number in map(self.numbered.__getitem__, shards) if of is dataset]
             self.background[dataset].want([dataset.manifest.shards[number] for number in numbers])
         with self.lock:
-            for n in self.shards.keys() - set(shards):
-                if self.numbered[n][0].remote:
-                    del self.shards[n]
+            others = self.shards.keys() - set(shards)
+        for n in others:
+            self.release(n)
+
+    def release(self, n: int) -> None:
+        """Close shard n of a remote dataset, so that its file can make room; one on a disk may stay open."""
+        with self.lock:
+            if self.numbered[n][0].remote:
+                self.shards.pop(n, None)
 
     def close(self) -> None:
         """Nothing more is read ahead, and no shard is held."""

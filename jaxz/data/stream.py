@@ -145,7 +145,13 @@ class Stream:
         count = len(self.sources[source].dataset)
         if len(rows) and not (rows.min() >= 0 and rows.max() < count):
             raise InputError(f"rows: {rows.min()}..{rows.max()} are not all row numbers of the dataset, 0..{count - 1}")
-        batch = self.reader.read(rows + self.first_rows[source])
+        numbers = rows + self.first_rows[source]
+        shards, batch = self.reader.shard_numbers(numbers), {}
+        for n in np.unique(shards).tolist():  # by shard: of a remote dataset not all have to be there at once
+            here = np.flatnonzero(shards == n)
+            for name, values in self.reader.read(numbers[here], numbers).items():
+                batch.setdefault(name, np.empty((len(rows), *values.shape[1:]), values.dtype))[here] = values
+            self.reader.release(n)
         return batch | {name: values[source][rows] for name, values in self.columns.items()} | {"row": rows}
 
     def state(self) -> dict:
