@@ -121,6 +121,7 @@ SOURCE = ("name", "path", "where", "weights", "balance", "balance_bins", "window
 def source_problems(config: ml_collections.ConfigDict):
     """What is wrong with data.sources and data.stages."""
     kinds = {"name": str, **{name: type(config.data[name]) for name in SOURCE[1:]}}
+    checks = {name.removeprefix("data."): (test, rule) for name, test, rule in CHECKS if name.startswith("data.")}
     for n, source in enumerate(config.data.sources):
         if not isinstance(source, dict):
             yield f"data.sources[{n}]: {source!r} must be a dict"
@@ -130,8 +131,8 @@ def source_problems(config: ml_collections.ConfigDict):
                 yield f"data.sources[{n}].{name} is no field of a source.{suggest(name, SOURCE)}"
             elif type(value) is not kinds[name]:
                 yield f"data.sources[{n}].{name}: {value!r} must be {kinds[name].__name__}"
-            elif kinds[name] is int and value < 0:
-                yield f"data.sources[{n}].{name}: {value!r} must be at least 0"
+            elif name in checks and not checks[name][0](value):
+                yield f"data.sources[{n}].{name}: {value!r} must be {checks[name][1]}"
     for n, stage in enumerate(config.data.stages):
         number = lambda v: isinstance(v, int | float) and not isinstance(v, bool)
         ratios = stage.get("ratios") if isinstance(stage, dict) else None

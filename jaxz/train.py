@@ -21,8 +21,9 @@ from jaxz.checkpoint import Checkpoints, Damaged
 from jaxz.config import SOURCE, complete, difference, parse, resolved, validate
 from jaxz.data import where as filters
 from jaxz.data.dataset import Dataset, open_dataset
+from jaxz.data.mixture import Stage
 from jaxz.data.prepare import Normalisation, Prepare
-from jaxz.data.stream import Source, Stage, Stream
+from jaxz.data.stream import Source, Stream
 from jaxz.files import read_json, replace
 from jaxz.mesh import local_slots, make_mesh, to_devices
 from jaxz.models import build
@@ -278,22 +279,27 @@ def make_stream(config, dataset: Dataset, objective, prepare: Prepare, mesh) -> 
 
 def make_sources(config, dataset: Dataset, arrays: tuple[str, ...], columns: set[str]) -> list[Source]:
     """Those of data.sources, or the one that the other fields of data describe: rows of the train split, unless
-    transductive. A source may lack columns that another has."""
-    settings = [
-        {name: config.data[name] for name in SOURCE if name != "name"} | {"name": f"source {number}"} | own
-        for number, own in enumerate(config.data.sources)
-    ] or [{name: config.data[name] for name in SOURCE if name != "name"} | {"name": "data"}]
-    datasets = {config.data.path: dataset}
+    transductive. A source may lack columns that another has. Raises InputError where a simulation's truth would decide
+    what is drawn."""
+    shared = {name: config.data[name] for name in SOURCE if name != "name"}
+    settings = [shared | {"name": f"source {n}"} | own for n, own in enumerate(config.data.sources)]
+    datasets = {config.data.path.rstrip("/"): dataset}
     split = "" if config.data.transductive else "split == 'train'"
     sources = []
-    for own in settings:
-        if own["path"] not in datasets:
-            datasets[own["path"]] = open_dataset(own["path"], config.data.cache, config.data.cache_gib)
-        found = datasets[own["path"]]
-        there = columns & found.manifest.columns.keys() if len(settings) > 1 else columns
+    for own in settings or [shared | {"name": "data"}]:
+        path = own["path"].rstrip("/")
+        if path not in datasets:
+            datasets[path] = open_dataset(path, config.data.cache, config.data.cache_gib)
+        for name in ("weights", "balance"):
+            if own[name].startswith("true_"):
+                raise errors.InputError(
+                    f"data.{name}: {own[name]!r} is the truth of a simulation, which never reaches training; use what "
+                    "is observed"
+                )
+        there = columns & datasets[path].manifest.columns.keys() if settings else columns
         sources.append(
             Source(
-                found,
+                datasets[path],
                 arrays,
                 tuple(sorted(there)),
                 filters.training_filter(split, own["where"]),

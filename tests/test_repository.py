@@ -26,6 +26,7 @@ LAYERS = (
     ("data.index", "data.overlays", "data.quarantine", "data.staging"),
     ("data.dataset", "data.writer"),
     ("data.reader", "data.prepare", "data.sampling"),
+    ("data.mixture",),
     ("data.stream",),
     ("models", "photoz", "logs"),
     ("objectives",),

@@ -1,6 +1,7 @@
 """From stored numbers to what a model sees, on the device: mask, microjansky, dereddening, asinh, symmetries."""
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 
 import jax
@@ -138,7 +139,8 @@ class Prepare:
             rest |= {name: rest[name] * brighter[:, c] for c, name in enumerate(self.fluxes) if name in rest}
         image = jnp.arcsinh(flux)
         if self.augment:
-            image, mask = turn_and_shift(image, mask, batch["epoch"], batch["position"], key, self.shift)
+            numbers = [batch[name].astype(jnp.uint32) for name in ("epoch", "position", "source") if name in batch]
+            image, mask = turn_and_shift(image, mask, jnp.stack(numbers, 1), key, self.shift)
         return {**rest, "image": image, "mask": mask, "sky": sky, "nonfinite": nonfinite}
 
 
@@ -149,18 +151,17 @@ def restore(levels: jax.Array, seed: jax.Array, at: jax.Array, value: jax.Array,
     return put(image.reshape(len(image), -1), at, value).reshape(image.shape)
 
 
-def turn_and_shift(
-    image: jax.Array, mask: jax.Array, epoch: jax.Array, position: jax.Array, key: jax.Array, shift: int
-):
+def turn_and_shift(image: jax.Array, mask: jax.Array, numbers: jax.Array, key: jax.Array, shift: int):
     """One of the 8 symmetries of the square and a move by up to `shift` whole pixels along each axis, for each sample
-    by (key, epoch, position): flux and noise stay exact, and what comes in from outside is not observed."""
+    by the key and its numbers [B,n], such as (epoch, position): flux and noise stay exact, and what comes in from
+    outside is not observed."""
     size, moves = image.shape[-1], 2 * shift + 1
 
-    def draw(e, p):
-        sample_key = jax.random.fold_in(jax.random.fold_in(key, e), p)
+    def draw(own):
+        sample_key = functools.reduce(jax.random.fold_in, own, key)
         return jax.random.randint(sample_key, (3,), 0, jnp.array([8, moves, moves]))
 
-    view, dy, dx = jax.vmap(draw)(epoch, position).T  # [B] each
+    view, dy, dx = jax.vmap(draw)(numbers).T  # [B] each
     place = jnp.arange(size)
     rows, columns = (place + (d - shift)[:, None] for d in (dy, dx))  # [B,size]
     inside = ((rows >= 0) & (rows < size))[:, :, None] & ((columns >= 0) & (columns < size))[:, None]

@@ -7,6 +7,7 @@ import itertools
 import math
 import mmap
 import os
+import resource
 import threading
 import time
 import weakref
@@ -20,9 +21,11 @@ from jaxz.data import compact
 from jaxz.data.dataset import DataError, Dataset
 from jaxz.data.manifest import Array
 from jaxz.data.staging import Ahead
+from jaxz.errors import InputError
 from jaxz.files import PAUSE, TRIES, persist
 
-OPEN_SHARDS = 256
+OPEN_SHARDS = 4096  # at most, and half of the files that the process may have open
+POOLS = 16  # sizes of batches for which memory is kept
 LOST_FOR = 60.0  # seconds for which a shard that cannot be opened is not tried again: each sample would wait for it
 MOST_JOINED = 512  # payloads read with one call, with gaps between them: the system takes 1,024 parts
 
@@ -34,12 +37,15 @@ class Buffers:
     """
 
     def __init__(self):
-        self.free = collections.defaultdict(collections.deque)
+        self.free: collections.OrderedDict[tuple[int, int], collections.deque] = collections.OrderedDict()
 
     def take(self, shape: tuple[int, ...], dtype: str) -> tuple[np.ndarray, list[memoryview]]:
         """An array [B, ...] and the bytes of each of its B entries."""
         nbytes = math.prod(shape) * np.dtype(dtype).itemsize
-        pool = self.free[nbytes, shape[0]]
+        pool = self.free.setdefault((nbytes, shape[0]), collections.deque())
+        if len(self.free) > POOLS:
+            with contextlib.suppress(KeyError):  # another thread was first
+                self.free.popitem(last=False)
         try:
             memory, slots = pool.pop()
         except IndexError:
@@ -124,7 +130,8 @@ class Reader:
         self.gap = memoryview(bytearray(max(1, coalesce)))  # where what lies between two payloads goes
         self.shards: collections.OrderedDict[int, Shard] = collections.OrderedDict()
         self.lock = threading.Lock()
-        self.lost: dict[int, tuple[float, DataError]] = {}  # shards that could not be opened, and when
+        self.lost: dict[int, tuple[float, str]] = {}  # shards that could not be opened: when, and why
+        self.most = min(OPEN_SHARDS, raise_file_limit() // 2)
         self.background: dict[Dataset, Ahead] = {}
         self.closing = []
 
@@ -257,6 +264,12 @@ class Reader:
         starts = np.append(0, ends[:-1])
         return memory, [view[a : a + size] for a, size in zip(starts.tolist(), sizes.tolist(), strict=True)]
 
+    def fits(self, row: int, whole: np.ndarray) -> bool:
+        """Whether a row's exceptions find room in a batch of the rows `whole`, so that it can stand in for one."""
+        compact_ones = (name for name, spec in self.stored.items() if spec.compact)
+        row = np.array([row])
+        return all(self._exceptions(name, row) <= self._exceptions(name, whole) for name in compact_ones)
+
     def _exceptions(self, name: str, rows: np.ndarray) -> int:
         """Room for the exceptions of any of the rows. Where an index cannot be read none are known: the process that
         reads these rows says so."""
@@ -306,18 +319,19 @@ class Reader:
             if n in self.shards:
                 self.shards.move_to_end(n)
                 return self.shards[n]
-            when, error = self.lost.get(n, (-math.inf, None))
-            if time.monotonic() - when < LOST_FOR:
-                raise error
+            when, message = self.lost.get(n, (-math.inf, ""))
+        if time.monotonic() - when < LOST_FOR:
+            raise DataError(message)
         try:
             shard = self._open_whole(*self.numbered[n])  # without the lock: it may have to be fetched
         except DataError as error:
-            self.lost[n] = time.monotonic(), error
+            self.lost[n] = time.monotonic(), str(error)
             raise
         with self.lock:
             self._know(n)
             shard = self.shards.setdefault(n, shard)
-            if len(self.shards) > OPEN_SHARDS:
+            self.lost.pop(n, None)
+            if len(self.shards) > self.most:
                 self.shards.popitem(last=False)
             return shard
 
@@ -328,6 +342,11 @@ class Reader:
             shard = Shard(path, persist(lambda: dataset.open_shard(number)))
         except OSError as error:
             reason = errno.errorcode.get(error.errno, "error")
+            if error.errno in (errno.EMFILE, errno.ENFILE):  # nothing is wrong with the data
+                raise InputError(
+                    f"{path} cannot be opened ({reason}): a batch may read as many shards as it has samples; raise "
+                    "`ulimit -n`, or set data.window"
+                ) from None
             raise DataError(f"{path} cannot be opened ({reason}): {entry.samples} samples lost; restore it") from None
         if shard.size == entry.bytes or dataset.quarantine.explains(entry.name, shard.size):
             return shard
@@ -338,6 +357,14 @@ class Reader:
             f"{path} is cut at offset {shard.size} of {entry.bytes} bytes: {int((ends > shard.size).sum())} of "
             f"{entry.samples} samples lost; restore it"
         )
+
+
+def raise_file_limit() -> int:
+    """Let the process open as many files as it may; how many those are."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return OPEN_SHARDS * 2 if hard == resource.RLIM_INFINITY else max(soft, hard)
 
 
 def read_whole(shard: Shard, parts: list[memoryview], start: int, size: int) -> None:

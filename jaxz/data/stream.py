@@ -5,46 +5,25 @@ import itertools
 import logging
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxz.data.dataset import DataError
+from jaxz.data.mixture import Stage, check_sources, check_stages, joined_columns
 from jaxz.data.order import derive
 from jaxz.data.reader import Reader
 from jaxz.data.sampling import Sampler, Source
-from jaxz.errors import InputError, suggest
+from jaxz.errors import InputError
 
 log = logging.getLogger("jaxz")
 STATE_VERSION = 1
-REPLACEMENTS = 8  # tried for one sample
+MISFITS = 100  # rows with too many exceptions for their batch, before one of them is tried
 LIMIT = 1e-3  # replaced samples in an epoch's worth, before it is no accident
 AHEAD = 2  # batches read ahead beside those being read
 SETTINGS = ("name", "where", "window", "weights", "balance", "seed")  # of a source, beside its rows and columns
-OWN = ("row", "epoch", "position", "valid", "source")  # entries that the stream adds to a batch
-
-
-@dataclass(frozen=True)
-class Stage:
-    """So many batches (None: all that follow) that hold the sources in these proportions, such as (1, 3)."""
-
-    ratios: tuple[float, ...]
-    steps: int | None = None
-
-    def counts(self, batch_size: int) -> list[int]:
-        """How many entries of a batch each source fills: the proportions, rounded so that they make a whole batch
-        (largest remainders). Raises InputError for ratios that are none, or too small for the batch."""
-        if not all(math.isfinite(ratio) and ratio >= 0 for ratio in self.ratios) or not sum(self.ratios) > 0:
-            raise InputError(f"ratios: {self.ratios} must be numbers of at least 0, not all 0")
-        exact = np.array(self.ratios) * batch_size / sum(self.ratios)
-        counts = np.floor(exact).astype(int)
-        counts[np.argsort(counts - exact, kind="stable")[: batch_size - counts.sum()]] += 1
-        if any(ratio and not count for ratio, count in zip(self.ratios, counts, strict=True)):
-            raise InputError(f"ratios: {self.ratios} leave a source without a place in a batch of {batch_size}")
-        return counts.tolist()
 
 
 class Cursor(NamedTuple):
@@ -100,8 +79,10 @@ class Stream:
         self.stages = tuple(stages) or (Stage((1,) * len(self.sources)),)
         check_stages(self.stages, len(self.sources))
         self.counts = [stage.counts(batch_size) for stage in self.stages]
-        self.samplers = [Sampler(source, seed, shuffle) for source in self.sources]
+        self.seeds = [int(derive(seed, s)) if s else seed for s in range(len(self.sources))]  # independent draws
+        self.samplers = [Sampler(source, own, shuffle) for source, own in zip(self.sources, self.seeds, strict=True)]
         self.columns = joined_columns(self.sources, self.samplers)
+        self.described = [describe(*each, seed) for each in zip(self.sources, self.samplers, strict=True)]
         datasets = list(dict.fromkeys(source.dataset for source in self.sources))
         self.reader = Reader(datasets, arrays, check, coalesce)
         self.first_rows = np.array([self.reader.first_row(source.dataset) for source in self.sources])
@@ -134,8 +115,13 @@ class Stream:
         self._look_ahead()
         if not self.pending:
             raise StopIteration
-        future, after = self.pending.popleft()
-        batch = future.result()
+        future, after = self.pending[0]
+        try:
+            batch = future.result()
+        except BaseException:
+            self._drain()  # asked again, it is this batch that is tried again
+            raise
+        self.pending.popleft()
         self.now = after
         return batch
 
@@ -157,26 +143,16 @@ class Stream:
     def state(self) -> dict:
         """Where the stream stands, as JSON; the same on every process. Batches read ahead do not count."""
         sources = []
-        for source, sampler, at in zip(self.sources, self.samplers, self.now.positions, strict=True):
+        for described, sampler, at in zip(self.described, self.samplers, self.now.positions, strict=True):
             epoch, position = divmod(at, len(sampler))
-            sources.append({
-                "name": source.name,
-                "fingerprint": source.dataset.fingerprint(sampler.digests),
-                "where": source.where,
-                "window": source.window,
-                "weights": source.weights,
-                "balance": source.balance and [source.balance, source.bins],
-                "seed": self.seed,
-                "epoch": epoch,
-                "position": position,
-            })  # fmt: skip
-        stage = self._stage(self.now.step)
+            sources.append({**described, "epoch": epoch, "position": position})
+        stage, step = self._stage(self.now.step), self.now.step
         return {
             "version": STATE_VERSION,
             "batch_size": self.batch_size,
             "sources": sources,
             "stage": stage,
-            "step": self.now.step,
+            "step": step,
         }
 
     def restore(self, state: dict) -> None:
@@ -188,7 +164,7 @@ class Stream:
                 f"the stream had {len(state['sources'])} source(s) and now has {len(self.sources)}; undo it or start "
                 "a new run"
             )
-        for source, then, now in zip(self.sources, state["sources"], self.state()["sources"], strict=True):
+        for source, then, now in zip(self.sources, state["sources"], self.described, strict=True):
             check_same(source, then, now)
         self._drain()
         positions = [
@@ -201,13 +177,14 @@ class Stream:
 
     def close(self) -> None:
         self._drain()
-        self.reader.close()
         self.pool.shutdown(cancel_futures=True)
+        self.reader.close()
 
     def _drain(self):
         for future, _ in self.pending:
             future.cancel()
         self.pending.clear()
+        self.planned = self.now
 
     def _stage(self, step: int) -> int:
         """The stage of a step."""
@@ -220,7 +197,9 @@ class Stream:
         before = list(self.coming)
         for s, sampler in enumerate(self.samplers):
             start, stop = self.now.positions[s], self.planned.positions[s]
-            if sampler.windowed and start < stop and (start >= before[s].left_at or stop > before[s].entered_at):
+            if start == stop:
+                self.coming[s] = Coming()
+            elif sampler.windowed and (start >= before[s].left_at or stop > before[s].entered_at):
                 self.coming[s] = Coming(*sampler.ahead(start, stop, end))
         if self.coming != before:
             self.reader.ahead([
@@ -259,16 +238,27 @@ class Stream:
     def _read_around(self, error: DataError, draw: "Draw", whole: np.ndarray) -> dict:
         """Read the drawn rows; in place of those that cannot be read others, which `draw.rows` then says."""
         for slot in range(len(draw.rows)):
-            sampler = self.samplers[draw.sources[slot]]
-            for attempt in range(REPLACEMENTS + 1):
+            others = self._stand_ins(draw, slot, whole)
+            while True:
                 try:
                     self.reader.read(draw.numbers[slot : slot + 1], whole)
                     break
                 except DataError as failure:
                     self._count(failure, error, int(self.reader.shard_numbers(draw.numbers[slot])), len(draw.rows))
-                    number = derive(self.seed, int(draw.epochs[slot]), int(draw.positions[slot]), attempt)
-                    draw.rows[slot] = sampler.rows[int(number % np.uint64(len(sampler)))]
+                    draw.rows[slot] = next(others)
         return self.reader.read(draw.numbers, whole)
+
+    def _stand_ins(self, draw: "Draw", slot: int, whole: np.ndarray) -> Iterator[int]:
+        """Rows from anywhere in the epoch of the slot's source, for as long as there are some that fit its batch."""
+        s, epoch, position = draw.sources[slot], int(draw.epochs[slot]), int(draw.positions[slot])
+        sampler, misfits = self.samplers[s], 0
+        for attempt in itertools.count():
+            at = int(derive(self.seeds[s], epoch, position, attempt) % np.uint64(len(sampler)))
+            row = int(sampler(np.array([epoch * len(sampler) + at]))[0])
+            fits = self.reader.fits(row + self.first_rows[s], whole)
+            misfits += not fits
+            if fits or misfits > MISFITS:
+                yield row
 
     def _count(self, failure: DataError, first: DataError, shard: int, local: int) -> None:
         with self.lock:
@@ -303,57 +293,17 @@ class Draw:
         return self.rows + self.first_rows
 
 
-def check_sources(sources: tuple[Source, ...], epochs: int | None) -> tuple[str, ...]:
-    """The arrays that are read. Raises InputError for sources that are none, or that cannot share a batch."""
-    if not sources or (epochs is not None and len(sources) > 1):
-        raise InputError(f"sources: {len(sources)} of them; give at least one, and just one where epochs are counted")
-    for source in sources:
-        known = source.dataset.manifest.arrays
-        for name in source.arrays or ():
-            if name not in known:
-                raise InputError(f"array {name!r} is not in {str(source.dataset.path)!r}.{suggest(name, known)}")
-        arrays = tuple(known) if source.arrays is None else source.arrays
-        if taken := [name for name in (*arrays, *source.columns) if name in OWN]:
-            raise InputError(f"column {taken[0]!r} has a name that the stream itself uses; rename it in the dataset")
-        first = sources[0].dataset.manifest
-        wanted = tuple(first.arrays) if sources[0].arrays is None else sources[0].arrays
-        same = arrays == wanted and all(known[name] == first.arrays[name] for name in arrays)
-        if not same or source.dataset.manifest.bands != first.bands:
-            raise InputError(
-                f"sources: {str(source.dataset.path)!r} has other arrays or bands than "
-                f"{str(sources[0].dataset.path)!r}; convert both alike, or name the arrays that they share"
-            )
-    return wanted
-
-
-def check_stages(stages: tuple[Stage, ...], sources: int) -> None:
-    """Raises InputError for stages that do not fit the sources or do not follow one another."""
-    for number, stage in enumerate(stages):
-        last = number == len(stages) - 1
-        if len(stage.ratios) != sources:
-            raise InputError(f"stages[{number}].ratios: {stage.ratios} must be {sources}, one for each source")
-        if stage.steps is not None if last else not stage.steps or stage.steps < 1:
-            rule = "be absent from the last stage, which goes on" if last else "be at least 1"
-            raise InputError(f"stages[{number}].steps: {stage.steps} must {rule}")
-
-
-def joined_columns(sources: tuple[Source, ...], samplers: list[Sampler]) -> dict[str, list[np.ndarray]]:
-    """{name: [values [N] of all rows of each source]}. Raises InputError for text, and for whole numbers that a source
-    lacks."""
-    columns = {}
-    for name in dict.fromkeys(name for source in sources for name in source.columns):
-        found = [sampler.columns.get(name) for sampler in samplers]
-        kind = np.result_type(*(values.dtype for values in found if values is not None))
-        if kind.kind not in "fiub":
-            raise InputError(f"column {name!r} holds text; a batch carries numbers only (use it in `where`)")
-        if any(values is None for values in found) and kind.kind != "f":
-            raise InputError(f"column {name!r} is not in every source, and {kind} has no value for missing; add it")
-        columns[name] = []
-        for source, values in zip(sources, found, strict=True):
-            missing = values is None
-            values = np.broadcast_to(np.array(np.nan, kind), len(source.dataset)) if missing else values
-            columns[name].append(values.astype(kind, copy=False))
-    return columns
+def describe(source: Source, sampler: Sampler, seed: int) -> dict:
+    """What a state says of a source, beside where it stands."""
+    return {
+        "name": source.name,
+        "fingerprint": source.dataset.fingerprint(sampler.digests),
+        "where": source.where,
+        "window": source.window,
+        "weights": source.weights,
+        "balance": source.balance and [source.balance, source.bins],
+        "seed": seed,
+    }
 
 
 def check_same(source: Source, then: dict, now: dict) -> None:

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from jaxz.data.dataset import open_dataset
-from jaxz.data.stream import Source, Stage, Stream
+from jaxz.data.mixture import Stage
+from jaxz.data.order import derive
+from jaxz.data.stream import Source, Stream
 from jaxz.errors import InputError
 from tests.helpers import blobs
 
@@ -44,7 +46,7 @@ def test_a_mixture_is_its_single_streams_side_by_side(sources):
     assert [np.bincount(b["source"], minlength=3).tolist() for b in batches] == COUNTS
     assert all((np.diff(b["source"]) >= 0).all() for b in batches)  # one run of entries each
     for s, source in enumerate(sources):
-        alone = iter(Stream(source, 1, seed=5))
+        alone = iter(Stream(source, 1, seed=int(derive(5, s)) if s else 5))
         for batch in batches:
             for slot in np.flatnonzero(batch["source"] == s):
                 single = next(alone)
@@ -52,6 +54,13 @@ def test_a_mixture_is_its_single_streams_side_by_side(sources):
                     np.testing.assert_array_equal(batch[name][slot], single[name][0])
                 wanted = single["z"][0] if "z" in single else np.float32(np.nan)
                 np.testing.assert_equal(batch["z"][slot], wanted)
+
+
+def test_sources_draw_independently_of_each_other(sources):
+    """Also of the same rows: else a batch would hold each sample twice."""
+    batch = next(Stream((sources[0],) * 2, 40, seed=5))
+    first, second = batch["row"][:20], batch["row"][20:]
+    assert (first != second).sum() > 15 and set(batch["position"][:20]) == set(batch["position"][20:])
 
 
 def test_a_mixture_is_elastic_and_resumes(sources):

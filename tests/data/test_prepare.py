@@ -105,27 +105,28 @@ def test_a_pixel_that_is_not_finite_is_masked(manifest):
 def test_symmetries_are_the_eight_of_the_square_by_position():
     rng = np.random.default_rng(0)
     image = jnp.asarray(np.repeat(rng.normal(size=(1, 2, 6, 6)), 400, 0))
-    position, epoch = jnp.arange(400, dtype=jnp.uint32), jnp.zeros(400, jnp.int32)
-    moved, mask = turn_and_shift(image, image > 0, epoch, position, KEY, 0)
+    numbers = jnp.stack([jnp.zeros(400, jnp.uint32), jnp.arange(400, dtype=jnp.uint32)], 1)  # epoch, position
+    moved, mask = turn_and_shift(image, image > 0, numbers, KEY, 0)
     np.testing.assert_array_equal(mask, moved > 0)
     eight = [np.rot90(f, k, (1, 2)) for f in (image[0], image[0][:, :, ::-1]) for k in range(4)]
     which = [next(i for i, e in enumerate(eight) if np.array_equal(e, m)) for m in np.asarray(moved)]
     counts = np.bincount(which, minlength=8)
     assert counts.min() > 25 and counts.max() < 80  # 50 +- 7 expected of each
     shuffled = np.random.default_rng(1).permutation(400)  # the same sample, whichever batch it comes in
-    again, _ = turn_and_shift(image[shuffled], image[shuffled] > 0, epoch, position[shuffled], KEY, 0)
+    again, _ = turn_and_shift(image[shuffled], image[shuffled] > 0, numbers[shuffled], KEY, 0)
     np.testing.assert_array_equal(again, moved[shuffled])
-    other_epoch, _ = turn_and_shift(image, image > 0, epoch + 1, position, KEY, 0)
-    assert not np.array_equal(other_epoch, moved)
+    for more in ([1, 0], [0, 1]):
+        others, _ = turn_and_shift(image, image > 0, numbers + jnp.array(more, jnp.uint32), KEY, 0)
+        assert not np.array_equal(others, moved)
+    sourced, _ = turn_and_shift(image, image > 0, jnp.pad(numbers, ((0, 0), (0, 1)), constant_values=1), KEY, 0)
+    assert not np.array_equal(sourced, moved)
 
 
 def test_moves_shift_whole_pixels_and_mask_what_comes_in():
     rng = np.random.default_rng(0)
     image = jnp.asarray(np.repeat(rng.normal(size=(1, 2, 6, 6)), 300, 0))
     everywhere = jnp.ones(image.shape, bool)
-    moved, mask = turn_and_shift(
-        image, everywhere, jnp.zeros(300, jnp.int32), jnp.arange(300, dtype=jnp.uint32), KEY, 2
-    )
+    moved, mask = turn_and_shift(image, everywhere, jnp.arange(300, dtype=jnp.uint32)[:, None], KEY, 2)
     views = [np.rot90(f, k, (1, 2)) for f in (image[0], image[0][:, :, ::-1]) for k in range(4)]
     cut = lambda x, dy, dx: np.pad(x, ((0, 0), (2, 2), (2, 2)))[:, 2 + dy : 8 + dy, 2 + dx : 8 + dx]
     moves = [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)]
