@@ -2,8 +2,8 @@
 
     python -m benchmarks.processes RECORD TRAIN-ARGUMENTS ...
 
-is `python -m jaxz.train TRAIN-ARGUMENTS ...`, whose process P adds a line {"step", "rows", "time"} to RECORD.P for every
-batch that goes into a step.
+is `python -m jaxz.train TRAIN-ARGUMENTS ...`, whose process P adds a line {"step", "rows", "time"} to RECORD.P for
+every batch that goes into a step.
 """
 
 import collections

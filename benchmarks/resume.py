@@ -2,10 +2,10 @@
 
     python -m benchmarks.resume [--kills 50] [--seed 0] [--json FILE]
 
-Arm "changing": all processes of a small run are killed while they start, compile, step or save; 1, 2 or 4 processes go on
-from there. Every global batch of every life must hold the rows, bit for bit, of a run without a break. Arms "1 process" and
-"2 processes", a fifth as many kills each: the count stays, and the metrics must be those of the unbroken run of that count
-bit for bit too.
+Arm "changing": all processes of a small run are killed while they start, compile, step or save; 1, 2 or 4 processes
+go on from there. Every global batch of every life must hold the rows, bit for bit, of a run without a break. Arms
+"1 process" and "2 processes", a fifth as many kills each: the count stays, and the metrics must be those of the unbroken
+run of that count bit for bit too. On the CPU only the first process of several finds its compiled program again.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def unbroken(folder: Path, config: str, count: int) -> tuple[dict[int, list[int]
     if any(codes):
         raise RuntimeError(f"the unbroken run of {count} ended with {codes}; see {folder}")
     lines = zip(*read_record(record, count), strict=True)
-    return {parts[0]["step"]: sum((p["rows"] for p in parts), []) for parts in lines}, metrics(run)
+    return {parts[0]["step"]: [row for part in parts for row in part["rows"]] for parts in lines}, metrics(run)
 
 
 def metrics(run: Path) -> bytes:
