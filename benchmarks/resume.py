@@ -4,8 +4,8 @@
 
 Arm "changing": all processes of a small run are killed while they start, compile, step or save; 1, 2 or 4 processes
 go on from there. Every global batch of every life must hold the rows, bit for bit, of a run without a break. Arms
-"1 process" and "2 processes", a fifth as many kills each: the count stays, and the metrics must be those of the unbroken
-run of that count bit for bit too. On the CPU only the first process of several finds its compiled program again.
+"1 process" and "2 processes", a fifth as many kills each: the count stays, and the metrics must be, bit for bit, those
+of the unbroken run of that count too. On the CPU only the first process of several finds its compiled program again.
 """
 
 import argparse
