@@ -17,7 +17,7 @@ from jaxz import errors, train
 from jaxz.data.dataset import open_dataset
 from tests.helpers import blobs, small_config
 
-LIMIT = 150  # seconds: a hang is a failure
+LIMIT = 300  # seconds: a hang is a failure
 
 
 def train_in(count: int, folder: Path, runs: list[dict], name: str) -> list[int]:
@@ -68,17 +68,13 @@ def runs(blob_dataset, tmp_path_factory):
     four = [run(folder / "four"), run(without_the_last(folder / "one", folder / "four_from_one"))]
     assert train_in(4, folder, four, "4") == [0] * 4
     alone(without_the_last(folder / "four", folder / "one_from_four"))
-    uneven = blobs(folder / "uneven", samples=40, shards=[1, 2, 30])  # of 30 training rows
-    lone = blobs(folder / "lone", samples=5, shards=[4])  # fewer than a batch
+    few = blobs(folder / "few", samples=18, shards=[1, 2, 15])  # 14 to train on, where a batch has 16
     two = [
         run(folder / "two"),
         run(folder / "stopped", stop=[8, 1]),
         run(folder / "stopped"),
         run(damaged(folder / "four", folder / "two_from_four")),
-        *(
-            {**run(data.parent / f"on_{data.name}"), "arguments": [*config, f"--config.data.path={data}"]}
-            for data in (uneven, lone)
-        ),
+        {**run(folder / "on_few"), "arguments": [*config, f"--config.data.path={few}"]},
     ]
     assert train_in(2, folder, two, "2") == [0] * 2
     return folder
@@ -107,12 +103,10 @@ def test_a_signal_to_one_stops_all_at_the_same_step_and_nothing_is_lost(runs):
     assert (runs / "stopped" / "metrics.jsonl").read_bytes() == (runs / "two" / "metrics.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["uneven", "lone"])
-def test_uneven_shards_and_few_rows_never_hang_and_leave_none_out(runs, name):
-    dataset = open_dataset(runs / name)
-    expected = dataset.select("split == 'train'")
-    handed = np.concatenate(list(rows(runs / f"on_{name}", 2).values()))
-    assert len(handed) == 20 * 16
+def test_uneven_shards_with_fewer_rows_than_a_batch_never_hang_and_leave_none_out(runs):
+    expected = open_dataset(runs / "few").select("split == 'train'")
+    handed = np.concatenate(list(rows(runs / "on_few", 2).values()))
+    assert len(expected) < 16 and len(handed) == 20 * 16
     epochs = len(handed) // len(expected)
     for epoch in handed[: epochs * len(expected)].reshape(epochs, -1):
         np.testing.assert_array_equal(np.sort(epoch), expected)
@@ -127,7 +121,7 @@ def test_only_the_first_writes_and_speaks(runs):
 
 
 def test_a_signal_to_one_ends_all_with_75(runs):
-    arguments = [small_config(runs, runs / "uneven", depth=1, redshift=1.0), f"--workdir={runs / 'long'}"]
+    arguments = [small_config(runs, runs / "few", depth=1, redshift=1.0), f"--workdir={runs / 'long'}"]
     processes = launch(2, [*arguments, "--config.train.steps=100000"], runs / "long.log")
     try:
         end = time.monotonic() + LIMIT
@@ -144,7 +138,7 @@ def test_a_signal_to_one_ends_all_with_75(runs):
 
 def test_a_failure_of_one_ends_all(runs):
     """Also where the others wait for it in a collective operation, and it has a save under way."""
-    config = [small_config(runs, runs / "uneven", depth=1, redshift=1.0)]
+    config = [small_config(runs, runs / "few", depth=1, redshift=1.0)]
     began = time.monotonic()
     run = {"workdir": str(runs / "failed"), "arguments": config, "fail": [9, 1]}
     codes = train_in(2, runs, [run], "fail")
