@@ -26,7 +26,7 @@ from jaxz import errors
 
 COUNTS, BATCH, EVERY = (1, 2, 4), 16, 10
 MOMENTS = ("starting", "compiling", "stepping", "saving")
-LONGEST = 600  # seconds that a run without a break may take
+LONGEST = 1200  # seconds that a run without a break may take
 CONFIG = """
 from jaxz.config import default
 
@@ -44,6 +44,7 @@ def get_config():
 
 def unbroken(folder: Path, config: str, count: int) -> tuple[dict[int, list[int]], bytes]:
     """({step: rows of its global batch}, metrics.jsonl) of a run without a break."""
+    print(f"without a break, {count} process(es)", file=sys.stderr, flush=True)
     run, record = folder / f"unbroken_{count}", folder / f"unbroken_{count}.rows"
     arguments = [str(record), config, f"--workdir={run}"]
     codes = finish(launch(count, arguments, folder / f"unbroken_{count}.log", "benchmarks.processes"), LONGEST)
@@ -155,7 +156,7 @@ def main(argv: list[str]) -> int:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
         make(folder / "data", shards=3, bands=3, size=16)
-        steps = 12 * options.kills + 60
+        steps = 8 * options.kills + 60
         path = folder / "config.py"
         path.write_text(CONFIG.format(path=str(folder / "data"), steps=steps, batch=BATCH, every=EVERY))
         config = f"--config={path}"
