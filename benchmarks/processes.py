@@ -2,11 +2,12 @@
 
     python -m benchmarks.processes RECORD TRAIN-ARGUMENTS ...
 
-is `python -m jaxz.train TRAIN-ARGUMENTS ...`, whose process P adds a line {"step", "rows", "time"} to RECORD.P for every
-batch that goes into a step.
+is `python -m jaxz.train TRAIN-ARGUMENTS ...`, whose process P adds a line {"step", "rows", "time"} to RECORD.P for
+every batch that goes into a step.
 """
 
 import collections
+import contextlib
 import json
 import os
 import socket
@@ -21,8 +22,9 @@ from jaxz.data.stream import Stream
 ROOT = Path(__file__).parents[1]
 
 
-def record(path: str) -> None:
-    """From now on, in this process. A line is one write, so that a kill leaves whole lines."""
+@contextlib.contextmanager
+def record(path: str):
+    """Within it, in this process. A line is one write, so that a kill leaves whole lines."""
     read, loop, prefetch = Stream.__next__, train.Run.loop, train.prefetch
     file = os.open(f"{path}.{os.environ.get(runtime.ID, '0')}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     rows: collections.deque = collections.deque()
@@ -46,6 +48,11 @@ def record(path: str) -> None:
             yield batch
 
     Stream.__next__, train.Run.loop, train.prefetch = reading, looping, handing
+    try:
+        yield
+    finally:
+        Stream.__next__, train.Run.loop, train.prefetch = read, loop, prefetch
+        os.close(file)
 
 
 def launch(count: int, arguments: list[str], output: Path, module: str = "jaxz.train") -> list[subprocess.Popen]:
@@ -87,6 +94,6 @@ def read_record(path: Path, count: int) -> list[list[dict]]:
 
 
 if __name__ == "__main__":
-    record(sys.argv[1])
-    sys.argv[1:] = sys.argv[2:]
-    runtime.run(train.fail_cleanly)
+    path, sys.argv[1:] = sys.argv[1], sys.argv[2:]
+    with record(path):
+        runtime.run(train.fail_cleanly)

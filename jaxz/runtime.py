@@ -77,8 +77,8 @@ def start(timeout: int = START_TIMEOUT) -> None:
 
     def give_up():
         print(
-            f"failed: the processes did not find each other at {where} in {timeout} s; check that it can be reached and "
-            "that all were started",
+            f"failed: the processes did not find each other at {where} in {timeout} s; check that it can be reached "
+            "and that all were started",
             file=sys.stderr,
             flush=True,
         )

@@ -14,12 +14,14 @@ def blobs(
     path: Path,
     samples: int = 96,
     size: int = 16,
-    shards: int = 3,
+    shards: int | list[int] = 3,
     seed: int = 0,
     fill: float = 0.0,
     encoding: str = "raw",
 ) -> Path:
-    """Every tenth object lacks band g, whose pixels hold `fill`; half have a redshift; sky sigma 1."""
+    """Every tenth object lacks band g, whose pixels hold `fill`; half have a redshift; sky sigma 1.
+
+    shards: how many, or the numbers of the samples at which another begins."""
     bands = tuple(
         Band(name, wavelength, 100.0, 27.0, 0.2, extinction, 1.0, 0.8)
         for name, wavelength, extinction in zip(BANDS, (480.0, 620.0, 770.0), (3.2, 2.3, 1.7), strict=True)
@@ -60,10 +62,11 @@ def blobs(
         measured = (image[:, c].astype(float) * profile).sum((1, 2)) / (profile**2).sum() * bands[c].ujy_per_unit
         columns[f"flux_{name}"] = np.where(lacking & (c == 0), np.nan, measured)
         columns[f"fluxerr_{name}"] = np.full(samples, bands[c].ujy_per_unit / np.sqrt((profile**2).sum()))
-    for n, rows in enumerate(np.array_split(ids, shards)):
+    parts = np.array_split(ids, shards)
+    for n, rows in enumerate(parts):
         part = {name: values[rows] for name, values in columns.items()}
         writer.write_shard(n, [f"blob{i:06d}" for i in rows], {"image": image[rows]}, part)
-    writer.finish(shards, {})
+    writer.finish(len(parts), {})
     return path
 
 

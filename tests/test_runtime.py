@@ -1,0 +1,70 @@
+"""How several processes are told to be so, and what is said where they cannot be."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxz import errors, evaluate, predict, runtime
+from jaxz.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+SLURM = dict(SLURM_JOB_ID="7", SLURM_STEP_NODELIST="n[1-2]", SLURM_NTASKS="4", SLURM_PROCID="1", SLURM_LOCALID="1")
+OURS = {runtime.ADDRESS: "127.0.0.1:1234", runtime.COUNT: "2", runtime.ID: "1"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "arguments"),
+    [
+        ({}, {}),
+        (SLURM, {"cluster_detection_method": "slurm"}),
+        (SLURM | {runtime.ADDRESS: "n1:1234"}, {"cluster_detection_method": "slurm"}),
+        (SLURM | {"SLURM_NTASKS": "1"}, {}),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}, {}),  # in an allocation, but not in a step of it
+        (OURS, {"num_processes": 2, "process_id": 1, "cluster_detection_method": "deactivate"}),
+        (OURS | {runtime.COUNT: "1", runtime.ID: "0"}, {}),
+    ],
+)
+def test_the_environment_says_how_many_processes_there_are(environ, arguments):
+    assert runtime.processes(environ) == arguments
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        ({runtime.ADDRESS: "n1:1234"}, "JAXZ_PROCESS_COUNT: is not set"),
+        ({runtime.COUNT: "2", runtime.ID: "0"}, "JAX_COORDINATOR_ADDRESS: is not set"),
+        (OURS | {runtime.COUNT: "two"}, "JAXZ_PROCESS_COUNT: 'two' is not a whole number"),
+        (OURS | {runtime.ID: "2"}, "JAXZ_PROCESS_ID: 2 is not below JAXZ_PROCESS_COUNT 2; count from 0"),
+        (OURS | {runtime.ADDRESS: "n1"}, "JAX_COORDINATOR_ADDRESS: 'n1' is not host:port"),
+        (SLURM | OURS, "JAXZ_PROCESS_COUNT: 2 is not SLURM_NTASKS 4"),
+    ],
+)
+def test_contradictions_are_refused(environ, message):
+    with pytest.raises(InputError, match=message):
+        runtime.processes(environ)
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_who_waits_in_vain_says_so(process, monkeypatch):
+    for name, value in (OURS | {runtime.ADDRESS: "127.0.0.1:9", runtime.ID: str(process)}).items():
+        monkeypatch.setenv(name, value)
+    code = "from jaxz import runtime; runtime.start(timeout=2)"
+    if process == 0:  # with a port that it can listen at
+        import socket
+
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            monkeypatch.setenv(runtime.ADDRESS, f"127.0.0.1:{free.getsockname()[1]}")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == errors.FAILED and "Traceback" not in done.stderr
+    assert "failed: the processes did not find each other at JAX_COORDINATOR_ADDRESS" in done.stderr
+
+
+@pytest.mark.parametrize("program", [predict, evaluate])
+def test_predicting_in_several_processes_is_refused(program, monkeypatch):
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="runs in one process; start it once, under Slurm with srun --ntasks=1"):
+        program.main(["--workdir=x", "--dataset=y", *(["--out=z.parquet"] if program is predict else [])])
