@@ -43,3 +43,12 @@ def test_other_samples_without_a_word_are_called_silent(work, tmp_path):
         assert faults.outcome(copy, work / "rebuildable") == "silent"
     (copy / "quarantine.json").write_text('{"version": 1, "shards": {"00000": [0], "00001": "all"}}')
     assert faults.outcome(copy, work / "rebuildable") == "silent"  # samples are missing
+
+
+def test_a_payload_that_its_checksum_vouches_for_is_told_only_where_verify_sees_it(work, monkeypatch):
+    kind = "compact bits, with checksum"
+    monkeypatch.setattr(faults, "MUTATIONS", {kind: faults.MUTATIONS[kind]})
+    told = next(n for n in range(20) if faults.trial(work, 3, n)["outcome"] == "told")
+    monkeypatch.setattr(faults.verify, "main", lambda argv: None)
+    found = faults.trial(work, 3, told)
+    assert found["outcome"] == "silent" and found["left_wrong"]
