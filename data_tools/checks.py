@@ -2,7 +2,8 @@
 
 import hashlib
 import math
-import mmap
+import os
+import stat
 import tarfile
 import zlib
 from collections.abc import Callable
@@ -21,8 +22,6 @@ from jaxz.data.manifest import Array, Manifest, Shard
 from jaxz.data.quarantine import Damage
 from jaxz.data.writer import hash_keys, meta_json
 from jaxz.files import persist
-
-CHUNK = 1 << 22
 
 
 @dataclass
@@ -67,7 +66,7 @@ def member_suffix(name: str, array: Array) -> str:
     return f"{name}.{array.suffix}"
 
 
-def raw_arrays(manifest: Manifest) -> dict[str, Array]:
+def tar_arrays(manifest: Manifest) -> dict[str, Array]:
     """The arrays that lie in the tar, in the order of their members."""
     found = {name: array for name, array in manifest.arrays.items() if array.in_tar}
     return dict(sorted(found.items(), key=lambda item: member_suffix(*item)))
@@ -75,7 +74,7 @@ def raw_arrays(manifest: Manifest) -> dict[str, Array]:
 
 def suffixes(manifest: Manifest) -> list[str]:
     """Of a sample's members, in the order of the tar."""
-    return sorted([*(member_suffix(*item) for item in raw_arrays(manifest).items()), "meta.json"])
+    return sorted([*(member_suffix(*item) for item in tar_arrays(manifest).items()), "meta.json"])
 
 
 def check_sizes(dataset: Path, manifest: Manifest, shard: Shard) -> Findings:
@@ -116,8 +115,13 @@ def check_shard(dataset: Path, manifest: Manifest, shard: Shard) -> Findings:
     else:
         check_index(found, index, manifest)
     if found.tar_bytes:
-        with open(dataset / found.tar, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as tar:
-            check_tar(found, file, tar, index, manifest)
+        try:
+            check_tar(found, dataset / found.tar, index, manifest)
+        except OSError as error:
+            found.unusable = True
+            found.lines.append(
+                f"{found.tar}: cannot be read ({error.strerror or error}); all {shard.samples} samples out of reach"
+            )
     return found
 
 
@@ -125,11 +129,15 @@ def check_tar_size(dataset: Path, manifest: Manifest, found: Findings, index: Ca
     """Whether the tar is there and of the manifest's size; index() knows what else is lost."""
     shard = found.shard
     try:
-        found.tar_bytes = (dataset / found.tar).stat().st_size
+        status = persist((dataset / found.tar).stat)
+        reason = "" if stat.S_ISREG(status.st_mode) else "not a file"
     except OSError as error:
+        reason = error.strerror
+    if reason:
         found.unusable = True
-        found.lines.append(f"{found.tar}: {error.strerror}; all {shard.samples} samples lost")
+        found.lines.append(f"{found.tar}: {reason}; all {shard.samples} samples lost")
         return
+    found.tar_bytes = status.st_size
     if found.tar_bytes != shard.bytes:
         found.unusable |= not found.tar_bytes
         gone = gone_past(found.tar_bytes, index(), manifest)
@@ -138,10 +146,10 @@ def check_tar_size(dataset: Path, manifest: Manifest, found: Findings, index: Ca
 
 def gone_past(size: int, index: pa.Table | None, manifest: Manifest) -> str:
     """Which samples have payloads past the end of a tar of `size` bytes, as the end of a sentence."""
-    raw = raw_arrays(manifest)
-    if index is None or wrong_columns("", index, manifest) or not raw:
+    arrays = tar_arrays(manifest)
+    if index is None or wrong_columns("", index, manifest) or not arrays:
         return ""  # where the payloads are is not known
-    ends = [index[f"{name}_offset"].to_numpy() + index[f"{name}_size"].to_numpy() for name in raw]
+    ends = [index[f"{name}_offset"].to_numpy() + index[f"{name}_size"].to_numpy() for name in arrays]
     gone = np.flatnonzero(np.max(ends, axis=0) > size) if len(index) else []
     if not len(gone):
         return "; no payload lost"
@@ -213,19 +221,17 @@ def check_list(found: Findings, index: pa.Table, name: str, array: Array) -> Non
         )
 
 
-def check_tar(found: Findings, file: BinaryIO, tar: mmap.mmap, index: pa.Table | None, manifest: Manifest) -> None:
-    """The digest, the payloads and the members of a tar that is there."""
-    digest = hashlib.sha256()
-    for start in range(0, len(tar), CHUNK):
-        digest.update(tar[start : start + CHUNK])
-    found.tar_sha256 = digest.hexdigest()
+def check_tar(found: Findings, path: Path, index: pa.Table | None, manifest: Manifest) -> None:
+    """The digest, the payloads and the members of a tar that is there. Raises OSError where it cannot be read."""
+    found.tar_sha256 = persist(lambda: sha256_of(path))
     if index is None or wrong_columns("", index, manifest):
         usable, payloads, members = False, [], []  # the index does not say where things are
     else:
         usable, payloads = True, []
-        for name, array in raw_arrays(manifest).items():
-            payloads += check_payloads(found, tar, index, name, array)
-        members = check_members(found, file, tar, index, manifest)
+        with open(path, "rb") as tar:
+            for name, array in tar_arrays(manifest).items():
+                payloads += check_payloads(found, tar, index, name, array)
+            members = check_members(found, tar, index, manifest)
     if not found.tar_is_whole:
         note = "; no sample is known to be affected" if usable and not (payloads or members) else ""
         if others := [shard.name for shard in manifest.shards if shard.sha256 == found.tar_sha256]:
@@ -235,7 +241,24 @@ def check_tar(found: Findings, file: BinaryIO, tar: mmap.mmap, index: pa.Table |
     found.lines += payloads + members
 
 
-def check_payloads(found: Findings, tar: mmap.mmap, index: pa.Table, name: str, array: Array) -> list[str]:
+def sha256_of(path: Path) -> str:
+    """Raises OSError."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read(tar: BinaryIO, start: int, end: int) -> bytes:
+    """Bytes start to end of a tar, fewer where it ends before. Not of a memory map: a tar that is cut meanwhile, or
+    that its storage loses, would end the process. Raises OSError."""
+
+    def once() -> bytes:
+        tar.seek(start)
+        return tar.read(end - start)
+
+    return persist(once)
+
+
+def check_payloads(found: Findings, tar: BinaryIO, index: pa.Table, name: str, array: Array) -> list[str]:
     """The size and crc32 of every payload of one array, whether it is inside of the tar, and finite."""
     for size in pc.unique(index[f"{name}_size"]).to_pylist():
         try:
@@ -246,7 +269,7 @@ def check_payloads(found: Findings, tar: mmap.mmap, index: pa.Table, name: str, 
     wrong, broken, infinite = [], [], []
     places = [index[f"{name}_{part}"].to_pylist() for part in PLACES]
     for row, (offset, size, crc) in enumerate(zip(*places, strict=True)):
-        payload = tar[offset : offset + size] if 0 <= offset <= len(tar) - size else None
+        payload = read(tar, offset, offset + size) if 0 <= offset <= found.tar_bytes - size else None
         if payload is None or zlib.crc32(payload) != crc:
             wrong.append(row)
         else:
@@ -279,13 +302,13 @@ def floats(payload: bytes, array: Array) -> np.ndarray:
     return np.frombuffer(payload if np.dtype(array.dtype).kind == "f" else b"", array.dtype)
 
 
-def check_members(found: Findings, file: BinaryIO, tar: mmap.mmap, index: pa.Table, manifest: Manifest) -> list[str]:
+def check_members(found: Findings, tar: BinaryIO, index: pa.Table, manifest: Manifest) -> list[str]:
     """The members of the tar against the index: names in order, payloads at the offsets, copies of the scalars."""
-    arrays = {member_suffix(*item): item[0] for item in raw_arrays(manifest).items()}
+    arrays = {member_suffix(*item): item[0] for item in tar_arrays(manifest).items()}
     expected = [(row, key, suffix) for row, key in enumerate(index["key"].to_pylist()) for suffix in suffixes(manifest)]
     scalars = index.select(list(manifest.columns)).to_pylist()
     ends = {name: [index[f"{name}_{part}"].to_pylist() for part in ("offset", "size")] for name in arrays.values()}
-    members, error = walk(file)
+    members, error = walk(tar)
     wrong, lines = [], []  # wrong: (row, line) of samples in doubt
     for (row, key, suffix), (name, start, end) in zip(expected, members, strict=False):
         sample = f"{found.tar}: sample {row} of {len(index)}, {key!r}, at offset {start}"
@@ -293,7 +316,7 @@ def check_members(found: Findings, file: BinaryIO, tar: mmap.mmap, index: pa.Tab
             lines.append(f"{sample}: the tar holds {name!r}, the index says {key}.{suffix}")
             break
         if suffix == "meta.json":
-            if not is_copy(tar[start:end], scalars[row]):
+            if not is_copy(read(tar, start, end), scalars[row]):
                 wrong.append((row, f"{sample}: meta.json is not a copy of the index's scalars"))
         else:
             offset, size = (values[row] for values in ends[arrays[suffix]])
@@ -327,13 +350,19 @@ def is_copy(content: bytes, scalars: dict) -> bool:
 
 
 def walk(file: BinaryIO) -> tuple[list[tuple[str, int, int]], str]:
-    """(name, first byte, end) of each member of a tar, and what ended the walk early, if anything did."""
-    members = []
+    """(name, first byte, end) of each whole member of a tar, and what ended the walk early, if anything did."""
+    members, at, size = [], 0, file.seek(0, os.SEEK_END)
     file.seek(0)
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
-                members.append((member.name, member.offset_data, member.offset_data + member.size))
+                start, end = member.offset_data, member.offset_data + member.size
+                if not at < start <= end <= size:  # tarfile goes round for ever where a size is negative
+                    return members, f"the member at offset {start} has {member.size} bytes, the tar {size}"
+                members.append((member.name, start, end))
+                at = end
     except (tarfile.TarError, ValueError, OSError) as error:
         return members, str(error)
+    except (OverflowError, MemoryError, RecursionError):  # sizes and chains of headers that no writer makes
+        return members, "a header of no tar"
     return members, ""

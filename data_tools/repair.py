@@ -1,21 +1,20 @@
 """Mends a shard: its index from its tar, its tar from its index and payloads; lists what stays damaged."""
 
 import dataclasses
-import hashlib
 import io
 import json
-import mmap
 import os
 import shutil
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
 
-from data_tools.checks import Findings, check_shard, member_suffix, raw_arrays, suffixes, walk
+from data_tools.checks import Findings, check_shard, member_suffix, read, sha256_of, suffixes, tar_arrays, walk
 from jaxz.data import compact
-from jaxz.data.index import column_type, place_types, read_index, to_parquet
+from jaxz.data.index import UNREADABLE, column_type, place_types, read_index, to_parquet
 from jaxz.data.manifest import Array, Manifest, Shard
 from jaxz.data.quarantine import Quarantine
 from jaxz.data.writer import DatasetWriter
@@ -62,7 +61,10 @@ def mend_index(dataset: Path, manifest: Manifest, found: Findings) -> str:
     """Rebuild the index of a tar whose sha256 is the manifest's; what it was is kept beside it. Raises CannotMend."""
     if inside := [name for name, array in manifest.arrays.items() if array.encoding == "index"]:
         raise CannotMend(f"array {inside[0]!r} stands in the index alone; restore {found.index}")
-    content, path = rebuilt_index(dataset / found.tar, manifest, found.shard), dataset / found.index
+    try:
+        content, path = rebuilt_index(dataset / found.tar, manifest, found.shard), dataset / found.index
+    except OSError as error:
+        raise CannotMend(f"its tar cannot be read ({error.strerror or error})") from None
     done = f"{found.index}, from its tar"
     if path.exists():
         if found.index_sha256 is None:
@@ -77,12 +79,12 @@ def mend_index(dataset: Path, manifest: Manifest, found: Findings) -> str:
 def rebuilt_index(path: Path, manifest: Manifest, shard: Shard) -> memoryview:
     """The index that the writer wrote beside a tar: keys, scalars from the meta.json, where the payloads are.
 
-    Missing floats become NaN. Raises CannotMend where the tar is not of the manifest's samples.
+    Missing floats become NaN. Raises CannotMend where the tar is not of the manifest's samples, and OSError.
     """
-    raw, ends = raw_arrays(manifest), suffixes(manifest)
-    keys, scalars, places = [], [], {name: tuple([] for _ in place_types(array)) for name, array in raw.items()}
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as tar:
-        members, error = walk(file)
+    arrays, ends = tar_arrays(manifest), suffixes(manifest)
+    keys, scalars, places = [], [], {name: tuple([] for _ in place_types(array)) for name, array in arrays.items()}
+    with open(path, "rb") as tar:
+        members, error = walk(tar)
         if error or len(members) != shard.samples * len(ends):
             raise CannotMend(f"its tar has {len(members)} members, not {shard.samples * len(ends)} {error}")
         for at in range(0, len(members), len(ends)):
@@ -92,18 +94,19 @@ def rebuilt_index(path: Path, manifest: Manifest, shard: Shard) -> memoryview:
                 raise CannotMend(f"its tar has other members than {', '.join(ends)} for {key!r}")
             where = {name[len(key) + 1 :]: (start, end) for name, start, end in sample}
             keys.append(key)
-            scalars.append(read_scalars(tar[slice(*where["meta.json"])], manifest, key))
-            for name, array in raw.items():
+            scalars.append(read_scalars(read(tar, *where["meta.json"]), manifest, key))
+            for name, array in arrays.items():
                 start, end = where[member_suffix(name, array)]
-                exceptions, begin = examine(tar[start:end], array, f"{key}.{name}")
-                start += begin
-                place = (start, end - start, zlib.crc32(tar[start:end]), *exceptions)
+                member = read(tar, start, end)
+                exceptions, begin = examine(member, array, f"{key}.{name}")
+                payload = memoryview(member)[begin:]
+                place = (start + begin, len(payload), zlib.crc32(payload), *exceptions)
                 for values, value in zip(places[name], place, strict=True):
                     values.append(value)
     table = {"key": pa.array(keys, pa.string())}
     table |= {name: as_column([one[name] for one in scalars], column_type(c)) for name, c in manifest.columns.items()}
     for name, found in places.items():
-        types = place_types(raw[name])
+        types = place_types(arrays[name])
         table |= {f"{name}_{s}": pa.array(v, t) for (s, t), v in zip(types.items(), found, strict=True)}
     return to_parquet(pa.table(table), {"samples": shard.samples, "bytes": shard.bytes, "sha256": shard.sha256})
 
@@ -149,18 +152,19 @@ def mend_tar(dataset: Path, manifest: Manifest, found: Findings) -> str:
     its sha256 is the manifest's: then it is the lost one, byte for byte. Raises CannotMend."""
     folder = dataset / f".mending-{found.shard.name}"
     shutil.rmtree(folder, ignore_errors=True)  # of a repair that was killed
-    index = read_index(dataset / found.index)
-    columns = {name: index[name].to_pylist() for name in manifest.columns}
     try:
-        with open(dataset / found.tar, "rb") as file:
-            tar = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # the arrays' memory: closed with the last
-        arrays = {name: stored(tar, index, name, array) for name, array in manifest.arrays.items()}
+        index = read_index(dataset / found.index)
+        columns = {name: index[name].to_pylist() for name in manifest.columns}
+        with open(dataset / found.tar, "rb") as tar:
+            arrays = {name: stored(tar, index, name, array) for name, array in manifest.arrays.items()}
+    except UNREADABLE as error:
+        raise CannotMend(f"its tar or index cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    try:
         writer = DatasetWriter(folder, dataclasses.replace(manifest, shards=()), plan={})
         writer.write_shard(0, index["key"].to_pylist(), arrays, columns)
         path = folder / "shards" / "00000.tar"
-        with open(path, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != found.shard.sha256:
-                raise CannotMend("written again from its index, its tar has another sha256 than dataset.json's")
+        if sha256_of(path) != found.shard.sha256:
+            raise CannotMend("written again from its index, its tar has another sha256 than dataset.json's")
         os.replace(path, dataset / found.tar)
     except ValueError as error:  # what the writer refuses
         raise CannotMend(str(error)) from None
@@ -169,15 +173,14 @@ def mend_tar(dataset: Path, manifest: Manifest, found: Findings) -> str:
     return f"{found.tar}, from its index and payloads, to the sha256 of dataset.json"
 
 
-def stored(tar: mmap.mmap, index: pa.Table, name: str, array: Array) -> list[np.ndarray | bytes]:
-    """The values of one array of every sample, without copying them; of compact ones, the payloads."""
+def stored(tar: BinaryIO, index: pa.Table, name: str, array: Array) -> list[np.ndarray | bytes]:
+    """The values of one array of every sample; of compact ones, the payloads. Raises OSError, and ValueError where the
+    tar ends before them."""
     if array.encoding == "index":
         flat = index[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         return list(flat.reshape(len(index), *array.shape))
     places = (index[f"{name}_{part}"].to_pylist() for part in ("offset", "size"))
+    payloads = [read(tar, offset, offset + size) for offset, size in zip(*places, strict=True)]
     if array.compact:
-        return [tar[offset : offset + size] for offset, size in zip(*places, strict=True)]
-    return [
-        np.frombuffer(tar, np.uint8, size, offset).view(array.dtype).reshape(array.shape_of(size))
-        for offset, size in zip(*places, strict=True)
-    ]
+        return payloads
+    return [np.frombuffer(one, array.dtype).reshape(array.shape_of(len(one))) for one in payloads]

@@ -1,10 +1,13 @@
 """Damage of every kind is found, and said where; a clean dataset passes."""
 
+import errno
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_tools import inspect, verify
+from data_tools import checks, inspect, verify
 from jaxz.data.dataset import open_dataset
 from jaxz.data.manifest import Array, Column, Manifest
 from jaxz.data.writer import DatasetWriter
@@ -101,6 +104,84 @@ def test_missing_shard_and_missing_index(dataset, capsys):
         assert code == 1 and len(lines) == 2
         assert lines[0] == "shards/00000.tar: No such file or directory; all 10 samples lost"
         assert lines[1].startswith("index/00002.parquet: cannot be read")
+
+
+def test_a_folder_in_place_of_a_tar(dataset, capsys):
+    (dataset / "shards/00000.tar").unlink()
+    (dataset / "shards/00000.tar").mkdir()
+    flip(dataset / "shards/00002.tar", 5000)
+    code, lines = check(dataset, capsys)
+    assert code == 1 and lines[0] == "shards/00000.tar: not a file; all 10 samples lost"
+    assert all(line.startswith("shards/00002.tar") for line in lines[1:]) and len(lines) > 1
+    assert check(dataset, capsys, "--sizes") == (1, lines[:1])
+
+
+def failing(function, path: Path, change):
+    """function, but at its first use on a file of this path, change() comes before."""
+    changes = [change]
+
+    def call(file, *more):
+        if Path(file if isinstance(file, Path) else file.name) == path and changes:
+            changes.pop()()
+        return function(file, *more)
+
+    return call
+
+
+@pytest.mark.parametrize("function", ["sha256_of", "read", "walk"])
+def test_a_tar_that_is_cut_while_it_is_checked(function, dataset, capsys, monkeypatch):
+    path = dataset / "shards/00001.tar"
+    cut = failing(getattr(checks, function), path, lambda: os.truncate(path, 8000))
+    monkeypatch.setattr(checks, function, cut)
+    code, lines = check(dataset, capsys)
+    assert code == 1 and lines and all(line.startswith("shards/00001.tar: ") for line in lines)
+
+
+@pytest.mark.parametrize("function", ["sha256_of", "read"])
+def test_a_tar_that_cannot_be_read_stops_its_own_shard_alone(function, dataset, capsys, monkeypatch):
+    def stop():
+        raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+
+    path, whole = dataset / "shards/00001.tar", getattr(checks, function)
+    flip(dataset / "shards/00002.tar", int(open_dataset(dataset).places(2, "image")[0][7]) + 100)
+    said = "shards/00001.tar: cannot be read (No such device or address); all 10 samples out of reach"
+    monkeypatch.setattr(checks, function, failing(whole, path, stop))
+    code, lines = check(dataset, capsys)
+    assert code == 1 and lines[0] == said and len(lines) == 3
+    monkeypatch.setattr(checks, function, failing(whole, path, stop))
+    assert check(dataset, capsys, "--repair")[0] == 0
+    assert json.loads((dataset / "quarantine.json").read_text())["shards"] == {"00001": "all", "00002": [7]}
+
+
+def member(size: bytes, kind: bytes = b"0") -> bytes:
+    """The header of a tar's member whose size is stored in these bytes."""
+    header = bytearray(tarfile.TarInfo("a").tobuf(tarfile.USTAR_FORMAT))
+    header[124:136], header[156:157], header[148:156] = size, kind, b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        member(b"\xff" * 10 + b"\xfe\x00"),  # -512: the next member is this one
+        member(b"\xff" * 10 + b"\xf6\x00"),
+        member(b"\x80" + b"\x7f" * 11),
+        member(b"\x80" + b"\x7f" * 11, b"L"),
+        member(b"\xff" * 10 + b"\xfe\x00", b"S"),
+        member(b"%011o\0" % 512, b"L") * 3000,
+    ],
+    ids=["negative", "more negative", "huge", "huge name", "sparse", "names of names"],
+)
+def test_a_member_of_a_size_that_no_writer_writes_ends_the_walk(header, dataset, capsys):
+    path = dataset / "shards/00001.tar"
+    content = path.read_bytes()
+    path.write_bytes(content[:2560] + header + content[2560 + len(header) :] + bytes(10240))
+    with open(path, "rb") as file:
+        members, error = checks.walk(file)
+    assert len(members) <= 2 and error
+    code, lines = check(dataset, capsys)
+    assert code == 1 and lines
 
 
 def test_stale_index(dataset, capsys, tmp_path):
