@@ -111,7 +111,7 @@ def test_only_the_first_writes_and_speaks(runs):
 
 @pytest.fixture(scope="module")
 def long(tmp_path_factory):
-    """A run of two processes that SIGUSR2 to the second has stopped, on very uneven shards with fewer rows than a batch;
+    """A run of two processes, which SIGUSR2 to the second has stopped, on uneven shards with fewer rows than a batch;
     and their exit codes."""
     folder = tmp_path_factory.mktemp("long")
     data = blobs(folder / "data", samples=18, shards=[1, 2, 15])
@@ -153,4 +153,4 @@ def test_a_failure_of_one_ends_all(blob_dataset, tmp_path):
     codes = train_in(2, tmp_path, [run], "fail")
     assert codes[1] == errors.FAILED and codes[0] not in (errors.OK, errors.REQUEUE)
     assert "RuntimeError: this process alone" in (tmp_path / "fail.log.1").read_text()
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 120
