@@ -29,11 +29,17 @@ T = TypeVar("T")
 
 
 class Scan(NamedTuple):
-    """rows: [M], those that pass; columns: {name: [N, ...]} of all rows; digests: of every column that was read."""
+    """rows: [M], those that pass; columns: {name: [N, ...]} of all rows, text as Arrow has it; digests: of every column
+    that was read.
+
+    Missing real numbers are NaN. Whole numbers and booleans become real ones, with NaN, where a row that passes lacks
+    one; else they keep their type, and filled, {name: bool [N, ...]}, says where 0 stands for one that is missing.
+    """
 
     rows: np.ndarray
-    columns: dict[str, np.ndarray]
+    columns: dict[str, np.ndarray | pa.ChunkedArray]
     digests: dict[str, str]
+    filled: dict[str, np.ndarray]
 
 
 def open_dataset(
@@ -96,19 +102,21 @@ class Dataset:
         return pa.concat_tables(self._each_shard(part))
 
     def column(self, name: str) -> np.ndarray:
-        """One column as NumPy: [N], or [N, ...] for an array that lives in the index; missing floats are NaN, and whole
-        numbers 0 in the rows of a shard that is quarantined as a whole."""
-        return self.scan(columns=(name,)).columns[name]
+        """One column as NumPy: [N], or [N, ...] for an array that lives in the index. Missing text is None; missing
+        numbers and booleans are NaN, or, where only quarantined rows lack whole ones, 0. Raises InputError for an
+        unknown column."""
+        values = self.scan(columns=(name,)).columns[name]
+        return values if isinstance(values, np.ndarray) else values.to_numpy()
 
     def select(self, where: str | None) -> np.ndarray:
         """int64 [M]: the rows that pass the filter and are not quarantined, in order."""
         return self.scan(where).rows.astype(np.int64)
 
-    def scan(self, where: str | None = None, columns: Iterable[str] = ()) -> "Scan":
-        """The rows that pass a filter and are not quarantined, and columns, in one pass over the index. Raises
-        InputError for an unknown column."""
+    def scan(self, where: str | None = None, columns: Iterable[str] = (), digested: Iterable[str] = ()) -> "Scan":
+        """The rows that pass a filter and are not quarantined, and columns, in one pass over the index; of `digested`
+        the digests alone. Raises InputError for an unknown column."""
         columns = tuple(columns)
-        read = tuple(dict.fromkeys((*columns, *(filters.names(where) if where else ()))))
+        read = tuple(dict.fromkeys((*columns, *(filters.names(where) if where else ()), *digested)))
         self._check_columns(read)
         kind = np.uint32 if len(self) < 2**32 else np.int64  # 40 million rows: 160 MB
 
@@ -122,11 +130,19 @@ class Dataset:
             )
 
         if not read and not len(self.quarantined):
-            return Scan(np.arange(len(self), dtype=kind), {}, {})
+            return Scan(np.arange(len(self), dtype=kind), {}, {}, {})
         rows, *parts = zip(*self._each_shard(part), strict=True)
-        values = {name: self._joined(arrays) for name, arrays in zip(columns, parts, strict=False)}
-        digests = {name: short_digest(*d) for name, d in zip(read, parts[len(columns) :], strict=True)}
-        return Scan(np.concatenate(rows), values, digests)
+        found = Scan(np.concatenate(rows), {}, {}, {})
+        for name, pairs in zip(columns, parts, strict=False):
+            values, missing = map(joined, zip(*pairs, strict=True))
+            if isinstance(values, np.ndarray) and missing.any():
+                if missing[found.rows].any():
+                    values = np.where(missing, np.nan, values)
+                else:
+                    found.filled[name] = missing
+            found.columns[name] = values
+        found.digests.update({name: short_digest(*d) for name, d in zip(read, parts[len(columns) :], strict=True)})
+        return found
 
     def locate(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Shard number and row within the shard of global rows."""
@@ -139,8 +155,7 @@ class Dataset:
         if not isinstance(row, int | np.integer) or not 0 <= row < len(self):
             raise InputError(f"row {row!r} is not a row number of the dataset, 0..{len(self) - 1}")
         shard, within = self.locate(np.array([row]))
-        if self.quarantine.whole(self.manifest.shards[int(shard[0])].name):
-            raise DataError(f"{self.shard_path(int(shard[0]))} is quarantined as a whole; restore the shard")
+        self._check_there(int(shard[0]))
         columns = [name for name, spec in self.manifest.arrays.items() if spec.encoding == "index"]
         columns = ("key", *self.manifest.columns, *columns)
         scalars = self._index(int(shard[0]), columns).slice(int(within[0]), 1).to_pylist()[0]
@@ -195,7 +210,9 @@ class Dataset:
         return self.store.open(self.manifest.shards[shard])
 
     def places(self, shard: int, array: str, suffixes: tuple[str, ...] = ("offset", "size", "crc32")) -> list:
-        """Offset, size and crc32 of every payload of `array` in a shard's tar."""
+        """Offset, size and crc32 of every payload of `array` in a shard's tar. Raises DataError where the index
+        does not say them, as of a shard that is quarantined as a whole."""
+        self._check_there(shard)
         index = self._stored(shard, tuple(f"{array}_{suffix}" for suffix in suffixes))
         places = [column.to_numpy() for column in index.columns]
         if any(column.dtype.kind not in "iu" for column in places) or (places[0] < 0).any():
@@ -204,7 +221,8 @@ class Dataset:
         return places
 
     def exceptions(self, shard: int, array: str) -> np.ndarray:
-        """int32 [N]: how many exceptions every payload of a compact array has."""
+        """int32 [N]: how many exceptions every payload of a compact array has. Raises DataError as `places` does."""
+        self._check_there(shard)
         return self._stored(shard, (f"{array}_exceptions",)).column(0).to_numpy()
 
     def fingerprint(self, digests: dict[str, str] | None = None) -> dict:
@@ -237,21 +255,23 @@ class Dataset:
             chosen[slice(None) if damage.rows is None else list(damage.rows)] = False
         return chosen
 
-    def _values(self, name: str, column: pa.ChunkedArray) -> np.ndarray:
-        if name not in self.manifest.arrays:
-            return column.to_numpy()
-        flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        return flat.reshape(-1, *self.manifest.arrays[name].shape)
+    def _check_there(self, shard: int) -> None:
+        """Raises DataError for a shard that is quarantined as a whole: its index is not read."""
+        if self.quarantine.whole(self.manifest.shards[shard].name):
+            raise DataError(f"{self.shard_path(shard)} is quarantined as a whole; restore the shard")
 
-    def _joined(self, parts: Sequence[np.ndarray]) -> np.ndarray:
-        """The values of all shards. Those that are out as a whole have none, and do not decide the type."""
-        out = [self.quarantine.whole(shard.name) for shard in self.manifest.shards]
-        known = [part for part, missing in zip(parts, out, strict=True) if not missing]
-        kind = np.result_type(*(known or parts))
-        none = {"f": np.nan, "O": None}.get(kind.kind, 0)
-        return np.concatenate(
-            [np.full(part.shape, none, kind) if missing else part for part, missing in zip(parts, out, strict=True)]
-        )
+    def _values(self, name: str, column: pa.ChunkedArray) -> tuple[np.ndarray | pa.ChunkedArray, np.ndarray]:
+        """The values of one shard, and bool [N, ...] where whole numbers and booleans are missing: 0 stands there."""
+        if column.type == pa.string():
+            return column, np.zeros(len(column), bool)
+        array, shape = column.combine_chunks(), self.manifest.arrays[name].shape if name in self.manifest.arrays else ()
+        array = array.flatten() if shape else array
+        if pa.types.is_floating(array.type) or not array.null_count:
+            missing = np.zeros(len(array), bool)
+        else:
+            missing = array.is_null().to_numpy(zero_copy_only=False)
+            array = array.fill_null(0 if pa.types.is_integer(array.type) else False)
+        return array.to_numpy(zero_copy_only=False).reshape(-1, *shape), missing.reshape(-1, *shape)
 
     def _check_columns(self, columns: Iterable[str]) -> None:
         arrays = {name for name, array in self.manifest.arrays.items() if array.encoding == "index"}
@@ -269,8 +289,9 @@ class Dataset:
         table = self._stored(shard, list(dict.fromkeys([*known, "object_id"])))
         found = {name: table[name] for name in known}
         for overlay in self.overlays:
-            for name in overlay.columns.keys() & set(laid):
-                found[name] = overlay.lay(name, table["object_id"], found.get(name))
+            if names := overlay.columns.keys() & set(laid):
+                at = overlay.match(table["object_id"])
+                found |= {name: overlay.lay(name, at, found.get(name)) for name in names}
         return pa.table({name: found[name] for name in columns})
 
     def _stored(self, shard: int, columns: Sequence[str]) -> pa.Table:
@@ -313,6 +334,13 @@ def absent(samples: int, kind: pa.DataType) -> pa.Array:
     if not pa.types.is_fixed_size_list(kind):
         return pa.nulls(samples, kind)
     return pa.FixedSizeListArray.from_arrays(pa.nulls(samples * kind.list_size, kind.value_type), kind.list_size)
+
+
+def joined(parts: Sequence[np.ndarray | pa.ChunkedArray]) -> np.ndarray | pa.ChunkedArray:
+    """The values of all shards."""
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts)
+    return pa.chunked_array([chunk for part in parts for chunk in part.chunks], parts[0].type)
 
 
 def short_digest(*parts: bytes) -> str:

@@ -38,7 +38,7 @@ class Overlay:
         for name in table.column_names:
             if name != "object_id":
                 self.columns[name] = checked_column(path, name, table[name].type, manifest)
-        ids = numpy_ids(ids)
+        ids, _ = numpy_ids(ids)
         order = np.argsort(ids, kind="stable")
         self.ids, order = ids[order], pa.array(order)
         self.values = {
@@ -46,15 +46,21 @@ class Overlay:
             for name, spec in self.columns.items()
         }
 
-    def lay(self, name: str, ids: pa.ChunkedArray, stored: pa.ChunkedArray | None) -> pa.ChunkedArray:
-        """A column for the objects `ids`: the overlay's values, for others those stored, or nothing."""
-        wanted = numpy_ids(ids.combine_chunks())
-        at = np.minimum(np.searchsorted(self.ids, wanted), max(0, len(self.ids) - 1))
-        named = self.ids[at] == wanted if len(self.ids) else np.zeros(len(wanted), bool)
-        values = self.values[name].take(pa.array(at, mask=~named)) if len(self.ids) else pa.nulls(
-            len(wanted), self.values[name].type
-        )  # fmt: skip
-        return pa.chunked_array([values]) if stored is None else pc.if_else(pa.array(named), values, stored)
+    def match(self, ids: pa.ChunkedArray) -> pa.Array:
+        """Where the objects `ids` stand in this overlay; null for those that it does not name, and without an id."""
+        wanted, known = numpy_ids(ids.combine_chunks())
+        if not len(self.ids):
+            return pa.nulls(len(wanted), pa.int64())
+        at = np.searchsorted(
+            self.ids, wanted.astype(self.ids.dtype)
+        )  # longer text would widen the overlay's, each time
+        at = np.minimum(at, len(self.ids) - 1)
+        return pa.array(at, mask=~(known & (self.ids[at] == wanted)))
+
+    def lay(self, name: str, at: pa.Array, stored: pa.ChunkedArray | None) -> pa.ChunkedArray:
+        """A column for the objects of a match: the overlay's values, for others those stored, or nothing."""
+        values = self.values[name].take(at)
+        return pa.chunked_array([values]) if stored is None else pc.if_else(at.is_valid(), values, stored)
 
 
 def checked_column(path: Path, name: str, kind: pa.DataType, manifest: Manifest) -> Column:
@@ -71,7 +77,9 @@ def checked_column(path: Path, name: str, kind: pa.DataType, manifest: Manifest)
     return known
 
 
-def numpy_ids(ids: pa.Array) -> np.ndarray:
-    """Numbers, or text of fixed width, which sort and compare quickly."""
-    values = ids.to_numpy(zero_copy_only=False)
-    return values.astype(str) if values.dtype == object else values
+def numpy_ids(ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers, or text of fixed width, which sort and compare quickly; and bool: which of them are there."""
+    known = ids.is_valid().to_numpy(zero_copy_only=False)
+    values = ids.fill_null("" if pa.types.is_string(ids.type) else pa.scalar(0, ids.type))
+    values = values.to_numpy(zero_copy_only=False)
+    return values.astype(str) if values.dtype == object else values, known

@@ -5,6 +5,7 @@ import threading
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from jaxz.data.dataset import Dataset
 from jaxz.data.order import Order, derive
@@ -38,9 +39,10 @@ class Source:
 
 
 class Sampler:
-    """len: positions of an epoch; columns: those of the source, of all rows of the dataset.
+    """len: positions of an epoch; columns: those of the source, of all rows of the dataset; filled: where rows that are
+    not drawn lack them (see Scan); digests: of all that is read of the index.
 
-    Raises InputError where no row can be drawn or weights are no weights."""
+    Raises InputError where no row can be drawn, weights are no weights, or a column holds text."""
 
     def __init__(self, source: Source, seed: int, shuffle: bool):
         dataset = source.dataset
@@ -48,19 +50,30 @@ class Sampler:
         self.seed, self.window, self.shuffle, self.ends = seed, source.window, shuffle, None
         self.windowed = dataset.remote or (shuffle and source.window > 0)  # few shards at a time: worth looking ahead
         chosen = {source.weights, source.balance} - {None}
-        self.rows, self.columns, self.digests = dataset.scan(source.where, sorted({*source.columns, *chosen}))
+        arrays, columns = dataset.manifest.arrays, dataset.manifest.columns
+        for name in source.columns:
+            if name == "key" or (name in columns and columns[name].dtype == "string"):
+                raise InputError(f"column {name!r} holds text; a batch carries numbers only (use it in `where`)")
+        inside = [
+            name
+            for name in (arrays if source.arrays is None else source.arrays)
+            if name in arrays and not arrays[name].in_tar
+        ]
+        scan = dataset.scan(source.where, sorted({*source.columns, *chosen}), inside)
+        self.rows, self.digests = scan.rows, scan.digests
+        self.columns = {name: scan.columns[name] for name in source.columns}
+        self.filled = {name: where for name, where in scan.filled.items() if name in source.columns}
         if not len(self.rows):
             raise InputError(
                 f"where: {source.where!r} selects none of the {len(dataset)} rows of {str(dataset.path)!r}"
             )
         if source.weights or source.balance:
-            weights = row_weights(source, {name: self.columns[name][self.rows] for name in chosen})
+            weights = row_weights(source, scan.columns, self.rows)
             self.rows, weights = self.rows[weights > 0], weights[weights > 0]
             self.ends = np.cumsum(weights)  # [M]: where each row's share ends, in units of draws
             self.ends *= len(self.rows) / self.ends[-1]
             self.ends[-1] = len(self.rows)
-        counts = np.bincount(dataset.locate(self.rows)[0], minlength=len(dataset.manifest.shards))
-        self.last = np.cumsum(counts)  # rows up to and with each shard
+        self.last = rows_before(self.rows, dataset.starts[1:])  # rows up to and with each shard
         self.blocks: dict[tuple[int, int], np.ndarray] = {}
         self.lock = threading.Lock()
 
@@ -127,33 +140,40 @@ class Sampler:
         check_limit(self.dataset.store, sizes, self.window if self.shuffle else 1, len(self), in_flight)
 
 
-def row_weights(source: Source, columns: dict[str, np.ndarray]) -> np.ndarray:
-    """float64 [N]: how often each row is wanted, relative to the others."""
+def rows_before(rows: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """int64 [S]: how many of the rows stand before each start. They are sorted, and of a type that holds the starts."""
+    return np.searchsorted(rows, starts.astype(rows.dtype))  # of another type, all the rows would be copied to it
+
+
+def row_weights(source: Source, columns: dict[str, np.ndarray | pa.ChunkedArray], rows: np.ndarray) -> np.ndarray:
+    """float64 [M]: how often each of the rows is wanted, relative to the others."""
     weights = 1.0
     if source.weights:
-        weights = columns[source.weights].astype(np.float64)
+        if not isinstance(columns[source.weights], np.ndarray):
+            raise InputError(f"weights: column {source.weights!r} holds text; name a column of numbers")
+        weights = columns[source.weights][rows].astype(np.float64)
         if not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
             raise InputError(
                 f"weights: column {source.weights!r} has values that are missing, negative or all zero; mend it, or "
                 "leave such rows out with where"
             )
-    return weights * balancing(source, columns[source.balance]) if source.balance else weights
+    return weights * balancing(source, columns[source.balance], rows) if source.balance else weights
 
 
-def balancing(source: Source, values: np.ndarray) -> np.ndarray:
-    """float64 [N]: one over the number of rows of the same class or bin."""
-    missing = values == None if values.dtype == object else np.isnan(values) if values.dtype.kind == "f" else False  # noqa: E711
-    if np.any(missing):
-        raise InputError(
-            f"balance: column {source.balance!r} is missing for {int(np.sum(missing))} rows; leave them out with where"
-        )
+def balancing(source: Source, column: np.ndarray | pa.ChunkedArray, rows: np.ndarray) -> np.ndarray:
+    """float64 [M]: one over the number of rows of the same class or bin."""
+    text = not isinstance(column, np.ndarray)
+    if text:  # as numbers: many millions of Python strings would fill the memory
+        column = column.dictionary_encode().combine_chunks().indices.fill_null(-1).to_numpy()
+    values = column[rows]
+    if missing := np.count_nonzero(values == -1 if text else np.isnan(values)):
+        raise InputError(f"balance: column {source.balance!r} is missing for {missing} rows; leave them out with where")
     if source.bins:
-        if values.dtype.kind not in "fiu":
+        if text or values.dtype.kind not in "fiu":
             raise InputError(f"balance: column {source.balance!r} holds no numbers; set bins=0 to balance its classes")
         edges = np.linspace(values.min(), values.max(), source.bins + 1)
         values = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, source.bins - 1)
     elif values.dtype.kind == "f":
         raise InputError(f"balance: column {source.balance!r} holds real numbers; say how many bins with bins=20")
-    _, place, counts = np.unique(values.astype(str) if values.dtype == object else values, return_inverse=True,
-                                 return_counts=True)  # fmt: skip
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     return 1.0 / counts[place]

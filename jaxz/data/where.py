@@ -1,4 +1,8 @@
-"""Row filters over index columns, such as "z_kind == 'spec' and z_quality >= 3"."""
+"""Row filters over index columns, such as "z_kind == 'spec' and z_quality >= 3".
+
+Every comparison with a missing value (null, NaN) is false, `!=` and `not in` too; so `not (z > 1)` is true where z is
+missing, `z <= 1` is not, and `isnull(z)` asks for it.
+"""
 
 import ast
 import functools
@@ -26,6 +30,11 @@ BINARY = {
     ast.BitAnd: pc.bit_wise_and,
 }
 FUNCTIONS = {"abs": pc.abs, "isfinite": pc.is_finite, "isnull": lambda x: pc.is_null(x, nan_is_null=True)}
+
+
+def known(*sides):
+    """Where none of the sides is missing."""
+    return functools.reduce(pc.and_, (pc.invert(FUNCTIONS["isnull"](side)) for side in sides))
 
 
 def names(where: str) -> list[str]:
@@ -56,7 +65,7 @@ def training_filter(*conditions: str) -> str | None:
 
 
 def evaluate(where: str, column: Callable[[str], pa.ChunkedArray]) -> np.ndarray:
-    """Bool [N]: the rows that pass. Comparisons with a missing value (null, NaN) are false.
+    """Bool [N]: the rows that pass.
 
     Raises InputError for what is no condition on columns, and for values that do not go together.
     """
@@ -114,10 +123,13 @@ def visit(node: ast.expr, column, where: str):
             result = None
             for op, right in zip(ops, comparators, strict=True):
                 if isinstance(op, ast.In | ast.NotIn) and is_list(right):
-                    value = pc.is_in(go(left), value_set=pa.array(ast.literal_eval(right)))
-                    value = pc.invert(value) if isinstance(op, ast.NotIn) else value
+                    side = go(left)
+                    value = pc.is_in(side, value_set=pa.array(ast.literal_eval(right)))
+                    value = pc.and_(pc.invert(value), known(side)) if isinstance(op, ast.NotIn) else value
                 elif type(op) in COMPARE:
-                    value = COMPARE[type(op)](go(left), go(right))
+                    sides = go(left), go(right)
+                    value = COMPARE[type(op)](*sides)
+                    value = pc.and_kleene(value, known(*sides)) if isinstance(op, ast.NotEq) else value
                 else:
                     break
                 result = value if result is None else pc.and_kleene(result, value)
@@ -130,5 +142,5 @@ def visit(node: ast.expr, column, where: str):
             return column(name)
         case ast.Constant(value=value):
             return pa.scalar(value)
-    known = f"comparisons, and, or, not, in, + - * / &, {', '.join(FUNCTIONS)}"
-    raise InputError(f"where: {ast.unparse(node)!r} in {where!r} is not understood; use {known}")
+    understood = f"comparisons, and, or, not, in, + - * / &, {', '.join(FUNCTIONS)}"
+    raise InputError(f"where: {ast.unparse(node)!r} in {where!r} is not understood; use {understood}")

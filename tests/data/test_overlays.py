@@ -8,7 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from jaxz.data.dataset import open_dataset
+from jaxz.data.manifest import Column, Manifest
+from jaxz.data.overlays import Overlay
 from jaxz.data.stream import Source, Stream
+from jaxz.data.writer import DatasetWriter
 from jaxz.errors import InputError
 
 
@@ -57,6 +60,57 @@ def test_a_stream_draws_by_an_overlay_and_notices_its_change(copy):
     write(copy, "mine", object_id=np.arange(96), share=np.repeat([1.0, 0.0], 48))
     with pytest.raises(InputError, match="the stream changed since the checkpoint \\(share: "):
         make().restore(state)
+
+
+def test_values_keep_their_type_where_all_that_are_selected_are_there(copy):
+    ids = np.arange(0, 96, 2)
+    big = 2**53 + 1 + ids  # float64 holds every other one
+    bad = ids % 4 == 0
+    write(copy, "mine", object_id=ids, cls=(ids % 3).astype(np.int16), big=big, bad=bad)
+    dataset, names = open_dataset(copy, overlays=["mine"]), ("cls", "big", "bad")
+    source = Source(dataset, ("image",), names, where="not isnull(cls)", balance="cls")
+    batch = next(Stream(source, 48))
+    assert [batch[name].dtype.name for name in names] == ["int16", "int64", "bool"]
+    np.testing.assert_array_equal(batch["big"], 2**53 + 1 + batch["row"])
+    np.testing.assert_array_equal(batch["bad"], batch["row"] % 4 == 0)
+    assert np.bincount(batch["cls"]).tolist() == [16] * 3
+    scan = dataset.scan("bad == True or bad == False", ["big", "bad", "z"])
+    np.testing.assert_array_equal(scan.rows, ids)
+    assert sorted(scan.filled) == ["bad", "big"]
+    np.testing.assert_array_equal(scan.filled["big"], np.arange(96) % 2 == 1)
+    for name, values in (("cls", ids % 3), ("bad", bad)):  # without a filter, rows lack them
+        wanted = np.full(96, np.nan)
+        wanted[ids] = values
+        found = dataset.column(name)
+        assert found.dtype == np.float64
+        np.testing.assert_array_equal(found, wanted)
+    with pytest.raises(InputError, match="balance: column 'bad' is missing for 48 rows"):
+        Stream(Source(dataset, balance="bad"), 8)
+
+
+@pytest.mark.parametrize("kind, big", [(pa.int64(), 2**60), (pa.string(), "None")])
+def test_objects_without_an_id_get_nothing_and_near_ids_differ(tmp_path, kind, big):
+    ids = [big + 1, None, big, big + 3] if kind == pa.int64() else ["a", None, "None", "a longer one"]
+    column = Column("int64" if kind == pa.int64() else "string")
+    writer = DatasetWriter(tmp_path / "d", Manifest({}, (), {"object_id": column}), {})
+    writer.write_shard(0, list("wxyz"), {}, {"object_id": pa.array(ids, kind)})
+    writer.finish(1, {})
+    (tmp_path / "d/overlays").mkdir()
+    write(tmp_path / "d", "mine", object_id=pa.array([big, ids[0]], kind), label=pa.array([1, 2], pa.int8()))
+    nothing = 0 if kind == pa.int64() else ""
+    write(tmp_path / "d", "zero", object_id=pa.array([nothing], kind), label=pa.array([9], pa.int8()))
+    write(tmp_path / "d", "empty", object_id=pa.array([], kind), label=pa.array([], pa.int8()))
+    label = lambda *names: open_dataset(tmp_path / "d", overlays=names).table(["label"])["label"].to_pylist()
+    assert label("mine") == label("zero", "mine", "empty") == [2, None, 1, None]
+    assert label("zero") == label("empty") == [None] * 4
+
+
+def test_a_shard_is_matched_once_for_all_columns(copy, monkeypatch):
+    calls, match = [], Overlay.match
+    monkeypatch.setattr(Overlay, "match", lambda self, ids: calls.append(len(ids)) or match(self, ids))
+    write(copy, "mine", object_id=np.arange(96), a=np.arange(96), b=np.arange(96), c=np.arange(96))
+    open_dataset(copy, overlays=["mine"]).scan("a > 3", ["a", "b", "c"])
+    assert calls == [32] * 3
 
 
 @pytest.mark.parametrize(

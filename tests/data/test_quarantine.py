@@ -70,6 +70,9 @@ def test_a_shard_that_is_out_as_a_whole_is_not_opened(copy, blob_dataset):
         np.testing.assert_array_equal(batch["object_id"], batch["row"])
     with pytest.raises(DataError, match=r"00001.tar is quarantined as a whole"):
         dataset.cutout(40)
+    for places in (dataset.places, dataset.exceptions):
+        with pytest.raises(DataError, match=r"00001.tar is quarantined as a whole"):
+            places(1, "image")
 
 
 def test_arrays_of_the_index_keep_their_shape(tmp_path):

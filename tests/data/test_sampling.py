@@ -1,11 +1,16 @@
 """Weighted and balanced drawing against counting."""
 
+import tracemalloc
+from contextlib import nullcontext
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jaxz.data.dataset import open_dataset
 from jaxz.data.manifest import Array, Column, Manifest
-from jaxz.data.sampling import Sampler, Source
+from jaxz.data.sampling import Sampler, Source, balancing, rows_before
 from jaxz.data.stream import Stream
 from jaxz.data.writer import DatasetWriter
 from jaxz.errors import InputError
@@ -84,11 +89,63 @@ def test_weighted_streams_resume_and_split_exactly(dataset):
         Stream(Source(dataset, columns=("z",), balance="kind", window=2), 32, seed=7).restore(first.state())
 
 
+@pytest.mark.parametrize("kind, total", [(np.uint32, 2**32 - 1), (np.int64, 2**32), (np.int64, 2**40), (np.uint32, 9)])
+def test_rows_of_shards_are_counted(kind, total):
+    draw = np.random.default_rng(total % 97)
+    starts = np.unique(np.append(draw.integers(0, total, 40), [0, total]))
+    many = np.unique(np.append(draw.integers(0, total, 300), starts[:-1][::3]))
+    for rows in (many, many[:1], many[-1:], many[(many < starts[2]) | (many >= starts[-2])]):
+        expected = [sum(row < start for row in rows.tolist()) for start in starts[1:].tolist()]
+        assert rows_before(rows.astype(kind), starts[1:]).tolist() == expected
+
+
+def test_rows_of_shards_are_counted_without_a_copy_of_the_rows():
+    rows = np.arange(10**6, dtype=np.uint32)
+    tracemalloc.start()
+    rows_before(rows, np.array([10, 10**6]))
+    assert tracemalloc.get_traced_memory()[1] < 10**5
+    tracemalloc.stop()
+
+
+def test_text_is_counted_over_all_shards_and_where_selected(dataset):
+    column = pa.chunked_array([["b", "a", None], [], ["a", "c", "a"]], pa.string())
+    rows = np.array([0, 1, 3, 4, 5], np.uint32)
+    source = Source(dataset, balance="kind")
+    np.testing.assert_array_equal(balancing(source, column, rows), [1, 1 / 3, 1 / 3, 1, 1 / 3])
+    with pytest.raises(InputError, match="'kind' is missing for 1 rows"):
+        balancing(source, column, np.arange(6))
+
+
+def test_a_sampler_keeps_the_columns_of_its_source_alone(dataset):
+    sampler = Sampler(Source(dataset, columns=("z",), weights="weight", balance="kind", where="bad > 0"), 0, True)
+    assert list(sampler.columns) == ["z"]
+    assert sorted(sampler.digests) == ["bad", "kind", "tag", "weight", "z"]
+
+
+@pytest.mark.parametrize("arrays, noticed", [(None, True), (("tag",), True), ((), False)])
+def test_changed_arrays_of_the_index_are_noticed(tmp_path, arrays, noticed):
+    arrays_of = {"tag": Array("vector", "int32", (1,), "index")}
+    writer = DatasetWriter(tmp_path / "d", Manifest(arrays_of, (), {"z": Column("float32")}), {})
+    writer.write_shard(0, ["a", "b"], {"tag": np.ones((2, 1), np.int32)}, {"z": [1, 2]})
+    writer.finish(1, {})
+    make = lambda: Stream(Source(open_dataset(tmp_path / "d"), arrays), 2)
+    state, index = make().state(), tmp_path / "d/index/00000.parquet"
+    make().restore(state)
+    table = pq.read_table(index)
+    changed = pa.FixedSizeListArray.from_arrays(pa.array([1, 2], pa.int32()), 1)
+    pq.write_table(table.set_column(table.column_names.index("tag"), table.schema.field("tag"), changed), index)
+    with pytest.raises(InputError, match="changed since the checkpoint \\(tag: ") if noticed else nullcontext():
+        make().restore(state)
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
         (dict(weights="bad"), "weights: column 'bad' has values that are missing, negative or all zero"),
         (dict(weights="none"), "column 'none' is not in"),
+        (dict(weights="kind"), "weights: column 'kind' holds text"),
+        (dict(columns=("kind",)), "column 'kind' holds text"),
+        (dict(columns=("key",)), "column 'key' holds text"),
         (dict(balance="bad", bins=3), "balance: column 'bad' is missing for 1 rows"),
         (dict(balance="z"), "balance: column 'z' holds real numbers; say how many bins"),
         (dict(balance="kind", bins=3), "balance: column 'kind' holds no numbers; set bins=0"),

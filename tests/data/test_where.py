@@ -6,6 +6,7 @@ from jaxz.data import where
 from jaxz.errors import InputError
 
 TABLE = pa.table({"z": [0.1, 0.9, float("nan"), 2.0], "kind": ["spec", "none", "spec", None], "bits": [1, 2, 3, 4]})
+TABLE = TABLE.append_column("cls", pa.array([1, 2, None, 1], pa.int16()))
 
 
 @pytest.mark.parametrize(
@@ -17,7 +18,15 @@ TABLE = pa.table({"z": [0.1, 0.9, float("nan"), 2.0], "kind": ["spec", "none", "
         ("kind != 'spec'", [1]),
         ("not kind == 'spec'", [1, 3]),
         ("kind in ('spec', 'grism') and isfinite(z)", [0]),
-        ("kind not in ['spec']", [1, 3]),
+        ("kind not in ['spec']", [1]),
+        ("z != 0.1", [1, 3]),
+        ("0.1 != z", [1, 3]),
+        ("z != bits", [0, 1, 3]),
+        ("z not in [0.1]", [1, 3]),
+        ("cls != 1", [1]),
+        ("cls not in [1]", [1]),
+        ("not cls == 1", [1, 2]),
+        ("not (z != 0.1 or cls < 0)", [0, 2]),
         ("z > 0.5 or kind == 'spec'", [0, 1, 2, 3]),
         ("isnull(z)", [2]),
         ("(bits & 2) != 0", [1, 2]),
