@@ -66,14 +66,11 @@ def check_stages(stages: tuple[Stage, ...], sources: int) -> None:
 
 
 def joined_columns(sources: tuple[Source, ...], samplers: list[Sampler]) -> dict[str, list[np.ndarray]]:
-    """{name: [values [N] of all rows of each source]}. Raises InputError for text, and for whole numbers that a source
-    lacks."""
+    """{name: [values [N] of all rows of each source]}. Raises InputError for whole numbers that a source lacks."""
     columns = {}
     for name in dict.fromkeys(name for source in sources for name in source.columns):
         found = [sampler.columns.get(name) for sampler in samplers]
         kind = np.result_type(*(values.dtype for values in found if values is not None))
-        if kind.kind not in "fiub":
-            raise InputError(f"column {name!r} holds text; a batch carries numbers only (use it in `where`)")
         if any(values is None for values in found) and kind.kind != "f":
             raise InputError(f"column {name!r} is not in every source, and {kind} has no value for missing; add it")
         columns[name] = []

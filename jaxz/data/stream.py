@@ -131,6 +131,11 @@ class Stream:
         count = len(self.sources[source].dataset)
         if len(rows) and not (rows.min() >= 0 and rows.max() < count):
             raise InputError(f"rows: {rows.min()}..{rows.max()} are not all row numbers of the dataset, 0..{count - 1}")
+        for name, filled in self.samplers[source].filled.items():
+            if filled[rows].any():
+                raise InputError(
+                    f"rows: column {name!r} is missing for {int(filled[rows].sum())} of them; leave it out of columns"
+                )
         numbers = rows + self.first_rows[source]
         shards, batch = self.reader.shard_numbers(numbers), {}
         for n in np.unique(shards).tolist():  # by shard: of a remote dataset not all have to be there at once
@@ -316,7 +321,9 @@ def check_same(source: Source, then: dict, now: dict) -> None:
             "restore that dataset or start a new run"
         )
     before, after = then["fingerprint"]["columns"], now["fingerprint"]["columns"]
-    changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+    inside = {name for name, spec in source.dataset.manifest.arrays.items() if not spec.in_tar}
+    young = inside - before.keys()  # older states had no digests of arrays
+    changed = sorted(name for name in {*before, *after} - young if before.get(name) != after.get(name))
     changed += [name for name in SETTINGS if then.get(name) != now[name]]
     if changed:
         details = ", ".join(f"{name}: {then.get(name, 'column')!r} -> {now.get(name, 'column')!r}" for name in changed)
