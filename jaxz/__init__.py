@@ -1,13 +1,19 @@
 """Multi-band sky cutouts -> ViT pretraining -> photometric redshifts, in JAX.
 
-Importing this package does not import jax; `open_dataset` needs only numpy and pyarrow.
+Importing this package does not import jax; `open_dataset` and `Stream` need only numpy and pyarrow.
 """
 
 import importlib
 
 __version__ = "0.1.0"
 
-_LAZY = {"open_dataset": "jaxz.data.dataset", "load_run": "jaxz.predict"}
+_LAZY = {
+    "open_dataset": "jaxz.data.dataset",
+    "Source": "jaxz.data.sampling",
+    "Stage": "jaxz.data.mixture",
+    "Stream": "jaxz.data.stream",
+    "load_run": "jaxz.predict",
+}
 
 
 def __getattr__(name: str):

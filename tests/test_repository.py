@@ -89,7 +89,7 @@ def test_orbax_is_imported_in_one_place_and_torch_nowhere():
 
 
 def test_importing_jaxz_does_not_import_jax():
-    code = "import sys, jaxz, jaxz.photoz.metrics; jaxz.open_dataset; sys.exit('jax' in sys.modules)"
+    code = "import sys, jaxz, jaxz.photoz.metrics; jaxz.open_dataset; jaxz.Stream; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
