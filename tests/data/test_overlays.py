@@ -68,6 +68,10 @@ def test_a_stream_draws_by_an_overlay_and_notices_its_change(copy):
         ({"object_id": ["a"]}, "object_id is not int64"),
         ({"object_id": [1], "z": [1]}, "'z' holds int64, the dataset float32; cast it"),
         ({"object_id": [1], "image": [1.0]}, "'image' has a name that no column can have"),
+        *[
+            ({"object_id": [1], f"image_{place}": [1]}, f"'image_{place}' has a name that no column can have")
+            for place in ("offset", "size", "crc32", "exceptions")
+        ],
         ({"object_id": [1], "list": [[1.0]]}, "'list' holds list"),
     ],
 )
