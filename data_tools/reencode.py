@@ -2,13 +2,14 @@
 
     python -m data_tools.reencode DATASET --out NEW --encoding compact|raw [--step-sigma 0.125] [--workers 2]
 
-Rows, splits, scalars and other arrays stay as they are. Raw images made of compact ones have the dtype that the images
-were measured in, not the values from before: those are lost. Every payload that is read is held against its checksum.
-The same command finishes an interrupted dataset.
+Rows, splits, scalars, overlays and other arrays stay as they are, and so do images that have that encoding already. Raw
+images made of compact ones have the dtype that the images were measured in, not the values from before: those are lost.
+Every payload that is read is held against its checksum. The same command finishes an interrupted dataset.
 """
 
 import argparse
 import dataclasses
+import os
 import signal
 import sys
 from pathlib import Path
@@ -16,17 +17,19 @@ from pathlib import Path
 import numpy as np
 
 from data_tools.plan import versions
-from jaxz.data.dataset import open_dataset
+from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.manifest import Array, Manifest
+from jaxz.data.transport import is_remote
 from jaxz.data.writer import ENCODINGS, STEP_SIGMA, DatasetWriter, with_images
 from jaxz.errors import InputError, run
+from jaxz.files import replace
 from jaxz.progress import in_processes
 
 
 def main(argv: list[str]) -> int | None:
     parser = argparse.ArgumentParser(prog="python -m data_tools.reencode", description=__doc__.split("\n\n")[0])
-    parser.add_argument("dataset", type=Path)
-    parser.add_argument("--out", required=True, type=Path, help="dataset to write")
+    parser.add_argument("dataset")
+    parser.add_argument("--out", required=True, help="dataset to write")
     parser.add_argument("--encoding", required=True, choices=ENCODINGS)
     parser.add_argument("--step-sigma", type=float, default=STEP_SIGMA, help="of compact, in sky sigmas (default 1/8)")
     parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
@@ -35,6 +38,9 @@ def main(argv: list[str]) -> int | None:
         raise InputError(f"workers: {args.workers} must be at least 1")
     if not 1e-3 <= args.step_sigma <= 1:
         raise InputError(f"step-sigma: {args.step_sigma} must lie in 0.001 .. 1; 0.125 adds 0.13 % to the variance")
+    for name in ("dataset", "out"):
+        if is_remote(path := getattr(args, name)):
+            raise InputError(f"{name}: {path!r} is remote; reencode between local directories and copy the result")
     source = open_dataset(args.dataset)
     if len(source.quarantined):
         raise InputError(f"dataset: {len(source.quarantined)} samples are quarantined; restore their shards first")
@@ -47,6 +53,7 @@ def main(argv: list[str]) -> int | None:
     jobs = [(writer, args.dataset, n) for n in range(len(source.manifest.shards)) if not writer.done(n)]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
     in_processes(write_shard, jobs, args.workers, "shards")
+    copy_overlays(source.path, writer.path)
     written = writer.finish(len(source.manifest.shards), source.manifest.splits)
     before, after = (sum(shard.bytes for shard in m.shards) for m in (source.manifest, written))
     print(f"{args.out}: {written.samples} samples, {after} bytes of shards, {after / before:.2f} of those before")
@@ -57,7 +64,7 @@ def new_manifest(manifest: Manifest, plan: dict) -> Manifest:
     """That of the dataset to write. Raises InputError where its images are so encoded already."""
     empty = dataclasses.replace(manifest, shards=())
     changed = with_images(empty, plan["encoding"], plan.get("step_sigma", STEP_SIGMA))
-    if all(changed.arrays[name].encoding == array.encoding for name, array in manifest.arrays.items()):
+    if changed.arrays == manifest.arrays:
         raise InputError(f"encoding: the images are {plan['encoding']} already; reencode the dataset they were made of")
     history = manifest.provenance.get("reencoded", [])
     entry = {**plan, "plan": manifest.provenance.get("plan"), "versions": versions("numpy", "blosc2")}
@@ -65,16 +72,42 @@ def new_manifest(manifest: Manifest, plan: dict) -> Manifest:
     return dataclasses.replace(changed, provenance=provenance)
 
 
-def write_shard(writer: DatasetWriter, dataset: Path, n: int) -> None:
-    """Write shard `n` of the new dataset, the rows of shard `n` of the old one."""
+def write_shard(writer: DatasetWriter, dataset: str, n: int) -> None:
+    """Write shard `n` of the new dataset, the rows of shard `n` of the old one.
+
+    Raises InputError for what the writer refuses, such as pixels that are not finite.
+    """
     source, arrays, columns = open_dataset(dataset), writer.manifest.arrays, writer.manifest.columns
     inside = [name for name, spec in arrays.items() if not spec.in_tar]
     index = source.shard_table(n, ("key", *columns, *inside))
     values = {name: np.array(index[name].to_pylist(), arrays[name].dtype) for name in inside}  # lists of one shape
-    values |= {
-        name: [as_stored(v, arrays[name]) for v in source.payloads(n, name)] for name in arrays.keys() - set(inside)
-    }
-    writer.write_shard(n, index["key"].to_pylist(), values, {name: index[name].to_pylist() for name in columns})
+    values |= {name: stored(source, n, name, arrays[name]) for name in arrays.keys() - set(inside)}
+    scalars = {name: index[name].to_pylist() for name in columns}
+    try:
+        writer.write_shard(n, index["key"].to_pylist(), values, scalars)
+    except ValueError as error:
+        raise InputError(f"{source.shard_path(n)}: {error}") from None
+
+
+def copy_overlays(old: Path, new: Path) -> None:
+    """Overlays go by object_id, which stays."""
+    for path in sorted(old.glob("overlays/*.parquet")):
+        (new / "overlays").mkdir(exist_ok=True)
+        replace(new / "overlays" / path.name, path.read_bytes())
+
+
+def stored(source: Dataset, n: int, name: str, spec: Array) -> list[np.ndarray] | list[bytes]:
+    """What the writer takes of an array of shard `n`. Compact ones that stay so, as they are: quantising the decoded
+    values again would add noise."""
+    if not (spec.compact and source.manifest.arrays[name].compact):
+        return [as_stored(value, spec) for value in source.payloads(n, name)]
+    offsets, sizes, _ = source.places(n, name)
+    file = source.open_shard(n)
+    try:  # payloads() compares checksums, and sizes before so much is read
+        places = zip(offsets.tolist(), sizes.tolist(), source.payloads(n, name), strict=True)
+        return [os.pread(file, size, offset) for offset, size, _ in places]
+    finally:
+        os.close(file)
 
 
 def as_stored(value: np.ndarray, spec: Array) -> np.ndarray:

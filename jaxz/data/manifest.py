@@ -18,6 +18,8 @@ KEY = re.compile(r"[A-Za-z0-9_-]{1,63}")  # a USTAR header holds 100 characters 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
 INDEX_ARRAY_LIMIT = 1024  # bytes: a larger array belongs in the tar
 SAMPLE_LIMIT = 1 << 30  # bytes of one array of one sample: more is a slip, and would be allocated a batch at a time
+SAMPLES_LIMIT = 1 << 40  # of a dataset: more is a slip, and row numbers would be allocated for all
+HEADER = 512  # bytes of a tar before each member
 ZERO_POINT_UJY = 23.9  # AB magnitude of one microjansky
 
 # A rule: (test of a value, what it must be). JSON's true is no number here.
@@ -237,7 +239,10 @@ class Manifest:
         for what, names in (("bands", [b.name for b in self.bands]), ("shards", [s.name for s in self.shards])):
             if len(set(names)) != len(names):
                 raise InputError(f"{what}: names {names!r:.80} must be unique")
-        least = sum(array.stored_bounds[0] for array in self.arrays.values() if array.in_tar)
+        if self.samples > SAMPLES_LIMIT:
+            raise InputError(f"shards: {self.samples} samples in all must be at most {SAMPLES_LIMIT}; mend samples")
+        inside = [array.stored_bounds[0] for array in self.arrays.values() if array.in_tar]
+        least = sum(inside) + HEADER * (len(inside) + 1)  # and that of meta.json
         for shard in self.shards:
             if shard.samples * least > shard.bytes:
                 raise InputError(

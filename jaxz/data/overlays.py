@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jaxz.data.index import UNREADABLE, column_type
+from jaxz.data.index import PLACES, UNREADABLE, column_type
 from jaxz.data.manifest import NAME, Column, Manifest
 from jaxz.errors import InputError
 
@@ -65,7 +65,9 @@ class Overlay:
 
 def checked_column(path: Path, name: str, kind: pa.DataType, manifest: Manifest) -> Column:
     """What a column of an overlay is. Raises InputError where the dataset cannot have it."""
-    if not NAME.fullmatch(name) or name == "key" or name in manifest.arrays:
+    array, _, place = name.rpartition("_")
+    is_place = array in manifest.arrays and place in (*PLACES, "exceptions")  # the index's own, of its payloads
+    if not NAME.fullmatch(name) or name == "key" or name in manifest.arrays or is_place:
         raise InputError(f"overlays: {path}: column {name!r} has a name that no column can have; rename it")
     text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     if not (text or pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):

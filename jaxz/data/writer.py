@@ -152,15 +152,18 @@ class DatasetWriter:
 
 def with_images(manifest: Manifest, encoding: str, step_sigma: float = STEP_SIGMA) -> Manifest:
     """The manifest with its images of floats stored "raw" or "compact", in steps of `step_sigma` of each band's sky.
+    Those that are stored so already stay as they are, and so do those in the index.
 
     Raises InputError where there is no such image, or compact is asked for and a sky_sigma is not known.
     """
     is_float = lambda array: array.kind == "image" and np.dtype(array.dtype) in (np.float16, np.float32)
-    images = {name: array for name, array in manifest.arrays.items() if is_float(array) and not array.variable}
+    is_image = lambda array: is_float(array) and array.in_tar and not array.variable
+    images = {name: array for name, array in manifest.arrays.items() if is_image(array)}
     if not images:
-        raise InputError(f"encoding: there is no image of floats among the arrays {sorted(manifest.arrays)}")
+        raise InputError(f"encoding: there is no image of floats in the tars, of the arrays {sorted(manifest.arrays)}")
+    images = {name: array for name, array in images.items() if array.encoding != encoding}
     how = None
-    if encoding == "compact":
+    if images and encoding == "compact":
         if unknown := [band.name for band in manifest.bands if not band.sky_sigma > 0]:
             raise InputError(f"bands.{unknown[0]}.sky_sigma: must be positive for compact images; measure it")
         # The key decides a sample's dither; one seed for all lets datasets of equal sky share a batch.

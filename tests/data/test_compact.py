@@ -264,7 +264,7 @@ def test_what_compact_needs_is_asked_for():
     arrays = {"image": Array("image", "float16", SHAPE)}
     with pytest.raises(InputError, match=r"compact.steps: 0 values must be 3, one a band"):
         with_images(Manifest(arrays, (), {}), "compact")
-    with pytest.raises(InputError, match="no image of floats among the arrays"):
+    with pytest.raises(InputError, match="no image of floats in the tars"):
         with_images(Manifest({"image": Array("image", "uint8", SHAPE)}, (), {}), "compact")
     bands = tuple(Band(name, 480.0, 100.0, 27.0, 0.2, 3.0, sigma, 0.8) for name, sigma in SIGMAS.items())
     steps = with_images(Manifest(arrays, bands, {}), "compact").arrays["image"].compact.steps

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jaxz.data.manifest import Array, Band, Column, Manifest
+from jaxz.data.manifest import Array, Band, Column, Manifest, Shard
 from jaxz.errors import InputError
 
 
@@ -20,7 +20,7 @@ BAD = [
     ("shards/0/samples", True, r"shards\[0\].samples: True must be an integer"),
     ("shards/0/samples", -1, r"shards\[0\].samples: -1 must be an integer"),
     ("shards/0/samples", 10**30, r"shards\[0\].samples: 1000.* must be an integer"),
-    ("shards/0/samples", 10**6, r"shards.00000: 1000000 samples of at least 1536 bytes do not fit into its \d+ bytes"),
+    ("shards/0/samples", 10**6, r"shards.00000: 1000000 samples of at least 2560 bytes do not fit into its \d+ bytes"),
     ("shards/0/bytes", 1.5, r"shards\[0\].bytes: 1.5 must be an integer"),
     ("shards/0/sha256", "abc", r"shards\[0\].sha256: 'abc' must be 64"),
     ("shards/0/name", 3, r"shards\[0\].name: 3 must be at most 32"),
@@ -68,7 +68,7 @@ BAD = [
     ("arrays/image/shape", [3, None, None], "arrays.image.shape: .* must be at most 8 .* one may be null"),
     ("arrays/image/shape", [3, None, 16], "arrays.image.max: None must be a positive integer"),
     ("arrays/image/shape", [3, 10**6, 10**6], "arrays.image.shape: .* is 6000000000000 bytes; use at most"),
-    ("arrays/image/shape", [3, 8000, 8000], "shards.00000: 32 samples of at least 384000000 bytes do not fit"),
+    ("arrays/image/shape", [3, 8000, 8000], "shards.00000: 32 samples of at least 384001024 bytes do not fit"),
     ("arrays/image/shape", [4, 12, 16], r"arrays.image.shape: \(4, 12, 16\) must begin with the number of bands, 3"),
     ("arrays/image/shape", [16, 16], r"arrays.image.shape: \(16, 16\) of an image must be \(bands, height, width\)"),
     ("arrays/image_mask", {"kind": "mask", "dtype": "uint8", "shape": [2, 4, 4]}, "image_mask.shape: .* bands, 3"),
@@ -95,6 +95,23 @@ def test_a_file_that_is_no_manifest_is_named(tmp_path, content):
     (tmp_path / "dataset.json").write_bytes(content)
     with pytest.raises(InputError, match="dataset.json"):
         Manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [{}, {"row": Array("vector", "float32", (4,), "index")}, {"frames": Array("frames", "float16", (None, 4), max=5)}],
+)
+@pytest.mark.parametrize("samples", [10**9, 2**40, 2**62, 2**63 - 1])
+def test_as_many_samples_as_the_bytes_can_hold(tmp_path, arrays, samples):
+    """Arrays that take no bytes of a tar, or none at least, bound nothing; the members' headers do."""
+    members = 1 + ("frames" in arrays)
+    Manifest(arrays, (), {}, (Shard("00000", 20, 512 * members * 20, "0" * 64),))
+    for held, size in ((21, 512 * members * 21 - 1), (samples, 10**6)):
+        with pytest.raises(InputError, match=f"{held} samples .* do not fit into its {size} bytes|must be at most"):
+            Manifest(arrays, (), {}, (Shard("00000", held, size, "0" * 64),))
+    if samples > 2**40:
+        with pytest.raises(InputError, match="shards: .* samples in all must be at most 1099511627776"):
+            Manifest(arrays, (), {}, tuple(Shard(f"{n}", samples // 4, 2**63 - 1, "0" * 64) for n in range(4)))
 
 
 def test_parts_are_checked_where_they_are_made():

@@ -122,6 +122,10 @@ def test_a_shard_is_matched_once_for_all_columns(copy, monkeypatch):
         ({"object_id": ["a"]}, "object_id is not int64"),
         ({"object_id": [1], "z": [1]}, "'z' holds int64, the dataset float32; cast it"),
         ({"object_id": [1], "image": [1.0]}, "'image' has a name that no column can have"),
+        *[
+            ({"object_id": [1], f"image_{place}": [1]}, f"'image_{place}' has a name that no column can have")
+            for place in ("offset", "size", "crc32", "exceptions")
+        ],
         ({"object_id": [1], "list": [[1.0]]}, "'list' holds list"),
     ],
 )

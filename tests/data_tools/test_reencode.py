@@ -1,6 +1,7 @@
 """A dataset stored anew holds what the old one held; interrupted or not."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,11 +10,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data_tools import reencode, verify
+from jaxz.data import writer as writer_module
 from jaxz.data.dataset import DataError, open_dataset
-from jaxz.data.manifest import Array, Band, Column, Manifest
+from jaxz.data.manifest import Array, Band, Column, Compact, Manifest
 from jaxz.data.writer import DatasetWriter
 from jaxz.errors import InputError
 from tests.helpers import blobs
@@ -119,6 +123,87 @@ def test_every_other_array_stays_as_it_was(tmp_path):
             np.testing.assert_array_equal(sample[array], values[array][row])
         assert np.abs(sample["image"] - values["image"][row]).max() <= 0.1251
     assert verify.main([str(tmp_path / "new")]) is None
+
+
+BAND = Band("r", 620.0, 100.0, 27.0, 0.2, 2.3, 2.0, 0.8)
+
+
+def write(path: Path, arrays: dict[str, Array], values: dict, count: int = 4) -> Path:
+    writer = DatasetWriter(path, Manifest(arrays, (BAND,), {"n": Column("int64")}), plan={})
+    writer.write_shard(0, [f"k{i}" for i in range(count)], values, {"n": np.arange(count)})
+    writer.finish(1, {})
+    return path
+
+
+def test_only_images_of_another_encoding_are_stored_anew(tmp_path):
+    """A compact image beside a raw one keeps its payloads, its steps and its seed; one in the index stays there."""
+    draw = np.random.default_rng(0)
+    kept = Array("image", "float16", (1, 8, 8), encoding="compact", compact=Compact(1, (0.7,), seed=5))
+    thumb = Array("image", "float32", (1, 4, 4), encoding="index")
+    arrays = {"deep": kept, "image": Array("image", "float16", (1, 8, 8)), "thumb": thumb}
+    values = {name: draw.normal(0, 2, (4, *array.shape)).astype(array.dtype) for name, array in arrays.items()}
+    values["deep"][0, 0, 3] = 6e4  # exceptions
+    old = open_dataset(write(tmp_path / "old", arrays, values))
+    assert reencode.main([str(old.path), "--out", str(tmp_path / "new"), "--encoding", "compact"]) is None
+    new = open_dataset(tmp_path / "new")
+    assert new.manifest.arrays == arrays | {"image": new.manifest.arrays["image"]}
+    assert new.manifest.arrays["image"].compact == Compact(1, (0.25,), seed=0)
+    for before, after in zip(old.places(0, "deep")[1:], new.places(0, "deep")[1:], strict=True):
+        np.testing.assert_array_equal(before, after)  # sizes and checksums of the payloads
+    for row in range(4):
+        a, b = old.cutout(row), new.cutout(row)
+        np.testing.assert_array_equal(a["deep"], b["deep"])
+        np.testing.assert_array_equal(a["thumb"], b["thumb"])
+        assert 0 < np.abs(a["image"].astype(float) - b["image"]).max() <= 0.1251
+    assert verify.main([str(tmp_path / "new")]) is None
+    with pytest.raises(InputError, match="encoding: the images are compact already"):
+        reencode.main([str(new.path), "--out", str(tmp_path / "third"), "--encoding", "compact"])
+
+
+def test_images_in_the_index_alone_are_refused(tmp_path):
+    arrays = {"thumb": Array("image", "float32", (1, 4, 4), encoding="index")}
+    old = write(tmp_path / "old", arrays, {"thumb": np.zeros((4, 1, 4, 4), np.float32)})
+    with pytest.raises(InputError, match="encoding: there is no image of floats in the tars"):
+        reencode.main([str(old), "--out", str(tmp_path / "new"), "--encoding", "compact"])
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_pixel_that_is_not_finite_is_named(tmp_path, monkeypatch, value):
+    values = np.zeros((4, 1, 8, 8), np.float16)
+    values[2, 0, 3, 3] = value
+    monkeypatch.setattr(writer_module.np, "isfinite", lambda image: np.ones(image.shape, bool))  # no writer here does
+    old = write(tmp_path / "old", {"image": Array("image", "float16", (1, 8, 8))}, {"image": values})
+    monkeypatch.undo()
+    done = subprocess.run(
+        command(old, tmp_path / "new", "--encoding", "compact"), cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "shards/00000.tar: k2.image holds NaN or inf; store a finite value" in done.stderr
+    assert not (tmp_path / "new" / "dataset.json").exists()
+
+
+def test_overlays_are_taken_along(tmp_path):
+    arrays = {"image": Array("image", "float16", (1, 8, 8))}
+    old = tmp_path / "old"
+    manifest = Manifest(arrays, (BAND,), {"object_id": Column("int64")})
+    writer = DatasetWriter(old, manifest, plan={})
+    writer.write_shard(0, ["a", "b"], {"image": np.ones((2, 1, 8, 8), np.float16)}, {"object_id": [7, 9]})
+    writer.finish(1, {})
+    (old / "overlays").mkdir()
+    pq.write_table(pa.table({"object_id": [9], "weight": [2.5]}), old / "overlays" / "mine.parquet")
+    assert reencode.main([str(old), "--out", str(tmp_path / "new"), "--encoding", "compact"]) is None
+    new = open_dataset(tmp_path / "new", overlays=["mine"])
+    np.testing.assert_array_equal(new.column("weight"), [np.nan, 2.5])
+    assert (tmp_path / "new/overlays/mine.parquet").read_bytes() == (old / "overlays/mine.parquet").read_bytes()
+
+
+@pytest.mark.parametrize("url", ["http://host/d", "s3://bucket/d", "pipe:cat /d/{}"])
+def test_urls_are_refused(raw, tmp_path, url):
+    for arguments, field in (([url, "--out", str(tmp_path / "out")], "dataset"), ([str(raw), "--out", url], "out")):
+        with pytest.raises(InputError, match=f"{field}: {re.escape(repr(url))} is remote; "):
+            reencode.main([*arguments, "--encoding", "compact"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_damaged_is_not_carried_on(raw, tmp_path):
