@@ -14,7 +14,7 @@ TIMEOUT = 300.0  # seconds of one arm
 
 
 def run(command: Sequence[str], timeout: float = TIMEOUT) -> dict:
-    """The JSON object that `command` prints last; {"error": its last words} where it fails or takes too long."""
+    """The JSON object that `command` prints last; {"error": why} where it fails, takes too long or prints none."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         process = subprocess.Popen(command, stdout=out, stderr=err, start_new_session=True)
         try:
@@ -31,10 +31,15 @@ def run(command: Sequence[str], timeout: float = TIMEOUT) -> dict:
     if code:
         return {"error": complaints[-1] or f"exit code {code}"}
     found = [line for line in printed if line.startswith("{")]
-    return json.loads(found[-1]) if found else {}
+    try:
+        return json.loads(found[-1])
+    except (IndexError, ValueError):
+        return {"error": "printed no JSON object"}
 
 
-def interleave(arms: dict[str, Sequence[str]], rounds: int, before: Callable[[str], None]) -> dict[str, list[dict]]:
+def interleave(
+    arms: dict[str, Sequence[str]], rounds: int, before: Callable[[str], None] = lambda name: None
+) -> dict[str, list[dict]]:
     """The results of each arm's command, round by round; before(name) comes before each. An arm that fails is not run
     again: its last result says why."""
     found = {name: [] for name in arms}

@@ -2,11 +2,11 @@
 
     python -m benchmarks.loader DATASET [--rounds 5] [--json FILE]
 
-DATASET needs an array `image`; where it is missing, 20,000 samples of 9 x 64 x 64 float16 are written (1.5 GB).
-Batches of 256, shuffled, read from the page cache, as the trainer takes them. The limits: copying a batch that the
-processor's cache holds (memcpy), or one that it cannot (from memory); pread of the tars in order, into one buffer of
-the chunk's size that stays in the cache, or into batches in turn; and a bare loop of preadv over shuffled samples into
-batches in turn, which is all that any reader can do with one call a sample.
+DATASET needs a raw array `image` of one shape; where it is missing, 20,000 samples of 9 x 64 x 64 float16 are written
+(1.5 GB). Batches of 256, shuffled, read from the page cache, as the trainer takes them. The limits: copying a batch
+that the processor's cache holds (memcpy), or one that it cannot (from memory); pread of the tars in order, into one
+buffer of the chunk's size that stays in the cache, or into batches in turn; and a bare loop of preadv over shuffled
+samples into batches in turn, which is all that any reader can do with one call a sample.
 """
 
 import argparse
@@ -51,6 +51,18 @@ def make(path: Path, shards: int = 20, bands: int = 9, size: int = 64) -> None:
             writer.write_shard(n, [f"s{i:08d}" for i in ids], {"image": image.astype(np.float16)}, columns)
             print(f"shard {n + 1}/{shards}", file=sys.stderr)
     writer.finish(shards, {})
+
+
+def open_images(path: Path) -> Dataset:
+    """The dataset at `path`, made where it is missing. Raises InputError where its images are not raw and of one shape,
+    as the arms read them."""
+    if not (path / "dataset.json").exists():
+        make(path)
+    dataset = open_dataset(path)
+    spec = dataset.manifest.arrays.get("image")
+    if spec is None or spec.encoding != "raw" or spec.variable:
+        raise errors.InputError(f"DATASET: {str(path)!r} has no raw array 'image' of one shape; name another")
+    return dataset
 
 
 def pages(nbytes: int) -> list[memoryview]:
@@ -152,16 +164,18 @@ STREAMS = {
 
 
 def table(found: dict[str, list[dict]]) -> str:
-    """A row per arm, against memcpy and against the best chunk of both kinds of pread."""
+    """A row per arm, against memcpy and against the best chunk of both kinds of pread, as far as these ran."""
     rates = {name: arms.median_rate(results, "wall_s") for name, results in found.items() if not arms.failed(results)}
-    hot = max(rates[name] for name in rates if name.startswith("pread ") and name.endswith("KiB"))
-    batches = max(rates[name] for name in rates if name.endswith("into batches"))
+    best = lambda end: max(
+        (rates[name] for name in rates if name.startswith("pread ") and name.endswith(end)), default=None
+    )
+    limits = [(10, rates.get("memcpy")), (10, best("KiB")), (22, best("into batches"))]
     lines = [f"{'':46}{'samples/s':>10}{'a CPU s':>10}{'/ memcpy':>10}{'/ pread':>10}{'/ pread into batches':>22}"]
     for name, results in found.items():
         if error := arms.failed(results):
             lines.append(f"{name:46}{error}")
             continue
-        ratios = f"{rates[name] / rates['memcpy']:10.2f}{rates[name] / hot:10.2f}{rates[name] / batches:22.2f}"
+        ratios = "".join(f"{rates[name] / limit:{n}.2f}" if limit else f"{'-':>{n}}" for n, limit in limits)
         lines.append(f"{name:46}{rates[name]:10,.0f}{arms.median_rate(results, 'cpu_s'):10,.0f}{ratios}")
     return "\n".join(lines)
 
@@ -175,20 +189,16 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     if options.rounds < 1:
         raise errors.InputError(f"--rounds: {options.rounds} must be at least 1")
-    if not (options.dataset / "dataset.json").exists():
-        make(options.dataset)
-    dataset = open_dataset(options.dataset)
+    dataset = open_images(options.dataset)
     if options.arm:
         print(json.dumps((LIMITS | STREAMS)[options.arm](dataset)))
         return
     arms.warm(options.dataset / "shards")
     command = [sys.executable, "-m", "benchmarks.loader", str(options.dataset), "--arm"]
-    found = arms.interleave(
-        {name: [*command, name] for name in LIMITS | STREAMS}, options.rounds, before=lambda _: None
-    )
-    print(table(found))
+    found = arms.interleave({name: [*command, name] for name in LIMITS | STREAMS}, options.rounds)
     if options.json:
         replace(options.json, json.dumps({"rounds": found}, indent=1).encode())
+    print(table(found))
 
 
 if __name__ == "__main__":

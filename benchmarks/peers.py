@@ -3,11 +3,11 @@
     python -m benchmarks.peers DATASET [--rounds 5] [--venvs DIR] [--scratch DIR] [--json FILE]
     python -m benchmarks.peers --install [--venvs DIR]
 
-DATASET needs a raw array `image`; where it is missing, 20,000 samples of 9 x 64 x 64 float16 are written (1.5 GB). Its
-samples are written once more in each format that a peer reads (as much each, five formats) to --scratch, by default
-DATASET_peers. Each peer runs in an environment of its own, which --install makes (4 GB); those absent are skipped.
-Before the rounds, an epoch of every arm is compared with the index by count and sum of checksums. Five rounds take
-about eight minutes on two cores. Run it alone: arms with workers suffer most from other load.
+DATASET needs a raw array `image` of one shape; where it is missing, 20,000 samples of 9 x 64 x 64 float16 are written
+(1.5 GB). Its samples are written once more in each format that a peer reads (as much each, five formats) to --scratch,
+by default DATASET_peers. Each peer runs in an environment of its own, which --install makes (4 GB); those absent are
+skipped. Before the rounds, an epoch of every arm is compared with the index by count and sum of checksums. Five rounds
+take about eight minutes on two cores. Run it alone: arms with workers suffer most from other load.
 """
 
 import argparse
@@ -20,10 +20,10 @@ import venv
 from pathlib import Path
 
 from benchmarks import arms, peer_arms
-from benchmarks.loader import make
+from benchmarks.loader import open_images
 from benchmarks.measure import measure
 from jaxz import errors
-from jaxz.data.dataset import Dataset, open_dataset
+from jaxz.data.dataset import Dataset
 from jaxz.data.stream import Source, Stream
 from jaxz.files import replace
 
@@ -95,8 +95,10 @@ def prepare(name: str, command: list[str], options: argparse.Namespace, wanted: 
     """Convert what the arm reads, if need be, and check what it delivers."""
     if not Path(command[0]).exists():
         return {"error": f"skipped: no {command[0]}; python -m benchmarks.peers --install"}
-    if not folder(name, options).exists() and "error" in (result := arms.run([*command, "--convert"], timeout=3600)):
-        return result
+    if not folder(name, options).exists():
+        result = arms.run([*command, "--convert"], timeout=3600)
+        if not folder(name, options).exists():  # a conversion prints nothing: its folder appears once it is complete
+            return result
     result = arms.run([*command, "--check"])
     delivered = {key: result.get(key) for key in wanted}
     if "error" not in result and delivered != wanted:
@@ -151,12 +153,7 @@ def main(argv: list[str]) -> int | None:
         parser.error("DATASET or --install is required")
     if options.rounds < 1:
         raise errors.InputError(f"--rounds: {options.rounds} must be at least 1")
-    if not (options.dataset / "dataset.json").exists():
-        make(options.dataset)
-    dataset = open_dataset(options.dataset)
-    spec = dataset.manifest.arrays.get("image")
-    if spec is None or spec.encoding != "raw" or None in spec.shape:
-        raise errors.InputError(f"DATASET: {str(dataset.path)!r} has no raw array 'image' of one shape; name another")
+    dataset = open_images(options.dataset)
     if options.arm:
         print(json.dumps(run_ours(dataset, options.arm, options.seconds, options.check)))
         return None
@@ -173,10 +170,10 @@ def compare(dataset: Dataset, options: argparse.Namespace) -> None:
         print(f"checked {n + 1}/{len(every)}: {name}", file=sys.stderr, flush=True)
     timed = {name: [*every[name], "--seconds", str(options.seconds)] for name in every if "error" not in prepared[name]}
     found = arms.interleave(timed, options.rounds, before=lambda name: arms.warm(folder(name, options)))
-    print(table(prepared, found))
     if options.json:
         report = {"sample_bytes": dataset.manifest.arrays["image"].nbytes, "checks": prepared, "rounds": found}
         replace(options.json, json.dumps(report, indent=1).encode())
+    print(table(prepared, found))
 
 
 if __name__ == "__main__":

@@ -65,12 +65,12 @@ def write_shard(path: Path, n: int) -> None:
     table["image_offset"] = pa.array(640 + STRIDE * np.arange(ROWS))
     table["image_size"] = pa.array(np.full(ROWS, SAMPLE))
     table["image_crc32"] = pa.array(draw.integers(0, 2**32, ROWS, np.uint32))
+    with open(path / "shards" / f"{shard.name}.tar", "wb") as tar:  # before the index, which says that both are there
+        tar.truncate(shard.bytes)
     replace(
         path / "index" / f"{shard.name}.parquet",
         to_parquet(pa.table(table), {"samples": ROWS, "bytes": shard.bytes, "sha256": shard.sha256}),
     )
-    with open(path / "shards" / f"{shard.name}.tar", "wb") as tar:
-        tar.truncate(shard.bytes)
 
 
 def make(path: Path, shards: int) -> None:
@@ -123,7 +123,9 @@ def main(argv: list[str]) -> None:
         make(options.dataset, options.shards)
     arms.warm(options.dataset / "index")
     command = [sys.executable, "-m", "benchmarks.scale", str(options.dataset), "--arm"]
-    found = arms.interleave({name: [*command, name] for name in FILTERS}, options.rounds, before=lambda _: None)
+    found = arms.interleave({name: [*command, name] for name in FILTERS}, options.rounds)
+    if options.json:
+        replace(options.json, json.dumps({"rounds": found}, indent=1).encode())
     for name, results in found.items():
         if error := arms.failed(results):
             print(f"{name}: {error}")
@@ -133,8 +135,6 @@ def main(argv: list[str]) -> None:
         for key, value in median.items():
             if key != "rows":
                 print(f"  {key:28}{value / 1e9:8.2f} GB" if key.endswith("bytes") else f"  {key:28}{value:8.2f} s")
-    if options.json:
-        replace(options.json, json.dumps({"rounds": found}, indent=1).encode())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stores the images of a dataset anew: compact (quantised, about 2.5 times smaller) or raw.
+"""Stores the images of a dataset anew: compact (quantised and compressed) or raw.
 
     python -m data_tools.reencode DATASET --out NEW --encoding compact|raw [--step-sigma 0.125] [--workers 2]
 

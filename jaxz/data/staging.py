@@ -34,6 +34,7 @@ from jaxz.progress import in_threads
 log = logging.getLogger("jaxz")
 INDEX_THREADS = 8
 ADVICE = 1 << 17  # bytes: of a longer stretch Linux reads ahead only the beginning
+PROBES = 32
 FAILED_FOR = 60.0  # seconds for which a shard that could not be had is not asked for again
 REPORT_EVERY = 60.0  # seconds
 
@@ -78,6 +79,8 @@ class Folder:
         """Ask the system to read the shard into its memory, as long as it is wanted."""
         path = self.shard_path(shard)
         with contextlib.suppress(OSError), open(path, "rb") as tar:
+            if is_in_memory(tar.fileno(), shard.bytes):  # asking for all of it would cost what reading a tenth does
+                return
             for start in range(0, shard.bytes, ADVICE):
                 if path not in wanted():
                     return
@@ -257,6 +260,15 @@ def overlay_file(name: str) -> str:
     if not NAME.fullmatch(name):
         raise InputError(f"overlays: {name!r} must be a name of letters, digits, '_' and '-', without .parquet")
     return f"overlays/{name}.parquet"
+
+
+def is_in_memory(file: int, size: int) -> bool:
+    """Whether the system holds a file in its memory, by a few of its bytes; False where it cannot say."""
+    byte = bytearray(1)
+    try:
+        return all(os.preadv(file, [byte], at, os.RWF_NOWAIT) for at in range(0, size, max(1, size // PROBES)))
+    except OSError:  # EAGAIN: it would have to wait
+        return False
 
 
 def put(path: Path, content: bytes) -> None:

@@ -4,6 +4,7 @@ import argparse
 import io
 import itertools
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -14,8 +15,9 @@ import numpy as np
 import pytest
 import webdataset as wds
 
-from benchmarks import arms, measure, peer_arms, peers
+from benchmarks import arms, loader, measure, peer_arms, peers, scale, storage
 from jaxz.data.dataset import open_dataset
+from jaxz.errors import InputError
 from tests.helpers import blobs
 
 OWN = [*peers.OURS, "webdataset, plain", "webdataset, best"]
@@ -135,3 +137,63 @@ def test_an_arm_that_hangs_is_ended_with_its_workers(tmp_path):
     assert arms.run([sys.executable, "-c", code], timeout=0.7) == {"error": "no end after 1 s"}
     time.sleep(1.5)
     assert not (tmp_path / "alive").exists()
+
+
+def test_an_arm_without_json_failed():
+    for code in ("pass", "print('done')", "print('{half')"):
+        assert arms.run([sys.executable, "-c", code]) == {"error": "printed no JSON object"}
+
+
+def test_a_conversion_is_done_when_its_folder_is_there(tmp_path):
+    name = next(name for name, arm in peer_arms.ARMS.items() if arm.form)
+    options = argparse.Namespace(dataset=tmp_path, scratch=tmp_path / "scratch")
+    make = "import os, sys; os.makedirs(sys.argv[1]) if '--convert' in sys.argv else print('{\"samples\": 3}')"
+    command = [sys.executable, "-c", make, str(peers.folder(name, options))]
+    assert peers.prepare(name, command, options, {"samples": 3}) == {"samples": 3}
+    options.scratch = tmp_path / "other"
+    assert "error" in peers.prepare(name, [sys.executable, "-c", "pass"], options, {"samples": 3})
+
+
+@pytest.mark.parametrize("benchmark", [loader, peers])
+def test_images_that_the_arms_cannot_read_are_refused(benchmark, tmp_path):
+    path = blobs(tmp_path / "compact", encoding="compact")
+    with pytest.raises(InputError, match="DATASET: .* has no raw array 'image' of one shape; name another"):
+        benchmark.main([str(path)])
+
+
+def test_the_rounds_are_kept_whatever_fails(dataset, tmp_path, monkeypatch, capsys):
+    rounds = {name: [{"samples": 600, "wall_s": 2.0, "cpu_s": 1.0}] for name in loader.LIMITS | loader.STREAMS}
+    rounds |= {"memcpy": [{"error": "killed"}]}
+    monkeypatch.setattr(arms, "interleave", lambda *_, **__: rounds)
+    report = tmp_path / "report.json"
+    loader.main([str(dataset), "--json", str(report)])
+    lines = capsys.readouterr().out.split("\n")
+    assert lines[1].split() == ["memcpy", "killed"]
+    assert lines[2].split()[-5:] == ["300", "600", "-", "1.00", "1.00"]
+    report.unlink()
+    for benchmark in (loader, peers):
+        monkeypatch.setattr(benchmark, "table", lambda *_: 1 / 0)
+        monkeypatch.setattr(peers, "prepare", lambda *_: {})
+        with pytest.raises(ZeroDivisionError):
+            benchmark.main([str(dataset), "--json", str(report)])
+        assert json.loads(report.read_text())["rounds"] == rounds
+        report.unlink()
+
+
+def test_an_index_of_the_survey_says_that_its_tar_is_there(tmp_path, monkeypatch):
+    for folder in ("index", "shards"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.setattr(scale, "replace", lambda *_: 1 / 0)  # killed at the index
+    with pytest.raises(ZeroDivisionError):
+        scale.write_shard(tmp_path, 0)
+    assert (tmp_path / "shards" / "00000.tar").stat().st_size == scale.manifest(1).shards[0].bytes
+
+
+def test_decoding_is_timed_into_pages_that_are_there(monkeypatch):
+    monkeypatch.setattr(storage, "SECONDS", 0.001)
+    payloads, slots = [bytes(storage.RAW)] * 100, storage.slots_in_memory(100)  # 1800 pages
+    copy = storage.storages()["float16"]
+    storage.speed(copy, payloads[:1], storage.slots_in_memory(1), 1)  # what a thread needs
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    storage.speed(copy, payloads, slots, 1)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults < 600
