@@ -25,9 +25,7 @@ log = logging.getLogger("jaxz")
 GIB = 1 << 30
 LOOK_EVERY = 0.05  # seconds
 PATIENCE = 60.0  # seconds to wait for room that others hold, and before it is said that others download
-STALLED = (
-    600.0  # seconds: a download that brings no byte for so long has stopped; eight tries of 60 s have failed before
-)
+STALLED = 600.0  # seconds without a byte of somebody else's download: eight tries of 60 s would have failed before
 PART = re.compile(r"\.(\d+)\.part$")
 DELETABLE = "shards"  # the folder whose files make room for others
 

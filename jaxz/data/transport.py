@@ -217,7 +217,7 @@ def fetch(
             reason = str(error)
         failed = 0 if file.tell() > before else failed + 1
         if failed == tries:
-            raise Broken(f"{reason}; {tries} tries")
+            raise Broken(f"{reason}; {tries} tries" if tries > 1 else reason)
         if failed == 2:
             log.warning("%s: %s; trying again", relative, reason)
         if file.tell() != size:
