@@ -11,6 +11,7 @@ blocks, and a deleted file's disk is free at once.
 
 import contextlib
 import fcntl
+import logging
 import os
 import re
 import time
@@ -20,9 +21,11 @@ from typing import BinaryIO
 
 from jaxz.errors import DataError, InputError
 
+log = logging.getLogger("jaxz")
 GIB = 1 << 30
 LOOK_EVERY = 0.05  # seconds
-PATIENCE = 60.0  # seconds to wait for room that others hold
+PATIENCE = 60.0  # seconds to wait for room that others hold, and before it is said that others download
+STALLED = 600.0  # seconds without a byte of somebody else's download: eight tries of 60 s would have failed before
 PART = re.compile(r"\.(\d+)\.part$")
 DELETABLE = "shards"  # the folder whose files make room for others
 
@@ -57,19 +60,29 @@ class Cache:
         problem: Callable[[Path], str],
         going: Callable[[], bool] = always,
         spared: Callable[[], Collection[Path]] = nothing,
+        patience: float = PATIENCE,
     ) -> bool:
         """Let `target` be there. fill(file) appends what is missing; problem(path) says what is wrong with a filled
         file, "" for nothing: one that is wrong is thrown away and filled once more. Files that `spared()` names do not
-        make room for it. False where `going()` has become false before. Raises DataError where it is wrong again or
-        there is no room."""
+        make room for it. False where `going()` has become false before. Raises DataError where it is wrong again, for
+        `patience` seconds there is no room, or somebody else's download of it has stopped; OSError where it cannot be
+        written."""
         part = target.with_name(f"{target.name}.{size or 0}.part")
+        others = Others(part)
         while not target.exists():
-            if not self._reserve(part, size or 0, going, spared):
+            if not self._reserve(part, size or 0, going, spared, patience):
                 return False
-            with contextlib.suppress(FileNotFoundError), open(part, "r+b") as file:
+            try:
+                file = open(part, "r+b")  # noqa: SIM115  of `open` alone the error means that
+            except FileNotFoundError:  # it is complete by now, or deleted
+                continue
+            with file:
                 if not locked(file):
-                    time.sleep(LOOK_EVERY)  # somebody is downloading it
+                    others.wait(file)
                 elif same_file(file, part):
+                    if not self._fits(spared):  # left from before the limit was lowered
+                        part.unlink()
+                        continue
                     try:
                         if not target.exists() and not self._fill(file, part, target, fill, problem):
                             return False
@@ -140,7 +153,12 @@ class Cache:
                 used -= bytes
         return used + size <= self.limit
 
-    def _reserve(self, part: Path, size: int, going: Callable, spared: Callable) -> bool:
+    def _fits(self, spared: Callable) -> bool:
+        """Let the limit hold with what is there."""
+        with self._locked():
+            return self.trim(0, spared())
+
+    def _reserve(self, part: Path, size: int, going: Callable, spared: Callable, patience: float) -> bool:
         """Let there be room for `part`, and an empty one that claims it; False where going() has become false."""
         began, pause = time.monotonic(), LOOK_EVERY
         while going():
@@ -148,7 +166,7 @@ class Cache:
                 if part.exists() or self.trim(size, spared()):
                     part.touch()
                     return True
-            if going is always and time.monotonic() - began > PATIENCE:
+            if time.monotonic() - began > patience:
                 raise DataError(
                     f"{part}: {size / GIB:.3g} GiB find no room below the cache's limit of {self.limit / GIB:.3g} GiB: "
                     "the rest is being read; raise data.cache_gib or lower data.window"
@@ -162,6 +180,29 @@ class Cache:
         with open(self.root / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+class Others:
+    """Waiting for somebody else's download."""
+
+    def __init__(self, part: Path):
+        self.part, self.size, self.told = part, -1, False
+        self.began = self.grew = time.monotonic()
+
+    def wait(self, file: BinaryIO) -> None:
+        """For a moment. Raises DataError where nothing has come for long, as from a process that was stopped."""
+        now, size = time.monotonic(), os.fstat(file.fileno()).st_size
+        if size != self.size:
+            self.size, self.grew = size, now
+        if now - self.grew > STALLED:
+            raise DataError(
+                f"{self.part}: another process holds it, and no byte has come for {STALLED:g} s; end that process "
+                "(`fuser` names it), or set another data.cache"
+            )
+        if now - self.began > PATIENCE and not self.told:
+            self.told = True
+            log.warning("%s is being fetched by another process; waiting for it", self.part)
+        time.sleep(LOOK_EVERY)
 
 
 def same_file(file: BinaryIO, path: Path) -> bool:

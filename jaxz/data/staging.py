@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from jaxz.data import transport
-from jaxz.data.cache import GIB, Cache, always, nothing
+from jaxz.data.cache import GIB, PATIENCE, Cache, always, nothing
+from jaxz.data.index import UNREADABLE, column_type, list_type, place_types, read_index, shard_of
 from jaxz.data.manifest import NAME, Manifest, Shard
 from jaxz.data.quarantine import Quarantine
 from jaxz.errors import DataError, InputError
@@ -33,6 +33,8 @@ from jaxz.progress import in_threads
 
 log = logging.getLogger("jaxz")
 INDEX_THREADS = 8
+# Bytes: more than any such file has, so that an answer without an end fills neither memory nor disk.
+LIST_MOST, INDEX_MOST, OVERLAY_MOST = 64 << 20, 1 << 30, 4 << 30
 ADVICE = 1 << 17  # bytes: of a longer stretch Linux reads ahead only the beginning
 PROBES = 32
 FAILED_FOR = 60.0  # seconds for which a shard that could not be had is not asked for again
@@ -106,15 +108,12 @@ class Remote:
         return self.path.replace("{}", relative) if self.path.startswith("pipe:") else f"{self.path}/{relative}"
 
     def manifest(self) -> Manifest:
-        """The manifest as it is now; where nothing answers, as it was last seen. The index is then in the cache.
-
-        Raises InputError where there is no manifest, DataError where the index cannot be had.
-        """
-        kept, now = self.folder / "dataset.json", io.BytesIO()
+        """The manifest as it is now; where nothing answers, as it was last seen. Raises InputError where there is
+        none."""
+        kept = self.folder / "dataset.json"
         tries = 2 if kept.exists() else transport.TRIES  # a node without a network is not to wait for long
         try:
-            transport.fetch(self.read, "dataset.json", now, None, always, tries)
-            content = now.getvalue()
+            content = self._get("dataset.json", LIST_MOST, tries)
         except transport.Broken as error:
             if isinstance(error, transport.Gone) or not kept.exists():
                 raise InputError(
@@ -126,27 +125,35 @@ class Remote:
         if not manifest.shards:
             raise InputError(f"dataset {self.path!r} has no shards; convert it again")
         put(kept, content)
-        missing = [shard for shard in manifest.shards if not self.index_path(shard).exists()]
-        if missing:
-            in_threads(self._fetch_index, missing, INDEX_THREADS, "fetching the index")
-            self.cache.trim()
         return manifest
 
     def quarantine(self, manifest: Manifest) -> Quarantine:
-        """The list as it is now; where nothing answers, as it was last seen. A command that fails has none."""
-        kept, now = self.folder / "quarantine.json", io.BytesIO()
+        """The list as it is now; where it cannot be read, as it was last seen. None where there is no such file, or
+        none was ever seen: a command that fails cannot say which. The index of what is not out as a whole is then in
+        the cache. Raises InputError for a malformed list, DataError where the index cannot be had."""
+        kept, command = self.folder / "quarantine.json", self.path.startswith("pipe:")
         try:
-            if self.path.startswith("pipe:"):  # which cannot say why it failed: not tried again
-                now.writelines(self.read("quarantine.json", 0))
-            else:
-                transport.fetch(self.read, "quarantine.json", now, None, always, 2)
-            put(kept, now.getvalue())
+            put(kept, self._get("quarantine.json", LIST_MOST, 1 if command else 2))
+        except transport.Missing:
+            kept.unlink(missing_ok=True)
         except transport.Broken as error:
-            if isinstance(error, transport.Gone) or self.path.startswith("pipe:"):
-                kept.unlink(missing_ok=True)
-            else:
-                log.warning("%s/quarantine.json does not come (%s); using that of last time", self.path, error)
-        return Quarantine.load(self.folder, manifest)
+            if kept.exists():
+                log.warning(
+                    "%s cannot be read (%s); using %s of last time; delete it if there is none any more",
+                    self.address("quarantine.json"),
+                    error,
+                    kept,
+                )
+            elif not command or isinstance(error, transport.Gone):
+                log.warning("%s cannot be read (%s); no sample is left out", self.address("quarantine.json"), error)
+        quarantine = Quarantine.load(self.folder, manifest)
+        wanted = [shard for shard in manifest.shards if not quarantine.whole(shard.name)]
+        missing = [shard for shard in wanted if not self.index_path(shard).exists()]
+        if missing:
+            types = index_types(manifest)
+            in_threads(lambda shard: self._fetch_index(shard, types), missing, INDEX_THREADS, "fetching the index")
+            self.cache.trim()
+        return quarantine
 
     def shard_path(self, shard: Shard) -> Path:
         """Where the tar is, or will be."""
@@ -156,15 +163,19 @@ class Remote:
         return self.folder / "index" / f"{shard.name}-{shard.sha256[:16]}.parquet"
 
     def overlay_path(self, name: str) -> Path:
-        """The overlay as it is now. Raises InputError where it does not come."""
-        relative, now = overlay_file(name), io.BytesIO()
-        try:
-            transport.fetch(self.read, relative, now, None, always, 2)
-        except transport.Broken as error:
-            raise InputError(f"overlays: {self.address(relative)} cannot be read ({error})") from None
-        path = self.folder / relative
+        """The overlay as it is now; where nothing answers, as it was last seen. Raises InputError where there is
+        none."""
+        relative = overlay_file(name)
+        path, address = self.folder / relative, self.address(relative)
         path.parent.mkdir(exist_ok=True)
-        put(path, now.getvalue())
+        try:
+            put(path, self._get(relative, OVERLAY_MOST, 2))
+        except transport.Broken as error:
+            if isinstance(error, transport.Gone) or not path.exists():
+                raise InputError(
+                    f"overlays: {address} cannot be read ({error}); check the name and the address"
+                ) from None
+            log.warning("%s does not come (%s); going on with that of last time", address, error)
         return path
 
     def open(self, shard: Shard) -> int:
@@ -179,13 +190,21 @@ class Remote:
         by `open`, if it comes to that."""
         path = self.shard_path(shard)
         try:
-            self._fetch_shard(shard, lambda: path in wanted(), wanted)
+            self._fetch_shard(shard, lambda: path in wanted(), wanted, math.inf)
             with contextlib.suppress(FileNotFoundError):  # no longer wanted, or deleted by others
                 os.utime(path)  # as recently used as those fetched now
         except DataError as error:
             log.warning("staging ahead: %s", error)
 
-    def _fetch_shard(self, shard: Shard, going: Callable = always, spared: Callable = nothing) -> None:
+    def _get(self, relative: str, most: int, tries: int) -> bytes:
+        """A small file, whole. Raises Broken."""
+        now = io.BytesIO()
+        transport.fetch(self.read, relative, now, None, always, tries, most)
+        return now.getvalue()
+
+    def _fetch_shard(
+        self, shard: Shard, going: Callable = always, spared: Callable = nothing, patience: float = PATIENCE
+    ) -> None:
         path, relative = self.shard_path(shard), f"shards/{shard.name}.tar"
 
         def fill(file: BinaryIO) -> bool:
@@ -208,36 +227,42 @@ class Remote:
             )
 
         try:
-            self.cache.fetch(path, shard.bytes, fill, problem, going, spared)
+            self._cached(path, shard.bytes, fill, problem, going, spared, patience)
         except DataError as error:
             if not self._failure(path):
                 self.failed[path] = time.monotonic(), str(error)
             raise
+
+    def _cached(self, path: Path, *how) -> None:
+        """Cache.fetch. Raises nothing but DataError."""
+        try:
+            self.cache.fetch(path, *how)
         except OSError as error:
-            raise DataError(
-                f"{path} cannot be written ({error.strerror}); free some disk or set data.cache_gib"
-            ) from None
+            raise DataError(f"{path} cannot be written ({error}); free some disk or set data.cache_gib") from None
 
     def _failure(self, path: Path) -> str:
         """Why a shard could not be had just now; "" where it may be tried."""
         when, message = self.failed.get(path, (-math.inf, ""))
         return message if time.monotonic() - when < FAILED_FOR else ""
 
-    def _fetch_index(self, shard: Shard) -> None:
+    def _fetch_index(self, shard: Shard, types: dict[str, pa.DataType]) -> None:
         relative = f"index/{shard.name}.parquet"
 
         def problem(part: Path) -> str:
-            wrong = index_problem(part, shard)
+            wrong = index_problem(part, shard, types)
             return wrong and f"{self.address(relative)} {wrong}; upload the dataset again"
 
-        self.cache.fetch(self.index_path(shard), None, lambda f: self._fill(f, relative, None, always), problem)
+        self._cached(self.index_path(shard), None, lambda f: self._fill(f, relative, None, always), problem)
 
     def _fill(self, file: BinaryIO, relative: str, size: int | None, going: Callable) -> bool:
         try:
-            return transport.fetch(self.read, relative, file, size, going)
+            return transport.fetch(self.read, relative, file, size, going, most=INDEX_MOST if size is None else None)
         except transport.Broken as error:
+            came = file.tell()
+            if size is None and isinstance(error, transport.Gone):
+                file.truncate(0)  # what is no index keeps no room: none is ever deleted
             raise DataError(
-                f"{self.address(relative)}: {file.tell()} of {size or 'unknown'} bytes came, then: {error}; once it is "
+                f"{self.address(relative)}: {came} of {size or 'unknown'} bytes came, then: {error}; once it is "
                 "mended, the same command goes on from there"
             ) from None
 
@@ -277,16 +302,34 @@ def put(path: Path, content: bytes) -> None:
         replace(path, content)
 
 
-def index_problem(path: Path, shard: Shard) -> str:
-    """What is wrong with the index of a shard; "" where nothing is."""
+def index_types(manifest: Manifest) -> dict[str, pa.DataType]:
+    """The columns that every index of the dataset has."""
+    types = {"key": pa.string(), **{name: column_type(column) for name, column in manifest.columns.items()}}
+    for name, array in manifest.arrays.items():
+        if array.in_tar:
+            types |= {f"{name}_{place}": kind for place, kind in place_types(array).items()}
+        else:
+            types[name] = list_type(array)
+    return types
+
+
+def index_problem(path: Path, shard: Shard, types: dict[str, pa.DataType]) -> str:
+    """What is wrong with the index of a shard; "" where nothing is. All of it is read: its pages are under checksums,
+    and of what is not, the names and types of the columns are known."""
     try:
-        metadata = pq.read_metadata(path)
-    except (OSError, pa.ArrowException) as error:
+        table = read_index(path)
+    except UNREADABLE as error:
         return f"cannot be read ({error})"
-    if metadata.num_rows != shard.samples:
-        return f"has {metadata.num_rows} rows, dataset.json says {shard.samples}"
-    written_for = (metadata.metadata or {}).get(b"jaxz", shard.sha256.encode())
-    return "" if shard.sha256.encode() in written_for else "was written for a tar of another sha256 than dataset.json's"
+    if table.num_rows != shard.samples:
+        return f"has {table.num_rows} rows, dataset.json says {shard.samples}"
+    if shard_of(table).get("sha256", shard.sha256) != shard.sha256:
+        return "was written for a tar of another sha256 than dataset.json's"
+    for name, kind in types.items():
+        if table.column_names.count(name) != 1:
+            return f"has no column {name!r}"
+        if (found := table.schema.field(name).type) != kind:
+            return f"has {found} in the column {name!r}, not {kind}"
+    return ""
 
 
 class Ahead:

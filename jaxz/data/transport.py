@@ -23,6 +23,7 @@ CHUNK = 1 << 20
 BLOCK = 16 << 20  # of one request to an object store
 TIMEOUT = 60.0  # seconds without a byte
 TRIES, PAUSE, LONGEST_PAUSE = 8, 0.5, 30.0  # without any progress; seconds, each time twice as long
+SAFE = "!#$%&'()*+,/:;=?@[]~"  # in a URL as it is
 PASSING = (408, 425, 429)  # HTTP: among the 4xx, those that another try may mend
 
 # read(relative path, start): the file's bytes from `start` to its end. Raises Broken.
@@ -34,7 +35,11 @@ class Broken(Exception):
 
 
 class Gone(Broken):
-    """The file is not there, or not to be read by us; no further try helps."""
+    """The file is not there, not to be read by us, or not what it should be; no further try helps."""
+
+
+class Missing(Gone):
+    """There is no such file."""
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -52,7 +57,16 @@ def opener(url: str) -> Read:
 
 def http_reader(url: str) -> Read:
     """By the standard library: one GET with a Range, whose answer says whether the server minded it."""
-    parts = urlsplit(url)
+    if not re.fullmatch("[!-~]+", url):
+        raise InputError(
+            f"dataset {url!r}: blanks and letters beyond ASCII are written as %XX in a URL: {quote(url, safe=SAFE)}"
+        )
+    try:
+        parts = urlsplit(url)
+        (parts.hostname or "").encode("idna")
+        parts.port  # noqa: B018  raises
+    except ValueError as error:
+        raise InputError(f"dataset {url!r}: {error}; must be http(s)://HOST[:PORT]/PATH") from None
     if not parts.hostname or parts.query or parts.fragment or "@" in parts.netloc:
         raise InputError(
             f"dataset {url!r}: must be http(s)://HOST/PATH without user, '?' or '#'; for a server that wants more, use "
@@ -77,9 +91,10 @@ def http_reader(url: str) -> Read:
         except HTTPError as error:
             if error.code == 416:  # nothing from `start` on
                 return
-            kind = Gone if 400 <= error.code < 500 and error.code not in PASSING else Broken
+            final = 400 <= error.code < 500 and error.code not in PASSING
+            kind = Missing if error.code in (404, 410) else Gone if final else Broken
             raise kind(f"HTTP {error.code} {error.reason}") from None
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: sent on to what is no URL
             raise Broken(str(getattr(error, "reason", error)) or type(error).__name__) from None
 
     return read
@@ -110,7 +125,8 @@ def store_reader(url: str) -> Read:
                 start += len(chunk)
                 yield chunk
         except (FileNotFoundError, PermissionError) as error:
-            raise Gone(f"{type(error).__name__}: {error}") from None
+            kind = Missing if isinstance(error, FileNotFoundError) else Gone
+            raise kind(f"{type(error).__name__}: {error}") from None
         except Exception as error:  # each store's library has errors of its own
             raise Broken(f"{type(error).__name__}: {error}") from None
 
@@ -166,9 +182,16 @@ def tail(said: BinaryIO, length: int = 300) -> str:
 
 
 def fetch(
-    read: Read, relative: str, file: BinaryIO, size: int | None, going: Callable[[], bool], tries: int = TRIES
+    read: Read,
+    relative: str,
+    file: BinaryIO,
+    size: int | None,
+    going: Callable[[], bool],
+    tries: int = TRIES,
+    most: int | None = None,
 ) -> bool:
-    """Append to `file` what it lacks of `size` bytes (None: as many as there are). After a break it goes on from there.
+    """Append to `file` what it lacks of `size` bytes (None: as many as there are, up to `most`). After a break it goes
+    on from there.
 
     False where `going()` has become false. Raises Broken after `tries` that brought nothing, Gone at once, OSError
     where the file cannot be written.
@@ -180,6 +203,8 @@ def fetch(
             for chunk in read(relative, before):
                 if size is not None and file.tell() + len(chunk) > size:
                     raise Gone("the file there is longer than its dataset.json says")
+                if most is not None and file.tell() + len(chunk) > most:
+                    raise Gone(f"it is longer than {most / (1 << 20):g} MiB, which no such file is")
                 file.write(chunk)
                 file.flush()
                 if not going():
@@ -192,7 +217,7 @@ def fetch(
             reason = str(error)
         failed = 0 if file.tell() > before else failed + 1
         if failed == tries:
-            raise Broken(f"{reason}; {tries} tries")
+            raise Broken(f"{reason}; {tries} tries" if tries > 1 else reason)
         if failed == 2:
             log.warning("%s: %s; trying again", relative, reason)
         if file.tell() != size:

@@ -21,13 +21,14 @@ STEP = 1 << 14  # bytes sent at once
 class Server(ThreadingHTTPServer):
     """Serves the files below `root`. drop, busy, whole: chances that an answer breaks off at a random byte, is a 503,
     or ignores Range; what happens is a function of (seed, path, number of the request for it). pause: seconds between
-    pieces. sent, asked: bytes sent and first bytes asked for, by path."""
+    pieces. status: {path: HTTP status} of those refused. sent, asked: bytes sent and first bytes asked for, by path."""
 
     daemon_threads = True
 
     def __init__(self, root: Path, drop=0.0, busy=0.0, whole=0.0, pause=0.0, seed=0):
         super().__init__(("127.0.0.1", 0), Handler)
         self.root, self.drop, self.busy, self.whole, self.pause, self.seed = root, drop, busy, whole, pause, seed
+        self.status: dict[str, int] = {}
         self.sent, self.asked = collections.Counter(), collections.defaultdict(list)
         self.url = f"http://127.0.0.1:{self.server_port}/data"
 
@@ -50,8 +51,8 @@ class Handler(BaseHTTPRequestHandler):
         server.asked[path].append(start)
         busy, whole, drop, place = rng.random(4)
         file = server.root / path
-        if not file.is_file():
-            return self.send_error(404)
+        if path in server.status or not file.is_file():
+            return self.send_error(server.status.get(path, 404))
         if busy < server.busy:
             return self.send_error(503)
         content = file.read_bytes()

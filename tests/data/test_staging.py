@@ -22,7 +22,7 @@ from jaxz.data.order import Order
 from jaxz.data.sampling import Sampler
 from jaxz.data.staging import Ahead
 from jaxz.data.stream import Source, Stream
-from jaxz.errors import InputError
+from jaxz.errors import DataError, InputError
 from tests.data.servers import SHARDS, assert_same, batches, serving
 from tests.helpers import small_config
 
@@ -315,3 +315,106 @@ def test_a_remote_quarantine_list_is_honoured_and_forgotten_with_its_file(origin
         assert open_dataset(f"pipe:cat {here}/{{}}", tmp_path / "cache").quarantined.tolist() == out
         (here / "quarantine.json").unlink()
         assert len(open_dataset(server.url, tmp_path / "cache").select(None)) == count
+
+
+@pytest.mark.parametrize("failure", ["command", 403, 503])
+def test_a_remote_quarantine_list_that_cannot_be_read_is_kept(origin, tmp_path, failure, caplog):
+    here, cache = shutil.copytree(origin, tmp_path / "copy"), tmp_path / "cache"
+    with serving(here) as server:
+        flag = tmp_path / "down"
+        get = f"test ! -e {flag} || case {{}} in q*) exit 255;; esac; cat {here}/{{}}"
+        address = f"pipe:{get}" if failure == "command" else server.url
+
+        def damage():
+            flag.touch()
+            server.status["quarantine.json"] = failure
+
+        damage()
+        assert not len(open_dataset(address, cache).quarantined)  # none was ever seen
+        assert ("no sample is left out" in caplog.text) == (failure != "command")
+        flag.unlink()
+        server.status.clear()
+        (here / "quarantine.json").write_text('{"version": 1, "shards": {"00001": [0, 2]}}')
+        out = open_dataset(address, cache).quarantined.tolist()
+        assert len(out) == 2
+        damage()
+        for _ in range(2):
+            caplog.clear()
+            assert open_dataset(address, cache).quarantined.tolist() == out
+            assert "quarantine.json of last time; delete it" in caplog.text
+
+
+def test_the_index_of_a_shard_that_is_out_as_a_whole_is_not_asked_for(origin, tmp_path):
+    here = shutil.copytree(origin, tmp_path / "copy")
+    (here / "quarantine.json").write_text('{"version": 1, "shards": {"00001": "all"}}')
+    (here / "index/00001.parquet").unlink()
+    with serving(here) as server:
+        np.testing.assert_array_equal(
+            open_dataset(server.url, tmp_path / "cache").select(None), open_dataset(here).select(None)
+        )
+
+
+def claimed(cache: Cache, size: int) -> tuple[Path, Path]:
+    """A file to fetch, and the empty one that its download begins with."""
+    target = cache.root / "0123456789abcdef/shards/a.tar"
+    target.parent.mkdir(parents=True)
+    (target.parents[1] / "url").touch()
+    part = target.with_name(f"a.tar.{size}.part")
+    part.touch()
+    return target, part
+
+
+def written(file) -> bool:
+    file.write(b"x" * 100)
+    file.flush()
+    return True
+
+
+def test_a_download_that_misses_a_file_fails_once(tmp_path):
+    calls = []
+
+    def fill(_):
+        calls.append(1)
+        assert len(calls) == 1
+        raise FileNotFoundError("no usable temporary directory")
+
+    cache = Cache(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        cache.fetch(claimed(cache, 100)[0], 100, fill, lambda part: "")
+
+
+def test_a_download_that_another_process_has_stopped_is_told(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("jaxz.data.cache.PATIENCE", 0.1)
+    monkeypatch.setattr("jaxz.data.cache.STALLED", 0.4)
+    cache = Cache(tmp_path)
+    target, part = claimed(cache, 100)
+    began = time.monotonic()
+    code = (
+        "import fcntl, sys, time; f = open(sys.argv[1], 'r+b'); fcntl.flock(f, fcntl.LOCK_EX); print(); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, part], stdout=subprocess.PIPE)
+    try:
+        holder.stdout.readline()
+        holder.send_signal(signal.SIGSTOP)
+        with pytest.raises(DataError, match=r"a.tar.100.part: another process holds it, and no byte .* for 0.4 s"):
+            cache.fetch(target, 100, written, lambda part: "", lambda: time.monotonic() - began < 20)
+        assert caplog.text.count("is being fetched by another process") == 1
+    finally:
+        holder.kill()
+        holder.wait()
+    assert cache.fetch(target, 100, written, lambda part: "")
+
+
+def test_what_is_left_of_a_download_heeds_a_lowered_limit(tmp_path):
+    cache = Cache(tmp_path, 250)
+    target, part = claimed(cache, 100)
+    older = target.with_name("older.tar")
+    older.write_bytes(bytes(200))
+    os.utime(older, (1, 1))
+    assert cache.fetch(target, 100, written, lambda part: "")
+    assert target.exists() and not older.exists()  # made room
+    target.unlink()
+    part.touch()
+    with pytest.raises(DataError, match="find no room below"):
+        Cache(tmp_path, 99).fetch(target, 100, written, lambda part: "", patience=0.1)
+    assert not part.exists()

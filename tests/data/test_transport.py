@@ -9,10 +9,13 @@ import time
 
 import fsspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jaxz.data import staging, transport
 from jaxz.data.dataset import DataError, open_dataset
+from jaxz.data.index import read_index
 from jaxz.errors import InputError
 from tests.data.servers import SHARDS, assert_same, batches, serving
 from tests.helpers import blobs
@@ -57,6 +60,59 @@ def test_the_index_must_be_that_of_the_shards(origin, tmp_path):
     (copy / "index/00002.parquet").write_bytes(b"PAR1")
     with serving(copy) as server, pytest.raises(DataError, match="index/00002.parquet cannot be read"):
         open_dataset(server.url, tmp_path / "cache")
+
+
+def test_no_flipped_byte_of_an_index_is_cached(origin, tmp_path):
+    copy = shutil.copytree(origin, tmp_path / "copy")
+    index = copy / "index/00002.parquet"
+    content = index.read_bytes()
+    column = pq.read_metadata(index).row_group(0).column(0)
+    last = column.data_page_offset + column.total_compressed_size - 1  # byte of a page
+    for at, what in ((last, "cannot be read"), (content.index(b"z_kind"), "has no column")):
+        index.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with serving(copy) as server, pytest.raises(DataError, match=f"index/00002.parquet {what}"):
+            open_dataset(server.url, tmp_path / "cache")
+        assert not list((tmp_path / "cache").glob("*/index/00002*"))
+    path, manifest = tmp_path / "any.parquet", open_dataset(origin).manifest
+    table, types = read_index(origin / "index/00002.parquet"), staging.index_types(manifest)
+    for at in range(0, len(content), 13):  # others change nothing that is read
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :])
+        if not staging.index_problem(path, manifest.shards[2], types):
+            assert repr(read_index(path).to_pydict()) == repr(table.to_pydict())
+
+
+@pytest.mark.parametrize("endless", ["dataset.json", "index/00001.parquet", "overlays/more.parquet", "quarantine.json"])
+def test_an_answer_without_an_end_is_refused(origin, tmp_path, endless, monkeypatch, caplog):
+    for name in ("LIST_MOST", "INDEX_MOST", "OVERLAY_MOST"):
+        monkeypatch.setattr(staging, name, 4 << 20)
+    get = tmp_path / "get"
+    get.write_text(f'#!/bin/sh\ncase "$1" in {endless}) exec cat /dev/zero;; esac\ncat "{origin}/$1"\n')
+    get.chmod(0o755)
+    address, cache = f"pipe:{get} {{}}", tmp_path / "cache"
+    if endless == "quarantine.json":
+        open_dataset(address, cache)
+        assert "quarantine.json cannot be read (it is longer than 4 MiB" in caplog.text
+    else:
+        with pytest.raises((InputError, DataError), match=f"{endless}.* longer than 4 MiB"):
+            open_dataset(address, cache, overlays=["more"])
+    assert sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) < 1 << 20
+
+
+def test_an_overlay_is_read_as_it_was_where_nothing_answers(origin, tmp_path, caplog):
+    here = shutil.copytree(origin, tmp_path / "copy")
+    (here / "overlays").mkdir()
+    ids = read_index(origin / "index/00000.parquet", ["object_id"])["object_id"]
+    pq.write_table(
+        pa.table({"object_id": ids, "z": pa.array([7.0] * len(ids), pa.float32())}), here / "overlays/z.parquet"
+    )
+    with serving(here) as server:
+        first = open_dataset(server.url, tmp_path / "cache", overlays=["z"]).column("z")
+        (here / "overlays/z.parquet").rename(here / "gone.parquet")
+        with pytest.raises(InputError, match="overlays/z.parquet cannot be read .*404.*; check the name"):
+            open_dataset(server.url, tmp_path / "cache", overlays=["z"])
+    again = open_dataset(server.url, tmp_path / "cache", overlays=["z"])
+    np.testing.assert_array_equal(again.column("z"), first)
+    assert "overlays/z.parquet does not come" in caplog.text and (first[: len(ids)] == 7).all()
 
 
 def test_a_changed_dataset_is_noticed_and_one_that_does_not_answer_is_read_as_it_was(origin, tmp_path, caplog):
@@ -162,6 +218,22 @@ def test_addresses_that_cannot_be_read_are_refused_with_a_way_out(tmp_path, monk
     for url in ("https://user:secret@host/d", "https://host/d?token=1", "https:///d"):
         with pytest.raises(InputError, match="use pipe:curl"):
             open_dataset(url, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "url, reason",
+    [
+        ("http://[::1/x", "Invalid IPv6"),
+        ("http://host:no/x", "Port"),
+        ("http://host:70000/x", "Port"),
+        ("http://a..b/x", "label"),
+        ("http://host/a b", r"%XX in a URL: http://host/a%20b$"),
+        ("http://host/r\u00f8d/50%25", r"%XX in a URL: http://host/r%C3%B8d/50%25$"),
+    ],
+)
+def test_an_address_that_is_no_url_is_refused_at_once(tmp_path, url, reason):
+    with pytest.raises(InputError, match=reason):
+        open_dataset(url, tmp_path)
 
 
 def test_a_file_url_is_a_directory(origin):
