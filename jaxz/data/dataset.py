@@ -79,6 +79,11 @@ class Dataset:
         """Whether shards are fetched before they can be read."""
         return isinstance(self.store, Remote)
 
+    @property
+    def _cure(self) -> str:
+        """What to do about an index that is damaged."""
+        return f"delete {self.store.folder}, which is fetched again" if self.remote else REBUILD
+
     def __len__(self) -> int:
         return self.manifest.samples
 
@@ -217,7 +222,7 @@ class Dataset:
         places = [column.to_numpy() for column in index.columns]
         if any(column.dtype.kind not in "iu" for column in places) or (places[0] < 0).any():
             path = self.store.index_path(self.manifest.shards[shard])
-            raise DataError(f"{path}: {array}_offset, _size and _crc32 must be whole numbers; rebuild the index")
+            raise DataError(f"{path}: {array}_offset, _size and _crc32 must be whole numbers; {self._cure}")
         return places
 
     def exceptions(self, shard: int, array: str) -> np.ndarray:
@@ -305,17 +310,17 @@ class Dataset:
         try:
             table = persist(lambda: read_index(path, columns))
         except UNREADABLE as error:
-            raise DataError(f"{path} cannot be read ({error}); {entry.samples} samples lost; {REBUILD}") from None
+            raise DataError(f"{path} cannot be read ({error}); {entry.samples} samples lost; {self._cure}") from None
         if missing := [name for name in columns if table.column_names.count(name) != 1]:
-            raise DataError(f"{path} has no column {missing[0]!r}; {REBUILD}")
+            raise DataError(f"{path} has no column {missing[0]!r}; {self._cure}")
         table = table.select(columns)
         if table.num_rows != entry.samples:
-            raise DataError(f"{path} has {table.num_rows} rows, dataset.json says {entry.samples}; {REBUILD}")
+            raise DataError(f"{path} has {table.num_rows} rows, dataset.json says {entry.samples}; {self._cure}")
         for name, kind, found in zip(columns, types, table.schema.types, strict=True):
             if found != kind:
-                raise DataError(f"{path}: column {name!r} holds {found}, dataset.json says {kind}; {REBUILD}")
+                raise DataError(f"{path}: column {name!r} holds {found}, dataset.json says {kind}; {self._cure}")
         if shard_of(table).get("sha256", entry.sha256) != entry.sha256:
-            raise DataError(f"{path} was written for another tar than dataset.json's; {REBUILD}")
+            raise DataError(f"{path} was written for another tar than dataset.json's; {self._cure}")
         return table
 
     def _type(self, name: str) -> pa.DataType:
