@@ -30,9 +30,8 @@ class InMemory:
     def __init__(self, batch: dict):
         self.batch = batch
 
-    def __iter__(self):
-        while True:
-            yield dict(self.batch)
+    def __next__(self) -> dict:
+        return dict(self.batch)
 
     def state(self) -> dict:
         return {}

@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -317,14 +318,22 @@ def make_sources(config, dataset: Dataset, arrays: tuple[str, ...], columns: set
 
 
 def prefetch(stream: Stream, mesh, depth: int = 2):
-    """(batch on the devices, state of the stream after it), `depth` transfers ahead."""
-    ready: deque = deque()
-    for batch in stream:
+    """(batch on the devices, state of the stream after it), `depth` transfers ahead, by a thread of their own."""
+
+    def transfer():
+        if (batch := next(stream, None)) is None:
+            return None
         batch.pop("row")
-        ready.append((to_devices(batch, mesh), stream.state()))
-        if len(ready) > depth:
-            yield ready.popleft()
-    yield from ready
+        return to_devices(batch, mesh), stream.state()
+
+    pool = ThreadPoolExecutor(1, thread_name_prefix="jaxz-transfer")
+    ready = deque(pool.submit(transfer) for _ in range(depth + 1))
+    try:
+        while (pair := ready.popleft().result()) is not None:
+            ready.append(pool.submit(transfer))
+            yield pair
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def check_workdir(workdir: Path, config, allow_change: bool) -> None:
