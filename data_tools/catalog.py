@@ -3,11 +3,8 @@
 from pathlib import Path
 
 import numpy as np
-from astropy.coordinates import SkyCoord
 from astropy.table import Table
 
-from data_tools.survey import CatalogColumns
-from data_tools.tiles import Grid, sky_to_pixel
 from jaxz.data.manifest import Column
 from jaxz.errors import InputError, suggest
 
@@ -31,38 +28,38 @@ OPTIONAL = {
 }
 
 
-def read_catalog(path: Path, columns: CatalogColumns, grid: Grid) -> dict[str, np.ndarray]:
-    """The catalogue as dataset columns [N]: object_id, x, y (0-based pixels), ra, dec (degrees, where known), labels.
+class Catalog:
+    def __init__(self, path, spec):
+        self.path, self.spec, self.invalid, self.choices = path, spec, {}, {}
 
-    Rows without a finite position keep NaN in x and y. Raises InputError for a table that cannot be read, lacks a
-    column, repeats an object_id or needs a WCS that the tiles do not have.
-    """
-    if columns.sky and grid.wcs is None:
-        raise InputError(f"catalog.ra: {columns.ra!r} needs a WCS, and the tiles have none; name x and y instead")
-    try:
-        table = Table.read(path)
-    except Exception as error:
-        problem = f"{str(path)!r} cannot be read as a table ({type(error).__name__}: {error})"
-        raise InputError(f"catalog: {problem}; give FITS, ECSV, CSV or VOTable") from None
-    if len(table) == 0:
-        raise InputError(f"catalog: {str(path)!r} has no rows; give a catalogue of the field")
-    get = lambda name: column(table, getattr(columns, name), f"catalog.{name}", path)
-    numbers = lambda name: to_float(get(name), f"catalog.{name}")
+    def chunks(self):
+        columns, path = self.spec, self.path
+        try:
+            table = Table.read(path)
+        except Exception as error:
+            problem = f"{str(path)!r} cannot be read as a table ({type(error).__name__}: {error})"
+            raise InputError(f"catalog: {problem}; give FITS, ECSV, CSV or VOTable") from None
+        if len(table) == 0:
+            raise InputError(f"catalog: {str(path)!r} has no rows; give a catalogue of the field")
+        get = lambda name: column(table, getattr(columns, name), f"catalog.{name}", path)
+        numbers = lambda name: to_float(get(name), f"catalog.{name}")
+        sources = {"object_id": object_ids(get("object_id"), columns.object_id)}
+        if columns.sky:
+            sources["ra"], sources["dec"] = numbers("ra"), numbers("dec")
+        else:
+            sources["x"], sources["y"] = numbers("x") - columns.pixel_origin, numbers("y") - columns.pixel_origin
+        sources.update({name: numbers(name) for name in VALID if getattr(columns, name)})
+        if columns.obj_class:
+            sources["obj_class"] = to_text(get("obj_class"))
+        if columns.z_quality:
+            sources["z_flag_orig"] = to_text(get("z_quality"))
+            sources["z_quality"] = quality(sources["z_flag_orig"], columns.z_quality_map)
+        sources, self.invalid = drop_invalid(sources)
+        yield label(sources)
 
-    sources = {"object_id": object_ids(get("object_id"), columns.object_id)}
-    if columns.sky:
-        sources["ra"], sources["dec"] = numbers("ra"), numbers("dec")
-        sources["x"], sources["y"] = to_pixels(grid, sources["ra"], sources["dec"])
-    else:
-        sources["x"], sources["y"] = numbers("x") - columns.pixel_origin, numbers("y") - columns.pixel_origin
-        sources.update(to_sky(grid, sources["x"], sources["y"]))
-    sources.update({name: numbers(name) for name in VALID if getattr(columns, name)})
-    if columns.obj_class:
-        sources["obj_class"] = to_text(get("obj_class"))
-    if columns.z_quality:
-        sources["z_flag_orig"] = to_text(get("z_quality"))
-        sources["z_quality"] = quality(sources["z_flag_orig"], columns.z_quality_map)
-    return sources
+
+def open_catalog(path, spec):
+    return Catalog(path, spec)
 
 
 def drop_invalid(sources: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, int]]:
@@ -77,26 +74,10 @@ def drop_invalid(sources: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray],
 
 def label(sources: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """`sources` with the label columns z, z_err and z_kind."""
-    missing = np.full(len(sources["x"]), np.nan, np.float32)
+    missing = np.full(len(sources["object_id"]), np.nan, np.float32)
     z = sources.get("z_spec", missing)
     z_err = np.where(np.isfinite(z), sources.get("z_spec_err", missing), np.float32(np.nan))
     return {**sources, "z": z, "z_err": z_err, "z_kind": np.where(np.isfinite(z), "spec", "none")}
-
-
-def to_pixels(grid: Grid, ra: np.ndarray, dec: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """0-based pixels of ICRS positions; NaN where the projection has none or the position is none."""
-    x, y = np.full(len(ra), np.nan), np.full(len(ra), np.nan)
-    valid = (np.abs(ra) <= 360) & (np.abs(dec) <= 90)
-    x[valid], y[valid] = sky_to_pixel(grid.wcs, SkyCoord(ra[valid], dec[valid], unit="deg", frame="icrs"))
-    return x, y
-
-
-def to_sky(grid: Grid, x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
-    """{ra, dec}, ICRS in degrees, of 0-based pixels; nothing without a WCS."""
-    if grid.wcs is None:
-        return {}
-    sky = grid.wcs.pixel_to_world(x, y).icrs
-    return {"ra": sky.ra.deg, "dec": sky.dec.deg}
 
 
 def column(table: Table, name: str, where: str, path: Path):

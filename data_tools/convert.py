@@ -1,80 +1,45 @@
-"""Catalogue and aligned image tiles -> dataset of multi-band cutouts.
+"""Catalogue and image tiles -> dataset of multi-band cutouts.
 
-    python -m data_tools.convert --survey SURVEY.toml [--catalog CATALOG] --images DIR --out DATASET
+    python -m data_tools.convert --survey SURVEY [--catalog CATALOG] --images DIR --out DATASET
 
-Without a catalogue the sources are detected. docs/adding_a_survey.md explains the survey file, docs/dataset_format.md
-what is written. An interrupted conversion goes on when the same command is given again.
+Without a catalogue the sources are detected. Several jobs share the work with --part 1/4, --part 2/4 ..., and --merge
+ends it. docs/adding_a_survey.md explains the survey file, docs/dataset_format.md what is written. An interrupted
+conversion goes on when the same command is given again.
 """
 
 import argparse
 import dataclasses
 import json
 import math
+import os
 import platform
+import shutil
 import signal
 import sys
+import time
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from astropy import units as u
+import pyarrow.parquet as pq
 from astropy.utils.exceptions import AstropyWarning
-from astropy_healpix import lonlat_to_healpix
 
-from data_tools.catalog import LABELS, OPTIONAL, drop_invalid, label, read_catalog, to_sky
-from data_tools.detect import aperture_flux, aperture_noise, detect, noise_area
-from data_tools.plan import MEASURING, WRITING, check_begun, check_out, inputs, make_plan, versions
-from data_tools.splits import GAP, assign_splits, assign_splits_pixels
-from data_tools.survey import BandSource, Survey, load_survey
-from data_tools.tiles import (
-    MASK_BITS,
-    Grid,
-    check_aligned,
-    cut,
-    find_file,
-    find_files,
-    fits_inside,
-    flag_pixels,
-    measure_sky,
-    nearest_pixel,
-    read_image,
-    to_stored,
-)
-from jaxz.data.manifest import ZERO_POINT_UJY, Array, Band, Column, Manifest
-from jaxz.data.writer import ENCODINGS, DatasetWriter, with_images
+from data_tools.catalog import open_catalog
+from data_tools.cutting import Job, cut_plane, to_ujy, typical_sigma, write_shard, zero_point
+from data_tools.inputs import check_begun, check_out, identity, inputs, versions
+from data_tools.measure import detect, measure_sky
+from data_tools.outline import estimate, make_manifest, policy
+from data_tools.plan import Plan, make_plan, publish, scratch, tile_pairs
+from data_tools.splits import GAP, healpix_order
+from data_tools.survey import Survey, load_survey
+from data_tools.tiles import Tile, find_tiles, read_band, to_sky
+from jaxz.data.index import read_index
+from jaxz.data.manifest import Manifest
+from jaxz.data.writer import ENCODINGS, DatasetWriter
 from jaxz.errors import InputError, run
-from jaxz.progress import in_threads
-
-HEALPIX_SIDE_ARCMIN = 58.632 * 60  # side of a base cell; halves with each order
-COMPACT_BYTES = 0.8  # of a pixel, about
-POLICY = {
-    "centring": "integer: the nearest pixel to (x, y) is pixel [size // 2, size // 2]; x, y keep the exact centre",
-    "unit": "stored = file value * scale, so that the background sigma per pixel over the tile is 1",
-    "mask": "nodata: NaN in the file; bad: infinite or without weight; saturated: past the survey's level or float16's",
-    "photometry": "circular apertures on the exact centres, sky subtracted; fluxerr is that of empty apertures",
-}
-
-
-@dataclass(frozen=True)
-class Plane:
-    """One band of the tile, measured: stored float16 or float32 [H, W], flags uint8 [H, W], flux and fluxerr float32
-    [N] in microjansky; sigma is the sky's per pixel in the file's units, noise_ratio is the sigma of empty apertures
-    over what independent pixels of that sigma would give."""
-
-    band: BandSource
-    stored: np.ndarray
-    flags: np.ndarray
-    sigma: float
-    flux: np.ndarray
-    fluxerr: np.ndarray
-    noise_ratio: float
-
-    @property
-    def zero_point_ab(self) -> float:
-        """Of the stored values: those of the file divided by sigma."""
-        return self.band.zero_point_ab - 2.5 * math.log10(self.sigma)
+from jaxz.progress import Pool, in_threads
 
 
 def main(argv: list[str]) -> int | None:
@@ -82,56 +47,55 @@ def main(argv: list[str]) -> int | None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AstropyWarning)  # of headers that it mends; what it cannot read is an error
-        summary = convert(args, argv)
+        summary = convert(args)
     print(json.dumps(summary, indent=1))
     return None
 
 
-def convert(args: argparse.Namespace, argv: list[str]) -> dict:
+def convert(args: argparse.Namespace) -> dict:
     """Do all that the command line asks for, and say what was done."""
+    began = time.monotonic()
     survey = load_survey(args.survey)
-    files = find_files(survey, args.images)
-    grid = check_aligned(survey, files)
-    check_size(args.size, survey, grid)
-    field = args.images.resolve().name
     if not args.dry_run:
         check_out(args.out)
-
-    sources, dropped = keep_whole(find_sources(survey, args, files, grid), args.size, grid)
+    tiles = find_tiles(survey, args.images)
+    check_size(args.size, survey, tiles)
+    read = inputs(survey, args, tiles)
+    plan_of = identity(args, read)
     if not args.dry_run:
-        read = inputs(survey, args)
-        plan = make_plan(args, field, read)
-        check_begun(args.out, plan)
-    dtype = ENCODINGS[args.encoding]
-    measure = partial(measure_band, survey, args.images, dtype, xy=np.stack([sources["x"], sources["y"]], 1))
-    planes = in_threads(measure, survey.bands, args.workers, "bands")
-    sources, blank = keep_observed(sources, planes, args.size)
-    sources, invalid = drop_invalid(sources)
-    sources = label(describe(sources, survey, field))
-    sources["split"], splits = split(sources, survey, args.size)
-
-    manifest = with_images(make_manifest(survey, planes, sources, args.size), args.encoding)
-    shards = math.ceil(len(sources["x"]) / args.samples_per_shard)
-    summary = {
-        "out": str(args.out), "samples": len(sources["x"]), "shards": shards,
-        "dropped": {**dropped, "without a good pixel": blank}, "invalid": invalid, "size": args.size,
-        "tile": list(grid.shape), "wcs": grid.wcs is not None, "splits": splits["counts"],
-        "labelled": int(np.isfinite(sources["z"]).sum()),
-        "bands": [{"name": p.band.name, "file": files[p.band.name].name, "zero_point_ab": round(p.zero_point_ab, 4),
-                   "aperture_to_pixel_noise": round(p.noise_ratio, 3)} for p in planes],
-    }  # fmt: skip
-    if args.dry_run:
-        return {**summary, "dry_run": True, "bytes": estimate_bytes(manifest, summary["samples"])}
-    provenance = {
-        "tool": "data_tools.convert", "arguments": argv, "survey": survey.text, "policy": policy(survey),
-        "inputs": read, "versions": {"python": platform.python_version(), **versions(*MEASURING, *WRITING)},
-        "dropped": summary["dropped"], "invalid": invalid,
-        "bands": {p.band.name: {"scale": 1 / p.sigma, "aperture_to_pixel_noise": p.noise_ratio,
-                                "uncertain": p.band.uncertain} for p in planes},
-    }  # fmt: skip
-    manifest = dataclasses.replace(manifest, provenance=provenance)
-    written = write(manifest, plan, sources, planes, args, shards, splits)
-    return {**summary, "bytes": sum(shard.bytes for shard in written.shards)}
+        check_begun(args.out, plan_of)
+        if (args.out / "dataset.json").exists():
+            print(f"{args.out} is complete already", file=sys.stderr)
+            return summary_of(args, Manifest.load(args.out), tiles)
+    work = args.out / "work"
+    made = work if (work / "plan.json").exists() else scratch(args.out)
+    try:
+        plan = Plan.load(work) if made == work else plan_work(made, survey, args, tiles)
+        manifest = make_manifest(survey, plan, pq.read_schema(made / "objects" / "00000.parquet"), args)
+        expected = estimate(manifest, plan, tiles)
+        if args.dry_run:
+            return {**expected, "out": str(args.out), "dry_run": True, "dropped": plan.dropped, "catalog": plan.choices}
+        check_space(args.out, expected)
+        manifest = dataclasses.replace(manifest, provenance=provenance(survey, args, read, plan))
+        writer = DatasetWriter(args.out, manifest, plan_of)
+        if made != work:
+            publish(made, work)
+    finally:
+        if made != work:
+            shutil.rmtree(made, ignore_errors=True)
+    job = Job(
+        survey, args.images, work, tiles, args.size, args.samples_per_shard, ENCODINGS[args.encoding], plan.sigma_ujy,
+        args.images.resolve().name,
+    )  # fmt: skip
+    if not args.merge:
+        with Pool(args.workers) as pool:
+            cut_blocks(job, plan, writer, pool, args.part)
+        if args.part != (1, 1):
+            done = sum(writer.done(n) for n in range(plan.shards))
+            return {"out": str(args.out), "part": "{}/{}".format(*args.part), "shards": [done, plan.shards]}
+    summary = finish(job, plan, writer, args)
+    print(f"{summary['samples']} cutouts in {time.monotonic() - began:.0f} s", file=sys.stderr)
+    return summary
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -141,23 +105,39 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--images", required=True, type=Path, help="folder of the tiles")
     parser.add_argument("--out", required=True, type=Path, help="dataset to write")
     parser.add_argument("--size", type=int, default=64, help="side of a cutout in pixels, even (default 64)")
-    parser.add_argument("--workers", type=int, default=2, help="threads (default 2)")
+    parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--samples_per_shard", type=int, default=1000, help="default 1000")
+    parser.add_argument("--tiles_per_block", type=int, default=16, help="whose objects are shuffled (default 16)")
     parser.add_argument("--encoding", choices=ENCODINGS, default="raw", help="of the images (default raw)")
+    parser.add_argument("--part", type=part, default=(1, 1), metavar="I/N", help="do only the I-th of N parts")
+    parser.add_argument("--merge", action="store_true", help="all parts are done: write dataset.json")
     parser.add_argument("--dry_run", action="store_true", help="say what would be written, and write nothing")
     args = parser.parse_args(argv)
     if args.size < 2 or args.size % 2:
         raise InputError(f"size: {args.size} must be even and at least 2; the centre is pixel size / 2")
-    for name in ("workers", "samples_per_shard"):
+    for name in ("workers", "samples_per_shard", "tiles_per_block"):
         if getattr(args, name) < 1:
             raise InputError(f"{name}: {getattr(args, name)} must be at least 1")
+    if args.merge and args.part != (1, 1):
+        raise InputError("merge: is given with part; merge once, after the parts")
     return args
 
 
-def check_size(size: int, survey: Survey, grid: Grid) -> None:
-    """Raises InputError for cutouts that do not fit the tile or, with the gap around them, the cells of the splits."""
-    if size > min(grid.shape):
-        raise InputError(f"size: {size} is larger than the tile, {list(grid.shape)} pixels; give a smaller size")
+def part(text: str) -> tuple[int, int]:
+    """(I, N) of "I/N"."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise InputError(f"part: {text!r} must be I/N with I from 1 to N, such as 2/4")
+    return int(number), int(count)
+
+
+def check_size(size: int, survey: Survey, tiles: list[Tile]) -> None:
+    """Raises InputError for cutouts that do not fit the tiles or, with the gap around them, the cells of the splits."""
+    height, width = np.max([tile.grid.shape for tile in tiles], 0)
+    if size > min(height, width):
+        raise InputError(
+            f"size: {size} is larger than the tile, {[int(height), int(width)]} pixels; give a smaller size"
+        )
     needed = 4 * size * math.sqrt(2) * survey.pixel_scale_arcsec / 60
     if survey.splits.cell_arcmin < needed:
         cell = survey.splits.cell_arcmin
@@ -166,191 +146,167 @@ def check_size(size: int, survey: Survey, grid: Grid) -> None:
         )
 
 
-def find_sources(survey: Survey, args: argparse.Namespace, files: dict[str, Path], grid: Grid) -> dict[str, np.ndarray]:
-    """Columns object_id, x, y and what else the catalogue holds, [N] each; detected where there is no catalogue."""
-    if args.catalog is not None:
-        if survey.catalog is None:
-            raise InputError(f"catalog: {args.survey!r} has no [catalog] section; add one that names the columns")
-        return read_catalog(args.catalog, survey.catalog, grid)
-    if survey.detection is None:
-        raise InputError(f"catalog: none given, and {args.survey!r} has no [detection] section; give one of the two")
+def plan_work(made: Path, survey: Survey, args: argparse.Namespace, tiles: list[Tile]) -> Plan:
+    """Measure the bands' sky, read the catalogue or detect the sources, and write the plan to an empty directory."""
+    measure = partial(typical_sigma, survey, args.images, tiles)
+    sigmas = in_threads(measure, survey.bands, args.workers, "bands")
+    chunks, done = sources(survey, args, tiles)
+    return make_plan(
+        made, chunks, survey, tiles, size=args.size, samples_per_shard=args.samples_per_shard,
+        tiles_per_block=args.tiles_per_block, finish=done,
+        sigma_ujy={band.name: sigma for band, sigma in zip(survey.bands, sigmas, strict=True)},
+    )  # fmt: skip
+
+
+def sources(survey: Survey, args: argparse.Namespace, tiles: list[Tile]) -> tuple[Iterator[dict], Callable]:
+    """The objects in chunks, and what is to be called for (invalid numbers, choices) after them."""
+    if args.catalog is None:
+        if survey.detection is None:
+            raise InputError(
+                f"catalog: none given, and {args.survey!r} has no [detection] section; give one of the two"
+            )
+        return detected(survey, args.images, tiles, args.workers), lambda: ({}, {})
+    if survey.catalog is None:
+        raise InputError(f"catalog: {args.survey!r} has no [catalog] section; add one that names the columns")
+    catalog = open_catalog(args.catalog, survey.catalog)
+    return catalog.chunks(), lambda: (catalog.invalid, catalog.choices)
+
+
+def detected(survey: Survey, images: Path, tiles: list[Tile], workers: int) -> Iterator[dict[str, np.ndarray]]:
+    """The sources of each tile in the reference band, as columns; of those on several tiles, one is kept."""
     band = survey.bands[survey.band_number(survey.detection.band)]
-    pixels, flags = read_band(band, args.images)
-    sky = measure_sky(pixels, flags, survey.photometry.background_box_px, band.name)
-    x, y = detect(pixels, flags, sky, survey.detection, survey.pixel_scale_arcsec).T
-    return {"object_id": np.arange(len(x), dtype=np.int64), "x": x, "y": y, **to_sky(grid, x, y)}
+    holding = [tile for tile in tiles if band.name in tile.files]
+
+    def find(tile: Tile) -> np.ndarray:
+        pixels, flags, _ = read_band(survey, images, tile, band)
+        where = f"bands.{band.name}.file: {str(tile.files[band.name])!r}"
+        sky = measure_sky(pixels, flags, survey.photometry.background_box_px, where)
+        return detect(pixels, flags, sky, survey.detection, survey.pixel_scale_arcsec)
+
+    first = 0
+    for tile, found in zip(holding, in_threads(find, holding, workers, "detection"), strict=True):
+        x, y = found.T
+        unknown = np.full(len(x), np.nan, np.float32)
+        yield {
+            "object_id": np.arange(first, first + len(x), dtype=np.int64), "x": x, "y": y,
+            "tile": np.full(len(x), tile.name), **to_sky(tile.grid, x, y),
+            "z": unknown, "z_err": unknown, "z_kind": np.full(len(x), "none"),
+        }  # fmt: skip
+        first += len(x)
 
 
-def keep_whole(sources: dict[str, np.ndarray], size: int, grid: Grid) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """The sources whose cutout lies in the tile, and how many were dropped, by reason."""
-    placed = np.isfinite([sources[name] for name in ("x", "y", "ra", "dec") if name in sources]).all(0)
-    inside = placed & fits_inside(sources["x"], sources["y"], size, grid.shape)
-    if not inside.any():
-        fix = "check the position columns, or give a smaller size"
-        raise InputError(f"catalog: none of {len(placed)} objects has its cutout of {size} pixels in the tile; {fix}")
-    dropped = {"without a position": int((~placed).sum()), "cutout leaves the tile": int((placed & ~inside).sum())}
-    return {name: values[inside] for name, values in sources.items()}, dropped
-
-
-def read_band(band: BandSource, images: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels float32 and flags uint8, [H, W] each, of one band."""
-    path, where = find_file(images, band, "file"), f"bands.{band.name}."
-    pixels = read_image(path, band.hdu, where)
-    weight = None
-    if band.weight_file:
-        path = find_file(images, band, "weight_file")
-        weight = read_image(path, band.weight_hdu, f"{where}weight_")
-        if weight.shape != pixels.shape:
-            sizes = f"{list(weight.shape)}, but its image is {list(pixels.shape)}"
-            raise InputError(f"{where}weight_file: {str(path)!r} is {sizes}; give the weights of this image")
-    return pixels, flag_pixels(pixels, weight, band.saturation)
-
-
-def measure_band(survey: Survey, images: Path, dtype: str, band: BandSource, xy: np.ndarray) -> Plane:
-    """Read one band, measure its sky and the sources at xy [N, 2] (0-based pixels), and scale it for storage."""
-    pixels, flags = read_band(band, images)
-    sky = measure_sky(pixels, flags, survey.photometry.background_box_px, band.name)
-    residual, sigma = pixels - sky.level, sky.sigma
-    radius = survey.photometry.aperture_diameter_arcsec / 2 / survey.pixel_scale_arcsec
-    flux, noise = aperture_flux(residual, flags, xy, radius), aperture_noise(residual, flags, radius)
-    column, row = nearest_pixel(xy).T
-    local = sky.rms[row, column] / sigma  # the depth varies over a tile, the correlation of its noise hardly
-    ujy = 10 ** (-0.4 * (band.zero_point_ab - ZERO_POINT_UJY))
-    fluxerr = np.where(np.isfinite(flux), noise * local * ujy, np.nan)
-    stored, flags = to_stored(residual if survey.subtract_background else pixels, flags, 1 / sigma, dtype)
-    noise_ratio = noise / (sigma * math.sqrt(noise_area(radius)))
-    return Plane(band, stored, flags, sigma, (flux * ujy).astype(np.float32), fluxerr.astype(np.float32), noise_ratio)
-
-
-def keep_observed(sources: dict[str, np.ndarray], planes: list[Plane], size: int) -> tuple[dict[str, np.ndarray], int]:
-    """The sources with a good pixel in any band, and how many have none; adds bands_observed, flux and fluxerr."""
-    bits = np.zeros(len(sources["x"]), np.uint32)
-    for n, (x, y) in enumerate(zip(sources["x"], sources["y"], strict=True)):
-        good = (cut([plane.flags for plane in planes], x, y, size) == 0).any((1, 2))
-        bits[n] = (good << np.arange(len(planes))).sum()
-    columns = {**sources, "bands_observed": bits}
-    for plane in planes:
-        columns[f"flux_{plane.band.name}"], columns[f"fluxerr_{plane.band.name}"] = plane.flux, plane.fluxerr
-    if not bits.any():
-        raise InputError(f"catalog: none of {len(bits)} objects has a good pixel; check the positions and the tiles")
-    return {name: values[bits > 0] for name, values in columns.items()}, int((bits == 0).sum())
-
-
-def describe(sources: dict[str, np.ndarray], survey: Survey, field: str) -> dict[str, np.ndarray]:
-    """`sources` with survey, field, mag_ref and, where the sky position is known, healpix."""
-    number = len(sources["x"])
-    flux = sources[f"flux_{survey.photometry.band}"].astype(np.float64)
-    magnitude = ZERO_POINT_UJY - 2.5 * np.log10(flux, where=flux > 0, out=np.full(number, np.nan))
-    columns = {**sources, "mag_ref": magnitude.astype(np.float32)}
-    columns["survey"] = np.full(number, survey.name)
-    columns["field"] = np.full(number, field)
-    if "ra" in sources:
-        columns["healpix"] = lonlat_to_healpix(sources["ra"] * u.deg, sources["dec"] * u.deg, 2**29, order="nested")
-    return columns
-
-
-def split(sources: dict[str, np.ndarray], survey: Survey, size: int) -> tuple[np.ndarray, dict]:
-    """The split of each source [N], and what the manifest says of the splits. The gap is a cutout's diagonal."""
-    rule, gap_px = survey.splits, size * math.sqrt(2)
-    if "ra" in sources:
-        order = max(0, math.floor(math.log2(HEALPIX_SIDE_ARCMIN / rule.cell_arcmin)))
-        names, _ = assign_splits(
-            sources["ra"], sources["dec"], gap_arcsec=gap_px * survey.pixel_scale_arcsec, order=order,
-            fractions=rule.fractions, seed=rule.seed,
-        )  # fmt: skip
-        cells = {"rule": "hash", "healpix_order": order}
-    else:
-        cell_px = rule.cell_arcmin * 60 / survey.pixel_scale_arcsec
-        names, _ = assign_splits_pixels(
-            sources["x"], sources["y"], gap_px=gap_px, cell_px=cell_px, fractions=rule.fractions, seed=rule.seed
+def check_space(out: Path, expected: dict) -> None:
+    """Raises InputError where the file system has not the room, in bytes or files, for what is going to be written."""
+    folder = next(path for path in (out, *out.absolute().parents) if path.exists())
+    free = os.statvfs(folder)
+    there = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if out.exists() else 0
+    needed = expected["bytes"] + expected["work_bytes"] - there
+    if needed > free.f_bavail * free.f_frsize:
+        raise InputError(
+            f"out: {str(out)!r} has {free.f_bavail * free.f_frsize / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB are "
+            "needed; make room, choose another disk, fewer tiles_per_block or encoding=compact"
         )
-        cells = {"rule": "balanced", "cell_px": cell_px}
-    counts = {name: int(np.sum(names == name)) for name in (*rule.fractions, GAP)}
-    return names, {"counts": counts, **cells, "gap_px": gap_px, "fractions": rule.fractions, "seed": rule.seed}
-
-
-def make_manifest(survey: Survey, planes: list[Plane], sources: dict[str, np.ndarray], size: int) -> Manifest:
-    shape = (len(planes), size, size)
-    bands = tuple(
-        Band(
-            name=plane.band.name,
-            wavelength_nm=plane.band.wavelength_nm,
-            width_nm=plane.band.width_nm,
-            zero_point_ab=plane.zero_point_ab,
-            pixel_scale_arcsec=survey.pixel_scale_arcsec,
-            a_over_ebv=plane.band.a_over_ebv,
-            sky_sigma=1.0,
-            psf_fwhm_arcsec=plane.band.psf_fwhm_arcsec,
+    if free.f_files and expected["files"] > free.f_favail:
+        raise InputError(
+            f"out: {str(out)!r} has {free.f_favail} inodes free, and {expected['files']} are needed; give more "
+            "samples_per_shard"
         )
-        for plane in planes
-    )
-    arrays = {
-        "image": Array(
-            "image", planes[0].stored.dtype.name, shape, unit="flux: m_AB = zero_point_ab - 2.5 log10(image)"
-        ),
-        "image_mask": Array("mask", "uint8", shape, bits=MASK_BITS),
-    }
-    return Manifest(arrays=arrays, bands=bands, columns=columns(survey, sources))
 
 
-def columns(survey: Survey, sources: dict[str, np.ndarray]) -> dict[str, Column]:
-    """What each scalar column is, in the order in which they are written."""
-    reference, aperture = survey.photometry.band, f"{survey.photometry.aperture_diameter_arcsec:g} arcsec aperture"
-    known = {
-        "object_id": Column("int64" if sources["object_id"].dtype.kind == "i" else "string", "", "the catalogue's"),
-        "ra": Column("float64", "deg", "right ascension, ICRS"),
-        "dec": Column("float64", "deg", "declination, ICRS"),
-        "healpix": Column("int64", "", "order 29, nested, ICRS"),
-        "x": Column("float64", "pixel", "exact centre on the tile, 0-based"),
-        "y": Column("float64", "pixel", "exact centre on the tile, 0-based"),
-        "survey": Column("string", "", "survey"),
-        "field": Column("string", "", "tile"),
-        "split": Column("string", "", "sky cell's split; gap: too near to another split to use"),
-        "bands_observed": Column("uint32", "", "bit b is set where band b has a good pixel"),
-        "mag_ref": Column("float32", "AB mag", f"{reference} band, {aperture}, not total; NaN without a positive flux"),
-        **LABELS,
-        **OPTIONAL,
-    }
-    for band in survey.bands:
-        known[f"flux_{band.name}"] = Column("float32", "uJy", f"{aperture}, sky subtracted, not dereddened")
-        known[f"fluxerr_{band.name}"] = Column("float32", "uJy", "background noise of the aperture")
-    return {name: column for name, column in known.items() if name in sources}
+def provenance(survey: Survey, args: argparse.Namespace, read: list[dict], plan: Plan) -> dict:
+    told = ("survey", "catalog", "images", "size", "samples_per_shard", "tiles_per_block", "encoding")
+    arguments = {name: value if isinstance(value := getattr(args, name), int) else str(value) for name in told}
+    return {
+        "tool": "data_tools.convert", "arguments": arguments, "survey": survey.text, "policy": policy(survey),
+        "inputs": read, "versions": {"python": platform.python_version(), **versions()}, "catalog": plan.choices,
+        "invalid": plan.invalid,
+    }  # fmt: skip
 
 
-def estimate_bytes(manifest: Manifest, samples: int) -> int:
-    """Bytes of the tars: a header of 512 and 128 of npy a member, padded to 512, and the scalars' copy."""
-    arrays = manifest.arrays.values()
-    sizes = [COMPACT_BYTES * math.prod(array.shape) if array.compact else array.nbytes for array in arrays]
-    members = [512 + math.ceil((128 + size) / 512) * 512 for size in sizes]
-    scalars = 512 + -(-32 * len(manifest.columns) // 512) * 512
-    return samples * (sum(members) + scalars)
+def cut_blocks(job: Job, plan: Plan, writer: DatasetWriter, pool: Pool, share: tuple[int, int]) -> None:
+    """Write the shards of every share[1]-th block, from the share[0]-th on, that are not there yet."""
+    number, count = share
+    mine = [n for n in range(len(plan.blocks)) if n % count == number - 1]
+    if not mine:
+        print(f"part {number}/{count}: there are {len(plan.blocks)} blocks; nothing is left to do", file=sys.stderr)
+    for n in mine:
+        block = plan.blocks[n]
+        todo = [shard for shard in block.shards(plan.samples_per_shard) if not writer.done(shard)]
+        if todo:
+            name = f"block {n + 1}/{len(plan.blocks)}"
+            pool.map(
+                cut_plane, [(job, n, *pair) for pair in tile_pairs(block, job.tiles, job.survey)], f"{name}: planes"
+            )
+            pool.map(write_shard, [(job, writer, n, block, shard) for shard in todo], f"{name}: shards")
+        shutil.rmtree(job.work / "cutouts" / f"{n:05d}", ignore_errors=True)
 
 
-def policy(survey: Survey) -> dict[str, str]:
-    return {**POLICY, "background": "subtracted" if survey.subtract_background else "not subtracted from the cutouts"}
+def finish(job: Job, plan: Plan, writer: DatasetWriter, args: argparse.Namespace) -> dict:
+    """Write dataset.json once every shard is there, and say what is in the dataset."""
+    missing = [n for n in range(plan.shards) if not writer.done(n)]
+    if missing:
+        raise InputError(
+            f"merge: {len(missing)} of {plan.shards} shards are missing, the first is {missing[0]:05d}; run the parts "
+            "that have not ended"
+        )
+    counts, labelled, written = dict.fromkeys((*job.survey.splits.fractions, GAP), 0), 0, 0
+    for n in range(plan.shards):
+        index = read_index(writer.path / "index" / f"{n:05d}.parquet", ["split", "z"])
+        for name, number in zip(*np.unique(index["split"].to_numpy(), return_counts=True), strict=True):
+            counts[name] += int(number)
+        labelled += int(np.isfinite(index["z"].to_numpy()).sum())
+        written += len(index)
+    if not written:
+        raise InputError("catalog: no object has a good pixel; check the positions and the tiles")
+    dropped = {**plan.dropped, "without a good pixel": plan.objects - written}
+    bands = measured_bands(job)
+    facts = {"dropped": dropped, "bands": bands, "labelled": labelled}
+    manifest = writer.finish(plan.shards, split_rule(job, counts, args.size), facts)
+    shutil.rmtree(job.work)
+    return summary_of(args, manifest, job.tiles)
 
 
-def write(manifest, plan, sources, planes, args, shards, splits) -> Manifest:
-    """Write what is not there yet."""
-    writer = DatasetWriter(args.out, manifest, plan)
-    if writer.complete:
-        print(f"{args.out} is complete already", file=sys.stderr)
-        return Manifest.load(args.out)
-    todo = [n for n in range(shards) if not writer.done(n)]
-    in_threads(partial(write_shard, writer, sources, planes, args), todo, args.workers, "shards")
-    return writer.finish(shards, splits)
+def split_rule(job: Job, counts: dict[str, int], size: int) -> dict:
+    rule, gap_px = job.survey.splits, size * math.sqrt(2)
+    cells = {"rule": "hash", "healpix_order": healpix_order(rule.cell_arcmin)}
+    if any(tile.grid.wcs is None for tile in job.tiles):
+        cells = {"rule": "balanced", "cell_px": rule.cell_arcmin * 60 / job.survey.pixel_scale_arcsec}
+    return {"counts": counts, **cells, "gap_px": gap_px, "fractions": rule.fractions, "seed": rule.seed}
 
 
-def write_shard(writer: DatasetWriter, sources, planes: list[Plane], args: argparse.Namespace, n: int) -> None:
-    rows = slice(n * args.samples_per_shard, (n + 1) * args.samples_per_shard)
-    part = {name: sources[name][rows] for name in writer.manifest.columns}
-    keys = [f"{rows.start + i:09d}" for i in range(len(part["x"]))]
-    centres = list(zip(part["x"], part["y"], strict=True))
-    arrays = {
-        "image": [cut([plane.stored for plane in planes], x, y, args.size) for x, y in centres],
-        "image_mask": [cut([plane.flags for plane in planes], x, y, args.size) for x, y in centres],
-    }
-    writer.write_shard(n, keys, arrays, part)
+def measured_bands(job: Job) -> dict[str, dict]:
+    """What the planes of each band have said: the median ratio of their noise, and the tiles without a good sky."""
+    found = {band.name: {"uncertain": band.uncertain, "blank": {}, "ratios": []} for band in job.survey.bands}
+    for path in sorted((job.work / "measured").glob("*.json")):
+        _, tile, band = path.stem.split("_")
+        facts, entry = json.loads(path.read_bytes()), found[job.survey.bands[int(band)].name]
+        if "blank" in facts:
+            entry["blank"][job.tiles[int(tile)].name] = facts["blank"]
+        else:
+            entry["ratios"].append(facts["noise_ratio"])
+    for band in job.survey.bands:
+        entry = found[band.name]
+        ratios = entry.pop("ratios")
+        unit = to_ujy(zero_point(next(tile for tile in job.tiles if band.name in tile.files), band))
+        entry["scale"] = unit / job.sigma_ujy[band.name]
+        entry["aperture_to_pixel_noise"] = float(np.nanmedian(ratios)) if ratios else None
+    return found
+
+
+def summary_of(args: argparse.Namespace, manifest: Manifest, tiles: list[Tile]) -> dict:
+    made = manifest.provenance
+    bands = [
+        {"name": band.name, "tiles": sum(band.name in tile.files for tile in tiles),
+         "blank_tiles": len(made["bands"][band.name]["blank"]), "zero_point_ab": round(band.zero_point_ab, 4),
+         "aperture_to_pixel_noise": made["bands"][band.name]["aperture_to_pixel_noise"]}
+        for band in manifest.bands
+    ]  # fmt: skip
+    return {
+        "out": str(args.out), "samples": manifest.samples, "shards": len(manifest.shards), "tiles": len(tiles),
+        "dropped": made["dropped"], "invalid": made["invalid"], "catalog": made["catalog"], "size": args.size,
+        "wcs": all(tile.grid.wcs is not None for tile in tiles), "splits": manifest.splits["counts"],
+        "labelled": made["labelled"], "bands": bands, "bytes": sum(shard.bytes for shard in manifest.shards),
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,67 +1,334 @@
-"""What decides the content of a converted dataset, and whether it can be written where it is wanted."""
+"""What a conversion is going to write, worked out before anything is cut: which object comes from which tile and
+goes to which shard. It lies in DATASET/work until the dataset is complete:
 
-import argparse
-import hashlib
-import importlib.metadata
+    work/plan.json                  tiles, blocks, the scale of each band, what was dropped
+    work/objects/00000.parquet      the objects of a block, in the order in which they are written
+
+A block is a number of tiles, drawn at random from the whole sky: its objects, shuffled, fill its shards. So a few
+shards are a fair sample of the survey, while only one block has to lie beside the dataset at a time.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import shutil
 import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import jaxz
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from astropy.coordinates import SkyCoord
+
+from data_tools.measure import nearest_pixel
+from data_tools.splits import assign_splits, assign_splits_pixels, healpix_order
 from data_tools.survey import Survey
-from data_tools.tiles import find_file
-from jaxz.data.manifest import Manifest
-from jaxz.data.writer import DatasetWriter, encoding_plan
+from data_tools.tiles import Tile, to_pixels, to_sky
+from jaxz.data.order import derive
 from jaxz.errors import InputError
+from jaxz.files import read_json, replace
 
-MEASURING = ("numpy", "scipy", "astropy", "astropy-healpix", "photutils")  # packages that decide the content
-WRITING = ("pyarrow", "webdataset")
-
-
-def inputs(survey: Survey, args: argparse.Namespace) -> list[dict]:
-    """Role, name, bytes and sha256 of every file that decides the content."""
-    paths = {"survey": Path(args.survey)}
-    for band in survey.bands:
-        for field in ("file", "weight_file"):
-            if getattr(band, field):
-                paths[f"bands.{band.name}.{field}"] = find_file(args.images, band, field)
-    if args.catalog is not None:
-        paths["catalog"] = args.catalog
-    digests = {path: sha256(path) for path in set(paths.values())}  # several bands may be HDUs of one file
-    return [
-        {"role": role, "name": path.name, "bytes": path.stat().st_size, "sha256": digests[path]}
-        for role, path in paths.items()
-    ]
+ROW_GROUP = 100_000
+SPLIT_APART = 1e6  # pixels between two tiles without a WCS: their cells are never neighbours
 
 
-def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+@dataclass(frozen=True)
+class Block:
+    """Numbers of its tiles, of its objects, of the first of them in the dataset, and of its first shard."""
+
+    tiles: tuple[int, ...]
+    objects: int
+    first: int
+    first_shard: int
+
+    def shards(self, samples_per_shard: int) -> range:
+        return range(self.first_shard, self.first_shard + math.ceil(self.objects / samples_per_shard))
 
 
-def versions(*packages: str) -> dict[str, str]:
-    return {"jaxz": jaxz.__version__, **{name: importlib.metadata.version(name) for name in packages}}
+@dataclass(frozen=True)
+class Plan:
+    """tiles: their names. sigma_ujy: {band: the sky's typical sigma a pixel}, which the stored numbers are in.
+    dropped, invalid: {reason: objects}, {column: numbers}. choices: what the catalogue's reader chose."""
+
+    tiles: tuple[str, ...]
+    blocks: tuple[Block, ...]
+    samples_per_shard: int
+    sigma_ujy: dict[str, float]
+    dropped: dict[str, int]
+    invalid: dict[str, int]
+    choices: dict[str, str]
+
+    @property
+    def objects(self) -> int:
+        return sum(block.objects for block in self.blocks)
+
+    @property
+    def shards(self) -> int:
+        return sum(len(block.shards(self.samples_per_shard)) for block in self.blocks)
+
+    @classmethod
+    def load(cls, work: Path) -> "Plan":
+        values = read_json(work / "plan.json", "the plan of the conversion")
+        blocks = tuple(Block(**{**block, "tiles": tuple(block["tiles"])}) for block in values.pop("blocks"))
+        return cls(**{**values, "tiles": tuple(values["tiles"]), "blocks": blocks})
 
 
-def make_plan(args: argparse.Namespace, field: str, read: list[dict]) -> dict:
-    """What decides the content: a directory begun with another plan is refused. read: the files."""
-    plan = {"size": args.size, "samples_per_shard": args.samples_per_shard, "field": field}
-    plan |= encoding_plan(args.encoding)
-    plan.update({f"input {file['role']}": file["sha256"] for file in read})
-    plan.update({f"version of {name}": version for name, version in versions(*MEASURING).items()})
+def objects_of(work: Path, block: int, columns: list[str] | None = None, where=None) -> pa.Table:
+    """The objects of a block, in order."""
+    return pq.read_table(work / "objects" / f"{block:05d}.parquet", columns=columns, filters=where)
+
+
+def make_plan(
+    work: Path,
+    chunks: Iterable[dict[str, np.ndarray]],
+    survey: Survey,
+    tiles: list[Tile],
+    *,
+    size: int,
+    samples_per_shard: int,
+    tiles_per_block: int,
+    sigma_ujy: dict[str, float],
+    finish=lambda: ({}, {}),
+) -> Plan:
+    """Place the objects of a catalogue, chunk by chunk, and write the plan into the empty directory `work`.
+
+    finish() is called once the chunks are read: ({column: invalid numbers}, {column: where it comes from}). Raises
+    InputError where an object_id stands twice or no object lies in a tile.
+    """
+    places = Places(tiles, survey, size)
+    order = np.argsort([int(derive(survey.splits.seed, *name.encode())) for name in (tile.name for tile in tiles)])
+    groups = [tuple(order[at : at + tiles_per_block].tolist()) for at in range(0, len(tiles), tiles_per_block)]
+    group_of = np.empty(len(tiles), np.int64)
+    for number, group in enumerate(groups):
+        group_of[list(group)] = number
+    folder, seen = work / "objects", Ids()
+    folder.mkdir()
+    parts = Parts(folder, len(groups))
+    dropped = {"without a position": 0, "in no tile": 0}
+    for chunk in chunks:
+        seen.add(chunk["object_id"])
+        placed, lost = places.place(chunk)
+        for reason, number in lost.items():
+            dropped[reason] += number
+        parts.add(placed, group_of[placed["tile"]])
+    seen.check()
+    counts = parts.close()
+    if not sum(counts):
+        raise InputError(
+            f"catalog: none of {sum(dropped.values())} objects lies in a tile; check the position columns, their unit "
+            "and frame, and the tiles' WCS"
+        )
+    if not places.sky:
+        split_pixels(folder, len(groups), survey, size)
+    blocks, first, first_shard = [], 0, 0
+    for number, (group, objects) in enumerate(zip(groups, counts, strict=True)):
+        shuffle(folder / f"{number:05d}.parquet", (survey.splits.seed, number))
+        blocks.append(Block(group, objects, first, first_shard))
+        first, first_shard = first + objects, first_shard + math.ceil(objects / samples_per_shard)
+    invalid, choices = finish()
+    names = tuple(tile.name for tile in tiles)
+    plan = Plan(names, tuple(blocks), samples_per_shard, sigma_ujy, dropped, invalid, choices)
+    replace(work / "plan.json", json.dumps(dataclasses.asdict(plan), indent=1).encode())
     return plan
 
 
-def check_out(out: Path) -> None:
-    """Raises InputError where nothing can be written at `out`. Leaves nothing there."""
-    folder = next(path for path in (out, *out.absolute().parents) if path.exists())
+def publish(made: Path, work: Path) -> None:
+    """Move a plan that is complete to its place; another process that was first has made the same one."""
     try:
-        with tempfile.TemporaryDirectory(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(f"out: {str(out)!r} cannot be written ({error.strerror}); choose another directory") from None
+        os.rename(made, work)
+    except OSError:
+        if not (work / "plan.json").exists():
+            raise
+        shutil.rmtree(made)
 
 
-def check_begun(out: Path, plan: dict) -> None:
-    """Raises InputError where `out` holds something else, or was begun with another plan. Writes nothing."""
-    if out.is_dir() and any(out.iterdir()):
-        DatasetWriter(out, Manifest({}, (), {}), plan)
+def scratch(out: Path) -> Path:
+    """A new directory beside `out`, for what is not yet known to be right."""
+    parent = out.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=f".{out.name}.plan-", dir=parent))
+
+
+class Places:
+    """Finds the tile of each object."""
+
+    def __init__(self, tiles: list[Tile], survey: Survey, size: int):
+        self.tiles, self.survey, self.size = tiles, survey, size
+        self.names = {tile.name: n for n, tile in enumerate(tiles)}
+        self.sky = all(tile.grid.wcs is not None for tile in tiles)
+        if self.sky:
+            self.centres, self.radii = np.array([disc(tile) for tile in tiles], object).T
+        self.gap_px = size * math.sqrt(2)
+
+    def place(self, chunk: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+        """The objects that lie in a tile, with tile (int32), x, y and, where the sky is known, ra, dec and split; and
+        how many do not, by reason."""
+        by_sky = "ra" in chunk
+        if by_sky and not self.sky:
+            raise InputError("catalog.ra: needs a WCS, and the tiles have none; name x and y instead")
+        names = ("ra", "dec") if by_sky else ("x", "y")
+        known = np.isfinite([chunk[name] for name in names]).all(0)
+        tile, x, y = self.by_sky(chunk) if by_sky else self.by_pixel(chunk)
+        inside = (tile >= 0) & known
+        lost = {"without a position": int((~known).sum()), "in no tile": int((known & ~inside).sum())}
+        placed = {name: values[inside] for name, values in chunk.items()}
+        placed |= {"tile": tile[inside], "x": x[inside], "y": y[inside]}
+        if not by_sky and self.sky:
+            placed["ra"], placed["dec"] = np.empty((2, inside.sum()))
+            for n in np.unique(placed["tile"]):
+                here = placed["tile"] == n
+                sky = to_sky(self.tiles[n].grid, placed["x"][here], placed["y"][here])
+                placed["ra"][here], placed["dec"][here] = sky["ra"], sky["dec"]
+        if self.sky:
+            rule = self.survey.splits
+            placed["split"], _ = assign_splits(
+                placed["ra"], placed["dec"], gap_arcsec=self.gap_px * self.survey.pixel_scale_arcsec,
+                order=healpix_order(rule.cell_arcmin), fractions=rule.fractions, seed=rule.seed,
+            )  # fmt: skip
+        return placed, lost
+
+    def by_pixel(self, chunk: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if "tile" in chunk:
+            found = [self.names.get(name, -1) for name in chunk["tile"].tolist()]
+            tile = np.array(found, np.int32).reshape(len(chunk["tile"]))
+        elif len(self.tiles) == 1:
+            tile = np.zeros(len(chunk["x"]), np.int32)
+        else:
+            raise InputError(f"catalog.tile: needed with x and y for {len(self.tiles)} tiles; name the column")
+        shapes = np.array([t.grid.shape for t in self.tiles])[tile]
+        inside = is_inside(chunk["x"], chunk["y"], shapes[:, 0], shapes[:, 1])
+        return np.where(inside, tile, -1).astype(np.int32), chunk["x"], chunk["y"]
+
+    def by_sky(self, chunk: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of the tiles that hold an object, that in which the most of its cutout lies, in the most bands; of equal
+        ones, that whose centre is nearest."""
+        number = len(chunk["ra"])
+        tile = np.full(number, -1, np.int32)
+        x, y, cover, distance = np.full((4, number), np.nan)
+        cover[:], distance[:] = -1, np.inf
+        ra, dec = np.radians(chunk["ra"]), np.radians(chunk["dec"])
+        vectors = np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], 1)
+        for n, (candidate, centre, radius) in enumerate(zip(self.tiles, self.centres, self.radii, strict=True)):
+            near = np.flatnonzero(vectors @ centre >= math.cos(radius))  # not where it is NaN
+            height, width = candidate.grid.shape
+            px, py = to_pixels(candidate.grid, chunk["ra"][near], chunk["dec"][near])
+            inside = is_inside(px, py, height, width)
+            near, px, py = near[inside], px[inside], py[inside]
+            share = overlap(px, width, self.size) * overlap(py, height, self.size) * len(candidate.files)
+            away = np.hypot(px - (width - 1) / 2, py - (height - 1) / 2)
+            better = (share > cover[near]) | ((share == cover[near]) & (away < distance[near]))
+            chosen = near[better]
+            tile[chosen], x[chosen], y[chosen] = n, px[better], py[better]
+            cover[chosen], distance[chosen] = share[better], away[better]
+        return tile, x, y
+
+
+def disc(tile: Tile) -> tuple[np.ndarray, float]:
+    """Unit vector of a tile's centre, and the angle in radians within which all of it lies."""
+    height, width = tile.grid.shape
+    x = np.array([(width - 1) / 2, *np.linspace(-1, width, 9), *np.linspace(-1, width, 9), *[-1] * 9, *[width] * 9])
+    y = np.array([(height - 1) / 2, *[-1] * 9, *[height] * 9, *np.linspace(-1, height, 9), *np.linspace(-1, height, 9)])
+    sky = tile.grid.wcs.pixel_to_world(x, y)
+    sky = sky.icrs if isinstance(sky, SkyCoord) else sky
+    return sky[0].cartesian.xyz.value, float(sky[0].separation(sky[1:]).max().rad) * 1.05
+
+
+def is_inside(x: np.ndarray, y: np.ndarray, height, width) -> np.ndarray:
+    """Whether the nearest pixel is one of the tile; not of NaN."""
+    return (x >= -0.5) & (x < width - 0.5) & (y >= -0.5) & (y < height - 0.5)
+
+
+def overlap(centre: np.ndarray, length: int, size: int) -> np.ndarray:
+    """The share of a cutout's side that lies in the tile."""
+    low = nearest_pixel(centre) - size // 2
+    return (np.minimum(low + size, length) - np.maximum(low, 0)) / size
+
+
+class Ids:
+    """Finds ids that stand twice without holding the ids of text."""
+
+    def __init__(self):
+        self.seen: list[np.ndarray] = []
+
+    def add(self, ids: np.ndarray) -> None:
+        whole = ids.dtype.kind in "iu"
+        self.text = not whole
+        self.seen.append(ids if whole else np.fromiter(map(hash, ids.tolist()), np.int64, len(ids)))
+        self.last = ids
+
+    def check(self) -> None:
+        ids = np.sort(np.concatenate([np.empty(0, np.int64), *self.seen]))
+        twice = ids[1:][ids[1:] == ids[:-1]]
+        if len(twice):
+            named = "a text" if self.text else repr(twice[0].item())
+            if self.text and (matches := [i for i in self.last.tolist() if hash(i) == twice[0]]):
+                named = repr(matches[0])
+            raise InputError(f"catalog.object_id: holds {named} more than once; name a column of unique ids")
+
+
+class Parts:
+    """One growing table a block."""
+
+    def __init__(self, folder: Path, blocks: int):
+        self.paths = [folder / f"{n:05d}.parquet" for n in range(blocks)]
+        self.writers: list[pq.ParquetWriter | None] = [None] * blocks
+        self.counts = [0] * blocks
+
+    def add(self, columns: dict[str, np.ndarray], blocks: np.ndarray) -> None:
+        table = pa.table({name: pa.array(values) for name, values in columns.items()})
+        order = np.argsort(blocks, kind="stable")
+        bounds = np.searchsorted(blocks[order], np.arange(len(self.paths) + 1))
+        table = table.take(order)
+        for n, path in enumerate(self.paths):
+            if self.writers[n] is None:
+                self.writers[n] = pq.ParquetWriter(path, table.schema)
+            part = table.slice(bounds[n], bounds[n + 1] - bounds[n])
+            self.counts[n] += len(part)
+            if len(part):
+                self.writers[n].write_table(part)
+
+    def close(self) -> list[int]:
+        for writer in self.writers:
+            if writer is not None:
+                writer.close()
+        return self.counts
+
+
+def shuffle(path: Path, seed: tuple[int, int]) -> None:
+    """Bring the rows of a block's table into a random order. The order of the catalogue decides, not its chunks."""
+    table = pq.read_table(path)
+    pq.write_table(table.take(np.random.default_rng(seed).permutation(len(table))), path, row_group_size=ROW_GROUP)
+
+
+def split_pixels(folder: Path, blocks: int, survey: Survey, size: int) -> None:
+    """Add the split to the blocks' tables, of tiles without a WCS: square cells in each, dealt out over all of them."""
+    paths = [folder / f"{n:05d}.parquet" for n in range(blocks)]
+    columns = [pq.read_table(path, columns=["tile", "x", "y"]) for path in paths]
+    tile, x, y = (np.concatenate([table[name].to_numpy() for table in columns]) for name in ("tile", "x", "y"))
+    cell_px = survey.splits.cell_arcmin * 60 / survey.pixel_scale_arcsec
+    apart = math.ceil(SPLIT_APART / cell_px) * cell_px
+    names, _ = assign_splits_pixels(
+        x + tile * apart, y, gap_px=size * math.sqrt(2), cell_px=cell_px, fractions=survey.splits.fractions,
+        seed=survey.splits.seed,
+    )  # fmt: skip
+    at = 0
+    for path, part in zip(paths, columns, strict=True):
+        table = pq.read_table(path)
+        pq.write_table(table.append_column("split", pa.array(names[at : at + len(part)])), path)
+        at += len(part)
+
+
+def rows_of_tile(objects: pa.Table, tile: int) -> np.ndarray:
+    """Places, in order, of a tile's objects among those of its block."""
+    return np.flatnonzero(objects["tile"].to_numpy() == tile)
+
+
+def tile_pairs(block: Block, tiles: list[Tile], survey: Survey) -> Iterator[tuple[int, int]]:
+    """(tile, band) of every plane of a block that is there, by number."""
+    for tile in block.tiles:
+        for number, band in enumerate(survey.bands):
+            if band.name in tiles[tile].files:
+                yield tile, number

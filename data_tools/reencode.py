@@ -16,14 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-from data_tools.plan import versions
+from data_tools.inputs import versions
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.manifest import Array, Manifest
 from jaxz.data.transport import is_remote
 from jaxz.data.writer import ENCODINGS, STEP_SIGMA, DatasetWriter, with_images
 from jaxz.errors import InputError, run
 from jaxz.files import replace
-from jaxz.progress import in_processes
+from jaxz.progress import Pool
 
 
 def main(argv: list[str]) -> int | None:
@@ -52,7 +52,8 @@ def main(argv: list[str]) -> int | None:
         return None
     jobs = [(writer, args.dataset, n) for n in range(len(source.manifest.shards)) if not writer.done(n)]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
-    in_processes(write_shard, jobs, args.workers, "shards")
+    with Pool(args.workers) as pool:
+        pool.map(write_shard, jobs, "shards")
     copy_overlays(source.path, writer.path)
     written = writer.finish(len(source.manifest.shards), source.manifest.splits)
     before, after = (sum(shard.bytes for shard in m.shards) for m in (source.manifest, written))

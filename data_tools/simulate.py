@@ -21,7 +21,7 @@ from data_tools.simulator import bands, population, survey
 from jaxz.data.manifest import Manifest
 from jaxz.data.writer import ENCODINGS, DatasetWriter, encoding_plan, with_images
 from jaxz.errors import InputError, run
-from jaxz.progress import in_processes
+from jaxz.progress import Pool
 
 CELL_ORDER = 9  # HEALPix: cells of 7 arcmin
 PACKAGES = ("jaxz", "jax", "numpy", "astropy", "speclite")
@@ -50,7 +50,8 @@ def main(argv: list[str]) -> int | None:
     step = args.samples_per_shard
     jobs = [(writer, plan, split[n * step : (n + 1) * step], n) for n in range(shards) if not writer.done(n)]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
-    in_processes(write_shard, jobs, args.workers, "shards", _start_worker)
+    with Pool(args.workers, _start_worker) as pool:
+        pool.map(write_shard, jobs, "shards")
     writer.finish(shards, summary)
     print(f"{args.dataset}: {args.samples} samples in {shards} shards")
 

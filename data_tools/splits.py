@@ -5,6 +5,7 @@ holds it, but the fractions hold only in the mean over many cells. balanced=True
 objects to about half a cell's objects; with other objects beside it, a cell may then go to another split.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -17,7 +18,13 @@ from jaxz.errors import InputError
 FRACTIONS = {"train": 0.75, "val": 0.05, "test": 0.20}
 GAP = "gap"  # the split of objects too near to a cell of another one
 NO_SPLIT = -1
+BASE_CELL_ARCMIN = 58.632 * 60  # side of a base cell of HEALPix; it halves with each order
 DIRECTIONS = 16  # of the points around an object that look for another split
+
+
+def healpix_order(cell_arcmin: float) -> int:
+    """The order whose cells are nearest to, and not smaller than, `cell_arcmin`."""
+    return max(0, math.floor(math.log2(BASE_CELL_ARCMIN / cell_arcmin)))
 
 
 def assign_splits(

@@ -15,9 +15,14 @@ from jaxz.errors import InputError, suggest
 class BandSource:
     """One filter of the survey and the file that holds it. Wavelengths in nm, PSF FWHM in arcsec.
 
-    m_AB = zero_point_ab - 2.5 log10(value in the file). file: a path inside the images folder; "{band}" stands for
-    `name`. weight_file: same grid, a pixel is bad where it is not positive. saturation: in the units of the file.
-    uncertain: what is not sure about these numbers, kept in the provenance.
+    m_AB = zero_point_ab - 2.5 log10(value in the file), to which the value of the header's keyword zero_point_header
+    is added where one is named. file: a path inside the images folder; "{band}" stands for `name`, "{tile}" for the
+    part of the sky. A plane of weights (inverse variance, variance, rms or exposure: a pixel is bad where it is not
+    positive and finite) or of mask bits lies in a file of its own, or in an HDU of the image's; mask_bits says which of
+    its bits, by number or by name (MP_NAME in its header), are bad, saturated or nodata: without it, every one is bad.
+    saturation: in the units of the file. pixel_scale_arcsec: the band's own, 0 where it is the survey's.
+    psf_fwhm_header: keyword with the FWHM of a tile in arcsec. uncertain: what is not sure about these numbers, kept in
+    the provenance.
     """
 
     name: str
@@ -27,9 +32,15 @@ class BandSource:
     width_nm: float
     a_over_ebv: float
     psf_fwhm_arcsec: float
-    hdu: int = 0
+    hdu: int | str = 0
     weight_file: str = ""
-    weight_hdu: int = 0
+    weight_hdu: int | str = ""
+    mask_file: str = ""
+    mask_hdu: int | str = ""
+    mask_bits: dict = field(default_factory=dict)
+    zero_point_header: str = ""
+    psf_fwhm_header: str = ""
+    pixel_scale_arcsec: float = 0.0
     saturation: float = float("inf")
     uncertain: str = ""
 
@@ -92,7 +103,11 @@ class Splits:
 
 @dataclass(frozen=True)
 class Survey:
-    """Everything that data_tools.convert knows of a survey; `text` is the file as it was read."""
+    """Everything that data_tools.convert knows of a survey; `text` is the file as it was read.
+
+    resample: "no" where the bands of a tile lie on one pixel grid; "reproject" brings them to the grid of the band that
+    has pixel_scale_arcsec (that of photometry first), conserving flux; "native" cuts each band at its own scale.
+    """
 
     name: str
     pixel_scale_arcsec: float
@@ -102,12 +117,23 @@ class Survey:
     release: str = ""
     notes: str = ""
     subtract_background: bool = False
+    resample: str = "no"
     catalog: CatalogColumns | None = None
     detection: Detection | None = None
     text: str = ""
 
     def band_number(self, name: str) -> int:
         return [band.name for band in self.bands].index(name)
+
+    def scale_field(self, band: BandSource) -> tuple[str, float]:
+        """Where the pixel scale of a band's file is stated, and which it is."""
+        if band.pixel_scale_arcsec:
+            return f"bands.{band.name}.pixel_scale_arcsec", band.pixel_scale_arcsec
+        return "pixel_scale_arcsec", self.pixel_scale_arcsec
+
+    def stored_scale(self, band: BandSource) -> float:
+        """The pixel scale of a band's cutouts, in arcsec."""
+        return self.scale_field(band)[1] if self.resample == "native" else self.pixel_scale_arcsec
 
 
 SECTIONS = {"catalog": CatalogColumns, "detection": Detection, "photometry": Photometry, "splits": Splits}
@@ -116,8 +142,13 @@ POSITIVE = {
     "threshold_sigma", "min_pixels", "aperture_diameter_arcsec", "background_box_px", "cell_arcmin",
 }  # fmt: skip
 MAY_BE_INFINITE = {"saturation"}  # inf: no pixel is
-NOT_NEGATIVE = {"hdu", "weight_hdu", "a_over_ebv", "seed"}
-KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "a table"}
+NOT_NEGATIVE = {"hdu", "weight_hdu", "mask_hdu", "a_over_ebv", "seed"}
+RESAMPLE = ("no", "reproject", "native")
+MASKS = ("bad", "saturated", "nodata")
+KINDS = {
+    str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "a table",
+    int | str: "a whole number or text",
+}  # fmt: skip
 
 
 def load_survey(path: Path | str) -> Survey:
@@ -170,14 +201,14 @@ def checked(value, kind, where: str):
         return value
     if kind is float and type(value) is int:
         value = float(value) if abs(value) < 1e300 else math.inf
-    if type(value) is not kind:
+    if type(value) not in (typing.get_args(kind) or (kind,)):
         raise InputError(f"{where}: {value!r} must be {KINDS[kind]}")
     name = where.rpartition(".")[2]
     if kind is float and not math.isfinite(value) and name not in MAY_BE_INFINITE:
         raise InputError(f"{where}: {value!r} must be a finite number")
     if name in POSITIVE and not value > 0:
         raise InputError(f"{where}: {value!r} must be greater than 0")
-    if name in NOT_NEGATIVE and not value >= 0:
+    if name in NOT_NEGATIVE and not isinstance(value, str) and not value >= 0:
         raise InputError(f"{where}: {value!r} must not be negative")
     return value
 
@@ -192,15 +223,14 @@ def check(survey: Survey) -> None:
             raise InputError(f"bands[{n}].name: {band.name!r} stands twice; band names must be unique")
         try:  # what the manifest refuses is to be said before anything is measured
             Band(
-                band.name, band.wavelength_nm, band.width_nm, band.zero_point_ab, survey.pixel_scale_arcsec,
+                band.name, band.wavelength_nm, band.width_nm, band.zero_point_ab, survey.stored_scale(band),
                 band.a_over_ebv, 1.0, band.psf_fwhm_arcsec,
             )  # fmt: skip
         except InputError as error:
             raise InputError(f"bands[{n}].{error}") from None
-        for name in ("file", "weight_file"):
-            path = PurePosixPath(getattr(band, name))
-            if path.is_absolute() or ".." in path.parts:
-                raise InputError(f"bands[{n}].{name}: {str(path)!r} leaves the images folder; give a path inside of it")
+        check_files(survey, band, n)
+    if survey.resample not in RESAMPLE:
+        raise InputError(f"resample: {survey.resample!r} must be one of {', '.join(map(repr, RESAMPLE))}")
     if len(names) > 32:
         raise InputError(f"bands: {len(names)} bands, but bands_observed holds 32 bits; give at most 32")
     for section in ("detection", "photometry"):
@@ -217,6 +247,30 @@ def check(survey: Survey) -> None:
         raise InputError(f"splits.fractions: {fractions} sum to {sum(fractions.values()):g}; make them sum to 1")
     if "gap" in fractions:
         raise InputError("splits.fractions: 'gap' is kept for objects between two splits; choose another name")
+
+
+def check_files(survey: Survey, band: BandSource, n: int) -> None:
+    """Raises InputError for paths that leave the folder, patterns that disagree on {tile}, and mask_bits of no use."""
+    tiled = "{tile}" in survey.bands[0].file
+    for name in ("file", "weight_file", "mask_file"):
+        pattern = getattr(band, name)
+        path = PurePosixPath(pattern)
+        if path.is_absolute() or ".." in path.parts:
+            raise InputError(f"bands[{n}].{name}: {str(path)!r} leaves the images folder; give a path inside of it")
+        if pattern and ("{tile}" in pattern) != tiled:
+            does, first = ("holds no", "does") if tiled else ("holds", "does not")
+            raise InputError(
+                f"bands[{n}].{name}: {pattern!r} {does} {{tile}}, but bands[0].file {first}; make them agree"
+            )
+    if band.mask_bits and not band.mask_file and band.mask_hdu == "":
+        raise InputError(f"bands[{n}].mask_bits: there is no mask; name mask_hdu or mask_file")
+    for kind, bits in band.mask_bits.items():
+        is_bit = lambda bit: isinstance(bit, str) or (type(bit) is int and 0 <= bit < 63)
+        if kind not in MASKS or not isinstance(bits, list) or not all(map(is_bit, bits)):
+            raise InputError(
+                f"bands[{n}].mask_bits: {kind} = {bits!r} must be bad, saturated or nodata = a list of bits (0 to 62 "
+                "or names)"
+            )
 
 
 def check_catalog(columns: CatalogColumns | None) -> None:

@@ -11,20 +11,22 @@ from rich.console import Console
 from rich.progress import track as rich_track
 
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_UNTOLD = 1.0  # of work that is done sooner nothing is said
 
 
 def progress(items: Iterable, total: int, what: str) -> Iterator:
-    """Yield `items`, saying how many of `total` are done."""
+    """Yield `items`, saying how many of `total` are done, at which rate, and when they will be."""
     if sys.stderr.isatty():
         yield from rich_track(items, what, total, console=Console(stderr=True))
         return
-    last = time.monotonic()
-    print(f"{what}: 0/{total}", file=sys.stderr, flush=True)
+    began, told = time.monotonic(), 0.0
     for n, item in enumerate(items, 1):
         yield item
-        if n == total or time.monotonic() - last >= SECONDS_BETWEEN_LINES:
-            last = time.monotonic()
-            print(f"{what}: {n}/{total}", file=sys.stderr, flush=True)
+        now = time.monotonic()
+        if now - began >= SECONDS_UNTOLD and (n == total or now - told >= SECONDS_BETWEEN_LINES):
+            told, rate = now, n / (now - began)
+            left = f"{(total - n) / rate:.0f} s left" if n < total else f"{now - began:.0f} s in all"
+            print(f"{what}: {n}/{total}, {rate:.3g}/s, {left}", file=sys.stderr, flush=True)
 
 
 def in_threads(function: Callable, items: Iterable, workers: int, what: str) -> list:
@@ -41,17 +43,45 @@ def in_threads(function: Callable, items: Iterable, workers: int, what: str) -> 
         pool.shutdown(cancel_futures=True)
 
 
-def in_processes(
-    function: Callable, jobs: list[tuple], workers: int, what: str, start: Callable[[], None] | None = None
-) -> None:
-    """function(*job) for every job by `workers` new processes, each of which calls `start` first. The first error, or
-    Ctrl-C, ends it once the calls in flight are through; the rest are dropped."""
-    pool = ProcessPoolExecutor(min(workers, max(len(jobs), 1)), multiprocessing.get_context("spawn"), initializer=start)
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # workers inherit it: Ctrl-C is their parent's business
-    try:
-        futures = [pool.submit(function, *job) for job in jobs]
-        signal.signal(signal.SIGINT, handler)
-        for future in progress(as_completed(futures), len(jobs), what):
-            future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+class Pool:
+    """New processes that stay for several rounds of work, each of which calls `start` first; with one worker, this
+    process itself does the work.
+
+    with Pool(workers) as pool:
+        pool.map(function, [(argument, ...), ...], "what")
+    """
+
+    def __init__(self, workers: int, start: Callable[[], None] | None = None):
+        self.workers, self.start, self.pool = workers, start, None
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(cancel_futures=True)
+
+    def map(self, function: Callable, jobs: list[tuple], what: str) -> list:
+        """[function(*job) for job in jobs]. The first error, or Ctrl-C, ends it once the calls in flight are through;
+        the rest are dropped."""
+        if self.workers == 1 or len(jobs) < 2:
+            if self.start is not None:
+                self.start()
+            return [function(*job) for job in progress(jobs, len(jobs), what)]
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # workers inherit it: Ctrl-C is their parent's business
+        try:
+            if self.pool is None:
+                self.pool = ProcessPoolExecutor(
+                    self.workers, multiprocessing.get_context("spawn"), initializer=self.start
+                )
+            futures = [self.pool.submit(function, *job) for job in jobs]
+        finally:
+            signal.signal(signal.SIGINT, handler)
+        try:
+            for future in progress(as_completed(futures), len(futures), what):
+                future.result()
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+        return [future.result() for future in futures]

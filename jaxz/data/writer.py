@@ -131,18 +131,24 @@ class DatasetWriter:
         replace(self.path / "shards" / f"{name}.tar", content)
         replace(self.path / "index" / f"{name}.parquet", to_parquet(pa.table(table), shard))
 
-    def finish(self, shards: int, splits: dict) -> Manifest:
-        """Write dataset.json over shards 0..shards-1, once all are there and no key stands twice."""
+    def finish(self, shards: int, splits: dict, provenance: dict | None = None) -> Manifest:
+        """Write dataset.json over shards 0..shards-1, once all are there and no key stands twice. Those without a
+        sample are left out. provenance: more of it."""
         found, hashes = [], []
         for n in range(shards):
             index = read_index(self._index(n), ["key"])
-            found.append(Shard(name=f"{n:05d}", **shard_of(index)))
-            hashes.append(hash_keys(index["key"].to_pylist()))
-        for n, _, key, _ in repeated_keys(hashes, lambda n: read_index(self._index(n), ["key"])["key"].to_pylist()):
-            raise InputError(f"key {key!r} of shard {n:05d} stands in an earlier shard; object ids must be unique")
-        provenance = {**self.manifest.provenance, "plan": self.plan}
+            if len(index):
+                found.append(Shard(name=f"{n:05d}", **shard_of(index)))
+                hashes.append(hash_keys(index["key"].to_pylist()))
+        keys = lambda n: read_index(self._index(int(found[n].name)), ["key"])["key"].to_pylist()
+        for n, _, key, _ in repeated_keys(hashes, keys):
+            raise InputError(f"key {key!r} of shard {found[n].name} stands in an earlier shard; ids must be unique")
+        provenance = {**self.manifest.provenance, **(provenance or {}), "plan": self.plan}
         manifest = dataclasses.replace(self.manifest, shards=tuple(found), splits=splits, provenance=provenance)
         replace(self.path / "dataset.json", manifest.to_json().encode())
+        for n in {*range(shards)} - {int(shard.name) for shard in found}:
+            self._index(n).unlink(missing_ok=True)
+            (self.path / "shards" / f"{n:05d}.tar").unlink(missing_ok=True)
         (self.path / "writing.json").unlink(missing_ok=True)
         return manifest
 

@@ -153,4 +153,5 @@ def write_survey(folder: Path, galactic: bool = False) -> Path:
 
 def arguments(folder: Path, out: Path, *more: str, catalog: bool = True) -> list[str]:
     given = ["--catalog", str(folder / "catalog.fits")] if catalog else []
-    return ["--survey", str(folder / "survey.toml"), *given, "--images", str(folder), "--out", str(out), *more]
+    given += ["--images", str(folder), "--out", str(out), "--workers", "1", *more]
+    return ["--survey", str(folder / "survey.toml"), *given]

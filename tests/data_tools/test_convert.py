@@ -14,15 +14,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.nddata import Cutout2D
 from astropy.stats import mad_std
 from astropy.table import Table
 from scipy.spatial import cKDTree
 
 import jaxz
-from data_tools import convert, plan
-from data_tools.detect import aperture_flux, aperture_noise, noise_area
+from data_tools import convert, cutting, inputs
+from data_tools.measure import aperture_flux, aperture_noise, cut, nearest_pixel, noise_area
+from data_tools.plan import is_inside
 from data_tools.survey import SECTIONS, BandSource, Survey, load_survey
-from data_tools.tiles import MASK_BITS, cut, fits_inside, nearest_pixel
+from data_tools.tiles import MASK_BITS
 from jaxz.data.writer import DatasetWriter
 from jaxz.errors import InputError, run
 from tests.data_tools.survey_files import (
@@ -56,15 +58,14 @@ def converted(folder, tmp_path_factory):
 
 def test_catalogue_positions_land_on_the_central_pixel(converted):
     x, y = grid_positions()
-    kept = (x >= SIZE // 2) & (x + SIZE // 2 <= WIDTH) & (y >= SIZE // 2) & (y + SIZE // 2 <= HEIGHT)
-    kept[3] = False  # has no position
     ids = converted.column("object_id")
-    assert ids.tolist() == (1000 + np.flatnonzero(kept)).tolist()
-    images = tiles()
+    assert sorted(ids.tolist()) == [1000 + n for n in range(len(x)) if n != 3]  # which has no position
+    assert ids.tolist() != sorted(ids.tolist())
+    images = {band: np.pad(image, SIZE, constant_values=np.nan) for band, image in tiles().items()}
     scale = {b.name: 10 ** (0.4 * (b.zero_point_ab - ZERO_POINTS[b.name])) for b in converted.manifest.bands}
     for row, source in enumerate(ids - 1000):
         sample = converted.cutout(row)
-        left, low = x[source] - SIZE // 2, y[source] - SIZE // 2
+        left, low = x[source] + SIZE // 2, y[source] + SIZE // 2  # of the padded image
         for c, band in enumerate("grz"):
             truth = images[band][low : low + SIZE, left : left + SIZE]
             good = np.isfinite(truth) & (truth * scale[band] <= 65504)
@@ -91,10 +92,11 @@ def test_mask_bits_and_bands_observed(converted):
         left, low = x[source] - SIZE // 2, y[source] - SIZE // 2
         absent = low + SIZE <= 80 and left + SIZE <= 120
         assert observed[row] == (0b011 if absent else 0b111)
-    flags = np.zeros((3, HEIGHT, WIDTH), np.uint8)
+    flags = np.zeros((3, HEIGHT + 2 * SIZE, WIDTH + 2 * SIZE), np.uint8)
     for source, row in rows.items():
-        left, low = x[source] - SIZE // 2, y[source] - SIZE // 2
+        left, low = x[source] + SIZE // 2, y[source] + SIZE // 2
         flags[:, low : low + SIZE, left : left + SIZE] |= converted.cutout(row)["image_mask"]
+    flags = flags[:, SIZE : SIZE + HEIGHT, SIZE : SIZE + WIDTH]
     assert flags[0, 100, 100] == MASK_BITS["bad"] and (flags[0] > 0).sum() == 1
     assert flags[1, 155, 155] == MASK_BITS["saturated"] and (flags[1] > 0).sum() == 1
     assert set(np.unique(flags[2])) == {0, MASK_BITS["nodata"]}
@@ -164,15 +166,23 @@ def test_aperture_noise_sees_correlated_noise():
     assert aperture_noise(blocks, flags, 4.0) > 2.5 * independent
 
 
-def test_nearest_pixel_and_edges():
+def test_cutouts_are_those_of_astropy():
+    """Cutout2D with 0-based positions, its edges filled (mode="partial")."""
     assert nearest_pixel(np.array([0.49, 0.5, 1.0, 1.49, -0.5, -0.51])).tolist() == [0, 1, 1, 1, 0, -1]
-    plane = np.arange(12 * 10).reshape(12, 10)
-    assert (cut([plane], 4.4, 5.6, 4)[0] == plane[4:8, 2:6]).all()
-    xs = np.array([1.49, 1.5, 8.49, 8.5])
-    assert fits_inside(xs, np.full(4, 6.0), 4, plane.shape).tolist() == [False, True, True, False]
+    plane = np.arange(12 * 10, dtype=float).reshape(12, 10)
+    rng = np.random.default_rng(0)
+    x, y = rng.uniform(-0.5, 9.49, 300), rng.uniform(-0.5, 11.49, 300)
+    for cutout, i, j in zip(cut(plane, x, y, 6, -1), nearest_pixel(x), nearest_pixel(y), strict=True):
+        # an even Cutout2D around pixel i begins at i - 2.5, rounded up: half a pixel less names our i - 3
+        truth = Cutout2D(plane, (i - 0.5, j - 0.5), 6, mode="partial", fill_value=-1).data
+        np.testing.assert_array_equal(cutout, truth)
+
+
+def test_sentinels_lie_in_no_tile():
     sentinels = np.array([1e30, -1e30, 2.0**63, np.inf, -np.inf, np.nan])
     for x, y in ((sentinels, np.full(6, 6.0)), (np.full(6, 5.0), sentinels), (sentinels, sentinels)):
-        assert not fits_inside(x, y, 4, plane.shape).any()
+        assert not is_inside(x, y, 12, 10).any()
+    assert is_inside(np.array([-0.5, -0.51, 9.49, 9.5]), np.zeros(4), 12, 10).tolist() == [True, False, True, False]
 
 
 def test_detection_finds_the_lit_pixels(tmp_path, folder, capsys):
@@ -181,10 +191,9 @@ def test_detection_finds_the_lit_pixels(tmp_path, folder, capsys):
     summary = json.loads(capsys.readouterr().out)
     dataset = jaxz.open_dataset(tmp_path / "out")
     x, y = grid_positions()
-    inside = fits_inside(x, y, 16, (HEIGHT, WIDTH))
-    distance, _ = cKDTree(np.stack([dataset.column("x"), dataset.column("y")], 1)).query(np.stack([x, y], 1)[inside])
-    assert (distance < 0.3).all()
-    assert summary["samples"] == len(dataset) == inside.sum() + 1  # and the pixel past float16
+    distance, _ = cKDTree(np.stack([dataset.column("x"), dataset.column("y")], 1)).query(np.stack([x, y], 1))
+    assert (distance < 0.1).all()
+    assert summary["samples"] == len(dataset) == len(x) + 1  # and the pixel past float16
     assert "ra" in dataset.manifest.columns and set(dataset.column("z_kind")) == {"none"}
 
 
@@ -246,14 +255,14 @@ def test_an_input_replaced_during_an_interruption_is_refused(tmp_path, monkeypat
     def refused(named: str):
         capsys.readouterr()
         with monkeypatch.context() as patch:
-            patch.setattr(convert, "measure_band", None)  # nothing is measured for it
+            patch.setattr(cutting, "read_band", None)  # nothing is measured for it
             with pytest.raises(SystemExit) as ended:
                 run(convert.main, argv, resumes=True)
         said = capsys.readouterr().err
-        assert ended.value.code == 2 and re.match(f"error: {named}: .* was begun with .*\n$", said)
+        assert ended.value.code == 2 and re.fullmatch(f"error: {named}: .* was begun with .*\n", said)
 
     with monkeypatch.context() as patch:
-        patch.setattr(plan, "versions", lambda *names: dict.fromkeys(names, "0.1"))
+        patch.setattr(inputs, "versions", lambda *names: dict.fromkeys(names, "0.1"))
         refused("version of astropy")
     images.rename(tmp_path / "other")
     argv = [argument.replace(str(images), str(tmp_path / "other")) for argument in argv]
@@ -276,8 +285,8 @@ def test_a_tile_on_galactic_coordinates(tmp_path, catalog):
     ra, dec = galactic_to_icrs(*sky_of(dataset.column("x"), dataset.column("y")))
     np.testing.assert_allclose(dataset.column("ra"), ra, atol=1e-6)
     np.testing.assert_allclose(dataset.column("dec"), dec, atol=1e-6)
-    for row in range(0, len(dataset), 7):
-        assert dataset.cutout(row)["image"][0].argmax() == SIZE // 2 * SIZE + SIZE // 2
+    for row in range(0, len(dataset), 7):  # in r, where one more is lit
+        assert dataset.cutout(row)["image"][1].argmax() == SIZE // 2 * SIZE + SIZE // 2
 
 
 def test_numbers_that_stand_for_nothing_become_nan_and_are_counted(tmp_path, capsys):
@@ -301,7 +310,7 @@ def test_numbers_that_stand_for_nothing_become_nan_and_are_counted(tmp_path, cap
     for name, values in truth.items():
         np.testing.assert_array_equal(dataset.column(name), values[kind].astype(np.float32))
     bad = {"ebv": (1, 3, 4), "z_spec_err": (1, 2, 3, 5), "z_spec": (1, 2, 3)}
-    assert summary["invalid"] == {name: int(np.isin(kind, kinds).sum()) for name, kinds in bad.items()}
+    assert summary["invalid"] == {name: int(np.isin(n % 6, kinds).sum()) for name, kinds in bad.items()}
     assert dataset.manifest.provenance["invalid"] == summary["invalid"]
 
 
@@ -311,7 +320,8 @@ def test_an_object_has_the_same_split_in_every_catalogue(folder, converted, tmp_
     argv = arguments(folder, tmp_path / "out", "--size", str(SIZE))
     convert.main([*argv, "--catalog", str(tmp_path / "part.fits")])
     part = jaxz.open_dataset(tmp_path / "out")
-    rows = np.searchsorted(converted.column("object_id"), part.column("object_id"))
+    order = np.argsort(converted.column("object_id"))
+    rows = order[np.searchsorted(converted.column("object_id"), part.column("object_id"), sorter=order)]
     assert len(part) > 50 and len(set(part.column("split"))) == 3
     assert part.column("split").tolist() == converted.column("split")[rows].tolist()
     assert part.manifest.splits["rule"] == "hash"
@@ -360,17 +370,18 @@ def test_weights_and_saturation_make_bits(folder, tmp_path):
     text = (images / "survey.toml").read_text().replace('file = "tile_{band}.fits"\n', extra, 1)
     (images / "survey.toml").write_text(text)
     convert.main(arguments(images, tmp_path / "out", "--size", str(SIZE)))
-    dataset, truth = jaxz.open_dataset(tmp_path / "out"), tiles()["g"]
+    dataset, truth = jaxz.open_dataset(tmp_path / "out"), np.pad(tiles()["g"], 16, constant_values=np.nan)
+    weight = np.pad(weight, 16, constant_values=1)
     seen = 0
     for row, (x, y) in enumerate(zip(dataset.column("x"), dataset.column("y"), strict=True)):
         sample = dataset.cutout(row)
-        place = np.s_[round(y) - 8 : round(y) + 8, round(x) - 8 : round(x) + 8]
+        place = np.s_[round(y) + 8 : round(y) + 24, round(x) + 8 : round(x) + 24]  # of the padded image
         mask = sample["image_mask"][0]
         assert ((mask & MASK_BITS["bad"] > 0) == ((weight[place] == 0) | np.isinf(truth[place]))).all()
         assert ((mask & MASK_BITS["saturated"] > 0) == (np.isfinite(truth[place]) & (truth[place] >= 9000))).all()
         assert (sample["image"][0][mask & MASK_BITS["bad"] > 0] == 0).all()
         seen |= int(np.bitwise_or.reduce(mask, axis=None))
-    assert seen == MASK_BITS["bad"] | MASK_BITS["saturated"]
+    assert seen == sum(MASK_BITS.values())  # nodata: past the edges
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "data_tools/surveys").glob("*.toml")), ids=lambda path: path.stem)

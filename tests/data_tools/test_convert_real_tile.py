@@ -13,6 +13,7 @@ from scipy.spatial import cKDTree
 
 import jaxz
 from data_tools import convert
+from data_tools.tiles import MASK_BITS
 from jaxz import train
 
 ROOT = Path(__file__).parents[2]
@@ -42,13 +43,16 @@ def kids_tiles(kids):
 def test_real_tile_every_cutout_is_the_tile(kids, kids_tiles):
     assert [band.name for band in kids.manifest.bands] == ["u", "g", "r", "i", "Z", "Y", "J", "H", "Ks"]
     assert len(kids) >= 1900
-    planes = np.stack([pixels.astype(float) * factor for pixels, factor in kids_tiles.values()])
+    planes = np.stack(
+        [np.pad(p.astype(float) * factor, 64, constant_values=np.nan) for p, factor in kids_tiles.values()]
+    )
     x, y = kids.column("x"), kids.column("y")
     for row in range(len(kids)):
         sample = kids.cutout(row)
-        left, low = math.floor(x[row] + 0.5) - 32, math.floor(y[row] + 0.5) - 32
+        left, low = math.floor(x[row] + 0.5) + 32, math.floor(y[row] + 0.5) + 32
         truth = planes[:, low : low + 64, left : left + 64]
-        assert (sample["image_mask"] == 0).all()
+        assert (sample["image_mask"] == np.where(np.isnan(truth), MASK_BITS["nodata"], 0)).all()
+        truth = np.nan_to_num(truth)
         # half a unit in the last place of float16, and the float32 product before it
         assert (np.abs(sample["image"] - truth) <= np.maximum(np.abs(truth), 2**-14) * (2**-11 + 2**-22)).all()
 

@@ -10,7 +10,7 @@ from astropy.io import fits
 from astropy.table import Table
 
 import jaxz
-from data_tools import convert
+from data_tools import convert, cutting
 from jaxz.errors import InputError
 from tests.data_tools.survey_files import (
     HEIGHT,
@@ -129,12 +129,12 @@ BAD_FILES = {
     "truncated, compressed": (cut_file("z_band.fits", 60_000), "bands.z.file: .*z_band.fits' is not a readable FITS"),
     "blank": (rewrite("tile_g.fits", NOISE * np.nan, header=header()), "bands.g.file: no part of the tile has half"),
     "constant": (rewrite("tile_g.fits", NOISE * 0, header=header()), "bands.g.file: the sky has a sigma of 0"),
-    "no catalogue": (remove("catalog.fits"), "catalog: .* cannot be read as a table"),
+    "no catalogue": (remove("catalog.fits"), "catalog: .*catalog.fits' is not there"),
     "no ra": (catalogue(RA=None), "catalog.ra: 'RA' is not a column of .*catalog.fits'"),
     "text as ra": (catalogue(RA=["10h"]), "catalog.ra: 'RA' holds .*, not numbers"),
     "repeated ids": (catalogue(ID=[5, 6]), "catalog.object_id: 'ID' holds 5 more than once"),
-    "no angle": (catalogue(RA=[150.0 + 720]), "catalog: none of 182 objects has its cutout of 16 pixels in the tile"),
-    "elsewhere": (catalogue(RA=[10.0]), "catalog: none of 182 objects has its cutout of 16 pixels in the tile"),
+    "no angle": (catalogue(RA=[150.0 + 720]), "catalog: none of 182 objects lies in a tile"),
+    "elsewhere": (catalogue(RA=[10.0]), "catalog: none of 182 objects lies in a tile"),
     "no positions": (
         edit('ra = "RA"\ndec = "DEC"\n', ""),
         "catalog: no position columns are named; name ra and dec, or",
@@ -169,7 +169,7 @@ BAD_ARGUMENTS = {
 
 @pytest.mark.parametrize("content", ["a file in the way", "another dataset"])
 def test_where_nothing_can_be_written_is_said_before_anything_is_measured(content, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(convert, "measure_band", None)
+    monkeypatch.setattr(cutting, "read_band", None)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "out").write_text(content)
     out = tmp_path / "taken" / "out" / "dataset" if content == "a file in the way" else tmp_path / "taken"
@@ -193,7 +193,7 @@ def test_sky_positions_need_a_wcs(folder, tmp_path):
         fits.HDUList([fits.PrimaryHDU()] * hdu + [(fits.ImageHDU if hdu else fits.PrimaryHDU)(pixels)]).writeto(
             images / name, overwrite=True
         )
-    with pytest.raises(InputError, match=r"catalog\.ra: 'RA' needs a WCS, and the tiles have none; name x and y"):
+    with pytest.raises(InputError, match=r"catalog\.ra: needs a WCS, and the tiles have none; name x and y"):
         convert.main(arguments(images, tmp_path / "out", "--size", str(SIZE)))
     table, (x, y) = Table.read(images / "catalog.fits"), grid_positions()
     table["X_IMAGE"], table["Y_IMAGE"] = x + 1.0, y + 1.0

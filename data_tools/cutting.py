@@ -1,0 +1,223 @@
+"""Cuts the objects of a block out of its tiles, plane by plane, and gathers them into shards.
+
+A plane is one band of one tile: read once, measured, scaled, and cut into DATASET/work/cutouts/BLOCK/, from where each
+shard takes its share. What is complete there is not done again, and it goes once the block's shards are written.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import astropy.units as u
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from astropy.io import fits
+from astropy_healpix import lonlat_to_healpix
+
+from data_tools.measure import (
+    aperture_flux,
+    aperture_noise,
+    cut,
+    measure_sky,
+    nearest_pixel,
+    noise_area,
+    to_stored,
+)
+from data_tools.plan import Block, objects_of, rows_of_tile
+from data_tools.survey import BandSource, Survey
+from data_tools.tiles import MASK_BITS, Tile, read_band, read_hdu, to_pixels
+from jaxz.data.manifest import ZERO_POINT_UJY
+from jaxz.data.writer import DatasetWriter
+from jaxz.errors import InputError
+from jaxz.files import replace
+
+SAMPLED_TILES = 4  # whose sky says what the stored numbers are in
+MEASURED = ("flux", "fluxerr", "sky_sigma")  # float32 [N] a plane, in stored units but for the fluxes (microjansky)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that the processes of one conversion share."""
+
+    survey: Survey
+    images: Path
+    work: Path
+    tiles: list[Tile]
+    size: int
+    samples_per_shard: int
+    dtype: str  # that cutouts are written in
+    sigma_ujy: dict[str, float]
+    field: str
+
+
+def zero_point(tile: Tile, band: BandSource) -> float:
+    """m_AB = zero_point - 2.5 log10(value in the file). Raises InputError where its header lacks the keyword."""
+    return band.zero_point_ab + header_number(tile, band, "zero_point_header")
+
+
+def header_number(tile: Tile, band: BandSource, field: str) -> float:
+    """The number that the header of a tile's band has under the keyword of a field; 0 where none is named."""
+    keyword = getattr(band, field)
+    if not keyword:
+        return 0.0
+    path, where = tile.files[band.name], f"bands.{band.name}."
+    header = read_hdu(path, band.hdu, where, lambda image: image.header)
+    value = header.get(keyword, fits.getheader(path, 0).get(keyword))
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise InputError(f"{where}{field}: {keyword!r} of {str(path)!r} is {value!r}, no number; correct it")
+    return float(value)
+
+
+def typical_sigma(survey: Survey, images: Path, tiles: list[Tile], band: BandSource) -> float:
+    """Sigma of the sky per pixel, in microjansky, on the cutouts' grid: the median over a few tiles."""
+    holding = [tile for tile in tiles if band.name in tile.files]
+    chosen = [holding[n] for n in np.unique(np.linspace(0, len(holding) - 1, SAMPLED_TILES).astype(int))]
+    sigmas, problem = [], None
+    for tile in chosen if len(holding) > SAMPLED_TILES else holding:
+        pixels, flags, _ = read_band(survey, images, tile, band)
+        try:
+            sky = measure_sky(pixels, flags, survey.photometry.background_box_px, f"bands.{band.name}.file")
+        except InputError as error:
+            problem = error
+            continue
+        sigmas.append(sky.sigma * to_ujy(zero_point(tile, band)))
+    if not sigmas:
+        raise problem
+    return float(np.median(sigmas))
+
+
+def to_ujy(zero_point_ab: float) -> float:
+    """Microjansky of one unit."""
+    return 10 ** (-0.4 * (zero_point_ab - ZERO_POINT_UJY))
+
+
+def plane_path(work: Path, block: int, tile: int, band: int) -> Path:
+    """Of a plane's cutouts, less its suffix: .pixels, .flags and, written last, .arrow."""
+    return work / "cutouts" / f"{block:05d}" / f"{tile:05d}_{band:02d}"
+
+
+def cut_plane(job: Job, block: int, tile_number: int, band_number: int) -> None:
+    """Cut one plane for the objects of its block, unless that was done."""
+    path = plane_path(job.work, block, tile_number, band_number)
+    if path.with_suffix(".arrow").exists():
+        return
+    tile, band = job.tiles[tile_number], job.survey.bands[band_number]
+    objects = objects_of(job.work, block, where=pc.field("tile") == tile_number)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels, flags, grid = read_band(job.survey, job.images, tile, band)
+    x, y = objects["x"].to_numpy(), objects["y"].to_numpy()
+    if job.survey.resample == "native":
+        x, y = to_pixels(grid, objects["ra"].to_numpy(), objects["dec"].to_numpy())
+    where = f"bands.{band.name}.file: {str(tile.files[band.name])!r}"
+    try:
+        sky = measure_sky(pixels, flags, job.survey.photometry.background_box_px, where)
+    except InputError as error:  # of one tile of many, it is as if the band were not there
+        if len(job.tiles) == 1:
+            raise
+        write_plane(path, {"blank": str(error)}, {})
+        return
+    residual, sigma, unit = pixels - sky.level, sky.sigma, to_ujy(zero_point(tile, band))
+    radius = job.survey.photometry.aperture_diameter_arcsec / 2 / job.survey.stored_scale(band)
+    noise = aperture_noise(residual, flags, radius)
+    flux = aperture_flux(residual, flags, np.stack([x, y], 1), radius)
+    column = np.clip(nearest_pixel(x), 0, pixels.shape[1] - 1)
+    row = np.clip(nearest_pixel(y), 0, pixels.shape[0] - 1)
+    local = sky.rms[row, column] / sigma  # the depth varies over a tile, the correlation of its noise hardly
+    scale = unit / job.sigma_ujy[band.name]
+    columns = {
+        "flux": flux * unit,
+        "fluxerr": np.where(np.isfinite(flux), noise * local * unit, np.nan),
+        "sky_sigma": sky.rms[row, column] * scale,
+    }
+    columns = {name: values.astype(np.float32) for name, values in columns.items()}
+    if job.survey.resample == "native":
+        columns |= {"x": x, "y": y}
+    source = residual if job.survey.subtract_background else pixels
+    del sky
+    stored, flags = to_stored(source, flags, scale, job.dtype)
+    cutouts = cut(flags, x, y, job.size, MASK_BITS["nodata"])
+    columns["observed"] = (cutouts == 0).any((1, 2))
+    replace(path.with_suffix(".flags"), cutouts.data)
+    replace(path.with_suffix(".pixels"), cut(stored, x, y, job.size).data)
+    facts = {"sigma": sigma, "noise_ratio": noise / (sigma * math.sqrt(noise_area(radius)))}
+    if band.psf_fwhm_header:
+        columns["psf_fwhm"] = np.full(len(x), header_number(tile, band, "psf_fwhm_header"), np.float32)
+    write_plane(path, facts, columns)
+
+
+def write_plane(path: Path, facts: dict, columns: dict[str, np.ndarray]) -> None:
+    """What was measured: `columns` [N] of the objects, and what holds for the whole plane."""
+    facts_path = path.parents[2] / "measured" / f"{path.parent.name}_{path.name}.json"
+    facts_path.parent.mkdir(exist_ok=True)
+    replace(facts_path, json.dumps(facts).encode())
+    table = pa.table({name: pa.array(values) for name, values in columns.items()})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as file:
+        file.write_table(table)
+    replace(path.with_suffix(".arrow"), sink.getvalue())
+
+
+@cache
+def block_objects(work: Path, block: int) -> pa.Table:
+    """One block at a time is read by a process again and again."""
+    return objects_of(work, block)
+
+
+def write_shard(job: Job, writer: DatasetWriter, number: int, block: Block, n: int) -> None:
+    """Write shard n, which is one of block `number`'s, of the cutouts of its objects that have a good pixel."""
+    objects = block_objects(job.work, number)
+    start = (n - block.first_shard) * job.samples_per_shard
+    rows = np.arange(start, min(start + job.samples_per_shard, len(objects)))
+    columns = {name: objects.column(name).slice(start, len(rows)).to_numpy() for name in objects.column_names}
+    shape, bands = (len(rows), len(job.survey.bands), job.size, job.size), job.survey.bands
+    image, mask = np.zeros(shape, job.dtype), np.full(shape, MASK_BITS["nodata"], np.uint8)
+    observed = np.zeros((len(rows), len(bands)), bool)
+    measured = {f"{name}_{band.name}": np.full(len(rows), np.nan, np.float32) for band in bands for name in MEASURED}
+    for tile in block.tiles:
+        places = rows_of_tile(objects, tile)
+        low, high = np.searchsorted(places, (start, start + len(rows)))
+        here = places[low:high] - start
+        for b, band in enumerate(bands):
+            path = plane_path(job.work, number, tile, b)
+            if band.name not in job.tiles[tile].files or not len(here):
+                continue
+            found = pa.ipc.open_file(pa.memory_map(str(path.with_suffix(".arrow")))).read_all()
+            if not found.num_columns:
+                continue
+            image[here, b] = part(path.with_suffix(".pixels"), job.dtype, low, high, job.size)
+            mask[here, b] = part(path.with_suffix(".flags"), "uint8", low, high, job.size)
+            observed[here, b] = found["observed"].to_numpy(zero_copy_only=False)[low:high]
+            for name in set(found.column_names) - {"observed"}:
+                column = measured.setdefault(f"{name}_{band.name}", np.full(len(rows), np.nan, np.float64))
+                column[here] = found[name].to_numpy()[low:high]
+    columns |= measured
+    columns["bands_observed"] = (observed << np.arange(len(bands), dtype=np.uint32)).sum(1).astype(np.uint32)
+    columns |= describe(columns, job)
+    kept = np.flatnonzero(observed.any(1))
+    keys = [f"{block.first + start + i:09d}" for i in kept.tolist()]
+    columns = {name: columns[name][kept] for name in writer.manifest.columns}
+    writer.write_shard(n, keys, {"image": image[kept], "image_mask": mask[kept]}, columns)
+
+
+def part(path: Path, dtype: str, low: int, high: int, size: int) -> np.ndarray:
+    """[high - low, size, size]: cutouts low..high-1 of a plane."""
+    count = (high - low) * size * size
+    offset = low * size * size * np.dtype(dtype).itemsize
+    return np.fromfile(path, dtype, count, offset=offset).reshape(high - low, size, size)
+
+
+def describe(columns: dict[str, np.ndarray], job: Job) -> dict[str, np.ndarray]:
+    """survey, field, mag_ref and, where the sky position is known, healpix."""
+    number = len(columns["x"])
+    names = np.array([tile.name or job.field for tile in job.tiles])
+    made = {"survey": np.full(number, job.survey.name), "field": names[columns["tile"]]}
+    if "mag_ref" not in columns:
+        flux = columns[f"flux_{job.survey.photometry.band}"].astype(np.float64)
+        magnitude = ZERO_POINT_UJY - 2.5 * np.log10(flux, where=flux > 0, out=np.full(number, np.nan))
+        made["mag_ref"] = magnitude.astype(np.float32)
+    if "ra" in columns:
+        made["healpix"] = lonlat_to_healpix(columns["ra"] * u.deg, columns["dec"] * u.deg, 2**29, order="nested")
+    return made

@@ -1,0 +1,139 @@
+"""Measures one band of a tile: its sky, its sources, and fluxes in fixed apertures; by SEP, Source Extractor's core
+(Bertin & Arnouts 1996, A&AS 117 393; Barbary 2016, JOSS 1 58)."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import sep
+from astropy.stats import gaussian_fwhm_to_sigma, mad_std, sigma_clip
+from scipy.ndimage import gaussian_filter
+
+from data_tools.survey import Detection
+from data_tools.tiles import MASK_BITS
+from jaxz.errors import InputError
+
+EMPTY_APERTURES = 4000
+CLIPPED = 0.98658  # sigma of a Gaussian cut off at 3 sigma, in units of its own: SEP's estimate is that of what is left
+FLOAT16_MAX = 65504.0
+FINE = 50  # points a pixel and axis, for areas of overlap
+MOST_PIXELS = 10_000_000  # above the threshold at a time, for SEP's buffers
+
+sep.set_extract_pixstack(MOST_PIXELS)
+sep.set_sub_object_limit(100_000)
+
+
+@dataclass(frozen=True)
+class Sky:
+    """Background of one band in the file's units, float32 [H, W] each: the smooth level and the rms per pixel."""
+
+    level: np.ndarray
+    rms: np.ndarray
+
+    @property
+    def sigma(self) -> float:
+        """The tile's typical sigma per pixel."""
+        return float(np.median(self.rms[::8, ::8]))
+
+
+def measure_sky(pixels: np.ndarray, flags: np.ndarray, box: int, where: str) -> Sky:
+    """Level and rms on a mesh of boxes, sources clipped, interpolated. Raises InputError where less than half of the
+    mesh has good pixels, or the sky no noise."""
+    box_y, box_x = (min(box, side) for side in pixels.shape)
+    bad = flags > 0
+    if not is_half_good(bad, box_y, box_x):
+        raise InputError(f"{where}: no part of the tile has half of its pixels good; drop the band")
+    mesh = sep.Background(np.where(bad, np.float32(0), pixels), mask=bad, bw=box_x, bh=box_y)
+    rms = mesh.rms(dtype=np.float32) / np.float32(CLIPPED)
+    level = mesh.back(dtype=np.float32)
+    if not (np.isfinite(rms).all() and np.median(rms[::8, ::8]) > 0):
+        raise InputError(f"{where}: the sky has a sigma of {np.median(rms[::8, ::8]):g}, no noise; drop the band")
+    return Sky(level, rms)
+
+
+def is_half_good(bad: np.ndarray, box_y: int, box_x: int) -> bool:
+    """Whether any box of the mesh has half of its pixels good."""
+    height, width = bad.shape[0] // box_y * box_y, bad.shape[1] // box_x * box_x
+    boxes = bad[:height, :width].reshape(height // box_y, box_y, width // box_x, box_x)
+    return bool((boxes.mean((1, 3)) <= 0.5).any())
+
+
+def detect(pixels: np.ndarray, flags: np.ndarray, sky: Sky, settings: Detection, scale_arcsec: float) -> np.ndarray:
+    """float64 [N, 2]: x, y (0-based pixels) of the sources, by y and x: windowed centres.
+
+    The image over its rms goes through a Gaussian matched filter before the threshold, which is in units of the
+    filtered sky's sigma (Irwin 1985, MNRAS 214 575): it holds the correlation of the noise. Sources that touch are
+    deblended. Raises InputError where there is none.
+    """
+    width = settings.filter_fwhm_arcsec / scale_arcsec * gaussian_fwhm_to_sigma
+    bad = flags > 0
+    residual = np.where(bad, 0, pixels - sky.level).astype(np.float32)
+    filtered = gaussian_filter(residual / sky.rms, width)
+    sigma = mad_std(filtered[~bad])
+    found = sep.extract(filtered, settings.threshold_sigma * sigma, minarea=settings.min_pixels, filter_kernel=None)
+    if not len(found):
+        raise InputError(
+            f"detection.threshold_sigma: {settings.threshold_sigma} finds no source in band {settings.band}; lower it"
+        )
+    x, y, problems = sep.winpos(residual, found["x"], found["y"], max(width, 0.5), mask=bad)
+    astray = (problems > 0) | (np.hypot(x - found["x"], y - found["y"]) > settings.filter_fwhm_arcsec / scale_arcsec)
+    centres = np.where(astray[:, None], np.stack([found["x"], found["y"]], 1), np.stack([x, y], 1))
+    return centres[np.lexsort(centres.T)]
+
+
+def aperture_flux(residual: np.ndarray, flags: np.ndarray, xy: np.ndarray, radius_px: float) -> np.ndarray:
+    """float64 [N]: the sum of sky-subtracted pixels [H, W] in circles (exact overlap); NaN where a pixel of the circle
+    is flagged or outside of the tile."""
+    bad = flags > 0
+    values = np.where(bad, 0, residual).astype(np.float32, copy=False)
+    flux, _, problems = sep.sum_circle(values, xy[:, 0], xy[:, 1], radius_px, mask=bad, subpix=0)
+    return np.where(problems & (sep.APER_TRUNC | sep.APER_HASMASKED | sep.APER_ALLMASKED) > 0, np.nan, flux)
+
+
+def noise_area(radius_px: float) -> float:
+    """Variance of an aperture's sum over that of a pixel, were the pixels independent: the sum of squared overlaps."""
+    reach = math.ceil(radius_px + 0.5)
+    at = (np.arange((2 * reach + 1) * FINE) + 0.5) / FINE - reach - 0.5
+    inside = (at[:, None] ** 2 + at**2 < radius_px**2).reshape(2 * reach + 1, FINE, 2 * reach + 1, FINE)
+    return float((inside.mean((1, 3)) ** 2).sum())
+
+
+def aperture_noise(residual: np.ndarray, flags: np.ndarray, radius_px: float) -> float:
+    """The sigma of apertures laid at random on the sky, sources clipped: it holds the noise's correlation between
+    pixels, which the noise of one pixel does not (Labbe et al. 2003, AJ 125 1107). NaN where no aperture fits."""
+    height, width = residual.shape
+    edge = min(radius_px + 1, (min(height, width) - 1) / 2)
+    rng = np.random.default_rng(0)
+    xy = rng.uniform((edge, edge), (width - 1 - edge, height - 1 - edge), (EMPTY_APERTURES, 2))
+    flux = aperture_flux(residual, flags, xy, radius_px)
+    kept = sigma_clip(flux[np.isfinite(flux)], sigma=3, maxiters=10, stdfunc="mad_std", masked=False)
+    return float(mad_std(kept)) if len(kept) else math.nan
+
+
+def to_stored(pixels: np.ndarray, flags: np.ndarray, scale: float, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """(dtype, uint8) [H, W]: pixels times scale, and flags. Bad and absent pixels become 0; those past float16 are
+    clipped and flagged as saturated."""
+    scaled = pixels * np.float32(scale)
+    scaled[flags & (MASK_BITS["bad"] | MASK_BITS["nodata"]) > 0] = 0
+    flags = flags | np.where(np.abs(scaled) > FLOAT16_MAX, np.uint8(MASK_BITS["saturated"]), np.uint8(0))
+    return np.clip(scaled, -FLOAT16_MAX, FLOAT16_MAX, out=scaled).astype(dtype, copy=False), flags
+
+
+def nearest_pixel(x: np.ndarray) -> np.ndarray:
+    """int64: pixel i holds positions from i - 0.5 up to i + 0.5 (0-based)."""
+    return np.floor(np.asarray(x, float) + 0.5).astype(np.int64)
+
+
+def cut(plane: np.ndarray, x: np.ndarray, y: np.ndarray, size: int, fill=0) -> np.ndarray:
+    """[N, size, size]: the nearest pixel to (x, y) is pixel [size // 2, size // 2]; `fill` past the tile's edges."""
+    height, width = plane.shape
+    lefts, lows = nearest_pixel(x) - size // 2, nearest_pixel(y) - size // 2
+    cutouts = np.empty((len(lefts), size, size), plane.dtype)
+    for out, left, low in zip(cutouts, lefts.tolist(), lows.tolist(), strict=True):
+        x0, x1, y0, y1 = max(left, 0), min(left + size, width), max(low, 0), min(low + size, height)
+        if (x1 - x0, y1 - y0) != (size, size):
+            out[:] = fill
+            if x1 <= x0 or y1 <= y0:
+                continue
+        out[y0 - low : y1 - low, x0 - left : x1 - left] = plane[y0:y1, x0:x1]
+    return cutouts

@@ -1,0 +1,122 @@
+"""What a converted dataset is going to be: its manifest, its policy, and what it takes on a disk."""
+
+import argparse
+import math
+
+import pyarrow as pa
+
+from data_tools.catalog import LABELS, OPTIONAL
+from data_tools.plan import Plan
+from data_tools.survey import Survey
+from data_tools.tiles import MASK_BITS, Tile
+from jaxz.data.manifest import ZERO_POINT_UJY, Array, Band, Column, Manifest
+from jaxz.data.writer import ENCODINGS, with_images
+
+COMPACT_BYTES = 0.8  # of a pixel, about
+POLICY = {
+    "centring": "integer: the nearest pixel to (x, y) is pixel [size // 2, size // 2]; x, y keep the exact centre",
+    "edges": "past the edge of its tile a cutout is 0 with the bit nodata",
+    "overlaps": "an object on several tiles is cut from that which holds most of its cutout in most bands, of equal "
+    "ones from that whose centre is nearest",
+    "order": "blocks of tiles drawn at random from the survey; the objects of a block are shuffled",
+    "unit": "stored = flux in units of the survey's typical background sigma per pixel, one zero point a band",
+    "mask": "nodata: NaN in the file, or past its edge; bad: infinite or without weight, or as the survey's mask says; "
+    "saturated: past the survey's level or float16's",
+    "photometry": "circular apertures on the exact centres, sky subtracted; fluxerr is that of empty apertures",
+}
+RESAMPLED = {
+    "no": "none: all bands of a tile lie on one pixel grid",
+    "reproject": "reproject_adaptive with a Hann kernel, flux conserved, on the grid of the reference band",
+    "native": "none: every band is cut at its own pixel scale; x_<band>, y_<band> are the centres on its own tile",
+}
+
+
+def policy(survey: Survey) -> dict[str, str]:
+    background = "subtracted" if survey.subtract_background else "not subtracted from the cutouts"
+    return {**POLICY, "background": background, "resampling": RESAMPLED[survey.resample]}
+
+
+def make_manifest(survey: Survey, plan: Plan, objects: pa.Schema, args: argparse.Namespace) -> Manifest:
+    """objects: the columns that the plan has for each object."""
+    shape = (len(survey.bands), args.size, args.size)
+    bands = tuple(
+        Band(
+            name=band.name,
+            wavelength_nm=band.wavelength_nm,
+            width_nm=band.width_nm,
+            zero_point_ab=ZERO_POINT_UJY - 2.5 * math.log10(plan.sigma_ujy[band.name]),
+            pixel_scale_arcsec=survey.stored_scale(band),
+            a_over_ebv=band.a_over_ebv,
+            sky_sigma=1.0,
+            psf_fwhm_arcsec=band.psf_fwhm_arcsec,
+        )
+        for band in survey.bands
+    )
+    unit = "flux: m_AB = zero_point_ab - 2.5 log10(image)"
+    arrays = {
+        "image": Array("image", ENCODINGS[args.encoding], shape, unit=unit),
+        "image_mask": Array("mask", "uint8", shape, bits=MASK_BITS),
+    }
+    columns = describe_columns(survey, objects)
+    return with_images(Manifest(arrays=arrays, bands=bands, columns=columns), args.encoding)
+
+
+def describe_columns(survey: Survey, objects: pa.Schema) -> dict[str, Column]:
+    """What each scalar column is, in the order in which they are written."""
+    reference, aperture = survey.photometry.band, f"{survey.photometry.aperture_diameter_arcsec:g} arcsec aperture"
+    whole = pa.types.is_integer(objects.field("object_id").type)
+    known = {
+        "object_id": Column("int64" if whole else "string", "", "the catalogue's"),
+        "ra": Column("float64", "deg", "right ascension, ICRS"),
+        "dec": Column("float64", "deg", "declination, ICRS"),
+        "healpix": Column("int64", "", "order 29, nested, ICRS"),
+        "x": Column("float64", "pixel", "exact centre on the tile, 0-based"),
+        "y": Column("float64", "pixel", "exact centre on the tile, 0-based"),
+        "survey": Column("string", "", "survey"),
+        "field": Column("string", "", "tile"),
+        "split": Column("string", "", "sky cell's split; gap: too near to another split to use"),
+        "bands_observed": Column("uint32", "", "bit b is set where band b has a good pixel"),
+        "mag_ref": Column("float32", "AB mag", f"{reference} band, {aperture}, not total; NaN without a positive flux"),
+        **LABELS,
+        **OPTIONAL,
+    }
+    made = {"healpix"} if "ra" in objects.names else set()
+    made |= {"survey", "field", "bands_observed", "mag_ref"}
+    found = {name: column for name, column in known.items() if name in made or name in objects.names}
+    for band in survey.bands:
+        found[f"flux_{band.name}"] = Column("float32", "uJy", f"{aperture}, sky subtracted, not dereddened")
+        found[f"fluxerr_{band.name}"] = Column("float32", "uJy", "background noise of the aperture")
+        found[f"sky_sigma_{band.name}"] = Column("float32", "stored", "background sigma per pixel at the object")
+        if band.psf_fwhm_header:
+            found[f"psf_fwhm_{band.name}"] = Column("float32", "arcsec", "of the tile, as its header says")
+        if survey.resample == "native":
+            for axis in "xy":
+                found[f"{axis}_{band.name}"] = Column(
+                    "float64", "pixel", "exact centre on the band's own tile, 0-based"
+                )
+    return found
+
+
+def estimate(manifest: Manifest, plan: Plan, tiles: list[Tile]) -> dict:
+    """What the dataset and, beside it, the largest block take: bytes and files."""
+    images = manifest.arrays["image"]
+    pixels = math.prod(images.shape)
+    arrays = [COMPACT_BYTES * pixels if images.compact else images.nbytes, pixels]
+    members = [512 + math.ceil((128 + size) / 512) * 512 for size in arrays]
+    scalars = 512 + -(-32 * len(manifest.columns) // 512) * 512
+    largest = max(block.objects for block in plan.blocks)
+    largest_block = max(len(block.tiles) for block in plan.blocks)
+    return {
+        "samples": plan.objects,
+        "shards": plan.shards,
+        "tiles": len(tiles),
+        "blocks": len(plan.blocks),
+        "bands": [
+            {"name": band.name, "tiles": sum(band.name in tile.files for tile in tiles),
+             "zero_point_ab": round(band.zero_point_ab, 4)}
+            for band in manifest.bands
+        ],
+        "bytes": plan.objects * (sum(members) + scalars),
+        "work_bytes": largest * (images.nbytes + pixels),
+        "files": 2 * plan.shards + len(plan.blocks) + (3 * largest_block + len(tiles)) * len(manifest.bands),
+    }  # fmt: skip
