@@ -20,14 +20,16 @@ from pathlib import Path
 
 import numpy as np
 from astropy import units as u
+from astropy.coordinates import SkyCoord
 from astropy.utils.exceptions import AstropyWarning
 from astropy_healpix import lonlat_to_healpix
 
-from data_tools.catalog import LABELS, OPTIONAL, drop_invalid, label, read_catalog, to_sky
+from data_tools.catalogs.catalog import COLUMNS, open_catalog
+from data_tools.catalogs.labels import label
 from data_tools.detect import aperture_flux, aperture_noise, detect, noise_area
 from data_tools.plan import MEASURING, WRITING, check_begun, check_out, inputs, make_plan, versions
 from data_tools.splits import GAP, assign_splits, assign_splits_pixels
-from data_tools.survey import BandSource, Survey, load_survey
+from data_tools.survey import BandSource, Survey, load_survey, survey_path
 from data_tools.tiles import (
     MASK_BITS,
     Grid,
@@ -40,6 +42,7 @@ from data_tools.tiles import (
     measure_sky,
     nearest_pixel,
     read_image,
+    sky_to_pixel,
     to_stored,
 )
 from jaxz.data.manifest import ZERO_POINT_UJY, Array, Band, Column, Manifest
@@ -97,7 +100,8 @@ def convert(args: argparse.Namespace, argv: list[str]) -> dict:
     if not args.dry_run:
         check_out(args.out)
 
-    sources, dropped = keep_whole(find_sources(survey, args, files, grid), args.size, grid)
+    sources, known, invalid = find_sources(survey, args, files, grid)
+    sources, dropped = keep_whole(sources, args.size, grid)
     if not args.dry_run:
         read = inputs(survey, args)
         plan = make_plan(args, field, read)
@@ -106,11 +110,10 @@ def convert(args: argparse.Namespace, argv: list[str]) -> dict:
     measure = partial(measure_band, survey, args.images, dtype, xy=np.stack([sources["x"], sources["y"]], 1))
     planes = in_threads(measure, survey.bands, args.workers, "bands")
     sources, blank = keep_observed(sources, planes, args.size)
-    sources, invalid = drop_invalid(sources)
-    sources = label(describe(sources, survey, field))
+    sources = describe(sources, survey, field)
     sources["split"], splits = split(sources, survey, args.size)
 
-    manifest = with_images(make_manifest(survey, planes, sources, args.size), args.encoding)
+    manifest = with_images(make_manifest(survey, planes, sources, known, args.size), args.encoding)
     shards = math.ceil(len(sources["x"]) / args.samples_per_shard)
     summary = {
         "out": str(args.out), "samples": len(sources["x"]), "shards": shards,
@@ -136,7 +139,9 @@ def convert(args: argparse.Namespace, argv: list[str]) -> dict:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m data_tools.convert", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--survey", required=True, help="TOML file that describes the survey")
+    parser.add_argument(
+        "--survey", required=True, help="TOML file that describes the survey, or the name of a built-in one"
+    )
     parser.add_argument("--catalog", type=Path, help="table of the objects; without it sources are detected")
     parser.add_argument("--images", required=True, type=Path, help="folder of the tiles")
     parser.add_argument("--out", required=True, type=Path, help="dataset to write")
@@ -146,6 +151,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--encoding", choices=ENCODINGS, default="raw", help="of the images (default raw)")
     parser.add_argument("--dry_run", action="store_true", help="say what would be written, and write nothing")
     args = parser.parse_args(argv)
+    args.survey = str(survey_path(args.survey))
     if args.size < 2 or args.size % 2:
         raise InputError(f"size: {args.size} must be even and at least 2; the centre is pixel size / 2")
     for name in ("workers", "samples_per_shard"):
@@ -166,19 +172,59 @@ def check_size(size: int, survey: Survey, grid: Grid) -> None:
         )
 
 
-def find_sources(survey: Survey, args: argparse.Namespace, files: dict[str, Path], grid: Grid) -> dict[str, np.ndarray]:
-    """Columns object_id, x, y and what else the catalogue holds, [N] each; detected where there is no catalogue."""
+def find_sources(survey: Survey, args: argparse.Namespace, files: dict[str, Path], grid: Grid) -> tuple:
+    """Columns object_id, x, y, label and what else the catalogue holds, [N] each; what they are; numbers that became
+    missing. Detected where there is no catalogue."""
     if args.catalog is not None:
         if survey.catalog is None:
             raise InputError(f"catalog: {args.survey!r} has no [catalog] section; add one that names the columns")
-        return read_catalog(args.catalog, survey.catalog, grid)
+        return read_catalog(args.catalog, survey, grid)
     if survey.detection is None:
         raise InputError(f"catalog: none given, and {args.survey!r} has no [detection] section; give one of the two")
     band = survey.bands[survey.band_number(survey.detection.band)]
     pixels, flags = read_band(band, args.images)
     sky = measure_sky(pixels, flags, survey.photometry.background_box_px, band.name)
     x, y = detect(pixels, flags, sky, survey.detection, survey.pixel_scale_arcsec).T
-    return {"object_id": np.arange(len(x), dtype=np.int64), "x": x, "y": y, **to_sky(grid, x, y)}
+    found = {"object_id": np.arange(len(x), dtype=np.int64), "x": x, "y": y, **to_sky(grid, x, y)}
+    return found | label(found, ["spec"]), {}, {}
+
+
+def read_catalog(path: Path, survey: Survey, grid: Grid) -> tuple:
+    """What find_sources returns, of a catalogue. Raises InputError also for a repeated object_id."""
+    if survey.catalog.sky and grid.wcs is None:
+        raise InputError("catalog.ra: positions on the sky need a WCS, and the tiles have none; name x and y instead")
+    catalog = open_catalog(path, survey.catalog, match=survey.match, say=lambda text: print(text, file=sys.stderr))
+    chunks = list(catalog.chunks())
+    found = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in catalog.columns}
+    unique, counts = np.unique(found["object_id"], return_counts=True)
+    if (counts > 1).any():
+        twice = unique[counts > 1][0].item()
+        raise InputError(f"catalog.object_id: {twice!r} stands more than once; name a column of unique ids")
+    if survey.catalog.sky:
+        found["x"], found["y"] = to_pixels(grid, found["ra"], found["dec"])
+    else:
+        found |= to_sky(grid, found["x"], found["y"])
+    return (
+        found,
+        catalog.columns,
+        {name: number for name, number in catalog.invalid.items() if name not in ("ra", "dec")},
+    )
+
+
+def to_pixels(grid: Grid, ra: np.ndarray, dec: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """0-based pixels of ICRS positions; NaN where the projection has none or the position is none."""
+    x, y = np.full(len(ra), np.nan), np.full(len(ra), np.nan)
+    valid = np.isfinite(ra)
+    x[valid], y[valid] = sky_to_pixel(grid.wcs, SkyCoord(ra[valid], dec[valid], unit="deg", frame="icrs"))
+    return x, y
+
+
+def to_sky(grid: Grid, x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
+    """{ra, dec}, ICRS in degrees, of 0-based pixels; nothing without a WCS."""
+    if grid.wcs is None:
+        return {}
+    sky = grid.wcs.pixel_to_world(x, y).icrs
+    return {"ra": sky.ra.deg, "dec": sky.dec.deg}
 
 
 def keep_whole(sources: dict[str, np.ndarray], size: int, grid: Grid) -> tuple[dict[str, np.ndarray], dict[str, int]]:
@@ -269,7 +315,7 @@ def split(sources: dict[str, np.ndarray], survey: Survey, size: int) -> tuple[np
     return names, {"counts": counts, **cells, "gap_px": gap_px, "fractions": rule.fractions, "seed": rule.seed}
 
 
-def make_manifest(survey: Survey, planes: list[Plane], sources: dict[str, np.ndarray], size: int) -> Manifest:
+def make_manifest(survey: Survey, planes: list[Plane], sources: dict, known: dict[str, Column], size: int) -> Manifest:
     shape = (len(planes), size, size)
     bands = tuple(
         Band(
@@ -290,26 +336,22 @@ def make_manifest(survey: Survey, planes: list[Plane], sources: dict[str, np.nda
         ),
         "image_mask": Array("mask", "uint8", shape, bits=MASK_BITS),
     }
-    return Manifest(arrays=arrays, bands=bands, columns=columns(survey, sources))
+    return Manifest(arrays=arrays, bands=bands, columns=columns(survey, sources, known))
 
 
-def columns(survey: Survey, sources: dict[str, np.ndarray]) -> dict[str, Column]:
+def columns(survey: Survey, sources: dict[str, np.ndarray], of_catalog: dict[str, Column]) -> dict[str, Column]:
     """What each scalar column is, in the order in which they are written."""
     reference, aperture = survey.photometry.band, f"{survey.photometry.aperture_diameter_arcsec:g} arcsec aperture"
     known = {
-        "object_id": Column("int64" if sources["object_id"].dtype.kind == "i" else "string", "", "the catalogue's"),
-        "ra": Column("float64", "deg", "right ascension, ICRS"),
-        "dec": Column("float64", "deg", "declination, ICRS"),
+        **COLUMNS,
+        "object_id": Column("int64", "", "number of the detection"),
+        **of_catalog,
         "healpix": Column("int64", "", "order 29, nested, ICRS"),
-        "x": Column("float64", "pixel", "exact centre on the tile, 0-based"),
-        "y": Column("float64", "pixel", "exact centre on the tile, 0-based"),
         "survey": Column("string", "", "survey"),
         "field": Column("string", "", "tile"),
         "split": Column("string", "", "sky cell's split; gap: too near to another split to use"),
         "bands_observed": Column("uint32", "", "bit b is set where band b has a good pixel"),
         "mag_ref": Column("float32", "AB mag", f"{reference} band, {aperture}, not total; NaN without a positive flux"),
-        **LABELS,
-        **OPTIONAL,
     }
     for band in survey.bands:
         known[f"flux_{band.name}"] = Column("float32", "uJy", f"{aperture}, sky subtracted, not dereddened")

@@ -21,7 +21,7 @@ from scipy.spatial import cKDTree
 import jaxz
 from data_tools import convert, plan
 from data_tools.detect import aperture_flux, aperture_noise, noise_area
-from data_tools.survey import SECTIONS, BandSource, Survey, load_survey
+from data_tools.survey import BandSource, Survey, load_survey
 from data_tools.tiles import MASK_BITS, cut, fits_inside, nearest_pixel
 from jaxz.data.writer import DatasetWriter
 from jaxz.errors import InputError, run
