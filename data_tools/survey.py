@@ -166,7 +166,7 @@ def build(kind: type, values, where: str):
 
 
 def checked(value, kind, where: str):
-    """`value` if it is of the wanted type and range, whole numbers being numbers too; a section is built of its table."""
+    """`value` if it is of the wanted type and range, whole numbers being numbers too; sections are built."""
     union = isinstance(kind, types.UnionType)
     kinds = [k for k in typing.get_args(kind) if k is not types.NoneType] if union else [kind]
     if dataclasses.is_dataclass(kinds[0]):
