@@ -14,7 +14,7 @@ ALIASES = {
     "z_spec_err": ("z_spec_err", "zspec_err", "specz_err", "specz_redshift_err", "zerr", "z_err"),
     "z_quality": (
         "z_quality", "zflag", "z_flag", "zspec_flag", "specz_flag", "zq", "z_qual", "zquality", "Q", "flag", "zwarn",
-        "zwarning",
+        "zwarning", "specz_flag_homogeneous",
     ),
     "z_source": ("z_source", "zsource", "zspec_source", "specz_source"),
     "z_phot": (
@@ -23,7 +23,7 @@ ALIASES = {
     ),
     "z_phot_l68": ("z_phot_l68", "lp_zPDF_l68", "z_phot_l", "photoz_err68_min", "zphot_l68"),
     "z_phot_u68": ("z_phot_u68", "lp_zPDF_u68", "z_phot_u", "photoz_err68_max", "zphot_u68"),
-    "ebv": ("ebv", "EBV_MW", "EBV_SFD", "E_BV", "EB_V", "ebv_gal"),
+    "ebv": ("ebv", "EBV_MW", "EBV_SFD", "E_BV", "EB_V", "ebv_gal", "gal_ebv"),
 }  # fmt: skip
 
 

@@ -8,7 +8,17 @@ from pathlib import Path
 import numpy as np
 
 from data_tools.catalogs import labels, photometry
-from data_tools.catalogs.columns import Choice, choose, cleaned, degrees_per_unit, mapped, to_float, to_ids, to_text
+from data_tools.catalogs.columns import (
+    Choice,
+    choose,
+    cleaned,
+    degrees_per_unit,
+    joined,
+    mapped,
+    to_float,
+    to_ids,
+    to_text,
+)
 from data_tools.catalogs.match import Matched, match_positions
 from data_tools.catalogs.opened import Opened, WantedColumns
 from data_tools.catalogs.photometry import BandColumns
@@ -74,8 +84,7 @@ class Source:
             raise InputError(f"{where}: {str(path)!r} has no rows; give a catalogue of the field")
         choices = choose(table, spec, names, needed, where)
         for name, choice in choices.items():
-            unit = f" [{choice.unit}]" if choice.unit else ""
-            say(f"{where}: {name} is {choice.column!r}{unit}, {choice.why}")
+            say(f"{where}: {name} is {choice}")
         places = [name for name in ("ra", "dec") if name in choices]
         degrees = {name: degrees_per_unit(choices[name], f"{where}.{name}", say) for name in places}
         if "mag_ref" in choices:
@@ -83,23 +92,35 @@ class Source:
         return cls(table, spec, where, choices, degrees)
 
     def wanted(self, *names: str) -> WantedColumns:
-        """What to read of the chosen columns; all of them, or `names`."""
+        """What to read of the chosen columns, or of `names`. The parts of a joined one are NAME.0, NAME.1 ..."""
         kinds = {**dict.fromkeys(TEXTS, "text"), **dict.fromkeys(NUMBERS, "number"), "object_id": "id", "flags": "id"}
-        return {
-            name: (choice.column, kinds[name])
-            for name, choice in self.choices.items()
-            if name in (names or self.choices)
-        }
+        wanted = {}
+        for name in names or self.choices:
+            columns = self.choices[name].columns
+            if len(columns) == 1:
+                wanted[name] = columns[0], kinds[name]
+            else:
+                wanted |= {f"{name}.{n}": (column, "text") for n, column in enumerate(columns)}
+        return wanted
 
     def read(self, wanted: WantedColumns, rows: int) -> Iterator[dict[str, np.ndarray]]:
         """Chunks of the table. Raises InputError for a file that breaks off or holds other than it began with."""
         try:
-            yield from self.table.chunks(wanted, rows)
+            for raw in self.table.chunks(wanted, rows):
+                yield self.join(raw)
         except InputError:
             raise
         except Exception as error:  # of many kinds: whatever a damaged file makes its library raise
             problem = f"{str(self.table.files[0])!r} cannot be read to its end ({type(error).__name__}: {error})"
             raise InputError(f"{self.where}: {problem}; restore the file") from None
+
+    def join(self, raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """`raw` with the parts of joined columns in one."""
+        for name, choice in self.choices.items():
+            parts = [raw.pop(f"{name}.{n}") for n in range(len(choice.columns)) if f"{name}.{n}" in raw]
+            if parts:
+                raw[name] = joined([to_text(part) for part in parts])
+        return raw
 
     def numbers(self, raw: dict[str, np.ndarray], name: str) -> np.ndarray:
         """float64 [N], cleaned."""
@@ -120,7 +141,7 @@ class Source:
         found = self.positions(raw)
         if "object_id" in raw:
             found["object_id"] = to_ids(
-                raw["object_id"], f"{self.where}.object_id: {self.choices['object_id'].column!r}"
+                raw["object_id"], f"{self.where}.object_id: {self.choices['object_id'].columns[0]!r}"
             )
         found |= {name: self.numbers(raw, name) for name in NUMBERS if name in raw and name not in (*found, "flags")}
         if "flags" in raw:
@@ -219,13 +240,13 @@ def open_catalog(
     names = tuple(name for name in (*TEXTS, *NUMBERS) if name not in left_out)
     source = Source.choose(Path(path), spec, names, needed, "catalog", say)
     bands = photometry.choose_photometry(source.table, spec, "catalog", say)
-    choices = {name: f"{c.column}{f' [{c.unit}]' if c.unit else ''}, {c.why}" for name, c in source.choices.items()}
+    choices = {name: str(choice) for name, choice in source.choices.items()}
     files, redshifts, matched = list(source.table.files), None, None
     if match is not None:
         other, redshifts = read_redshifts(match, say)
         matched = match_catalog(source, redshifts, match.radius_arcsec, say)
         files += other.table.files
-        choices |= {f"match.{name}": f"{c.column}, {c.why}" for name, c in other.choices.items()}
+        choices |= {f"match.{name}": str(choice) for name, choice in other.choices.items()}
     return Catalog(source, bands, redshifts, matched, columns_of(source, bands, matched), files, choices)
 
 
@@ -271,7 +292,8 @@ def columns_of(source: Source, bands: list[BandColumns], matched: Matched | None
     names |= {"z_grism"} if {"z_kind", "z_spec"} <= names and "z_kind" in source.choices else set()
     names |= {*labels.MEASURED, "z_match_arcsec"} if matched is not None else set()
     columns = {name: column for name, column in COLUMNS.items() if name in names}
-    if source.table.kinds[source.choices["object_id"].column] == "number":
+    ids = source.choices["object_id"].columns
+    if len(ids) == 1 and source.table.kinds[ids[0]] == "number":
         columns["object_id"] = Column("int64", "", COLUMNS["object_id"].description)
     spec = source.spec.photometry
     return columns | photometry.describe(bands, spec.kind if spec else "")

@@ -1,6 +1,7 @@
 """Which column of a catalogue is which column of the dataset, in which unit, and its values as clean arrays."""
 
 import fnmatch
+import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,11 +43,15 @@ UNITS = {  # spellings that astropy does not know
 
 @dataclass(frozen=True)
 class Choice:
-    """One column of the file: its name, its unit as text ("" for none) and why it was chosen."""
+    """The column of the file (several, of a joined id), its unit as text ("" for none) and why it was chosen."""
 
-    column: str
+    columns: list[str]
     unit: str
     why: str
+
+    def __str__(self) -> str:
+        unit = f" [{self.unit}]" if self.unit else ""
+        return f"{' and '.join(map(repr, self.columns))}{unit}, {self.why}"
 
 
 def choose(table: Opened, spec: CatalogColumns, names: tuple[str, ...], needed: tuple[str, ...], where: str) -> dict:
@@ -60,8 +65,10 @@ def choose(table: Opened, spec: CatalogColumns, names: tuple[str, ...], needed: 
         if not column and name not in spec.ignore:
             column, why = by_alias(table, name, f"{where}.{name}"), "by its name"
         if column:
-            check_column(table, column, "text" if name in TEXTS else "number", f"{where}.{name}")
-            choices[name] = Choice(column, spec.units.get(name) or table.units.get(column, ""), why)
+            columns = column if isinstance(column, list) else [column]
+            for part in columns:
+                check_column(table, part, "text" if name in TEXTS else "number", f"{where}.{name}")
+            choices[name] = Choice(columns, spec.units.get(name) or table.units.get(columns[0], ""), why)
         elif name in needed:
             problem = f"none is named, and no column of {str(table.files[0])!r} has a name that is known to be one"
             raise InputError(f"{where}.{name}: {problem}; name the column.{suggest(name, table.kinds)}")
@@ -104,11 +111,11 @@ def parse_unit(text: str, where: str) -> u.UnitBase:
 def degrees_per_unit(choice: Choice, where: str, say: Callable[[str], None]) -> float:
     """Of a position's column. Without a unit it is taken to be in degrees. Raises InputError."""
     if not choice.unit:
-        say(f"{where}: {choice.column!r} has no unit, taken as degrees")
+        say(f"{where}: {choice.columns[0]!r} has no unit, taken as degrees")
         return 1.0
     unit = parse_unit(choice.unit, where)
     if unit.physical_type != "angle":
-        raise InputError(f"{where}: {choice.column!r} is in {choice.unit!r}, no angle; correct units or the column")
+        raise InputError(f"{where}: {choice.columns[0]!r} is in {choice.unit!r}, no angle; correct units or the column")
     return float(unit.to(u.deg))
 
 
@@ -157,6 +164,13 @@ def to_ids(values: np.ndarray, where: str) -> np.ndarray:
     if not whole or (len(data) and data.dtype.kind == "u" and data.max() >= 1 << 63):
         raise InputError(f"{where} does not hold whole numbers below 2^63, nor text; name another column")
     return data.astype(np.int64)
+
+
+def joined(parts: list[np.ndarray]) -> np.ndarray:
+    """str [N] of several columns of text [N], joined by "-"; empty where one is."""
+    missing = np.any([part == "" for part in parts], axis=0)
+    text = functools.reduce(lambda a, b: np.char.add(np.char.add(a, "-"), b), parts)
+    return np.where(missing, "", text)
 
 
 def mapped(texts: np.ndarray, mapping: dict, other) -> np.ndarray:

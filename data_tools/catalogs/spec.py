@@ -53,8 +53,9 @@ class CatalogColumns:
     """The catalogue's own name of each column; one that is not named is looked up in data_tools.catalogs.aliases.
 
     Positions are ra and dec (ICRS) or x and y (pixels; pixel_origin is the number of the first one, 0 for NumPy, 1 for
-    FITS and SExtractor). hdu: number or name of a FITS table; group: of an HDF5 file. ignore: columns of the dataset
-    not to be looked up by alias. label_from: what z is taken from, best first.
+    FITS and SExtractor). object_id and tile may be lists of columns, joined by "-". hdu: number or name of a FITS
+    table; group: of an HDF5 file. ignore: columns of the dataset not to be looked up by alias. label_from: what z is
+    taken from, best first.
 
     The maps go from the catalogue's text (a whole number has no decimals) or a pattern with * ? [..] to the dataset's:
     z_quality_map to 0..4, z_kind_map to spec, grism or phot, obj_class_map to any text; the exact text goes before the
@@ -62,13 +63,13 @@ class CatalogColumns:
     sentinels: {column of the dataset, or a quantity of the photometry: [numbers that stand for "missing"]}.
     """
 
-    object_id: str = ""
+    object_id: str | list = ""
     ra: str = ""
     dec: str = ""
     x: str = ""
     y: str = ""
     pixel_origin: int = 0
-    tile: str = ""
+    tile: str | list = ""
     z_spec: str = ""
     z_spec_err: str = ""
     z_quality: str = ""
@@ -132,6 +133,10 @@ def check_catalog(columns: CatalogColumns, bands: list[str], where: str = "catal
         raise InputError(f"{where}.obj_class_map: {columns.obj_class_map} must map to text")
     if not columns.label_from or not all(kind in KINDS_OF_Z for kind in columns.label_from):
         raise InputError(f"{where}.label_from: {columns.label_from} must list some of spec, grism and phot")
+    for name in ("object_id", "tile"):
+        parts = getattr(columns, name)
+        if isinstance(parts, list) and not (parts and all(isinstance(part, str) and part for part in parts)):
+            raise InputError(f"{where}.{name}: {parts!r} must name columns")
     quantities = {*NUMBERS, *FLUX_COLUMNS, *MAGNITUDE_COLUMNS, "extinction", "psf_fwhm"}
     known(columns.units, NUMBERS, f"{where}.units")
     known(columns.sentinels, quantities, f"{where}.sentinels")

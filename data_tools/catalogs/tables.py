@@ -24,13 +24,13 @@ HEAD = 4096  # bytes that tell the format
 def open_table(path: Path, hdu: int | str = "", group: str = "", say: Callable[[str], None] = print) -> Opened:
     """The columns of a table and a way to read them; nothing but its header is read yet.
 
-    A directory is a partitioned Parquet dataset; other formats are told by content, CSV being what is left. hdu: number
+    A directory holds the parts of one catalogue; formats are told by content, CSV being what is left. hdu: number
     or name of the HDU of a FITS file, group: the path in an HDF5 file; without, the file must hold one table. Raises
     InputError for what is no such table, holds pickled objects or points to other files.
     """
     try:
         if path.is_dir():
-            return arrow_tables.open_parquet(path)
+            return open_folder(path, hdu, group, say)
         head = read_head(path)
         if head.startswith(b"SIMPLE  ="):
             return open_fits(path, hdu, say)
@@ -46,6 +46,27 @@ def open_table(path: Path, hdu: int | str = "", group: str = "", say: Callable[[
     except Exception as error:  # of many kinds: whatever a damaged file makes its library raise
         problem = f"{str(path)!r} cannot be read as a table ({type(error).__name__}: {error})"
         raise InputError(f"catalog: {problem}; give FITS, Parquet, HDF5, VOTable, ECSV or CSV") from None
+
+
+def open_folder(path: Path, hdu: int | str, group: str, say: Callable[[str], None]) -> Opened:
+    """The files of a folder as one catalogue, in the order of their paths: a Parquet dataset, or tables that agree."""
+    files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith((".", "_")))
+    if not files:
+        raise InputError(f"catalog: {str(path)!r} is empty; give a table or a folder of them")
+    if read_head(files[0]).startswith(b"PAR1"):
+        return arrow_tables.open_parquet(path)
+    tables = [open_table(file, hdu, group, say) for file in files]
+    for table in tables:
+        if (table.kinds, table.units) != (tables[0].kinds, tables[0].units):
+            differ = "differ in their columns or units"
+            raise InputError(f"catalog: {str(files[0])!r} and {str(table.files[0])!r} {differ}; keep tables that agree")
+    counts = [table.rows for table in tables]
+
+    def chunks(wanted: WantedColumns, size: int) -> Iterator[dict]:
+        for table in tables:
+            yield from table.chunks(wanted, size)
+
+    return Opened(files, tables[0].kinds, tables[0].units, None if None in counts else sum(counts), chunks)
 
 
 def read_head(path: Path) -> bytes:
