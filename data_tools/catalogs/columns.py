@@ -125,12 +125,12 @@ def to_float(values: np.ndarray) -> np.ndarray:
 
 
 def cleaned(values: np.ndarray, quantity: str, sentinels: list, scale: float = 1.0) -> np.ndarray:
-    """`scale` * values float64 [N]; NaN where one is a sentinel, infinite, huge or, scaled, outside of VALID."""
+    """`scale` * values float64 [N]; NaN where one is a sentinel, infinite, huge or, once scaled, outside of VALID."""
     numbers = to_float(values)
     marks = [*sentinels, *(FLUX_SENTINELS if quantity == "flux" else ())]
     if np.ma.getdata(values).dtype == np.float32:  # -9.9 is another number there
         marks = np.float32(marks).astype(np.float64)
-    missing = np.isin(numbers, marks)
+    missing = np.isin(numbers, marks) | (np.abs(numbers) >= HUGE)
     numbers = numbers * scale
     low, high = VALID.get(quantity, (-HUGE, HUGE))
     return np.where(missing | ~((numbers > low) & (numbers < high)), np.nan, numbers)

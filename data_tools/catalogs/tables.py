@@ -1,6 +1,7 @@
 """Catalogue files, read chunk by chunk: FITS and VOTable here, HDF5 and Arrow's formats in their own modules."""
 
 import contextlib
+import dataclasses
 import gzip
 import shutil
 import tempfile
@@ -29,23 +30,42 @@ def open_table(path: Path, hdu: int | str = "", group: str = "", say: Callable[[
     InputError for what is no such table, holds pickled objects or points to other files.
     """
     try:
-        if path.is_dir():
-            return open_folder(path, hdu, group, say)
-        head = read_head(path)
-        if head.startswith(b"SIMPLE  ="):
-            return open_fits(path, hdu, say)
-        if head.startswith(b"PAR1"):
-            return arrow_tables.open_parquet(path)
-        if head.startswith(b"\x89HDF\r\n\x1a\n"):
-            return hdf5_tables.open_hdf5(path, group)
-        if b"<VOTABLE" in head:
-            return open_votable(path)
-        return arrow_tables.open_csv(path, is_ecsv=head.startswith(b"# %ECSV"))
+        return masked(open_folder(path, hdu, group, say) if path.is_dir() else open_file(path, hdu, group, say))
     except InputError:
         raise
     except Exception as error:  # of many kinds: whatever a damaged file makes its library raise
         problem = f"{str(path)!r} cannot be read as a table ({type(error).__name__}: {error})"
         raise InputError(f"catalog: {problem}; give FITS, Parquet, HDF5, VOTable, ECSV or CSV") from None
+
+
+def open_file(path: Path, hdu: int | str, group: str, say: Callable[[str], None]) -> Opened:
+    head = read_head(path)
+    if head.startswith(b"SIMPLE  ="):
+        return open_fits(path, hdu, say)
+    if head.startswith(b"PAR1"):
+        return arrow_tables.open_parquet(path)
+    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        return hdf5_tables.open_hdf5(path, group)
+    if b"<VOTABLE" in head:
+        return open_votable(path)
+    return arrow_tables.open_csv(path, is_ecsv=head.startswith(b"# %ECSV"))
+
+
+def masked(table: Opened) -> Opened:
+    """The same, with the masks that astropy stores beside a column of a format without: X.mask is that of X."""
+    if not any(f"{name}.mask" in table.kinds for name in table.kinds):
+        return table
+
+    def chunks(wanted: WantedColumns, size: int) -> Iterator[dict]:
+        masks = {
+            role: (f"{name}.mask", "number") for role, (name, _) in wanted.items() if f"{name}.mask" in table.kinds
+        }
+        for raw in table.chunks({**wanted, **{f"{role}.mask": column for role, column in masks.items()}}, size):
+            for role in masks:
+                raw[role] = np.ma.array(raw[role], mask=raw.pop(f"{role}.mask").astype(bool))
+            yield raw
+
+    return dataclasses.replace(table, chunks=chunks)
 
 
 def open_folder(path: Path, hdu: int | str, group: str, say: Callable[[str], None]) -> Opened:
@@ -55,7 +75,7 @@ def open_folder(path: Path, hdu: int | str, group: str, say: Callable[[str], Non
         raise InputError(f"catalog: {str(path)!r} is empty; give a table or a folder of them")
     if read_head(files[0]).startswith(b"PAR1"):
         return arrow_tables.open_parquet(path)
-    tables = [open_table(file, hdu, group, say) for file in files]
+    tables = [open_file(file, hdu, group, say) for file in files]
     for table in tables:
         if (table.kinds, table.units) != (tables[0].kinds, tables[0].units):
             differ = "differ in their columns or units"
