@@ -26,17 +26,18 @@ import numpy as np
 import pyarrow.parquet as pq
 from astropy.utils.exceptions import AstropyWarning
 
-from data_tools.catalog import open_catalog
+from data_tools.catalogs.catalog import COLUMNS, open_catalog
+from data_tools.catalogs.spec import Match
 from data_tools.cutting import Job, cut_plane, to_ujy, typical_sigma, write_shard, zero_point
 from data_tools.inputs import check_begun, check_out, identity, inputs, versions
 from data_tools.measure import detect, measure_sky
 from data_tools.outline import estimate, make_manifest, policy
 from data_tools.plan import Plan, make_plan, publish, scratch, tile_pairs
 from data_tools.splits import GAP, healpix_order
-from data_tools.survey import Survey, load_survey
+from data_tools.survey import Survey, load_survey, survey_path
 from data_tools.tiles import Tile, find_tiles, read_band, to_sky
 from jaxz.data.index import read_index
-from jaxz.data.manifest import Manifest
+from jaxz.data.manifest import Column, Manifest
 from jaxz.data.writer import ENCODINGS, DatasetWriter
 from jaxz.errors import InputError, run
 from jaxz.progress import Pool, in_threads
@@ -71,7 +72,8 @@ def convert(args: argparse.Namespace) -> dict:
     made = work if (work / "plan.json").exists() else scratch(args.out)
     try:
         plan = Plan.load(work) if made == work else plan_work(made, survey, args, tiles)
-        manifest = make_manifest(survey, plan, pq.read_schema(made / "objects" / "00000.parquet"), args)
+        placed = {*pq.read_schema(made / "objects" / "00000.parquet").names}
+        manifest = make_manifest(survey, plan, placed, args)
         expected = estimate(manifest, plan, tiles)
         if args.dry_run:
             return {**expected, "out": str(args.out), "dry_run": True, "dropped": plan.dropped, "catalog": plan.choices}
@@ -100,8 +102,11 @@ def convert(args: argparse.Namespace) -> dict:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m data_tools.convert", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--survey", required=True, help="TOML file that describes the survey")
+    parser.add_argument(
+        "--survey", required=True, help="TOML file that describes the survey, or the name of a built-in one"
+    )
     parser.add_argument("--catalog", type=Path, help="table of the objects; without it sources are detected")
+    parser.add_argument("--match", type=Path, help="catalogue of redshifts to take from by position")
     parser.add_argument("--images", required=True, type=Path, help="folder of the tiles")
     parser.add_argument("--out", required=True, type=Path, help="dataset to write")
     parser.add_argument("--size", type=int, default=64, help="side of a cutout in pixels, even (default 64)")
@@ -113,6 +118,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--merge", action="store_true", help="all parts are done: write dataset.json")
     parser.add_argument("--dry_run", action="store_true", help="say what would be written, and write nothing")
     args = parser.parse_args(argv)
+    args.survey = str(survey_path(args.survey))
     if args.size < 2 or args.size % 2:
         raise InputError(f"size: {args.size} must be even and at least 2; the centre is pixel size / 2")
     for name in ("workers", "samples_per_shard", "tiles_per_block"):
@@ -159,17 +165,24 @@ def plan_work(made: Path, survey: Survey, args: argparse.Namespace, tiles: list[
 
 
 def sources(survey: Survey, args: argparse.Namespace, tiles: list[Tile]) -> tuple[Iterator[dict], Callable]:
-    """The objects in chunks, and what is to be called for (invalid numbers, choices) after them."""
+    """The objects in chunks, and what is to be called after them for (columns, invalid numbers, choices)."""
     if args.catalog is None:
         if survey.detection is None:
             raise InputError(
                 f"catalog: none given, and {args.survey!r} has no [detection] section; give one of the two"
             )
-        return detected(survey, args.images, tiles, args.workers), lambda: ({}, {})
+        known = {name: COLUMNS[name] for name in ("ra", "dec", "x", "y", "z", "z_err", "z_kind")}
+        known["object_id"] = Column("int64", "", "number of the detection")
+        return detected(survey, args.images, tiles, args.workers), lambda: (known, {}, {})
     if survey.catalog is None:
         raise InputError(f"catalog: {args.survey!r} has no [catalog] section; add one that names the columns")
-    catalog = open_catalog(args.catalog, survey.catalog)
-    return catalog.chunks(), lambda: (catalog.invalid, catalog.choices)
+    match = survey.match
+    if args.match is not None:
+        match = dataclasses.replace(match or Match(), file=str(args.match))
+    elif match is not None and match.file:
+        match = dataclasses.replace(match, file=str(Path(args.survey).parent / match.file))
+    catalog = open_catalog(args.catalog, survey.catalog, match=match, say=lambda text: print(text, file=sys.stderr))
+    return catalog.chunks(), lambda: (catalog.columns, catalog.invalid, catalog.choices)
 
 
 def detected(survey: Survey, images: Path, tiles: list[Tile], workers: int) -> Iterator[dict[str, np.ndarray]]:
@@ -214,7 +227,7 @@ def check_space(out: Path, expected: dict) -> None:
 
 
 def provenance(survey: Survey, args: argparse.Namespace, read: list[dict], plan: Plan) -> dict:
-    told = ("survey", "catalog", "images", "size", "samples_per_shard", "tiles_per_block", "encoding")
+    told = ("survey", "catalog", "match", "images", "size", "samples_per_shard", "tiles_per_block", "encoding")
     arguments = {name: value if isinstance(value := getattr(args, name), int) else str(value) for name in told}
     return {
         "tool": "data_tools.convert", "arguments": arguments, "survey": survey.text, "policy": policy(survey),

@@ -6,6 +6,7 @@ shard takes its share. What is complete there is not done again, and it goes onc
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -87,6 +88,13 @@ def typical_sigma(survey: Survey, images: Path, tiles: list[Tile], band: BandSou
     if not sigmas:
         raise problem
     return float(np.median(sigmas))
+
+
+def measured_name(columns) -> Callable[[str, str], str]:
+    """(quantity, band) -> the column of what is measured in a band: of fluxes it says so where the catalogue has its
+    own, whose columns are given."""
+    own = any(name.startswith("flux_") for name in columns)
+    return lambda what, band: f"{what}_aper_{band}" if own and what.startswith("flux") else f"{what}_{band}"
 
 
 def to_ujy(zero_point_ab: float) -> float:
@@ -175,7 +183,8 @@ def write_shard(job: Job, writer: DatasetWriter, number: int, block: Block, n: i
     shape, bands = (len(rows), len(job.survey.bands), job.size, job.size), job.survey.bands
     image, mask = np.zeros(shape, job.dtype), np.full(shape, MASK_BITS["nodata"], np.uint8)
     observed = np.zeros((len(rows), len(bands)), bool)
-    measured = {f"{name}_{band.name}": np.full(len(rows), np.nan, np.float32) for band in bands for name in MEASURED}
+    named = measured_name(columns)
+    measured = {named(what, band.name): np.full(len(rows), np.nan, np.float32) for band in bands for what in MEASURED}
     for tile in block.tiles:
         places = rows_of_tile(objects, tile)
         low, high = np.searchsorted(places, (start, start + len(rows)))
@@ -190,10 +199,10 @@ def write_shard(job: Job, writer: DatasetWriter, number: int, block: Block, n: i
             image[here, b] = part(path.with_suffix(".pixels"), job.dtype, low, high, job.size)
             mask[here, b] = part(path.with_suffix(".flags"), "uint8", low, high, job.size)
             observed[here, b] = found["observed"].to_numpy(zero_copy_only=False)[low:high]
-            for name in set(found.column_names) - {"observed"}:
-                column = measured.setdefault(f"{name}_{band.name}", np.full(len(rows), np.nan, np.float64))
-                column[here] = found[name].to_numpy()[low:high]
-    columns |= measured
+            for what in set(found.column_names) - {"observed"}:
+                column = measured.setdefault(named(what, band.name), np.full(len(rows), np.nan))
+                column[here] = found[what].to_numpy()[low:high]
+    columns = measured | columns
     columns["bands_observed"] = (observed << np.arange(len(bands), dtype=np.uint32)).sum(1).astype(np.uint32)
     columns |= describe(columns, job)
     kept = np.flatnonzero(observed.any(1))
@@ -214,7 +223,7 @@ def describe(columns: dict[str, np.ndarray], job: Job) -> dict[str, np.ndarray]:
     number = len(columns["x"])
     names = np.array([tile.name or job.field for tile in job.tiles])
     made = {"survey": np.full(number, job.survey.name), "field": names[columns["tile"]]}
-    if "mag_ref" not in columns:
+    if "mag_ref" not in columns:  # of the catalogue
         flux = columns[f"flux_{job.survey.photometry.band}"].astype(np.float64)
         magnitude = ZERO_POINT_UJY - 2.5 * np.log10(flux, where=flux > 0, out=np.full(number, np.nan))
         made["mag_ref"] = magnitude.astype(np.float32)

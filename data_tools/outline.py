@@ -3,15 +3,17 @@
 import argparse
 import math
 
-import pyarrow as pa
-
-from data_tools.catalog import LABELS, OPTIONAL
+from data_tools.catalogs.catalog import COLUMNS
+from data_tools.cutting import measured_name
 from data_tools.plan import Plan
 from data_tools.survey import Survey
 from data_tools.tiles import MASK_BITS, Tile
 from jaxz.data.manifest import ZERO_POINT_UJY, Array, Band, Column, Manifest
 from jaxz.data.writer import ENCODINGS, with_images
 
+FIRST = (
+    "object_id", "ra", "dec", "healpix", "x", "y", "survey", "field", "split", "bands_observed", "mag_ref",
+)  # fmt: skip
 COMPACT_BYTES = 0.8  # of a pixel, about
 POLICY = {
     "centring": "integer: the nearest pixel to (x, y) is pixel [size // 2, size // 2]; x, y keep the exact centre",
@@ -36,8 +38,8 @@ def policy(survey: Survey) -> dict[str, str]:
     return {**POLICY, "background": background, "resampling": RESAMPLED[survey.resample]}
 
 
-def make_manifest(survey: Survey, plan: Plan, objects: pa.Schema, args: argparse.Namespace) -> Manifest:
-    """objects: the columns that the plan has for each object."""
+def make_manifest(survey: Survey, plan: Plan, placed: set[str], args: argparse.Namespace) -> Manifest:
+    """placed: the columns that the plan has for each object."""
     shape = (len(survey.bands), args.size, args.size)
     bands = tuple(
         Band(
@@ -57,35 +59,30 @@ def make_manifest(survey: Survey, plan: Plan, objects: pa.Schema, args: argparse
         "image": Array("image", ENCODINGS[args.encoding], shape, unit=unit),
         "image_mask": Array("mask", "uint8", shape, bits=MASK_BITS),
     }
-    columns = describe_columns(survey, objects)
+    columns = describe_columns(survey, plan, placed)
     return with_images(Manifest(arrays=arrays, bands=bands, columns=columns), args.encoding)
 
 
-def describe_columns(survey: Survey, objects: pa.Schema) -> dict[str, Column]:
-    """What each scalar column is, in the order in which they are written."""
+def describe_columns(survey: Survey, plan: Plan, placed: set[str]) -> dict[str, Column]:
+    """What each scalar column is, in the order in which they are written. placed: those that the plan has."""
     reference, aperture = survey.photometry.band, f"{survey.photometry.aperture_diameter_arcsec:g} arcsec aperture"
-    whole = pa.types.is_integer(objects.field("object_id").type)
-    known = {
-        "object_id": Column("int64" if whole else "string", "", "the catalogue's"),
-        "ra": Column("float64", "deg", "right ascension, ICRS"),
-        "dec": Column("float64", "deg", "declination, ICRS"),
-        "healpix": Column("int64", "", "order 29, nested, ICRS"),
-        "x": Column("float64", "pixel", "exact centre on the tile, 0-based"),
-        "y": Column("float64", "pixel", "exact centre on the tile, 0-based"),
+    made = {
         "survey": Column("string", "", "survey"),
         "field": Column("string", "", "tile"),
         "split": Column("string", "", "sky cell's split; gap: too near to another split to use"),
         "bands_observed": Column("uint32", "", "bit b is set where band b has a good pixel"),
         "mag_ref": Column("float32", "AB mag", f"{reference} band, {aperture}, not total; NaN without a positive flux"),
-        **LABELS,
-        **OPTIONAL,
     }
-    made = {"healpix"} if "ra" in objects.names else set()
-    made |= {"survey", "field", "bands_observed", "mag_ref"}
-    found = {name: column for name, column in known.items() if name in made or name in objects.names}
+    if "ra" in placed:
+        made["healpix"] = Column("int64", "", "order 29, nested, ICRS")
+    given = {**{name: COLUMNS[name] for name in ("ra", "dec", "x", "y") if name in placed}, **plan.columns}
+    given.pop("tile", None)
+    found = {name: {**made, **given}[name] for name in FIRST if name in {*made, *given}}
+    found |= {name: column for name, column in given.items() if name not in found}
+    kind = measured_name(given)
     for band in survey.bands:
-        found[f"flux_{band.name}"] = Column("float32", "uJy", f"{aperture}, sky subtracted, not dereddened")
-        found[f"fluxerr_{band.name}"] = Column("float32", "uJy", "background noise of the aperture")
+        found[kind("flux", band.name)] = Column("float32", "uJy", f"{aperture}, sky subtracted, not dereddened")
+        found[kind("fluxerr", band.name)] = Column("float32", "uJy", "background noise of the aperture")
         found[f"sky_sigma_{band.name}"] = Column("float32", "stored", "background sigma per pixel at the object")
         if band.psf_fwhm_header:
             found[f"psf_fwhm_{band.name}"] = Column("float32", "arcsec", "of the tile, as its header says")

@@ -27,6 +27,7 @@ from data_tools.measure import nearest_pixel
 from data_tools.splits import assign_splits, assign_splits_pixels, healpix_order
 from data_tools.survey import Survey
 from data_tools.tiles import Tile, to_pixels, to_sky
+from jaxz.data.manifest import Column
 from jaxz.data.order import derive
 from jaxz.errors import InputError
 from jaxz.files import read_json, replace
@@ -51,12 +52,13 @@ class Block:
 @dataclass(frozen=True)
 class Plan:
     """tiles: their names. sigma_ujy: {band: the sky's typical sigma a pixel}, which the stored numbers are in.
-    dropped, invalid: {reason: objects}, {column: numbers}. choices: what the catalogue's reader chose."""
+    columns: what the catalogue's are. dropped, invalid: {reason: objects}, {column: numbers}. choices: what the catalogue's reader chose."""
 
     tiles: tuple[str, ...]
     blocks: tuple[Block, ...]
     samples_per_shard: int
     sigma_ujy: dict[str, float]
+    columns: dict[str, Column]
     dropped: dict[str, int]
     invalid: dict[str, int]
     choices: dict[str, str]
@@ -73,7 +75,8 @@ class Plan:
     def load(cls, work: Path) -> "Plan":
         values = read_json(work / "plan.json", "the plan of the conversion")
         blocks = tuple(Block(**{**block, "tiles": tuple(block["tiles"])}) for block in values.pop("blocks"))
-        return cls(**{**values, "tiles": tuple(values["tiles"]), "blocks": blocks})
+        columns = {name: Column(**column) for name, column in values.pop("columns").items()}
+        return cls(**{**values, "tiles": tuple(values["tiles"]), "blocks": blocks, "columns": columns})
 
 
 def objects_of(work: Path, block: int, columns: list[str] | None = None, where=None) -> pa.Table:
@@ -91,12 +94,12 @@ def make_plan(
     samples_per_shard: int,
     tiles_per_block: int,
     sigma_ujy: dict[str, float],
-    finish=lambda: ({}, {}),
+    finish=lambda: ({}, {}, {}),
 ) -> Plan:
     """Place the objects of a catalogue, chunk by chunk, and write the plan into the empty directory `work`.
 
-    finish() is called once the chunks are read: ({column: invalid numbers}, {column: where it comes from}). Raises
-    InputError where an object_id stands twice or no object lies in a tile.
+    finish() is called once the chunks are read: ({column: what it is}, {column: invalid numbers}, {column: where it
+    comes from}). Raises InputError where an object_id stands twice or no object lies in a tile.
     """
     places = Places(tiles, survey, size)
     order = np.argsort([int(derive(survey.splits.seed, *name.encode())) for name in (tile.name for tile in tiles)])
@@ -128,9 +131,9 @@ def make_plan(
         shuffle(folder / f"{number:05d}.parquet", (survey.splits.seed, number))
         blocks.append(Block(group, objects, first, first_shard))
         first, first_shard = first + objects, first_shard + math.ceil(objects / samples_per_shard)
-    invalid, choices = finish()
+    columns, invalid, choices = finish()
     names = tuple(tile.name for tile in tiles)
-    plan = Plan(names, tuple(blocks), samples_per_shard, sigma_ujy, dropped, invalid, choices)
+    plan = Plan(names, tuple(blocks), samples_per_shard, sigma_ujy, columns, dropped, invalid, choices)
     replace(work / "plan.json", json.dumps(dataclasses.asdict(plan), indent=1).encode())
     return plan
 

@@ -3,10 +3,12 @@
 import dataclasses
 import math
 import tomllib
+import types
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from data_tools.catalogs.spec import CatalogColumns, Match, check_catalog
 from jaxz.data.manifest import NAME, Band
 from jaxz.errors import InputError, suggest
 
@@ -43,33 +45,6 @@ class BandSource:
     pixel_scale_arcsec: float = 0.0
     saturation: float = float("inf")
     uncertain: str = ""
-
-
-@dataclass(frozen=True)
-class CatalogColumns:
-    """The catalogue's own name of each column: either ra and dec (degrees, ICRS) or x and y (pixels).
-
-    pixel_origin: the number of the first pixel in x and y, 0 (NumPy) or 1 (FITS, SExtractor).
-    z_quality_map: original flag, as text -> homogenised quality 0..4; flags that are not in it become 0, unknown.
-    """
-
-    object_id: str
-    ra: str = ""
-    dec: str = ""
-    x: str = ""
-    y: str = ""
-    pixel_origin: int = 0
-    z_spec: str = ""
-    z_spec_err: str = ""
-    z_quality: str = ""
-    z_quality_map: dict = field(default_factory=dict)
-    ebv: str = ""
-    obj_class: str = ""
-
-    @property
-    def sky(self) -> bool:
-        """Whether positions are ra and dec."""
-        return bool(self.ra)
 
 
 @dataclass(frozen=True)
@@ -119,6 +94,7 @@ class Survey:
     subtract_background: bool = False
     resample: str = "no"
     catalog: CatalogColumns | None = None
+    match: Match | None = None
     detection: Detection | None = None
     text: str = ""
 
@@ -136,33 +112,44 @@ class Survey:
         return self.scale_field(band)[1] if self.resample == "native" else self.pixel_scale_arcsec
 
 
-SECTIONS = {"catalog": CatalogColumns, "detection": Detection, "photometry": Photometry, "splits": Splits}
 POSITIVE = {
     "pixel_scale_arcsec", "wavelength_nm", "width_nm", "psf_fwhm_arcsec", "saturation", "filter_fwhm_arcsec",
-    "threshold_sigma", "min_pixels", "aperture_diameter_arcsec", "background_box_px", "cell_arcmin",
+    "threshold_sigma", "min_pixels", "aperture_diameter_arcsec", "background_box_px", "cell_arcmin", "radius_arcsec",
 }  # fmt: skip
 MAY_BE_INFINITE = {"saturation"}  # inf: no pixel is
 NOT_NEGATIVE = {"hdu", "weight_hdu", "mask_hdu", "a_over_ebv", "seed"}
 RESAMPLE = ("no", "reproject", "native")
 MASKS = ("bad", "saturated", "nodata")
 KINDS = {
-    str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "a table",
-    int | str: "a whole number or text",
+    str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "a table", list: "a list",
 }  # fmt: skip
+SURVEYS = Path(__file__).parent / "surveys"
 
 
-def load_survey(path: Path | str) -> Survey:
-    """Read and check a survey file. Raises InputError that names the field, its value and the fix."""
+def survey_path(name: Path | str) -> Path:
+    """The file of a survey: a path, or the name of one that is built in (data_tools/surveys). Raises InputError."""
+    path, built_in = Path(name), SURVEYS / f"{name}.toml"
+    if path.exists() or Path(path.name) != path or path.suffix:
+        return path
+    if not built_in.is_file():
+        names = [p.stem for p in SURVEYS.glob("*.toml")]
+        raise InputError(f"survey: {str(name)!r} is neither a file nor a built-in survey.{suggest(str(name), names)}")
+    return built_in
+
+
+def load_survey(name: Path | str) -> Survey:
+    """Read and check a survey file, given by path or by the name of a built-in one.
+
+    Raises InputError that names the field, its value and the fix.
+    """
+    path = survey_path(name)
     try:
-        text = Path(path).read_text()
+        text = path.read_text()
         values = tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"survey: {str(path)!r} cannot be read ({error}); give a survey TOML file") from None
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"survey: {str(path)!r} is not TOML ({error}); correct the file") from None
-    for name, kind in SECTIONS.items():
-        if name in values:
-            values[name] = build(kind, values[name], name)
     bands = values.get("bands", [])
     if not isinstance(bands, list) or not bands:
         raise InputError("bands: none given; add a [[bands]] section for each filter")
@@ -171,7 +158,18 @@ def load_survey(path: Path | str) -> Survey:
         raise InputError(f"text is not a known field.{suggest('text', set(survey_fields()) - {'text'})}")
     survey = build(Survey, {**values, "text": text}, "")
     check(survey)
-    return survey
+    return resolved(survey, path.parent)
+
+
+def resolved(survey: Survey, folder: Path) -> Survey:
+    """The survey with the catalogue's bands filled in, and the path of its match file, relative to `folder`, whole."""
+    names = [band.name for band in survey.bands]
+    catalog = survey.catalog and survey.catalog.with_bands(names)
+    match = survey.match
+    if match is not None:
+        path = str(folder / match.file) if match.file else ""
+        match = dataclasses.replace(match, file=path, catalog=match.catalog.with_bands(names))
+    return dataclasses.replace(survey, catalog=catalog, match=match)
 
 
 def survey_fields() -> list[str]:
@@ -191,20 +189,24 @@ def build(kind: type, values, where: str):
         required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
         if required and name not in values:
             raise InputError(f"{prefix}{name} is missing; add it (see docs/adding_a_survey.md)")
-    types = typing.get_type_hints(kind)
-    return kind(**{name: checked(value, types[name], prefix + name) for name, value in values.items()})
+    hints = typing.get_type_hints(kind)
+    return kind(**{name: checked(value, hints[name], prefix + name) for name, value in values.items()})
 
 
 def checked(value, kind, where: str):
-    """`value` if it is of the wanted type and range, a whole number being a number too."""
-    if kind not in KINDS:  # a section, built and checked already
+    """`value` if it is of the wanted type and range, whole numbers being numbers too; sections are built."""
+    union = isinstance(kind, types.UnionType)
+    kinds = [k for k in typing.get_args(kind) if k is not types.NoneType] if union else [kind]
+    if dataclasses.is_dataclass(kinds[0]):
+        return build(kinds[0], value, where)
+    if kinds[0] not in KINDS:  # the bands, built and checked already
         return value
-    if kind is float and type(value) is int:
+    if float in kinds and type(value) is int:
         value = float(value) if abs(value) < 1e300 else math.inf
-    if type(value) not in (typing.get_args(kind) or (kind,)):
-        raise InputError(f"{where}: {value!r} must be {KINDS[kind]}")
+    if type(value) not in kinds:
+        raise InputError(f"{where}: {value!r} must be {' or '.join(KINDS[k] for k in kinds)}")
     name = where.rpartition(".")[2]
-    if kind is float and not math.isfinite(value) and name not in MAY_BE_INFINITE:
+    if type(value) is float and not math.isfinite(value) and name not in MAY_BE_INFINITE:
         raise InputError(f"{where}: {value!r} must be a finite number")
     if name in POSITIVE and not value > 0:
         raise InputError(f"{where}: {value!r} must be greater than 0")
@@ -237,7 +239,10 @@ def check(survey: Survey) -> None:
         values = getattr(survey, section)
         if values is not None and values.band not in names:
             raise InputError(f"{section}.band: {values.band!r} is not a band.{suggest(values.band, names)}")
-    check_catalog(survey.catalog)
+    if survey.catalog is not None:
+        check_catalog(survey.catalog.with_bands(names), names)
+    if survey.match is not None:
+        check_match(survey.match, names)
     if survey.splits.seed >= 2**63:
         raise InputError(f"splits.seed: {survey.splits.seed} must lie in 0 .. 2^63 - 1")
     fractions = survey.splits.fractions
@@ -254,9 +259,8 @@ def check_files(survey: Survey, band: BandSource, n: int) -> None:
     tiled = "{tile}" in survey.bands[0].file
     for name in ("file", "weight_file", "mask_file"):
         pattern = getattr(band, name)
-        path = PurePosixPath(pattern)
-        if path.is_absolute() or ".." in path.parts:
-            raise InputError(f"bands[{n}].{name}: {str(path)!r} leaves the images folder; give a path inside of it")
+        if not inside(pattern):
+            raise InputError(f"bands[{n}].{name}: {pattern!r} leaves the images folder; give a path inside of it")
         if pattern and ("{tile}" in pattern) != tiled:
             does, first = ("holds no", "does") if tiled else ("holds", "does not")
             raise InputError(
@@ -273,13 +277,17 @@ def check_files(survey: Survey, band: BandSource, n: int) -> None:
             )
 
 
-def check_catalog(columns: CatalogColumns | None) -> None:
-    if columns is None:
-        return
-    given = {name for name in ("ra", "dec", "x", "y") if getattr(columns, name)}
-    if given not in ({"ra", "dec"}, {"x", "y"}):
-        raise InputError(f"catalog: {sorted(given) or 'no'} position columns are named; name ra and dec, or x and y")
-    if columns.pixel_origin not in (0, 1):
-        raise InputError(f"catalog.pixel_origin: {columns.pixel_origin} must be 0 (NumPy) or 1 (FITS)")
-    if any(quality not in (0, 1, 2, 3, 4) for quality in columns.z_quality_map.values()):
-        raise InputError(f"catalog.z_quality_map: {columns.z_quality_map} must map flags to 0, 1, 2, 3 or 4")
+def check_match(match: Match, bands: list[str]) -> None:
+    """Raises InputError."""
+    if not inside(match.file):
+        raise InputError(
+            f"match.file: {match.file!r} leaves the survey file's folder; use --match for a file elsewhere"
+        )
+    if match.catalog.x or match.catalog.photometry is not None:
+        raise InputError("match.catalog: only positions on the sky and redshifts are taken; leave out x, y, photometry")
+    check_catalog(match.catalog, bands, "match.catalog")
+
+
+def inside(path: str) -> bool:
+    """Whether a relative path stays below its folder."""
+    return not PurePosixPath(path).is_absolute() and ".." not in PurePosixPath(path).parts

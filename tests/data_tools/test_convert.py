@@ -21,9 +21,10 @@ from scipy.spatial import cKDTree
 
 import jaxz
 from data_tools import convert, cutting, inputs
+from data_tools.catalogs.spec import CatalogColumns, CatalogPhotometry, Match
 from data_tools.measure import aperture_flux, aperture_noise, cut, nearest_pixel, noise_area
 from data_tools.plan import is_inside
-from data_tools.survey import SECTIONS, BandSource, Survey, load_survey
+from data_tools.survey import BandSource, Detection, Photometry, Splits, Survey, load_survey
 from data_tools.tiles import MASK_BITS
 from jaxz.data.writer import DatasetWriter
 from jaxz.errors import InputError, run
@@ -259,7 +260,7 @@ def test_an_input_replaced_during_an_interruption_is_refused(tmp_path, monkeypat
             with pytest.raises(SystemExit) as ended:
                 run(convert.main, argv, resumes=True)
         said = capsys.readouterr().err
-        assert ended.value.code == 2 and re.fullmatch(f"error: {named}: .* was begun with .*\n", said)
+        assert ended.value.code == 2 and re.search(f"^error: {named}: .* was begun with .*\n\\Z", said, re.M)
 
     with monkeypatch.context() as patch:
         patch.setattr(inputs, "versions", lambda *names: dict.fromkeys(names, "0.1"))
@@ -395,9 +396,20 @@ def test_example_survey_shows_every_field():
     values = tomllib.loads((ROOT / "data_tools/surveys/example.toml").read_text())
     assert set(values) == {f.name for f in dataclasses.fields(Survey)} - {"text"}
     assert set(values["bands"][0]) == {f.name for f in dataclasses.fields(BandSource)}
-    for section, kind in SECTIONS.items():
-        left_out = {"x", "y", "pixel_origin"} if section == "catalog" else set()
-        assert set(values[section]) == {f.name for f in dataclasses.fields(kind)} - left_out
+    catalog = {f.name for f in dataclasses.fields(CatalogColumns)} - {"x", "y", "pixel_origin"}
+    magnitudes = {"ivar", "mag", "magerr", "extinction"}  # instead of fluxes and their errors
+    sections = {
+        "catalog": (values["catalog"], catalog),
+        "catalog.photometry": (
+            values["catalog"]["photometry"],
+            {f.name for f in dataclasses.fields(CatalogPhotometry)} - magnitudes,
+        ),
+        "match": (values["match"], {f.name for f in dataclasses.fields(Match)}),
+    }
+    for name, kind in {"detection": Detection, "photometry": Photometry, "splits": Splits}.items():
+        sections[name] = values[name], {f.name for f in dataclasses.fields(kind)}
+    for name, (shown, fields) in sections.items():
+        assert set(shown) == fields, name
 
 
 def test_recipes_of_the_format_page_work(converted, tmp_path, monkeypatch):

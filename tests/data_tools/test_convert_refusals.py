@@ -131,15 +131,18 @@ BAD_FILES = {
     "constant": (rewrite("tile_g.fits", NOISE * 0, header=header()), "bands.g.file: the sky has a sigma of 0"),
     "no catalogue": (remove("catalog.fits"), "catalog: .*catalog.fits' is not there"),
     "no ra": (catalogue(RA=None), "catalog.ra: 'RA' is not a column of .*catalog.fits'"),
-    "text as ra": (catalogue(RA=["10h"]), "catalog.ra: 'RA' holds .*, not numbers"),
-    "repeated ids": (catalogue(ID=[5, 6]), "catalog.object_id: 'ID' holds 5 more than once"),
+    "text as ra": (catalogue(RA=["10h"]), "catalog.ra: 'RA' of .* holds text, not numbers"),
+    "repeated ids": (catalogue(ID=[5, 6]), "catalog.object_id: holds 5 more than once"),
     "no angle": (catalogue(RA=[150.0 + 720]), "catalog: none of 182 objects lies in a tile"),
     "elsewhere": (catalogue(RA=[10.0]), "catalog: none of 182 objects lies in a tile"),
     "no positions": (
-        edit('ra = "RA"\ndec = "DEC"\n', ""),
-        "catalog: no position columns are named; name ra and dec, or",
+        lambda folder: (catalogue(RA=None)(folder), edit('ra = "RA"\n', "")(folder)),
+        "catalog.ra: none is named, and no column of .*catalog.fits' has a name that is known to be one; name the col",
     ),
-    "half a position": (edit('dec = "DEC"\n', ""), "catalog: .*ra.* position columns are named; name ra and dec, or x"),
+    "half a position": (
+        edit('dec = "DEC"\n', 'x = "RA"\n'),
+        "catalog: .*ra.* are named as position columns; name ra and dec",
+    ),
     "unmapped quality": (edit("z_quality_map", "#"), "catalog.z_quality: the flags .*'14'.* are not 0 to 4"),
 }
 
