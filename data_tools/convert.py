@@ -57,6 +57,8 @@ def convert(args: argparse.Namespace) -> dict:
     """Do all that the command line asks for, and say what was done."""
     began = time.monotonic()
     survey = load_survey(args.survey)
+    if args.match is None and survey.match is not None and survey.match.file:
+        args.match = Path(args.survey).parent / survey.match.file
     if not args.dry_run:
         check_out(args.out)
     tiles = find_tiles(survey, args.images)
@@ -176,11 +178,7 @@ def sources(survey: Survey, args: argparse.Namespace, tiles: list[Tile]) -> tupl
         return detected(survey, args.images, tiles, args.workers), lambda: (known, {}, {})
     if survey.catalog is None:
         raise InputError(f"catalog: {args.survey!r} has no [catalog] section; add one that names the columns")
-    match = survey.match
-    if args.match is not None:
-        match = dataclasses.replace(match or Match(), file=str(args.match))
-    elif match is not None and match.file:
-        match = dataclasses.replace(match, file=str(Path(args.survey).parent / match.file))
+    match = dataclasses.replace(survey.match or Match(), file=str(args.match)) if args.match else None
     catalog = open_catalog(args.catalog, survey.catalog, match=match, say=lambda text: print(text, file=sys.stderr))
     return catalog.chunks(), lambda: (catalog.columns, catalog.invalid, catalog.choices)
 

@@ -31,8 +31,7 @@ def inputs(survey: Survey, args: argparse.Namespace, tiles: list[Tile]) -> list[
             for field in ("weight_file", "mask_file"):
                 if getattr(band, field):
                     paths[role.format(field)] = companion(args.images, band, field, tile.name)
-    if args.catalog is not None:
-        paths["catalog"] = args.catalog
+    paths |= {role: path for role in ("catalog", "match") if (path := getattr(args, role)) is not None}
     for role, path in paths.items():
         if not path.exists():
             raise InputError(f"{role}: {str(path)!r} is not there; check the path")

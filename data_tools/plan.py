@@ -9,11 +9,12 @@ shards are a fair sample of the survey, while only one block has to lie beside t
 """
 
 import dataclasses
+import glob
 import json
 import math
 import os
 import shutil
-import tempfile
+import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,8 @@ class Block:
 @dataclass(frozen=True)
 class Plan:
     """tiles: their names. sigma_ujy: {band: the sky's typical sigma a pixel}, which the stored numbers are in.
-    columns: what the catalogue's are. dropped, invalid: {reason: objects}, {column: numbers}. choices: what the catalogue's reader chose."""
+    columns: what the catalogue's are. dropped, invalid: {reason: objects}, {column: numbers}. choices: what the
+    catalogue's reader chose."""
 
     tiles: tuple[str, ...]
     blocks: tuple[Block, ...]
@@ -132,6 +134,7 @@ def make_plan(
         blocks.append(Block(group, objects, first, first_shard))
         first, first_shard = first + objects, first_shard + math.ceil(objects / samples_per_shard)
     columns, invalid, choices = finish()
+    invalid = {name: number for name, number in invalid.items() if name not in ("ra", "dec", "x", "y")}  # dropped
     names = tuple(tile.name for tile in tiles)
     plan = Plan(names, tuple(blocks), samples_per_shard, sigma_ujy, columns, dropped, invalid, choices)
     replace(work / "plan.json", json.dumps(dataclasses.asdict(plan), indent=1).encode())
@@ -149,10 +152,16 @@ def publish(made: Path, work: Path) -> None:
 
 
 def scratch(out: Path) -> Path:
-    """A new directory beside `out`, for what is not yet known to be right."""
-    parent = out.absolute().parent
+    """A new directory beside `out`, for what is not yet known to be right; what killed processes left there goes."""
+    parent, stem = out.absolute().parent, f".{out.name}.plan-{socket.gethostname()}-"
     parent.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(prefix=f".{out.name}.plan-", dir=parent))
+    for left in parent.glob(f"{glob.escape(stem)}*"):
+        pid = left.name.removeprefix(stem)
+        if pid.isdecimal() and not Path("/proc", pid).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    made = parent / f"{stem}{os.getpid()}"
+    made.mkdir()
+    return made
 
 
 class Places:

@@ -5,7 +5,7 @@ import math
 import tomllib
 import types
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from data_tools.catalogs.spec import CatalogColumns, Match, check_catalog
