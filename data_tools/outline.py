@@ -28,7 +28,7 @@ POLICY = {
 }
 RESAMPLED = {
     "no": "none: all bands of a tile lie on one pixel grid",
-    "reproject": "reproject_adaptive with a Hann kernel, flux conserved, on the grid of the reference band",
+    "reproject": "bicubic, or averaged to larger pixels, flux conserved, to the grid of the band at pixel_scale_arcsec",
     "native": "none: every band is cut at its own pixel scale; x_<band>, y_<band> are the centres on its own tile",
 }
 
