@@ -249,7 +249,7 @@ def cut_blocks(job: Job, plan: Plan, writer: DatasetWriter, pool: Pool, share: t
                 cut_plane, [(job, n, *pair) for pair in tile_pairs(block, job.tiles, job.survey)], f"{name}: planes"
             )
             pool.map(write_shard, [(job, writer, n, block, shard) for shard in todo], f"{name}: shards")
-        shutil.rmtree(job.work / "cutouts" / f"{n:05d}", ignore_errors=True)
+        shutil.rmtree(job.work / "planes" / f"{n:05d}", ignore_errors=True)
 
 
 def finish(job: Job, plan: Plan, writer: DatasetWriter, args: argparse.Namespace) -> dict:

@@ -1,9 +1,11 @@
 """Cuts the objects of a block out of its tiles, plane by plane, and gathers them into shards.
 
-A plane is one band of one tile: read once, measured, scaled, and cut into DATASET/work/cutouts/BLOCK/, from where each
-shard takes its share. What is complete there is not done again, and it goes once the block's shards are written.
+A plane is one band of one tile: read once, measured, scaled, and put into DATASET/work/planes/BLOCK/, from where each
+shard takes its share: whole, or as cutouts where these are smaller. What is complete there is not done again, and it
+goes once the block's shards are written.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -36,6 +38,7 @@ from jaxz.errors import InputError
 from jaxz.files import replace
 
 SAMPLED_TILES = 4  # whose sky says what the stored numbers are in
+CUT_AT_ONCE = 512
 MEASURED = ("flux", "fluxerr", "sky_sigma")  # float32 [N] a plane, in stored units but for the fluxes (microjansky)
 
 
@@ -103,8 +106,8 @@ def to_ujy(zero_point_ab: float) -> float:
 
 
 def plane_path(work: Path, block: int, tile: int, band: int) -> Path:
-    """Of a plane's cutouts, less its suffix: .pixels, .flags and, written last, .arrow."""
-    return work / "cutouts" / f"{block:05d}" / f"{tile:05d}_{band:02d}"
+    """Of a plane, less its suffix: .pixels.npy, .flags.npy and, written last, .arrow."""
+    return work / "planes" / f"{block:05d}" / f"{tile:05d}_{band:02d}"
 
 
 def cut_plane(job: Job, block: int, tile_number: int, band_number: int) -> None:
@@ -127,33 +130,51 @@ def cut_plane(job: Job, block: int, tile_number: int, band_number: int) -> None:
             raise
         write_plane(path, {"blank": str(error)}, {})
         return
-    residual, sigma, unit = pixels - sky.level, sky.sigma, to_ujy(zero_point(tile, band))
+    residual, sigma, unit = sky.subtracted(pixels, flags), sky.sigma, to_ujy(zero_point(tile, band))
     radius = job.survey.photometry.aperture_diameter_arcsec / 2 / job.survey.stored_scale(band)
     noise = aperture_noise(residual, flags, radius)
     flux = aperture_flux(residual, flags, np.stack([x, y], 1), radius)
     column = np.clip(nearest_pixel(x), 0, pixels.shape[1] - 1)
     row = np.clip(nearest_pixel(y), 0, pixels.shape[0] - 1)
-    local = sky.rms[row, column] / sigma  # the depth varies over a tile, the correlation of its noise hardly
+    rms = sky.rms()[row, column]  # the depth varies over a tile, the correlation of its noise hardly
     scale = unit / job.sigma_ujy[band.name]
-    columns = {
-        "flux": flux * unit,
-        "fluxerr": np.where(np.isfinite(flux), noise * local * unit, np.nan),
-        "sky_sigma": sky.rms[row, column] * scale,
-    }
+    fluxerr = np.where(np.isfinite(flux), noise * rms / sigma * unit, np.nan)
+    columns = {"flux": flux * unit, "fluxerr": fluxerr, "sky_sigma": rms * scale}
     columns = {name: values.astype(np.float32) for name, values in columns.items()}
     if job.survey.resample == "native":
         columns |= {"x": x, "y": y}
-    source = residual if job.survey.subtract_background else pixels
-    del sky
-    stored, flags = to_stored(source, flags, scale, job.dtype)
-    cutouts = cut(flags, x, y, job.size, MASK_BITS["nodata"])
-    columns["observed"] = (cutouts == 0).any((1, 2))
-    replace(path.with_suffix(".flags"), cutouts.data)
-    replace(path.with_suffix(".pixels"), cut(stored, x, y, job.size).data)
+    stored, flags = to_stored(residual if job.survey.subtract_background else pixels, flags, scale, job.dtype)
+    del residual, pixels
+    columns["observed"] = is_observed(flags, x, y, job.size)
+    keep(path.with_suffix(".flags.npy"), flags, x, y, job.size, MASK_BITS["nodata"])
+    keep(path.with_suffix(".pixels.npy"), stored, x, y, job.size, 0)
     facts = {"sigma": sigma, "noise_ratio": noise / (sigma * math.sqrt(noise_area(radius)))}
     if band.psf_fwhm_header:
         columns["psf_fwhm"] = np.full(len(x), header_number(tile, band, "psf_fwhm_header"), np.float32)
     write_plane(path, facts, columns)
+
+
+def is_observed(flags: np.ndarray, x: np.ndarray, y: np.ndarray, size: int) -> np.ndarray:
+    """bool [N]: whether a cutout has a good pixel."""
+    parts = [slice(start, start + CUT_AT_ONCE) for start in range(0, len(x), CUT_AT_ONCE)]
+    found = [(cut(flags, x[part], y[part], size, MASK_BITS["nodata"]) == 0).any((1, 2)) for part in parts]
+    return np.concatenate([np.empty(0, bool), *found])
+
+
+def keep(path: Path, plane: np.ndarray, x: np.ndarray, y: np.ndarray, size: int, fill: int) -> None:
+    """Write a plane [H, W], or its cutouts [N, size, size] where these are smaller. What is not forced to the disk is
+    gone after a crash of the system: np.load then says that it is too short."""
+    np.save(path, plane if len(x) * size**2 > plane.size else cut(plane, x, y, size, fill))
+
+
+def kept(path: Path, x: np.ndarray, y: np.ndarray, low: int, high: int, size: int, fill: int) -> np.ndarray:
+    """[N, size, size]: of what `keep` wrote for a plane, the objects low..high-1, which lie at x, y [N]. Raises
+    InputError where it is damaged."""
+    try:
+        values = np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({error}); delete its folder and give the same command again") from None
+    return values[low:high] if values.ndim == 3 else cut(values, x, y, size, fill)
 
 
 def write_plane(path: Path, facts: dict, columns: dict[str, np.ndarray]) -> None:
@@ -185,37 +206,31 @@ def write_shard(job: Job, writer: DatasetWriter, number: int, block: Block, n: i
     observed = np.zeros((len(rows), len(bands)), bool)
     named = measured_name(columns)
     measured = {named(what, band.name): np.full(len(rows), np.nan, np.float32) for band in bands for what in MEASURED}
-    for tile in block.tiles:
+    for b, tile in itertools.product(range(len(bands)), block.tiles):  # one band at a time is mapped to memory
         places = rows_of_tile(objects, tile)
         low, high = np.searchsorted(places, (start, start + len(rows)))
-        here = places[low:high] - start
-        for b, band in enumerate(bands):
-            path = plane_path(job.work, number, tile, b)
-            if band.name not in job.tiles[tile].files or not len(here):
-                continue
-            found = pa.ipc.open_file(pa.memory_map(str(path.with_suffix(".arrow")))).read_all()
-            if not found.num_columns:
-                continue
-            image[here, b] = part(path.with_suffix(".pixels"), job.dtype, low, high, job.size)
-            mask[here, b] = part(path.with_suffix(".flags"), "uint8", low, high, job.size)
-            observed[here, b] = found["observed"].to_numpy(zero_copy_only=False)[low:high]
-            for what in set(found.column_names) - {"observed"}:
-                column = measured.setdefault(named(what, band.name), np.full(len(rows), np.nan))
-                column[here] = found[what].to_numpy()[low:high]
+        here, path = places[low:high] - start, plane_path(job.work, number, tile, b)
+        if bands[b].name not in job.tiles[tile].files or not len(here):
+            continue
+        found = pa.ipc.open_file(path.with_suffix(".arrow")).read_all()
+        if not found.num_columns:
+            continue
+        found = {what: found[what].to_numpy()[low:high] for what in found.column_names}
+        where = [found.get(axis, columns[axis][here]) for axis in "xy"]
+        image[here, b] = kept(path.with_suffix(".pixels.npy"), *where, low, high, job.size, 0)
+        mask[here, b] = kept(path.with_suffix(".flags.npy"), *where, low, high, job.size, MASK_BITS["nodata"])
+        observed[here, b] = found.pop("observed")
+        for what, values in found.items():
+            measured.setdefault(named(what, bands[b].name), np.full(len(rows), np.nan))[here] = values
     columns = measured | columns
     columns["bands_observed"] = (observed << np.arange(len(bands), dtype=np.uint32)).sum(1).astype(np.uint32)
     columns |= describe(columns, job)
-    kept = np.flatnonzero(observed.any(1))
-    keys = [f"{block.first + start + i:09d}" for i in kept.tolist()]
-    columns = {name: columns[name][kept] for name in writer.manifest.columns}
-    writer.write_shard(n, keys, {"image": image[kept], "image_mask": mask[kept]}, columns)
-
-
-def part(path: Path, dtype: str, low: int, high: int, size: int) -> np.ndarray:
-    """[high - low, size, size]: cutouts low..high-1 of a plane."""
-    count = (high - low) * size * size
-    offset = low * size * size * np.dtype(dtype).itemsize
-    return np.fromfile(path, dtype, count, offset=offset).reshape(high - low, size, size)
+    good = np.flatnonzero(observed.any(1))
+    keys = [f"{block.first + start + i:09d}" for i in good.tolist()]
+    columns = {name: columns[name][good] for name in writer.manifest.columns}
+    if len(good) < len(rows):
+        image, mask = image[good], mask[good]
+    writer.write_shard(n, keys, {"image": image, "image_mask": mask}, columns)
 
 
 def describe(columns: dict[str, np.ndarray], job: Job) -> dict[str, np.ndarray]:

@@ -2,7 +2,6 @@
 (Bertin & Arnouts 1996, A&AS 117 393; Barbary 2016, JOSS 1 58)."""
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import sep
@@ -23,32 +22,42 @@ sep.set_extract_pixstack(MOST_PIXELS)
 sep.set_sub_object_limit(100_000)
 
 
-@dataclass(frozen=True)
 class Sky:
-    """Background of one band in the file's units, float32 [H, W] each: the smooth level and the rms per pixel."""
+    """Background of one band in the file's units, on a mesh of boxes, sources clipped."""
 
-    level: np.ndarray
-    rms: np.ndarray
+    def __init__(self, mesh: sep.Background):
+        self.mesh = mesh
 
     @property
     def sigma(self) -> float:
         """The tile's typical sigma per pixel."""
-        return float(np.median(self.rms[::8, ::8]))
+        return float(self.mesh.globalrms) / CLIPPED
+
+    def rms(self) -> np.ndarray:
+        """float32 [H, W]: sigma per pixel, interpolated."""
+        rms = self.mesh.rms(dtype=np.float32)
+        rms /= np.float32(CLIPPED)
+        return rms
+
+    def subtracted(self, pixels: np.ndarray, flags: np.ndarray) -> np.ndarray:
+        """float32 [H, W]: pixels less the smooth level, 0 where they are flagged."""
+        residual = pixels.copy()
+        self.mesh.subfrom(residual)
+        residual[flags > 0] = 0
+        return residual
 
 
 def measure_sky(pixels: np.ndarray, flags: np.ndarray, box: int, where: str) -> Sky:
-    """Level and rms on a mesh of boxes, sources clipped, interpolated. Raises InputError where less than half of the
-    mesh has good pixels, or the sky no noise."""
+    """Raises InputError where no box of the mesh has half of its pixels good, or the sky has no noise."""
     box_y, box_x = (min(box, side) for side in pixels.shape)
     bad = flags > 0
     if not is_half_good(bad, box_y, box_x):
         raise InputError(f"{where}: no part of the tile has half of its pixels good; drop the band")
-    mesh = sep.Background(np.where(bad, np.float32(0), pixels), mask=bad, bw=box_x, bh=box_y)
-    rms = mesh.rms(dtype=np.float32) / np.float32(CLIPPED)
-    level = mesh.back(dtype=np.float32)
-    if not (np.isfinite(rms).all() and np.median(rms[::8, ::8]) > 0):
-        raise InputError(f"{where}: the sky has a sigma of {np.median(rms[::8, ::8]):g}, no noise; drop the band")
-    return Sky(level, rms)
+    values = np.where(bad, np.float32(0), pixels) if bad.any() else pixels
+    sky = Sky(sep.Background(values, mask=bad, bw=box_x, bh=box_y))
+    if not (math.isfinite(sky.sigma) and sky.sigma > 0):
+        raise InputError(f"{where}: the sky has a sigma of {sky.sigma:g}, no noise; drop the band")
+    return sky
 
 
 def is_half_good(bad: np.ndarray, box_y: int, box_x: int) -> bool:
@@ -67,8 +76,8 @@ def detect(pixels: np.ndarray, flags: np.ndarray, sky: Sky, settings: Detection,
     """
     width = settings.filter_fwhm_arcsec / scale_arcsec * gaussian_fwhm_to_sigma
     bad = flags > 0
-    residual = np.where(bad, 0, pixels - sky.level).astype(np.float32)
-    filtered = gaussian_filter(residual / sky.rms, width)
+    residual = sky.subtracted(pixels, flags)
+    filtered = gaussian_filter(residual / sky.rms(), width)
     sigma = mad_std(filtered[~bad])
     found = sep.extract(filtered, settings.threshold_sigma * sigma, minarea=settings.min_pixels, filter_kernel=None)
     if not len(found):
@@ -82,11 +91,9 @@ def detect(pixels: np.ndarray, flags: np.ndarray, sky: Sky, settings: Detection,
 
 
 def aperture_flux(residual: np.ndarray, flags: np.ndarray, xy: np.ndarray, radius_px: float) -> np.ndarray:
-    """float64 [N]: the sum of sky-subtracted pixels [H, W] in circles (exact overlap); NaN where a pixel of the circle
-    is flagged or outside of the tile."""
-    bad = flags > 0
-    values = np.where(bad, 0, residual).astype(np.float32, copy=False)
-    flux, _, problems = sep.sum_circle(values, xy[:, 0], xy[:, 1], radius_px, mask=bad, subpix=0)
+    """float64 [N]: the sum of sky-subtracted pixels [H, W], finite, in circles (exact overlap); NaN where a pixel of a
+    circle is flagged or outside of the tile."""
+    flux, _, problems = sep.sum_circle(residual, xy[:, 0], xy[:, 1], radius_px, mask=flags > 0, subpix=0)
     return np.where(problems & (sep.APER_TRUNC | sep.APER_HASMASKED | sep.APER_ALLMASKED) > 0, np.nan, flux)
 
 
@@ -111,12 +118,12 @@ def aperture_noise(residual: np.ndarray, flags: np.ndarray, radius_px: float) ->
 
 
 def to_stored(pixels: np.ndarray, flags: np.ndarray, scale: float, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """(dtype, uint8) [H, W]: pixels times scale, and flags. Bad and absent pixels become 0; those past float16 are
-    clipped and flagged as saturated."""
-    scaled = pixels * np.float32(scale)
-    scaled[flags & (MASK_BITS["bad"] | MASK_BITS["nodata"]) > 0] = 0
-    flags = flags | np.where(np.abs(scaled) > FLOAT16_MAX, np.uint8(MASK_BITS["saturated"]), np.uint8(0))
-    return np.clip(scaled, -FLOAT16_MAX, FLOAT16_MAX, out=scaled).astype(dtype, copy=False), flags
+    """(dtype, uint8) [H, W]: pixels, which are overwritten, times scale; and flags. Bad and absent pixels become 0;
+    those past float16 are clipped and flagged as saturated."""
+    pixels *= np.float32(scale)
+    pixels[flags & (MASK_BITS["bad"] | MASK_BITS["nodata"]) > 0] = 0
+    flags = flags | ((pixels > FLOAT16_MAX) | (pixels < -FLOAT16_MAX)) * np.uint8(MASK_BITS["saturated"])
+    return np.clip(pixels, -FLOAT16_MAX, FLOAT16_MAX, out=pixels).astype(dtype, copy=False), flags
 
 
 def nearest_pixel(x: np.ndarray) -> np.ndarray:
