@@ -31,7 +31,6 @@ from jaxz.progress import progress
 
 IMAGE = ("image_band", "image_array")  # what a cutout must have
 BESIDE = ("image_ivar", "image_mask", "image_mask_bits", "image_psf_fwhm", "image_scale")  # and may have
-MADE = ("healpix", "survey", "split", "bands_observed")  # made anew, or taken where nothing is to be made
 NODATA, BAD = np.uint8(MASK_BITS["nodata"]), np.uint8(MASK_BITS["bad"])
 
 
@@ -89,10 +88,10 @@ def plan_import(args: argparse.Namespace) -> Import:
     stored = tuple(as_stored(band) for band in bands)
     read = partial(read_shard, files, bands, sources, dtype, columns, names, args, other)
     plan = {"files": [[str(path.relative_to(files.root)), path.stat().st_size] for path in files.paths]}
-    plan |= {"samples_per_shard": args.samples_per_shard, "split_order": args.split_order, "seed": args.seed}
-    summary = {"files": len(files.paths), "bands_left_out": sorted(left_out(files, sources))}
+    plan |= {"split_order": args.split_order, "seed": args.seed}
+    about = {"files": len(files.paths), "bands_left_out": sorted(left_out(files, sources))}
     return Import(
-        "from_mmu", arrays, stored, columns, int(files.starts[-1]), shards, lambda n: read(rows_of(n)), plan, summary
+        "from_mmu", arrays, stored, columns, int(files.starts[-1]), shards, lambda n: read(rows_of(n)), plan, about
     )
 
 

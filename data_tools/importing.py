@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import platform
 import re
 import signal
 import sys
@@ -21,6 +22,8 @@ from jaxz.progress import in_threads
 
 Samples = tuple[list[str], dict, dict]  # keys [N], arrays {name: [N, ...]}, columns {name: [N]}
 
+OF_SOME = ("samples_per_shard", "channels_last", "nan_mask")  # arguments that not every importer has
+
 
 @dataclass(frozen=True)
 class Import:
@@ -35,7 +38,7 @@ class Import:
     shards: int
     read: Callable[[int], Samples]
     plan: dict
-    summary: dict
+    about: dict
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +51,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--encoding", choices=ENCODINGS, default="raw", help="of images of floats (default raw)")
     add("--workers", type=int, default=2, help="threads (default 2)")
     add("--dry_run", action="store_true", help="say what would be written, and write nothing")
+
+
+def add_array_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of sources whose arrays do not say what their axes and their missing values are."""
+    parser.add_argument(
+        "--channels_last", action="append", default=[], metavar="FIELD", help="is [H,W,C], store [C,H,W]; repeatable"
+    )
+    parser.add_argument(
+        "--nan_mask", action="store_true", help="store 0 for NaN and inf in images, and say so in IMAGE_mask"
+    )
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -99,37 +112,46 @@ def import_dataset(args: argparse.Namespace, argv: list[str], source: Import) ->
     labelled = "z" in columns and "z_kind" not in columns
     if labelled:
         columns["z_kind"] = Column("string", "", "where z comes from: as the import said, or none")
-    manifest = Manifest(source.arrays, source.bands, columns)
+    arrays = dict(source.arrays)
+    to_mask = images_without_mask(arrays) if getattr(args, "nan_mask", False) else []
+    arrays |= {f"{name}_mask": Array("mask", "uint8", arrays[name].shape, bits=MASK_BITS) for name in to_mask}
+    manifest = Manifest(arrays, source.bands, columns)
     if args.encoding == "compact":
         manifest = with_images(manifest, "compact")
     summary = {
         "out": str(args.out), "samples": source.samples, "shards": source.shards,
         "arrays": {name: [array.dtype, list(array.shape)] for name, array in manifest.arrays.items()},
         "columns": {name: column.dtype for name, column in columns.items()},
-        "bands": [band.name for band in source.bands], **source.summary,
+        "bands": [band.name for band in source.bands], **source.about,
     }  # fmt: skip
     if not source.samples:
-        raise InputError(f"source: there is no sample in it; name another ({source.summary})")
+        raise InputError(f"source: there is no sample in it; name another ({source.about})")
     if args.dry_run:
         return {**summary, "dry_run": True}
     plan = {"tool": source.tool, **source.plan, "rename": sorted(args.rename), "skip": sorted(args.skip)}
     plan |= {"bands": args.bands.read_text() if args.bands else "", "z_kind": args.z_kind}
+    plan |= {name: getattr(args, name) for name in OF_SOME if hasattr(args, name)}
     plan |= encoding_plan(args.encoding)
     check_out(args.out)
     check_begun(args.out, plan)
-    provenance = {"tool": f"data_tools.{source.tool}", "arguments": argv, "versions": versions("numpy", *WRITING)}
+    provenance = {
+        "tool": f"data_tools.{source.tool}", "arguments": argv, "source": source.about,
+        "versions": {"python": platform.python_version(), **versions("numpy", *WRITING)},
+    }  # fmt: skip
     writer = DatasetWriter(args.out, replace(manifest, provenance=provenance), plan)
     if writer.complete:
         print(f"{args.out} is complete already", file=sys.stderr)
         return summary
 
     def write(n: int) -> None:
-        keys, arrays, values = source.read(n)
+        keys, stored, values = source.read(n)
+        for name in to_mask:
+            stored[name], stored[f"{name}_mask"] = masked(np.asarray(stored[name]))
         if labelled:
             known = np.isfinite(np.array([np.nan if z is None else z for z in values["z"]], float))
             values["z_kind"] = np.where(known, args.z_kind, "none")
         try:
-            writer.write_shard(n, keys, arrays, values)
+            writer.write_shard(n, keys, stored, values)
         except ValueError as error:
             raise InputError(f"shard {n:05d}: {error}") from None
 
@@ -154,6 +176,12 @@ def row_shards(samples: int, samples_per_shard: int) -> tuple[int, Callable[[int
     """The number of shards of so many rows, and the rows of each."""
     step = samples_per_shard
     return math.ceil(samples / step), lambda n: range(n * step, min((n + 1) * step, samples))
+
+
+def images_without_mask(arrays: dict[str, Array]) -> list[str]:
+    """The images of floats that no mask belongs to."""
+    images = (name for name, array in arrays.items() if array.kind == "image" and np.dtype(array.dtype).kind == "f")
+    return [name for name in images if f"{name}_mask" not in arrays]
 
 
 def masked(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

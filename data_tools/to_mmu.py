@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 
 import astropy.units as u
@@ -22,8 +21,9 @@ from astropy_healpix import lonlat_to_healpix
 from data_tools import selection
 from data_tools.bands import bands_toml
 from data_tools.plan import versions
+from data_tools.tiles import MASK_BITS
 from jaxz.data.dataset import Dataset, open_dataset
-from jaxz.data.manifest import Array, Manifest
+from jaxz.data.manifest import Manifest
 from jaxz.errors import InputError, run
 from jaxz.files import read_json, replace
 from jaxz.progress import progress
@@ -108,32 +108,26 @@ def write_file(path: Path, dataset: Dataset, rows: np.ndarray, cell: int) -> Non
 
 
 def append(file: h5py.File, name: str, values: np.ndarray, at: int, count: int) -> None:
-    """Rows at, at + 1, ... of field `name`, of `count` in all. Text has one length a file, the longest so far."""
+    """Rows at, at + 1, ... of field `name`, of `count` in all."""
     if values.dtype.kind == "U":
-        values = np.char.encode(values, "utf-8")
-    if values.dtype.kind == "S" and name in file and file[name].dtype.itemsize < values.dtype.itemsize:
-        before = file[name][:]
-        del file[name]
-        file[name] = before.astype(values.dtype)
-    elif name not in file:
-        file.create_dataset(name, (count, *values.shape[1:]), max(values.dtype, np.dtype("S1")) if values.dtype.kind == "S" else values.dtype)
+        values = values.astype(h5py.string_dtype())
+    if name not in file:
+        file.create_dataset(name, (count, *values.shape[1:]), values.dtype)
     file[name][at : at + len(values)] = values
 
 
 def fields(manifest: Manifest, arrays: dict, scalars: dict, cell: int) -> dict[str, np.ndarray]:
     """{field: [N, ...]} of the MMU layout."""
     image, bands = arrays["image"].astype(np.float32), manifest.bands
-    bits = arrays.get("image_mask", np.zeros(image.shape, np.uint8))
-    good = (bits == 0) & np.isfinite(image)
-    if "bands_observed" in scalars:
-        good &= (scalars["bands_observed"][:, None] >> np.arange(len(bands)) & 1).astype(bool)[:, :, None, None]
+    flags = observed(manifest, arrays, scalars)
+    good = flags == 0
     sigma = per_band(scalars, "sky_sigma", [band.sky_sigma for band in bands], manifest)
     found = {
         "image_band": np.tile(np.char.encode([band.name for band in bands], "utf-8"), (len(image), 1)),
-        "image_array": image,
+        "image_array": np.where(np.isfinite(image), image, np.float32(0)),
         "image_ivar": np.where(good, (1 / sigma**2)[:, :, None, None], 0).astype(np.float32),
         "image_mask": good,
-        "image_mask_bits": bits,
+        "image_mask_bits": flags,
         "image_psf_fwhm": per_band(scalars, "psf_fwhm", [band.psf_fwhm_arcsec for band in bands], manifest),
         "image_scale": np.tile(np.float32([band.pixel_scale_arcsec for band in bands]), (len(image), 1)),
         "healpix": np.full(len(image), cell, np.int64),
@@ -141,6 +135,19 @@ def fields(manifest: Manifest, arrays: dict, scalars: dict, cell: int) -> dict[s
     made = {f"{what}_{band.name}" for what in ("sky_sigma", "psf_fwhm") for band in bands} | {"key", "bands_observed"}
     rest = {name: values for name, values in {**arrays, **scalars}.items() if name not in made}
     return found | {name: values for name, values in rest.items() if name not in found and name not in OWN}
+
+
+def observed(manifest: Manifest, arrays: dict, scalars: dict) -> np.ndarray:
+    """uint8 [N,C,H,W] of MASK_BITS; those of a dataset whose mask has other bits are all bad."""
+    image = arrays["image"]
+    flags = arrays.get("image_mask", np.zeros(image.shape, np.uint8))
+    if "image_mask" in arrays and manifest.arrays["image_mask"].bits != MASK_BITS:
+        flags = (flags != 0) * np.uint8(MASK_BITS["bad"])
+    flags = flags | ~np.isfinite(image) * np.uint8(MASK_BITS["nodata"])
+    if "bands_observed" in scalars:
+        lacking = (scalars["bands_observed"][:, None] >> np.arange(len(manifest.bands), dtype=np.uint32) & 1) == 0
+        flags |= (lacking[:, :, None, None] & (flags == 0)) * np.uint8(MASK_BITS["nodata"])
+    return flags
 
 
 def per_band(scalars: dict, what: str, constant: list[float], manifest: Manifest) -> np.ndarray:
