@@ -51,7 +51,11 @@ def main(argv: list[str]) -> int | None:
     add_array_arguments(parser)
     parser.add_argument("--samples_per_shard", type=int, default=1000, help="default 1000")
     parser.add_argument(
-        "--max", action="append", default=[], metavar="FIELD=N", help="entries of the variable axis, at most; repeatable"
+        "--max",
+        action="append",
+        default=[],
+        metavar="FIELD=N",
+        help="entries of the variable axis, at most; repeatable",
     )
     args = parser.parse_args(argv)
     print(json.dumps(import_dataset(args, argv, plan_import(args)), indent=1))
@@ -82,9 +86,7 @@ def plan_import(args: argparse.Namespace) -> Import:
             columns[names(path)] = Column(field.dtype, "", f"{path} of {builder.info.full_name}")
             continue
         shape = (field.shape[-1], *field.shape[:-1]) if path in last else field.shape
-        arrays[names(path)] = Array(
-            array_kind(names(path), shape, bands), field.dtype, shape, max=longest.get(path)
-        )
+        arrays[names(path)] = Array(array_kind(names(path), shape, bands), field.dtype, shape, max=longest.get(path))
     columns.setdefault("object_id", Column("string", "", "split and position in it"))
     columns.setdefault("split", Column("string", "", "of the TFDS dataset"))
     parts = {name: len_of(builder, name) for name, info in builder.info.splits.items() if info.num_examples}
@@ -97,9 +99,7 @@ def plan_import(args: argparse.Namespace) -> Import:
         "description": builder.info.description, "citation": builder.info.citation,
     }  # fmt: skip
     plan = {"name": builder.info.full_name, "splits": parts, "max": sorted(args.max)}
-    return Import(
-        "from_tfds", arrays, bands, columns, int(starts[-1]), shards, lambda n: read(rows_of(n)), plan, about
-    )
+    return Import("from_tfds", arrays, bands, columns, int(starts[-1]), shards, lambda n: read(rows_of(n)), plan, about)
 
 
 def open_builder(args: argparse.Namespace):
@@ -136,12 +136,14 @@ def leaves(features, path: str = "") -> dict[str, Field]:
     """{path: Field}, depth first; the features of a dict inside another are named outer/inner."""
     found: dict[str, Field] = {}
     library = tfds().features
-    for name, feature in features.items():
+    for name, feature in sorted(features.items()):  # TFDS keeps no order
         where = f"{path}{name}"
         if isinstance(feature, library.FeaturesDict):
             found |= leaves(feature, f"{where}/")
         elif isinstance(feature, library.Dataset) or not isinstance(feature.shape, tuple):
-            raise InputError(f"source: feature {where!r} ({type(feature).__name__}) holds several arrays; none can be it")
+            raise InputError(
+                f"source: feature {where!r} ({type(feature).__name__}) holds several arrays; none can be it"
+            )
         elif isinstance(feature, library.Text):
             found[where] = Field("string", (), [], False)
         elif isinstance(feature, library.ClassLabel) and feature.names is not None:

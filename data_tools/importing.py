@@ -22,7 +22,7 @@ from jaxz.progress import in_threads
 
 Samples = tuple[list[str], dict, dict]  # keys [N], arrays {name: [N, ...]}, columns {name: [N]}
 
-OF_SOME = ("samples_per_shard", "channels_last", "nan_mask")  # arguments that not every importer has
+OF_SOME = ("samples_per_shard", "channels_last", "nan_mask", "split", "link")  # arguments that not every importer has
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Import:
     read: Callable[[int], Samples]
     plan: dict
     about: dict
+    put: Callable[..., None] = DatasetWriter.write_shard
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +72,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 class Names:
-    """The names of a source's fields in the dataset, as --rename and --skip say. `check` raises InputError where these
+    """The names of a source's fields in the dataset, as --rename and --skip say; a dataset has a `key` of its own. `check` raises InputError where these
     name fields that there are not, or two fields have one name."""
 
     def __init__(self, args: argparse.Namespace):
@@ -83,7 +84,8 @@ class Names:
             self.renamed[field] = new
 
     def __call__(self, field: str) -> str:
-        return self.renamed.get(field) or re.sub("[^A-Za-z0-9_-]", "_", field)
+        plain = "key_orig" if field == "key" else re.sub("[^A-Za-z0-9_-]", "_", field)
+        return self.renamed.get(field, plain)
 
     def check(self, fields) -> None:
         for option, named in (("rename", self.renamed), ("skip", self.skipped)):
@@ -137,6 +139,7 @@ def import_dataset(args: argparse.Namespace, argv: list[str], source: Import) ->
     provenance = {
         "tool": f"data_tools.{source.tool}", "arguments": argv, "source": source.about,
         "versions": {"python": platform.python_version(), **versions("numpy", *WRITING)},
+        "linked_tars": getattr(args, "link", False),
     }  # fmt: skip
     writer = DatasetWriter(args.out, replace(manifest, provenance=provenance), plan)
     if writer.complete:
@@ -151,7 +154,7 @@ def import_dataset(args: argparse.Namespace, argv: list[str], source: Import) ->
             known = np.isfinite(np.array([np.nan if z is None else z for z in values["z"]], float))
             values["z_kind"] = np.where(known, args.z_kind, "none")
         try:
-            writer.write_shard(n, keys, stored, values)
+            source.put(writer, n, keys, stored, values)
         except ValueError as error:
             raise InputError(f"shard {n:05d}: {error}") from None
 
@@ -188,4 +191,3 @@ def masked(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pixels with 0 where they are not finite, and uint8 MASK_BITS that say so: NaN is nodata, infinite is bad."""
     flags = np.isnan(pixels) * np.uint8(MASK_BITS["nodata"]) | np.isinf(pixels) * np.uint8(MASK_BITS["bad"])
     return np.where(flags, pixels.dtype.type(0), pixels), flags
-

@@ -57,7 +57,9 @@ def row_numbers(text: str, count: int) -> np.ndarray:
             first = int(start)
             last = int(stop) if colon else first + 1
         except ValueError:
-            raise InputError(f"rows: {part!r} is neither a number nor START:STOP; write for example 0:100,205") from None
+            raise InputError(
+                f"rows: {part!r} is neither a number nor START:STOP; write for example 0:100,205"
+            ) from None
         if not 0 <= first < last <= count:
             raise InputError(f"rows: {part!r} does not lie within the {count} rows of the dataset; correct it")
         chosen[first:last] = True
@@ -109,7 +111,9 @@ def scalars(table: pa.Table) -> dict[str, np.ndarray]:
         elif pa.types.is_floating(column.type):
             columns[name] = column.to_numpy(zero_copy_only=False)
         elif column.null_count:
-            raise InputError(f"column {name!r} is missing in {column.null_count} rows; add --where 'not isnull({name})'")
+            raise InputError(
+                f"column {name!r} is missing in {column.null_count} rows; add --where 'not isnull({name})'"
+            )
         else:
             columns[name] = column.to_numpy(zero_copy_only=False)
     return columns

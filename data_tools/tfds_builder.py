@@ -11,8 +11,8 @@ from jaxz.data.manifest import Manifest
 
 
 class JaxzDataset(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Rows of a dataset as TFDS splits, in order; arrays as Tensor, [C,H,W] where they are images, scalars as Scalar
-    and Text, and `key`. splits: {name of a TFDS split: int64 rows [N]}."""
+    """Rows of a dataset as TFDS splits, in order; arrays as Tensor, [C,H,W] where they are images, scalars as Tensor of
+    no axes and Text, and `key`. splits: {name of a TFDS split: int64 rows [N]}."""
 
     def __init__(self, dataset: Dataset, splits: dict[str, np.ndarray], *, name: str, version: str, data_dir: str):
         self.dataset, self.rows, self.name = dataset, splits, name
@@ -48,13 +48,17 @@ def features(manifest: Manifest) -> dict[str, tfds.features.FeatureConnector]:
     found: dict[str, tfds.features.FeatureConnector] = {"key": tfds.features.Text()}
     for name, column in manifest.columns.items():
         text = column.dtype == "string"
-        found[name] = tfds.features.Text() if text else tfds.features.Scalar(np.dtype(column.dtype))
+        found[name] = tfds.features.Text() if text else exact((), column.dtype)
     for name, array in manifest.arrays.items():
-        dtype = np.dtype("float32" if array.compact else array.dtype)
-        found[name] = tfds.features.Tensor(shape=array.full_shape, dtype=dtype)
+        found[name] = exact(array.full_shape, "float32" if array.compact else array.dtype)
         if array.variable:
-            found[f"{name}_mask"] = tfds.features.Tensor(shape=(array.max,), dtype=np.dtype(bool))
+            found[f"{name}_mask"] = exact((array.max,), "bool")
     return found
+
+
+def exact(shape: tuple[int, ...], dtype: str) -> tfds.features.Tensor:
+    """As bytes: TFDS stores lists of numbers as float32 else, which moves a position in float64 by milliarcseconds."""
+    return tfds.features.Tensor(shape=shape, dtype=np.dtype(dtype), encoding=tfds.features.Encoding.BYTES)
 
 
 def describe_bands(manifest: Manifest) -> str:

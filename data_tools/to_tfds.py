@@ -6,8 +6,10 @@ DATA_DIR/my_survey/1.0.0 then opens with tensorflow_datasets.builder_from_direct
 """
 
 import argparse
+import contextlib
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +45,8 @@ def main(argv: list[str]) -> int | None:
         print(json.dumps({**summary, "dry_run": True}, indent=1))
         return None
     builder = JaxzDataset(dataset, splits, name=args.name, version=args.version, data_dir=str(args.out))
-    builder.download_and_prepare()
+    with contextlib.redirect_stdout(sys.stderr):  # its own words
+        builder.download_and_prepare()
     print(json.dumps(summary, indent=1))
     return None
 
@@ -53,7 +56,11 @@ def rows_of_splits(dataset: Dataset, rows: np.ndarray) -> dict[str, np.ndarray]:
     if "split" not in dataset.manifest.columns:
         return {"train": rows}
     column = dataset.scan(columns=("split",)).columns["split"]
-    found = {name: np.flatnonzero(pc.fill_null(pc.equal(column, name), False)) for name in pc.unique(column).to_pylist() if name}
+    found = {
+        name: np.flatnonzero(pc.fill_null(pc.equal(column, name), False))
+        for name in pc.unique(column).to_pylist()
+        if name
+    }
     found = {name: np.intersect1d(rows, those, assume_unique=True) for name, those in sorted(found.items())}
     if lost := len(rows) - sum(map(len, found.values())):
         raise InputError(f"where: {lost} of the {len(rows)} rows have no split; add --where 'not isnull(split)'")

@@ -43,6 +43,8 @@ def survey_images(path: Path, samples: int = 40, size: int = 8, encoding: str = 
     writer = DatasetWriter(path, manifest, plan={"test": samples})
     for n, rows in enumerate(np.array_split(np.arange(samples), shards)):
         stored = {"image": image[rows], "image_mask": mask[rows], "features": features[rows]}
-        writer.write_shard(n, [f"s{row:05d}" for row in rows], stored, {k: np.array(v)[rows] for k, v in values.items()})
+        writer.write_shard(
+            n, [f"s{row:05d}" for row in rows], stored, {k: np.array(v)[rows] for k, v in values.items()}
+        )
     writer.finish(shards, {})
     return path
