@@ -2,9 +2,9 @@
 
     python -m data_tools.from_mmu SURVEY --bands BANDS.toml --out DATASET
 
-Every row says which bands its image has, and in which order: they are brought to the order of BANDS.toml, and those that
-a row lacks are masked. docs/formats.md says what becomes of each field. An interrupted import goes on when the same
-command is given again.
+Every row says which bands its image has, and in which order: they are brought to the order of BANDS.toml, and those
+that a row lacks are masked. docs/formats.md says what becomes of each field. An interrupted import goes on when the
+same command is given again.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Any TensorFlow dataset (TFDS) that can be read at random -> dataset, without TensorFlow.
 
-    python -m data_tools.from_tfds NAME|FOLDER --out DATASET [--rename image=flux] [--rename z=redshift] [--bands BANDS.toml]
+    python -m data_tools.from_tfds NAME|FOLDER --out DATASET [--bands BANDS.toml] [--rename z=redshift] [--skip FIELD]
 
 FOLDER is one that holds dataset_info.json. Arrays and scalars of every split are taken by their own names; --rename and
 --skip say otherwise. docs/formats.md says what becomes of each feature. An interrupted import goes on when the same
@@ -115,7 +115,8 @@ def open_builder(args: argparse.Namespace):
         raise InputError(f"source: {args.source!r} is no TFDS dataset ({type(error).__name__}: {first})") from None
     if not builder.info.splits:
         raise InputError(
-            f"source: {args.source!r} is not prepared in {builder.data_dir}; run `tfds build --file_format=array_record`"
+            f"source: {args.source!r} is not prepared in {builder.data_dir}; run `tfds build "
+            "--file_format=array_record`"
         )
     return builder
 

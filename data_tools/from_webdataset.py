@@ -195,11 +195,11 @@ def array_of(
 def column_of(path: str, kinds: set[type]) -> Column:
     """The column of values of some Python types. Raises InputError where they do not go together."""
     real = kinds - {type(None)}
-    known = {frozenset(): "float64", frozenset({int}): "int64", frozenset({str}): "string", frozenset({bool}): "bool"}
-    known |= {frozenset({float}): "float64", frozenset({int, float}): "float64"}
-    if real not in known:
-        raise InputError(f"tars: {path!r} holds {sorted(kind.__name__ for kind in real)}; make them alike, or skip it")
-    return Column(known[frozenset(real)], "", f"{path} of the tars")
+    if real <= {int, float}:
+        return Column("int64" if real == {int} else "float64", "", f"{path} of the tars")
+    if real in ({str}, {bool}):
+        return Column("string" if real == {str} else "bool", "", f"{path} of the tars")
+    raise InputError(f"tars: {path!r} holds {sorted(kind.__name__ for kind in real)}; make them alike, or skip it")
 
 
 def read_tar(args: argparse.Namespace, names: Names, columns: dict[str, Column], repeated: bool, n: int) -> Samples:

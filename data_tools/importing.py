@@ -72,8 +72,8 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 class Names:
-    """The names of a source's fields in the dataset, as --rename and --skip say; a dataset has a `key` of its own. `check` raises InputError where these
-    name fields that there are not, or two fields have one name."""
+    """The names of a source's fields in the dataset, as --rename and --skip say; `key` is the dataset's own. `check`
+    raises InputError where these name fields that there are not, or two fields have one name."""
 
     def __init__(self, args: argparse.Namespace):
         self.skipped, self.renamed = set(args.skip), {}

@@ -2,8 +2,8 @@
 
     python -m data_tools.to_mmu DATASET --out FOLDER [--where FILTER] [--ids FILE] [--rows 0:100]
 
-The name of FOLDER is that of the survey. FOLDER/bands.toml holds the zero points, which the layout has no place for, and
-is what data_tools.from_mmu needs. An interrupted export goes on when the same command is given again.
+The name of FOLDER is that of the survey. FOLDER/bands.toml holds the zero points, which the layout has no place for,
+and is what data_tools.from_mmu needs. An interrupted export goes on when the same command is given again.
 """
 
 import argparse
