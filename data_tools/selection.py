@@ -1,9 +1,10 @@
-"""Some rows of a dataset, for the exporters: which they are, and their arrays and scalars batch by batch."""
+"""Some rows of a dataset, for the exporters: which they are, and their arrays and scalars, batch by batch."""
 
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pyarrow as pa
 
@@ -85,6 +86,11 @@ def batches(dataset: Dataset, rows: np.ndarray) -> Iterator[tuple[np.ndarray, di
         stream.close()
 
 
+def count(dataset: Dataset, rows: np.ndarray) -> int:
+    """How many batches that is."""
+    return int((-(-np.bincount(dataset.locate(rows)[0]) // BATCH)).sum())
+
+
 def decoded(arrays: dict[str, np.ndarray], manifest: Manifest) -> dict[str, np.ndarray]:
     """The arrays of a batch with compact ones as float32 [N, ...], without what decodes them."""
     found = dict(arrays)
@@ -117,3 +123,12 @@ def scalars(table: pa.Table) -> dict[str, np.ndarray]:
         else:
             columns[name] = column.to_numpy(zero_copy_only=False)
     return columns
+
+
+def append(file: h5py.Group, name: str, values: np.ndarray, at: int, count: int) -> None:
+    """Write rows at, at + 1, ... of field `name`, of `count` in all."""
+    if values.dtype.kind == "U":
+        values = values.astype(h5py.string_dtype())
+    if name not in file:
+        file.create_dataset(name, (count, *values.shape[1:]), values.dtype)
+    file[name][at : at + len(values)] = values

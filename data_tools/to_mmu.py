@@ -100,20 +100,11 @@ def write_file(path: Path, dataset: Dataset, rows: np.ndarray, cell: int) -> Non
             at = 0
             for some, arrays, scalars in selection.batches(dataset, rows):
                 for name, values in fields(dataset.manifest, arrays, scalars, cell).items():
-                    append(file, name, values, at, len(rows))
+                    selection.append(file, name, values, at, len(rows))
                 at += len(some)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def append(file: h5py.File, name: str, values: np.ndarray, at: int, count: int) -> None:
-    """Rows at, at + 1, ... of field `name`, of `count` in all."""
-    if values.dtype.kind == "U":
-        values = values.astype(h5py.string_dtype())
-    if name not in file:
-        file.create_dataset(name, (count, *values.shape[1:]), values.dtype)
-    file[name][at : at + len(values)] = values
 
 
 def fields(manifest: Manifest, arrays: dict, scalars: dict, cell: int) -> dict[str, np.ndarray]:
