@@ -3,8 +3,8 @@
     python -m data_tools.export DATASET --out FOLDER    [--where FILTER] [--ids FILE] [--rows 0:100]
     python -m data_tools.export DATASET --out FILE.hdf5 [--where FILTER] [--ids FILE] [--rows 0:100]
 
-A FITS file per object: the cube with its WCS, its mask, other arrays, a table of the scalars. The output appears whole or
-not at all; one that exists is refused. docs/formats.md has the layouts.
+A FITS file per object: the cube with its WCS, its mask, other arrays, a table of the scalars. The output appears whole
+or not at all; one that exists is refused. docs/formats.md has the layouts.
 """
 
 import argparse
@@ -101,8 +101,7 @@ def write_fits(folder: Path, dataset: Dataset, rows: np.ndarray, argv: list[str]
     """A file per object."""
     folder.mkdir()
     for arrays, scalars in progress(each(dataset, rows), len(rows), "objects"):
-        path = folder / f"{file_name(scalars)}.fits"
-        cube(dataset.manifest, arrays, scalars).writeto(path, checksum=True)
+        cube(dataset.manifest, arrays, scalars).writeto(file_name(folder, scalars), checksum=True)
 
 
 def each(dataset: Dataset, rows: np.ndarray):
@@ -113,11 +112,12 @@ def each(dataset: Dataset, rows: np.ndarray):
             yield {name: (a[n], unit) for name, (a, unit) in values.items()}, {k: v[n] for k, v in scalars.items()}
 
 
-def file_name(scalars: dict) -> str:
-    """Of an object: its object_id where that is a plain name, else what is plain of it, and the key, which is unique."""
+def file_name(folder: Path, scalars: dict) -> Path:
+    """Of an object: its object_id where that is a plain name, else what is plain of it and the key, which is unique."""
     object_id = str(scalars.get("object_id", scalars["key"]))
     plain = re.sub("[^A-Za-z0-9_+-]+", "_", object_id)[:100]
-    return plain if plain == object_id else f"{plain}-{scalars['key']}"
+    path = folder / f"{plain}.fits"
+    return folder / f"{plain}-{scalars['key']}.fits" if plain != object_id or path.exists() else path
 
 
 def cube(manifest: Manifest, arrays: dict[str, tuple[np.ndarray, str]], scalars: dict) -> fits.HDUList:
