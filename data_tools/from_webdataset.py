@@ -205,7 +205,7 @@ def column_of(path: str, kinds: set[type]) -> Column:
 def read_tar(args: argparse.Namespace, names: Names, columns: dict[str, Column], repeated: bool, n: int) -> Samples:
     """The samples of tar n; with --link, of the arrays (offset, size, crc32) of each payload."""
     path, keys, arrays = args.tars[n], [], {}
-    values: dict[str, list] = {name: [] for name in columns if name != "z_kind"}
+    values: dict[str, list] = {name: [] for name in columns}
     take = place_of if args.link else read_array
     with open(path, "rb") as file:
         for key, members in samples(path):

@@ -14,7 +14,7 @@ import numpy as np
 
 from data_tools.plan import WRITING, check_begun, check_out, versions
 from data_tools.tiles import MASK_BITS
-from jaxz.data.index import read_index
+from jaxz.data.index import PLACES, read_index
 from jaxz.data.manifest import Array, Band, Column, Manifest
 from jaxz.data.writer import ENCODINGS, DatasetWriter, encoding_plan, with_images
 from jaxz.errors import InputError
@@ -117,6 +117,7 @@ def import_dataset(args: argparse.Namespace, argv: list[str], source: Import) ->
     arrays = dict(source.arrays)
     to_mask = images_without_mask(arrays) if getattr(args, "nan_mask", False) else []
     arrays |= {f"{name}_mask": Array("mask", "uint8", arrays[name].shape, bits=MASK_BITS) for name in to_mask}
+    check_names(arrays, columns)
     manifest = Manifest(arrays, source.bands, columns)
     if args.encoding == "compact":
         manifest = with_images(manifest, "compact")
@@ -127,7 +128,7 @@ def import_dataset(args: argparse.Namespace, argv: list[str], source: Import) ->
         "bands": [band.name for band in source.bands], **source.about,
     }  # fmt: skip
     if not source.samples:
-        raise InputError(f"source: there is no sample in it; name another ({source.about})")
+        raise InputError("source: there is no sample in it; name another")
     if args.dry_run:
         return {**summary, "dry_run": True}
     plan = {"tool": source.tool, **source.plan, "rename": sorted(args.rename), "skip": sorted(args.skip)}
@@ -162,6 +163,13 @@ def import_dataset(args: argparse.Namespace, argv: list[str], source: Import) ->
     in_threads(write, [n for n in range(source.shards) if not writer.done(n)], args.workers, "shards")
     written = writer.finish(source.shards, count_splits(args.out, columns, source.shards))
     return {**summary, "splits": written.splits, "bytes": sum(shard.bytes for shard in written.shards)}
+
+
+def check_names(arrays: dict[str, Array], columns: dict[str, Column]) -> None:
+    """Raises InputError where a column has a name that the index has taken."""
+    taken = {f"{name}_{place}" for name in arrays for place in (*PLACES, "exceptions")} | arrays.keys() | {"key"}
+    if clash := sorted(taken & columns.keys()):
+        raise InputError(f"rename: a column cannot be called {clash[0]!r} here; give it another name, or --skip it")
 
 
 def count_splits(path: Path, columns: dict[str, Column], shards: int) -> dict:

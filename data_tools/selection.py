@@ -1,6 +1,7 @@
 """Some rows of a dataset, for the exporters: which they are, and their arrays and scalars, batch by batch."""
 
 import argparse
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,23 +68,25 @@ def row_numbers(text: str, count: int) -> np.ndarray:
     return np.flatnonzero(chosen)
 
 
-def batches(dataset: Dataset, rows: np.ndarray) -> Iterator[tuple[np.ndarray, dict, dict]]:
+def reading(dataset: Dataset) -> contextlib.closing[Stream]:
+    """A context with what reads the arrays of a dataset."""
+    return contextlib.closing(Stream(Source(dataset), BATCH))
+
+
+def batches(stream: Stream, rows: np.ndarray) -> Iterator[tuple[np.ndarray, dict, dict]]:
     """(rows [N], arrays {name: [N, ...]}, scalars {name: [N]} with key) of ascending rows, at most BATCH at once.
 
     Compact images are decoded to float32; a variable array is padded and has its <name>_mask."""
-    stream = Stream(Source(dataset), BATCH)
-    try:
-        shards, within = dataset.locate(rows)
-        for shard in np.unique(shards):
-            here = np.flatnonzero(shards == shard)
-            table = dataset.shard_table(int(shard), ("key", *dataset.manifest.columns)).take(pa.array(within[here]))
-            for at in range(0, len(here), BATCH):
-                some = rows[here[at : at + BATCH]]
-                arrays = stream.fetch(some)
-                del arrays["row"]
-                yield some, decoded(arrays, dataset.manifest), scalars(table.slice(at, BATCH))
-    finally:
-        stream.close()
+    dataset = stream.sources[0].dataset
+    shards, within = dataset.locate(rows)
+    for shard in np.unique(shards):
+        here = np.flatnonzero(shards == shard)
+        table = dataset.shard_table(int(shard), ("key", *dataset.manifest.columns)).take(pa.array(within[here]))
+        for at in range(0, len(here), BATCH):
+            some = rows[here[at : at + BATCH]]
+            arrays = stream.fetch(some)
+            del arrays["row"]
+            yield some, decoded(arrays, dataset.manifest), scalars(table.slice(at, BATCH))
 
 
 def count(dataset: Dataset, rows: np.ndarray) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data_tools.selection import batches
+from data_tools.selection import batches, reading
 from jaxz.data.dataset import Dataset
 from jaxz.data.manifest import Manifest
 
@@ -32,11 +32,12 @@ class JaxzDataset(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return {split: self._generate_examples(rows) for split, rows in self.rows.items()}
 
     def _generate_examples(self, rows: np.ndarray) -> Iterator[tuple[int, dict]]:
-        for some, arrays, scalars in batches(self.dataset, rows):
-            values = {**arrays, **scalars}
-            values = {name: values[name] for name in self.info.features}
-            for n, row in enumerate(some.tolist()):
-                yield row, {name: of_one(column[n]) for name, column in values.items()}
+        with reading(self.dataset) as stream:
+            for some, arrays, scalars in batches(stream, rows):
+                values = {**arrays, **scalars}
+                values = {name: values[name] for name in self.info.features}
+                for n, row in enumerate(some.tolist()):
+                    yield row, {name: of_one(column[n]) for name, column in values.items()}
 
 
 def of_one(value):

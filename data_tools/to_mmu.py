@@ -24,6 +24,7 @@ from data_tools.plan import versions
 from data_tools.tiles import MASK_BITS
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.manifest import Manifest
+from jaxz.data.stream import Stream
 from jaxz.errors import InputError, run
 from jaxz.files import read_json, replace
 from jaxz.progress import progress
@@ -53,10 +54,11 @@ def main(argv: list[str]) -> int | None:
         return None
     begin(args.out, dataset, rows, argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
-    for cell in progress(cells.tolist(), len(cells), "files"):
-        path = args.out / f"healpix={cell}" / "001-of-001.hdf5"
-        if not path.exists():
-            write_file(path, dataset, rows[pixels == cell], cell)
+    with selection.reading(dataset) as stream:
+        for cell in progress(cells.tolist(), len(cells), "files"):
+            path = args.out / f"healpix={cell}" / "001-of-001.hdf5"
+            if not path.exists():
+                write_file(path, stream, rows[pixels == cell], cell)
     print(json.dumps(summary, indent=1))
     return None
 
@@ -91,15 +93,16 @@ def begin(out: Path, dataset: Dataset, rows: np.ndarray, argv: list[str]) -> Non
     replace(marker, json.dumps(about, indent=1).encode())
 
 
-def write_file(path: Path, dataset: Dataset, rows: np.ndarray, cell: int) -> None:
+def write_file(path: Path, stream: Stream, rows: np.ndarray, cell: int) -> None:
     """Write the file of one HEALPix cell: there whole or not at all."""
     path.parent.mkdir(exist_ok=True)
+    manifest = stream.sources[0].dataset.manifest
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with h5py.File(temporary, "w") as file:
             at = 0
-            for some, arrays, scalars in selection.batches(dataset, rows):
-                for name, values in fields(dataset.manifest, arrays, scalars, cell).items():
+            for some, arrays, scalars in selection.batches(stream, rows):
+                for name, values in fields(manifest, arrays, scalars, cell).items():
                     selection.append(file, name, values, at, len(rows))
                 at += len(some)
         os.replace(temporary, path)
