@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import astropy.units as u
@@ -25,8 +25,9 @@ from astropy.wcs import WCS
 
 from data_tools import selection
 from data_tools.plan import versions
-from jaxz.data.dataset import Dataset, open_dataset
+from jaxz.data.dataset import open_dataset
 from jaxz.data.manifest import ZERO_POINT_UJY, Array, Band, Manifest
+from jaxz.data.stream import Stream
 from jaxz.errors import InputError, run
 from jaxz.progress import progress
 
@@ -52,8 +53,11 @@ def main(argv: list[str]) -> int | None:
     nbytes = len(rows) * sum(array.nbytes for array in dataset.manifest.arrays.values())
     summary = {"out": str(args.out), "objects": len(rows), "bytes_of_arrays": nbytes}
     if not args.dry_run:
-        write = write_hdf5 if args.out.suffix else write_fits
-        whole(args.out, lambda path: write(path, dataset, rows, argv))
+        with selection.reading(dataset) as stream:
+            if args.out.suffix:
+                whole(args.out, lambda path: write_hdf5(path, stream, rows, argv))
+            else:
+                whole(args.out, lambda path: write_fits(path, stream, rows))
     print(json.dumps(summary | ({"dry_run": True} if args.dry_run else {}), indent=1))
     return None
 
@@ -97,17 +101,20 @@ def is_flux(array: Array, manifest: Manifest) -> bool:
     )
 
 
-def write_fits(folder: Path, dataset: Dataset, rows: np.ndarray, argv: list[str]) -> None:
+def write_fits(folder: Path, stream: Stream, rows: np.ndarray) -> None:
     """A file per object."""
     folder.mkdir()
-    for arrays, scalars in progress(each(dataset, rows), len(rows), "objects"):
-        cube(dataset.manifest, arrays, scalars).writeto(file_name(folder, scalars), checksum=True)
+    for arrays, scalars in progress(each(stream, rows), len(rows), "objects"):
+        hdus = cube(stream.sources[0].dataset.manifest, arrays, scalars)
+        for hdu in hdus:
+            hdu.add_checksum(when="of this HDU")  # instead of the time: equal content is an equal file
+        hdus.writeto(file_name(folder, scalars))
 
 
-def each(dataset: Dataset, rows: np.ndarray):
+def each(stream: Stream, rows: np.ndarray) -> Iterator[tuple[dict, dict]]:
     """(arrays {name: (values, unit)}, scalars {name: value}) of every object."""
-    for some, arrays, scalars in selection.batches(dataset, rows):
-        values = in_units(dataset.manifest, arrays, scalars)
+    for some, arrays, scalars in selection.batches(stream, rows):
+        values = in_units(stream.sources[0].dataset.manifest, arrays, scalars)
         for n in range(len(some)):
             yield {name: (a[n], unit) for name, (a, unit) in values.items()}, {k: v[n] for k, v in scalars.items()}
 
@@ -184,8 +191,9 @@ def printable(text: str) -> str:
     return text.encode("ascii", "backslashreplace").decode()
 
 
-def write_hdf5(path: Path, dataset: Dataset, rows: np.ndarray, argv: list[str]) -> None:
+def write_hdf5(path: Path, stream: Stream, rows: np.ndarray, argv: list[str]) -> None:
     """Arrays at the root, scalars below columns/, what the manifest says of the bands below bands/."""
+    dataset = stream.sources[0].dataset
     manifest = dataset.manifest
     with h5py.File(path, "w") as file:
         columns, bands = file.create_group("columns"), file.create_group("bands")
@@ -193,7 +201,7 @@ def write_hdf5(path: Path, dataset: Dataset, rows: np.ndarray, argv: list[str]) 
             bands[name] = [getattr(band, name) for band in manifest.bands]
         at = 0
         for some, arrays, scalars in progress(
-            selection.batches(dataset, rows), selection.count(dataset, rows), "batches"
+            selection.batches(stream, rows), selection.count(dataset, rows), "batches"
         ):
             values = in_units(manifest, arrays, scalars)
             for name, (array, unit) in values.items():
