@@ -11,8 +11,10 @@ from jaxz.data.writer import DatasetWriter, with_images
 NAMES = ("g", "r", "i")
 
 
-def survey_images(path: Path, samples: int = 40, size: int = 8, encoding: str = "raw", shards: int = 3) -> Path:
-    """Every fifth object lacks band r; every seventh has a saturated pixel; positions lie in several HEALPix cells."""
+def survey_images(
+    path: Path, samples: int = 40, size: int = 8, encoding: str = "raw", shards: int = 3, **given
+) -> Path:
+    """given: values in place of those made here. Every fifth object lacks band r; every seventh has a saturated pixel; positions lie in several HEALPix cells."""
     rng = np.random.default_rng(3)
     shape = (len(NAMES), size, size)
     bands = tuple(Band(name, 480.0 + 140 * c, 120.0, 27.0 + c, 0.2, 3.0 - c, 1.0, 0.7) for c, name in enumerate(NAMES))
@@ -39,6 +41,7 @@ def survey_images(path: Path, samples: int = 40, size: int = 8, encoding: str = 
         "flags": np.arange(samples),
         "z_flag_orig": [f"q{n % 3}" for n in range(samples)],
     }
+    values |= given
     features = rng.normal(size=(samples, 4)).astype(np.float32)
     writer = DatasetWriter(path, manifest, plan={"test": samples})
     for n, rows in enumerate(np.array_split(np.arange(samples), shards)):
