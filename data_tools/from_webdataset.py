@@ -57,7 +57,6 @@ class Schema:
     members: set[str] = field(default_factory=set)
     present: Counter = field(default_factory=Counter)
     hashes: list[np.ndarray] = field(default_factory=list)
-    changed: bool = False  # whether a key is another in the dataset
     encoded: str = ""  # a member that has to be decoded, and so cannot be linked
 
     def join(self, other: "Schema") -> None:
@@ -67,7 +66,6 @@ class Schema:
         self.members |= other.members
         self.present += other.present
         self.hashes += other.hashes
-        self.changed |= other.changed
         self.encoded = self.encoded or other.encoded
 
 
@@ -108,8 +106,7 @@ def plan_import(args: argparse.Namespace) -> Import:
         raise InputError(f"tars: their members {sorted(schema.members)} hold no array; write .npy members")
     columns = {names(path): column_of(path, kinds) for path, kinds in sorted(schema.columns.items())}
     repeated = len(np.unique(np.concatenate(schema.hashes))) < total
-    if schema.changed or repeated:
-        columns["key_orig"] = Column("string", "", "the key in the tar that it comes from")
+    columns["key_orig"] = Column("string", "", "the key in the tar that it comes from")
     if args.split and "split" not in columns:
         columns["split"] = Column("string", "", "as the import said")
     read = partial(read_tar, args, names, columns, repeated)
@@ -125,7 +122,6 @@ def scan(path: Path, skipped: set[str]) -> Schema:
     with open(path, "rb") as file:
         for key, members in samples(path):
             keys.append(key)
-            found.changed |= clean_key(key) != key
             for member in members:
                 found.members.add(member.field)
                 if member.field in skipped:

@@ -140,7 +140,7 @@ def read_array(file: BinaryIO, member: Member, where: str) -> np.ndarray:
     file.seek(member.offset + header.start)
     flat = np.frombuffer(file.read(member.size - header.start), header.dtype)
     shaped = flat.reshape(header.shape, order="F" if header.fortran else "C")
-    return np.ascontiguousarray(shaped, header.dtype.newbyteorder("="))
+    return np.asarray(shaped, header.dtype.newbyteorder("="), order="C")
 
 
 def npz_entries(file: BinaryIO, member: Member, where: str) -> Iterator[tuple[str, Header, Callable[[], np.ndarray]]]:

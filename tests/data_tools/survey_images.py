@@ -14,7 +14,8 @@ NAMES = ("g", "r", "i")
 def survey_images(
     path: Path, samples: int = 40, size: int = 8, encoding: str = "raw", shards: int = 3, **given
 ) -> Path:
-    """given: values in place of those made here. Every fifth object lacks band r; every seventh has a saturated pixel; positions lie in several HEALPix cells."""
+    """Every fifth object lacks band r; every seventh has a saturated pixel; positions lie in several HEALPix cells.
+    given: values of columns in place of those made here."""
     rng = np.random.default_rng(3)
     shape = (len(NAMES), size, size)
     bands = tuple(Band(name, 480.0 + 140 * c, 120.0, 27.0 + c, 0.2, 3.0 - c, 1.0, 0.7) for c, name in enumerate(NAMES))

@@ -40,7 +40,7 @@ def import_tars(tars, out, *more):
 
 @pytest.fixture
 def tars(tmp_path):
-    """Two tars by webdataset's own writer, with its pax headers; keys with folders, too long for a dataset, not ASCII."""
+    """Two tars by webdataset's own writer, with pax headers; keys with folders, too long for a dataset, not ASCII."""
     rng = np.random.default_rng(0)
     paths = [tmp_path / f"part-{n}.tar" for n in range(2)]
     for n, path in enumerate(paths):
@@ -97,9 +97,8 @@ def test_a_datasets_own_tars_are_a_dataset_again(tmp_path, blob_dataset):
     for row in (0, 41, 95):
         a, b = old.cutout(row), new.cutout(row)
         np.testing.assert_array_equal(a["image"], b["image"])
-        assert a["key"] == b["key"] and "key_orig" not in b
+        assert a["key"] == b["key"] == b["key_orig"]
         for name in old.manifest.columns:
-            np.testing.assert_allclose(b[name], a[name], rtol=1e-7) if isinstance(a[name], float) else None
             assert b[name] == a[name] or a[name] != a[name]
 
 
