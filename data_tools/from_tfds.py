@@ -93,7 +93,7 @@ def plan_import(args: argparse.Namespace) -> Import:
     starts = np.cumsum([0, *parts.values()])
     shards, rows_of = row_shards(int(starts[-1]), args.samples_per_shard)
     sources = {split: builder.as_data_source(split) for split in parts}
-    read = partial(read_shard, sources, starts, taken, names, last)
+    read = partial(read_shard, sources, starts, taken, names, last, longest)
     about = {
         "name": builder.info.full_name, "splits": parts, "channels_last": sorted(last),
         "description": builder.info.description, "citation": builder.info.citation,
@@ -183,7 +183,13 @@ def maxima(args: argparse.Namespace, fields: dict[str, Field]) -> dict[str, int]
 
 
 def read_shard(
-    sources: dict[str, Any], starts: np.ndarray, fields: dict[str, Field], names: Names, last: set[str], rows: range
+    sources: dict[str, Any],
+    starts: np.ndarray,
+    fields: dict[str, Field],
+    names: Names,
+    last: set[str],
+    longest: dict[str, int],
+    rows: range,
 ) -> Samples:
     """The samples of some rows, split after split."""
     examples, ids, splits = [], [], []
@@ -199,6 +205,10 @@ def read_shard(
             columns[names(path)] = [scalar(value, field) for value in values]
             continue
         values = [np.asarray(value, field.dtype).reshape(fitting(field.shape, np.shape(value))) for value in values]
+        if path in longest and (most := max(value.shape[field.shape.index(None)] for value in values)) > longest[path]:
+            raise InputError(
+                f"max: {path!r} has {most} entries in a sample of {splits[0]!r}; give --max {path}={most} or more"
+            )
         arrays[names(path)] = [value.transpose(2, 0, 1) for value in values] if path in last else values
     columns.setdefault("object_id", ids)
     columns.setdefault("split", splits)
