@@ -175,15 +175,26 @@ def centre(shape: tuple[int, int], scalars: dict) -> tuple[float, float]:
 
 
 def catalog(manifest: Manifest, scalars: dict) -> Table:
-    """One row, of all scalars; units where FITS knows them."""
-    table = Table(meta={"EXTNAME": "CATALOG"})
+    """One row, of all scalars; units where FITS knows them. Names that differ in case alone, such as flux_y and flux_Y,
+    are one for FITS: the later one gets _2."""
+    table, taken = Table(meta={"EXTNAME": "CATALOG"}), set()
     for name, value in scalars.items():
         value = np.array([printable(value) if isinstance(value, str) else value])
-        table[name] = value.astype(WIDER[value.dtype.name]) if value.dtype.name in ("float16", "int8") else value
-        unit = u.Unit(manifest.columns[name].unit, parse_strict="silent") if name in manifest.columns else None
-        if unit is not None and not isinstance(unit, u.UnrecognizedUnit):
-            table[name].unit = unit
+        column = f"{name}_2" if name.lower() in taken else name
+        taken.add(name.lower())
+        table[column] = value.astype(WIDER[value.dtype.name]) if value.dtype.name in ("float16", "int8") else value
+        table[column].unit = fits_unit(manifest.columns[name].unit) if name in manifest.columns else None
     return table
+
+
+def fits_unit(text: str) -> u.UnitBase | None:
+    """None where FITS has no such unit, as for AB magnitudes."""
+    try:
+        unit = u.Unit(text)
+        unit.to_string("fits")
+        return unit if text else None
+    except ValueError:
+        return None
 
 
 def printable(text: str) -> str:
