@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def main(argv: list[str]) -> int | None:
     nbytes = len(rows) * sum(array.nbytes for array in dataset.manifest.arrays.values())
     summary = {"out": str(args.out), "objects": len(rows), "bytes_of_arrays": nbytes}
     if not args.dry_run:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
         with selection.reading(dataset) as stream:
             if args.out.suffix:
                 whole(args.out, lambda path: write_hdf5(path, stream, rows, argv))
@@ -124,7 +126,7 @@ def file_name(folder: Path, scalars: dict) -> Path:
     object_id = str(scalars.get("object_id", scalars["key"]))
     plain = re.sub("[^A-Za-z0-9_+-]+", "_", object_id)[:100]
     path = folder / f"{plain}.fits"
-    return folder / f"{plain}-{scalars['key']}.fits" if plain != object_id or path.exists() else path
+    return path if plain == object_id != "" and not path.exists() else folder / f"{plain}-{scalars['key']}.fits"
 
 
 def cube(manifest: Manifest, arrays: dict[str, tuple[np.ndarray, str]], scalars: dict) -> fits.HDUList:

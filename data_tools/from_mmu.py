@@ -9,6 +9,7 @@ same command is given again.
 
 import argparse
 import json
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -21,7 +22,7 @@ import numpy as np
 from astropy_healpix import lonlat_to_healpix
 
 from data_tools.bands import load_bands
-from data_tools.importing import Import, Names, Samples, add_arguments, import_dataset, row_shards
+from data_tools.importing import Import, Names, Samples, add_arguments, check_arguments, import_dataset, row_shards
 from data_tools.splits import assign_splits
 from data_tools.tiles import MASK_BITS, to_stored
 from jaxz.data.manifest import Array, Band, Column
@@ -31,7 +32,7 @@ from jaxz.progress import progress
 
 IMAGE = ("image_band", "image_array")  # what a cutout must have
 BESIDE = ("image_ivar", "image_mask", "image_mask_bits", "image_psf_fwhm", "image_scale")  # and may have
-CHUNK = 128  # rows: of 5 bands of 160 x 160, with their variance, 150 MB
+CHUNK_BYTES = 1 << 27  # of the files that are read at once
 NODATA, BAD = np.uint8(MASK_BITS["nodata"]), np.uint8(MASK_BITS["bad"])
 
 
@@ -55,6 +56,7 @@ def main(argv: list[str]) -> int | None:
     args = parser.parse_args(argv)
     if args.bands is None:
         raise InputError("bands: none given, and these files hold no zero points; describe them in a TOML file")
+    check_arguments(args)
     print(json.dumps(import_dataset(args, argv, plan_import(args)), indent=1))
     return None
 
@@ -62,7 +64,7 @@ def main(argv: list[str]) -> int | None:
 def plan_import(args: argparse.Namespace) -> Import:
     """What is in the files, and how it is read."""
     names, (bands, sources) = Names(args), load_bands(args.bands)
-    files = find_files(args.source)
+    files = find_files(args.source, names.skipped)
     names.check(files.fields)
     for name in IMAGE:
         if name not in files.fields:
@@ -86,6 +88,8 @@ def plan_import(args: argparse.Namespace) -> Import:
         columns["z"] = Column("float32", "", columns["z"].description)
     columns |= made_columns(files, columns, bands)
     shards, rows_of = row_shards(files.starts[-1], args.samples_per_shard)
+    row_bytes = sum(math.prod(row) * kind.itemsize for kind, row in files.fields.values())
+    chunk = max(1, CHUNK_BYTES // row_bytes)
     stored = tuple(as_stored(band) for band in bands)
     read = partial(read_rows, files, bands, sources, dtype, columns, names, args, other)
     plan = {"files": [[str(path.relative_to(files.root)), path.stat().st_size] for path in files.paths]}
@@ -98,13 +102,13 @@ def plan_import(args: argparse.Namespace) -> Import:
         columns,
         int(files.starts[-1]),
         shards,
-        lambda n: read_shard(read, rows_of(n)),
+        lambda n: read_shard(read, rows_of(n), chunk),
         plan,
         about,
     )
 
 
-def find_files(root: Path) -> Files:
+def find_files(root: Path, skipped: set[str]) -> Files:
     """All files of a survey. Raises InputError where there is none, or one has other fields than the first."""
     paths = sorted(root.glob("healpix=*/*.hdf5"))
     if not paths:
@@ -112,15 +116,29 @@ def find_files(root: Path) -> Files:
     counts, first = [], None
     for path in progress(paths, len(paths), "files"):
         with open_file(path) as file:
-            fields = {name: (one.dtype, one.shape[1:]) for name, one in file.items() if isinstance(one, h5py.Dataset)}
-            lengths = {one.shape[:1] for one in file.values() if isinstance(one, h5py.Dataset)}
+            found = {name: field_of(file, name, path) for name in file}
+            lengths = {one.shape[:1] for one in found.values()}
+            fields = {name: (one.dtype, one.shape[1:]) for name, one in found.items()}
             if len(lengths) != 1 or lengths == {()}:
                 raise DataError(f"{path}: its fields have {sorted(lengths)} rows; they must all have as many")
             first = fields if first is None else first
-            if different := sorted(name for name in {*fields, *first} if not alike(fields.get(name), first.get(name))):
+            if different := sorted(
+                name for name in {*fields, *first} - skipped if not alike(fields.get(name), first.get(name))
+            ):
                 raise InputError(f"source: {path}: {different[0]!r} is not as in {paths[0]}; import the two apart")
             counts.append(*next(iter(lengths)))
     return Files(root, paths, np.cumsum([0, *counts]), first)
+
+
+def field_of(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
+    """A field that lies in the file itself. Raises InputError for one that points elsewhere, or holds no numbers or
+    text."""
+    inside = isinstance(file.get(name, getlink=True), h5py.HardLink)
+    if not inside or not isinstance(one := file[name], h5py.Dataset) or one.is_virtual or one.external:
+        raise InputError(f"source: {path}: {name!r} is no field of the file itself; write its values there")
+    if one.dtype.kind not in "fiubS" and h5py.check_string_dtype(one.dtype) is None:
+        raise InputError(f"source: {path}: {name!r} holds {one.dtype}, neither numbers nor text; leave it out")
+    return one
 
 
 def alike(one, other) -> bool:
@@ -200,9 +218,9 @@ def left_out(files: Files, sources: tuple[str, ...]) -> set[str]:
     return found - set(sources)
 
 
-def read_shard(read: Callable[[range], Samples], rows: range) -> Samples:
+def read_shard(read: Callable[[range], Samples], rows: range, chunk: int) -> Samples:
     """The samples of some rows, of which few are held as the files have them."""
-    parts = [read(rows[at : at + CHUNK]) for at in range(0, len(rows), CHUNK)]
+    parts = [read(rows[at : at + chunk]) for at in range(0, len(rows), chunk)]
     keys = [key for part in parts for key in part[0]]
     return keys, *({name: np.concatenate([part[k][name] for part in parts]) for name in parts[0][k]} for k in (1, 2))
 

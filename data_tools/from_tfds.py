@@ -25,6 +25,7 @@ from data_tools.importing import (
     add_arguments,
     add_array_arguments,
     array_kind,
+    check_arguments,
     import_dataset,
     row_shards,
 )
@@ -58,6 +59,7 @@ def main(argv: list[str]) -> int | None:
         help="entries of the variable axis, at most; repeatable",
     )
     args = parser.parse_args(argv)
+    check_arguments(args)
     print(json.dumps(import_dataset(args, argv, plan_import(args)), indent=1))
     return None
 

@@ -24,7 +24,16 @@ import numpy as np
 import pyarrow as pa
 
 from data_tools.bands import load_bands
-from data_tools.importing import Import, Names, Samples, add_arguments, add_array_arguments, array_kind, import_dataset
+from data_tools.importing import (
+    Import,
+    Names,
+    Samples,
+    add_arguments,
+    add_array_arguments,
+    array_kind,
+    check_arguments,
+    import_dataset,
+)
 from data_tools.webdataset_tars import (
     PICTURES,
     SCALARS,
@@ -49,12 +58,12 @@ from jaxz.progress import in_threads
 
 @dataclass
 class Schema:
-    """What the samples of one tar hold, or of all: the dtypes and shapes of every array, the types of every column, the
-    fields of the members, and how many samples have each array. hashes: int64 [N], of the keys."""
+    """What the samples of one tar hold, or of all: the dtypes and shapes of every array, the types of every column,
+    all fields, of members and in them, and how many samples have each array. hashes: int64 [N], of the keys."""
 
     arrays: dict[str, set[tuple[np.dtype, tuple[int, ...]]]] = field(default_factory=dict)
     columns: dict[str, set[type]] = field(default_factory=dict)
-    members: set[str] = field(default_factory=set)
+    fields: set[str] = field(default_factory=set)
     present: Counter = field(default_factory=Counter)
     hashes: list[np.ndarray] = field(default_factory=list)
     encoded: str = ""  # a member that has to be decoded, and so cannot be linked
@@ -63,7 +72,7 @@ class Schema:
         for mine, its in ((self.arrays, other.arrays), (self.columns, other.columns)):
             for name, kinds in its.items():
                 mine.setdefault(name, set()).update(kinds)
-        self.members |= other.members
+        self.fields |= other.fields
         self.present += other.present
         self.hashes += other.hashes
         self.encoded = self.encoded or other.encoded
@@ -77,6 +86,7 @@ def main(argv: list[str]) -> int | None:
     parser.add_argument("--split", help="of all samples, where no column is called so")
     parser.add_argument("--link", action="store_true", help="hard links instead of new tars; .npy arrays only")
     args = parser.parse_args(argv)
+    check_arguments(args)
     if args.link and (args.channels_last or args.nan_mask or args.encoding != "raw"):
         raise InputError("link: linked tars stay as they are; leave out --channels_last, --nan_mask and --encoding")
     print(json.dumps(import_dataset(args, argv, plan_import(args)), indent=1))
@@ -89,7 +99,7 @@ def plan_import(args: argparse.Namespace) -> Import:
     schema = Schema()
     for one in in_threads(partial(scan, skipped=names.skipped), args.tars, args.workers, "tars"):
         schema.join(one)
-    names.check([*schema.arrays, *schema.columns, *(schema.members - schema.arrays.keys() - schema.columns.keys())])
+    names.check(sorted(schema.fields))
     if both := sorted(schema.arrays.keys() & schema.columns.keys()):
         raise InputError(f"tars: {both[0]!r} is an array and a scalar of .json; add --skip of one member")
     if args.link and schema.encoded:
@@ -103,7 +113,7 @@ def plan_import(args: argparse.Namespace) -> Import:
         for path, kinds in sorted(schema.arrays.items())
     }
     if not arrays:
-        raise InputError(f"tars: their members {sorted(schema.members)} hold no array; write .npy members")
+        raise InputError(f"tars: their fields {sorted(schema.fields)} hold no array; write .npy members")
     columns = {names(path): column_of(path, kinds) for path, kinds in sorted(schema.columns.items())}
     repeated = len(np.unique(np.concatenate(schema.hashes))) < total
     columns["key_orig"] = Column("string", "", "the key in the tar that it comes from")
@@ -122,14 +132,21 @@ def scan(path: Path, skipped: set[str]) -> Schema:
     with open(path, "rb") as file:
         for key, members in samples(path):
             keys.append(key)
+            seen: set[str] = set()
             for member in members:
-                found.members.add(member.field)
                 if member.field in skipped:
+                    found.fields.add(member.field)
                     continue
                 where = f"{path}: {printable(key)}.{member.field}"
                 for name, value in contents(file, member, where):
+                    found.fields.add(name)
                     if name in skipped:
                         continue
+                    if name in seen:
+                        raise InputError(
+                            f"{where}: the sample has {name!r} in another member too; --skip {member.field}"
+                        )
+                    seen.add(name)
                     if isinstance(value, Header):
                         found.arrays.setdefault(name, set()).add((value.dtype, value.shape))
                         found.present[name] += 1
@@ -214,7 +231,8 @@ def read_tar(args: argparse.Namespace, names: Names, columns: dict[str, Column],
                 elif kind == "npz":
                     found = {entry_field(member, entry): get for entry, _, get in npz_entries(file, member, where)}
                 else:
-                    scalars |= {names(name): value for name, value in read_scalars(file, member, where).items()}
+                    found = read_scalars(file, member, where)
+                    scalars |= {names(name): found[name] for name in found.keys() - names.skipped}
                     continue
                 for name in found.keys() - names.skipped:
                     value = found[name]()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_tools.catalog import VALID
 from data_tools.plan import WRITING, check_begun, check_out, versions
 from data_tools.tiles import MASK_BITS
 from jaxz.data.index import PLACES, read_index
@@ -65,10 +66,13 @@ def add_array_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Raises InputError for numbers that are out of range."""
+    """What can be told before the source is read. Raises InputError for numbers out of range, and where nothing can be
+    written."""
     for name in ("workers", "samples_per_shard"):
         if getattr(args, name, 1) < 1:
             raise InputError(f"{name}: {getattr(args, name)} must be at least 1")
+    if not args.dry_run:
+        check_out(args.out)
 
 
 class Names:
@@ -109,9 +113,8 @@ def array_kind(name: str, shape: tuple, bands: tuple[Band, ...]) -> str:
 
 def import_dataset(args: argparse.Namespace, argv: list[str], source: Import) -> dict:
     """Write the dataset, or finish it, and say what was done. Raises InputError."""
-    check_arguments(args)
     columns = dict(source.columns)
-    labelled = "z" in columns and "z_kind" not in columns
+    labelled = "z" in columns and "z_kind" not in columns and np.dtype(columns["z"].dtype).kind == "f"
     if labelled:
         columns["z_kind"] = Column("string", "", "where z comes from: as the import said, or none")
     arrays = dict(source.arrays)
@@ -135,7 +138,6 @@ def import_dataset(args: argparse.Namespace, argv: list[str], source: Import) ->
     plan |= {"bands": args.bands.read_text() if args.bands else "", "z_kind": args.z_kind}
     plan |= {name: getattr(args, name) for name in OF_SOME if hasattr(args, name)}
     plan |= encoding_plan(args.encoding)
-    check_out(args.out)
     check_begun(args.out, plan)
     provenance = {
         "tool": f"data_tools.{source.tool}", "arguments": argv, "source": source.about,
@@ -152,8 +154,8 @@ def import_dataset(args: argparse.Namespace, argv: list[str], source: Import) ->
         for name in to_mask:
             stored[name], stored[f"{name}_mask"] = masked(np.asarray(stored[name]))
         if labelled:
-            known = np.isfinite(np.array([np.nan if z is None else z for z in values["z"]], float))
-            values["z_kind"] = np.where(known, args.z_kind, "none")
+            known = VALID["z_spec"](z := np.asarray(values["z"], columns["z"].dtype))
+            values |= {"z": np.where(known, z, np.nan), "z_kind": np.where(known, args.z_kind, "none")}
         try:
             source.put(writer, n, keys, stored, values)
         except ValueError as error:

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import json
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def main(argv: list[str]) -> int | None:
         print(json.dumps({**summary, "dry_run": True}, indent=1))
         return None
     builder = JaxzDataset(dataset, splits, name=args.name, version=args.version, data_dir=str(args.out))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
     with contextlib.redirect_stdout(sys.stderr):  # its own words
         builder.download_and_prepare()
     print(json.dumps(summary, indent=1))

@@ -167,7 +167,7 @@ def read_scalars(file: BinaryIO, member: Member, where: str) -> dict[str, int | 
     try:
         text = file.read(member.size).decode()
         if extension(member.field) == "cls":
-            return {member.field: int(text)}
+            return {member.field: whole(text.strip())}
         if extension(member.field) in TEXTS:
             return {member.field: text.strip()}
         values = json.loads(text, parse_int=whole, parse_constant=lambda name: None)

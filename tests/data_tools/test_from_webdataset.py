@@ -219,6 +219,8 @@ GOOD = ("1.npy", npy(np.ones(4)))
         ([GOOD, ("2.npy", npy(np.ones(4, "i4")))], "make them alike"),
         ([GOOD, ("2.cls", b"1")], "'npy' is missing in 1 of 2 samples"),
         ([("1.cls", b"1")], "hold no array"),
+        ([GOOD, ("1.json", b'{"npy": 1}')], "has 'npy' in another member too"),
+        ([GOOD, ("1.json", b'{"a": 1}'), ("1.meta.json", b'{"a": 2}')], "has 'a' in another member too"),
         ([GOOD, ("1.bin", b"1")], "is not read; write it as .npy or .json, or --skip bin"),
     ],
 )
@@ -227,6 +229,27 @@ def test_what_is_refused_and_why(tmp_path, members, match):
     with pytest.raises(InputError, match=match):
         import_tars([path], tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_fields_of_json_are_renamed_and_skipped(tmp_path):
+    scalars = json.dumps({"a": 1, "b": [1, 2], "key": "mine", "inf": float("inf")}).encode()
+    path = write_tar(tmp_path / "a.tar", [GOOD, ("1.json", scalars)])
+    assert import_tars([path], tmp_path / "new", "--skip", "b", "--rename", "b=a", "--rename", "name=key") is None
+    sample = open_dataset(tmp_path / "new").cutout(0)
+    assert (sample["b"], sample["name"], sample["key_orig"]) == (1, "mine", "1") and np.isnan(sample["inf"])
+    assert set(sample) == {"key", "npy", "b", "name", "key_orig", "inf"}
+
+
+def test_damage_to_a_linked_tar_is_found_and_listed(tars, tmp_path, capsys):
+    assert import_tars(tars, tmp_path / "new", "--link") is None
+    with open(tars[1], "r+b") as file:
+        offset = open_dataset(tmp_path / "new").shard_table(1, ["image_offset"])["image_offset"][2].as_py()
+        file.seek(offset)
+        file.write(b"\xff")
+    assert verify.main([str(tmp_path / "new")]) == 1
+    assert "shards/00001.tar: image: 1 of 6 samples do not have the checksum" in capsys.readouterr().out
+    assert verify.main([str(tmp_path / "new"), "--repair"]) is None
+    assert open_dataset(tmp_path / "new").quarantined.tolist() == [8]
 
 
 def test_names_that_leave_the_folder_are_only_names(tmp_path):

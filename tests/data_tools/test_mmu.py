@@ -205,11 +205,11 @@ def test_an_interrupted_import_goes_on_to_the_same_bytes(survey, tmp_path, monke
     shutil.rmtree(tmp_path / "new")
     real, calls = from_mmu.read_shard, []
 
-    def interrupted(read, rows):
-        calls.append(rows)
+    def interrupted(*arguments):
+        calls.append(arguments)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return real(read, rows)
+        return real(*arguments)
 
     monkeypatch.setattr(from_mmu, "read_shard", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -276,6 +276,45 @@ def test_what_does_not_fit_is_refused(survey, tmp_path):
     refused("healpix=2.* cannot be read as HDF5", kind=DataError)
     with pytest.raises(InputError, match="has no healpix="):
         from_mmu.main([str(tmp_path), *arguments[1:]])
+
+
+def test_files_that_point_elsewhere_or_hold_objects_are_refused(survey, tmp_path):
+    path, secret = survey[0] / "healpix=2" / "001-of-001.hdf5", tmp_path / "secret.hdf5"
+    with h5py.File(secret, "w") as file:
+        file["values"] = np.arange(5)
+    layout = h5py.VirtualLayout((5,), "i8")
+    layout[:] = h5py.VirtualSource(secret, "values", (5,))
+    (tmp_path / "raw").write_bytes(bytes(40))
+    put = {
+        "an external link": lambda file: file.update({"more": h5py.ExternalLink(str(secret), "values")}),
+        "a soft link": lambda file: file.update({"more": h5py.SoftLink("/Z")}),
+        "a virtual field": lambda file: file.create_virtual_dataset("more", layout),
+        "an external file": lambda file: file.create_dataset(
+            "more", (5,), "i8", external=[(str(tmp_path / "raw"), 0, 40)]
+        ),
+        "a group": lambda file: file.create_group("more"),
+        "a compound": lambda file: file.create_dataset("more", (5,), [("a", "i4"), ("b", "i4")]),
+    }
+    for what, change in put.items():
+        with h5py.File(path, "r+") as file:
+            change(file)
+        with pytest.raises(InputError, match="'more' is no field of the file itself|'more' holds .* neither numbers"):
+            pytest.fail(f"{what} was read: {from_mmu.main(command(survey, tmp_path))}")
+        with h5py.File(path, "r+") as file:
+            del file["more"]
+    assert from_mmu.main(command(survey, tmp_path)) is None
+
+
+def test_numbers_that_stand_for_no_redshift_are_no_labels(tmp_path):
+    bands = np.array([["hsc-g", "hsc-r"]] * 5)
+    z = np.array([0.5, -99, np.nan, 99, 1.5])
+    mmu_file(tmp_path / "s" / "healpix=1" / "a.hdf5", bands, 1, count=5, Z=z)
+    (tmp_path / "bands.toml").write_text(BANDS)
+    more = ["--rename", "z=Z", "--z_kind", "grism"]
+    from_mmu.main([str(tmp_path / "s"), "--bands", str(tmp_path / "bands.toml"), "--out", str(tmp_path / "new"), *more])
+    dataset = open_dataset(tmp_path / "new")
+    np.testing.assert_array_equal(dataset.column("z"), np.float32([0.5, np.nan, np.nan, np.nan, 1.5]))
+    assert dataset.column("z_kind").tolist() == ["grism", "none", "none", "none", "grism"]
 
 
 def test_bands_survive_their_file(tmp_path):
