@@ -11,8 +11,8 @@ import argparse
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,19 +65,15 @@ def plan_import(args: argparse.Namespace) -> Import:
     """What is in the files, and how it is read."""
     names, (bands, sources) = Names(args), load_bands(args.bands)
     files = find_files(args.source, names.skipped)
-    names.check(files.fields)
-    for name in IMAGE:
-        if name not in files.fields:
-            raise InputError(f"source: {str(args.source)!r} has no {name!r}; these are no cutouts of the MMU layout")
-    if args.skip and (own := sorted(set(args.skip) & {*IMAGE, *BESIDE})):
-        raise InputError(f"skip: {own[0]!r} belongs to the image; leave it in")
+    names.check([*files.fields, *names.skipped])
+    check_image(files)
     dtype, (_, height, width) = ENCODINGS[args.encoding], files.fields["image_array"][1]
     shape = (len(bands), height, width)
     arrays = {
         "image": Array("image", dtype, shape, unit="flux: m_AB = zero_point_ab - 2.5 log10(image)"),
         "image_mask": Array("mask", "uint8", shape, bits=MASK_BITS),
     }
-    columns, other = {}, [name for name in files.fields if name not in {*IMAGE, *BESIDE, *names.skipped}]
+    columns, other = {}, [name for name in files.fields if name not in {*IMAGE, *BESIDE}]
     for field in other:
         kind, row = files.fields[field]
         if row:
@@ -88,46 +84,53 @@ def plan_import(args: argparse.Namespace) -> Import:
         columns["z"] = Column("float32", "", columns["z"].description)
     columns |= made_columns(files, columns, bands)
     shards, rows_of = row_shards(files.starts[-1], args.samples_per_shard)
-    row_bytes = sum(math.prod(row) * kind.itemsize for kind, row in files.fields.values())
-    chunk = max(1, CHUNK_BYTES // row_bytes)
     stored = tuple(as_stored(band) for band in bands)
-    read = partial(read_rows, files, bands, sources, dtype, columns, names, args, other)
+    columns_of = {field: names(field) for field in other}
+    reader = Rows(files, bands, sources, dtype, columns_of, frozenset(columns), args.split_order, args.seed)
     plan = {"files": [[str(path.relative_to(files.root)), path.stat().st_size] for path in files.paths]}
     plan |= {"split_order": args.split_order, "seed": args.seed}
     about = {"files": len(files.paths), "bands_left_out": sorted(left_out(files, sources))}
-    return Import(
-        "from_mmu",
-        arrays,
-        stored,
-        columns,
-        int(files.starts[-1]),
-        shards,
-        lambda n: read_shard(read, rows_of(n), chunk),
-        plan,
-        about,
-    )
+    shard = lambda n: reader.shard(rows_of(n))
+    return Import("from_mmu", arrays, stored, columns, int(files.starts[-1]), shards, shard, plan, about)
 
 
 def find_files(root: Path, skipped: set[str]) -> Files:
-    """All files of a survey. Raises InputError where there is none, or one has other fields than the first."""
+    """All files of a survey, without the fields that are skipped. Raises InputError where there is no file, none of a
+    field that is skipped, or one has other fields than the first."""
+    if own := sorted(skipped & {*IMAGE, *BESIDE}):
+        raise InputError(f"skip: {own[0]!r} belongs to the image; leave it in")
     paths = sorted(root.glob("healpix=*/*.hdf5"))
     if not paths:
         raise InputError(f"source: {str(root)!r} has no healpix=*/*.hdf5; name the folder of one survey")
     counts, first = [], None
     for path in progress(paths, len(paths), "files"):
         with open_file(path) as file:
-            found = {name: field_of(file, name, path) for name in file}
+            if unknown := sorted(skipped - set(file)):
+                raise InputError(f"skip: {unknown[0]!r} is no field of {path}; it has {sorted(file)}")
+            found = {name: field_of(file, name, path) for name in file if name not in skipped}
             lengths = {one.shape[:1] for one in found.values()}
             fields = {name: (one.dtype, one.shape[1:]) for name, one in found.items()}
             if len(lengths) != 1 or lengths == {()}:
                 raise DataError(f"{path}: its fields have {sorted(lengths)} rows; they must all have as many")
             first = fields if first is None else first
-            if different := sorted(
-                name for name in {*fields, *first} - skipped if not alike(fields.get(name), first.get(name))
-            ):
+            if different := sorted(name for name in {*fields, *first} if not alike(fields.get(name), first.get(name))):
                 raise InputError(f"source: {path}: {different[0]!r} is not as in {paths[0]}; import the two apart")
             counts.append(*next(iter(lengths)))
     return Files(root, paths, np.cumsum([0, *counts]), first)
+
+
+def check_image(files: Files) -> None:
+    """Raises InputError where the fields of the image are not there, or not of shapes that belong together."""
+    for name in IMAGE:
+        if name not in files.fields:
+            raise InputError(f"source: {str(files.root)!r} has no {name!r}; these are no cutouts of the MMU layout")
+    shape = files.fields["image_array"][1]
+    bands = shape[:1]
+    wanted = {"image_band": (bands,), "image_psf_fwhm": (bands,), "image_scale": (bands,)}
+    wanted["image_mask"] = (shape, shape[1:])
+    for name in (name for name in (*IMAGE, *BESIDE) if name in files.fields):
+        if len(shape) != 3 or files.fields[name][1] not in wanted.get(name, (shape,)):
+            raise InputError(f"source: {name!r} of {files.fields[name][1]} a row does not fit image_array's {shape}")
 
 
 def field_of(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
@@ -135,9 +138,11 @@ def field_of(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
     text."""
     inside = isinstance(file.get(name, getlink=True), h5py.HardLink)
     if not inside or not isinstance(one := file[name], h5py.Dataset) or one.is_virtual or one.external:
-        raise InputError(f"source: {path}: {name!r} is no field of the file itself; write its values there")
+        raise InputError(
+            f"source: {path}: {name!r} is no field of the file itself; write its values there, or --skip it"
+        )
     if one.dtype.kind not in "fiubS" and h5py.check_string_dtype(one.dtype) is None:
-        raise InputError(f"source: {path}: {name!r} holds {one.dtype}, neither numbers nor text; leave it out")
+        raise InputError(f"source: {path}: {name!r} holds {one.dtype}, neither numbers nor text; --skip it")
     return one
 
 
@@ -218,39 +223,62 @@ def left_out(files: Files, sources: tuple[str, ...]) -> set[str]:
     return found - set(sources)
 
 
-def read_shard(read: Callable[[range], Samples], rows: range, chunk: int) -> Samples:
-    """The samples of some rows, of which few are held as the files have them."""
-    parts = [read(rows[at : at + chunk]) for at in range(0, len(rows), chunk)]
-    keys = [key for part in parts for key in part[0]]
-    return keys, *({name: np.concatenate([part[k][name] for part in parts]) for name in parts[0][k]} for k in (1, 2))
+@dataclass(frozen=True)
+class Rows:
+    """Reads rows of the files as samples. bands, sources [C]: as the user describes them; dtype: of the stored image;
+    names: {field: name} of what is not the image; columns: the names of those that are scalars, and of what is made;
+    order, seed: of the splits."""
 
+    files: Files
+    bands: tuple[Band, ...]
+    sources: tuple[str, ...]
+    dtype: str
+    names: dict[str, str]
+    columns: frozenset[str]
+    order: int
+    seed: int
 
-def read_rows(files, bands, sources, dtype, columns, names, args, other, rows: range) -> Samples:
-    """The samples of some rows, in the order of the files."""
-    image_fields = [name for name in (*IMAGE, *BESIDE) if name in files.fields]
-    found = read_fields(files, [*image_fields, *other], rows)
-    place, there = band_places(found.pop("image_band"), sources, rows)
-    image = {name: found.pop(name) for name in image_fields[1:]}
-    pixels, flags, ivar = to_bands(image, place, there)
-    values = {names(name): found[name] for name in other if name != "healpix"}
-    arrays = {name: values.pop(name) for name in list(values) if name not in columns}
-    stored = np.empty(pixels.shape, dtype)
-    for c, band in enumerate(bands):
-        stored[:, c], flags[:, c] = to_stored(pixels[:, c], flags[:, c], 1 / band.sky_sigma, dtype)
-        values |= of_band(image, band, place[:, c], there[:, c], None if ivar is None else ivar[:, c], flags[:, c])
-    check_scales(image, bands, place, there)
-    values["bands_observed"] = ((flags == 0).any((2, 3)) << np.arange(len(bands))).sum(1)
-    if "survey" not in values:
-        values["survey"] = np.full(len(rows), files.root.resolve().name)
-    if "healpix" in columns:
+    def shard(self, rows: range) -> Samples:
+        """The samples of some rows, of which few are held as the files have them."""
+        row_bytes = sum(math.prod(row) * kind.itemsize for kind, row in self.files.fields.values())
+        step = max(1, CHUNK_BYTES // row_bytes)
+        parts = [self.samples(rows[at : at + step]) for at in range(0, len(rows), step)]
+        arrays, columns = (
+            {name: np.concatenate([part[k][name] for part in parts]) for name in parts[0][k]} for k in (1, 2)
+        )
+        return [key for part in parts for key in part[0]], arrays, columns
+
+    def samples(self, rows: range) -> Samples:
+        """The samples of some rows, in the order of the files."""
+        image_fields = [name for name in (*IMAGE, *BESIDE) if name in self.files.fields]
+        found = read_fields(self.files, [*image_fields, *self.names], rows)
+        place, there = band_places(found.pop("image_band"), self.sources, rows)
+        image = {name: found.pop(name) for name in image_fields[1:]}
+        check_scales(image, self.bands, place, there)
+        pixels, flags, ivar = to_bands(image, place, there)
+        found.pop("healpix", None)
+        values = {self.names[field]: column for field, column in found.items()}
+        arrays = {name: values.pop(name) for name in values.keys() - self.columns}
+        stored = np.empty(pixels.shape, self.dtype)
+        for c, band in enumerate(self.bands):
+            stored[:, c], flags[:, c] = to_stored(pixels[:, c], flags[:, c], 1 / band.sky_sigma, self.dtype)
+            values |= of_band(image, band, place[:, c], there[:, c], None if ivar is None else ivar[:, c], flags[:, c])
+        values["bands_observed"] = ((flags == 0).any((2, 3)) << np.arange(len(self.bands))).sum(1)
+        values.setdefault("survey", np.full(len(rows), self.files.root.resolve().name))
+        if "healpix" in self.columns:
+            values |= self.on_sky(values, rows, pixels.shape[2:])
+        return [f"{row:09d}" for row in rows], {**arrays, "image": stored, "image_mask": flags}, values
+
+    def on_sky(self, values: dict, rows: range, shape: tuple[int, int]) -> dict[str, np.ndarray]:
+        """Columns healpix and, where the files have none, split. Raises InputError for a row without a position."""
         ra, dec = values["ra"], values["dec"]
         if lost := np.flatnonzero(~(np.isfinite(ra) & (np.abs(dec) <= 90))).tolist():
             raise InputError(f"ra, dec: row {rows[lost[0]]} has no position on the sky; leave its file out, or mend it")
-        values["healpix"] = lonlat_to_healpix(ra * u.deg, dec * u.deg, 2**29, order="nested")
+        found = {"healpix": lonlat_to_healpix(ra * u.deg, dec * u.deg, 2**29, order="nested")}
         if "split" not in values:
-            diagonal = np.hypot(*pixels.shape[2:]) * max(band.pixel_scale_arcsec for band in bands)
-            values["split"], _ = assign_splits(ra, dec, gap_arcsec=diagonal, order=args.split_order, seed=args.seed)
-    return [f"{row:09d}" for row in rows], {**arrays, "image": stored, "image_mask": flags}, values
+            diagonal = math.hypot(*shape) * max(band.pixel_scale_arcsec for band in self.bands)
+            found["split"], _ = assign_splits(ra, dec, gap_arcsec=diagonal, order=self.order, seed=self.seed)
+        return found
 
 
 def band_places(found: np.ndarray, sources: tuple[str, ...], rows: range) -> tuple[np.ndarray, np.ndarray]:

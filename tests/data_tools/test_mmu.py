@@ -203,7 +203,7 @@ def test_an_interrupted_import_goes_on_to_the_same_bytes(survey, tmp_path, monke
     assert from_mmu.main(arguments) is None
     whole = {p.name: p.read_bytes() for p in (tmp_path / "new").rglob("0*")}
     shutil.rmtree(tmp_path / "new")
-    real, calls = from_mmu.read_shard, []
+    real, calls = from_mmu.Rows.shard, []
 
     def interrupted(*arguments):
         calls.append(arguments)
@@ -211,7 +211,7 @@ def test_an_interrupted_import_goes_on_to_the_same_bytes(survey, tmp_path, monke
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(from_mmu, "read_shard", interrupted)
+    monkeypatch.setattr(from_mmu.Rows, "shard", interrupted)
     with pytest.raises(KeyboardInterrupt):
         from_mmu.main(arguments)
     assert 0 < len(list((tmp_path / "new").glob("index/*"))) < 4 and not (tmp_path / "new/dataset.json").exists()
@@ -302,6 +302,31 @@ def test_files_that_point_elsewhere_or_hold_objects_are_refused(survey, tmp_path
             pytest.fail(f"{what} was read: {from_mmu.main(command(survey, tmp_path))}")
         with h5py.File(path, "r+") as file:
             del file["more"]
+    for file in survey[0].glob("*/*"):
+        with h5py.File(file, "r+") as file:
+            file["more"] = h5py.ExternalLink(str(secret), "values")
+    with pytest.raises(InputError, match="skip: 'less' is no field"):
+        from_mmu.main(command(survey, tmp_path, "--skip", "less"))
+    assert from_mmu.main(command(survey, tmp_path, "--skip", "more")) is None
+
+
+def test_an_image_of_another_layout_is_refused(survey, tmp_path):
+    path = survey[0] / "healpix=1" / "001-of-001.hdf5"
+    shutil.rmtree(survey[0] / "healpix=2")
+    for name, values in (
+        ("image_mask", np.ones((5, 3, 3))),
+        ("image_psf_fwhm", np.ones(5)),
+        ("image_array", np.ones(5)),
+    ):
+        with h5py.File(path, "r+") as file:
+            before = file[name][:]
+            del file[name]
+            file[name] = values
+        with pytest.raises(InputError, match="a row does not fit image_array's"):
+            from_mmu.main(command(survey, tmp_path))
+        with h5py.File(path, "r+") as file:
+            del file[name]
+            file[name] = before
     assert from_mmu.main(command(survey, tmp_path)) is None
 
 
