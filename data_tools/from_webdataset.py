@@ -116,6 +116,10 @@ def plan_import(args: argparse.Namespace) -> Import:
         raise InputError(f"tars: their fields {sorted(schema.fields)} hold no array; write .npy members")
     columns = {names(path): column_of(path, kinds) for path, kinds in sorted(schema.columns.items())}
     repeated = len(np.unique(np.concatenate(schema.hashes))) < total
+    if "key_orig" in columns:
+        raise InputError(
+            "rename: 'key_orig' is the key in the tar; call the scalar otherwise, --rename NEW=key for one"
+        )
     columns["key_orig"] = Column("string", "", "the key in the tar that it comes from")
     if args.split and "split" not in columns:
         columns["split"] = Column("string", "", "as the import said")
@@ -178,12 +182,13 @@ def contents(file: BinaryIO, member: Member, where: str):
 
 def array_field(member: Member) -> str:
     """image of image.npy; npy of npy."""
-    return member.field[: -len(".npy")] or member.field if "." in member.field else member.field
+    return member.field.rpartition(".")[0] or member.field
 
 
 def entry_field(member: Member, entry: str) -> str:
     """entry of npz, a/entry of a.npz."""
-    return f"{member.field[: -len('.npz')]}/{entry}" if "." in member.field else entry
+    prefix = member.field.rpartition(".")[0]
+    return f"{prefix}/{entry}" if prefix else entry
 
 
 def array_of(

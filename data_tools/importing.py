@@ -29,7 +29,8 @@ OF_SOME = ("samples_per_shard", "channels_last", "nan_mask", "split", "link")  #
 @dataclass(frozen=True)
 class Import:
     """What is to be written. read(n): the samples of shard n of `shards`. plan: what decides the content, beside the
-    shared arguments; an interrupted import goes on only where it is the same. summary: what else to tell people."""
+    shared arguments; an interrupted import goes on only where it is the same. about: the source, for people and for
+    the provenance. put(writer, n, *samples): writes shard n."""
 
     tool: str
     arrays: dict[str, Array]

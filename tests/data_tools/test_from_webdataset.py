@@ -235,6 +235,8 @@ def test_fields_of_json_are_renamed_and_skipped(tmp_path):
     scalars = json.dumps({"a": 1, "b": [1, 2], "key": "mine", "inf": float("inf")}).encode()
     path = write_tar(tmp_path / "a.tar", [GOOD, ("1.json", scalars)])
     assert import_tars([path], tmp_path / "new", "--skip", "b", "--rename", "b=a", "--rename", "name=key") is None
+    with pytest.raises(InputError, match="'key_orig' is the key in the tar"):
+        import_tars([path], tmp_path / "other", "--skip", "b")
     sample = open_dataset(tmp_path / "new").cutout(0)
     assert (sample["b"], sample["name"], sample["key_orig"]) == (1, "mine", "1") and np.isnan(sample["inf"])
     assert set(sample) == {"key", "npy", "b", "name", "key_orig", "inf"}
