@@ -231,7 +231,8 @@ def check_tar(found: Findings, path: Path, index: pa.Table | None, manifest: Man
         with open(path, "rb") as tar:
             for name, array in tar_arrays(manifest).items():
                 payloads += check_payloads(found, tar, index, name, array)
-            members = check_members(found, tar, index, manifest)
+            linked = manifest.provenance.get("linked_tars") is True  # another writer's: only the payloads are ours
+            members = [] if linked else check_members(found, tar, index, manifest)
     if not found.tar_is_whole:
         note = "; no sample is known to be affected" if usable and not (payloads or members) else ""
         if others := [shard.name for shard in manifest.shards if shard.sha256 == found.tar_sha256]:

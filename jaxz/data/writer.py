@@ -225,7 +225,7 @@ def encode(value: np.ndarray, spec: Array, key: str, array: str) -> bytes:
     if spec.compact:
         return compact.encode(value, spec.compact.steps, compact.sample_seed(spec.compact.seed, key))
     sink = io.BytesIO()
-    np.lib.format.write_array(sink, np.ascontiguousarray(value), version=(1, 0), allow_pickle=False)
+    np.lib.format.write_array(sink, np.asarray(value, order="C"), version=(1, 0), allow_pickle=False)
     return sink.getvalue()
 
 
