@@ -25,7 +25,7 @@ from astropy.table import Table
 from astropy.wcs import WCS
 
 from data_tools import selection
-from data_tools.plan import versions
+from data_tools.inputs import versions
 from jaxz.data.dataset import open_dataset
 from jaxz.data.manifest import ZERO_POINT_UJY, Array, Band, Manifest
 from jaxz.data.stream import Stream

@@ -23,8 +23,9 @@ from astropy_healpix import lonlat_to_healpix
 
 from data_tools.bands import load_bands
 from data_tools.importing import Import, Names, Samples, add_arguments, check_arguments, import_dataset, row_shards
+from data_tools.measure import to_stored
 from data_tools.splits import assign_splits
-from data_tools.tiles import MASK_BITS, to_stored
+from data_tools.tiles import MASK_BITS
 from jaxz.data.manifest import Array, Band, Column
 from jaxz.data.writer import ENCODINGS
 from jaxz.errors import DataError, InputError, run

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_tools.catalog import VALID
-from data_tools.plan import WRITING, check_begun, check_out, versions
+from data_tools.catalogs.columns import cleaned
+from data_tools.inputs import WRITING, check_begun, check_out, versions
 from data_tools.tiles import MASK_BITS
 from jaxz.data.index import PLACES, read_index
 from jaxz.data.manifest import Array, Band, Column, Manifest
@@ -155,8 +155,8 @@ def import_dataset(args: argparse.Namespace, argv: list[str], source: Import) ->
         for name in to_mask:
             stored[name], stored[f"{name}_mask"] = masked(np.asarray(stored[name]))
         if labelled:
-            known = VALID["z_spec"](z := np.asarray(values["z"], columns["z"].dtype))
-            values |= {"z": np.where(known, z, np.nan), "z_kind": np.where(known, args.z_kind, "none")}
+            z = cleaned(np.asarray(values["z"]), "z_spec", [], 1.0).astype(columns["z"].dtype)
+            values |= {"z": z, "z_kind": np.where(np.isfinite(z), args.z_kind, "none")}
         try:
             source.put(writer, n, keys, stored, values)
         except ValueError as error:

@@ -20,7 +20,7 @@ from astropy_healpix import lonlat_to_healpix
 
 from data_tools import selection
 from data_tools.bands import bands_toml
-from data_tools.plan import versions
+from data_tools.inputs import versions
 from data_tools.tiles import MASK_BITS
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.manifest import Manifest
