@@ -108,7 +108,7 @@ class Source:
         try:
             for raw in self.table.chunks(wanted, rows):
                 yield self.join(raw)
-        except InputError:
+        except (InputError, MemoryError):
             raise
         except Exception as error:  # of many kinds: whatever a damaged file makes its library raise
             problem = f"{str(self.table.files[0])!r} cannot be read to its end ({type(error).__name__}: {error})"
@@ -233,7 +233,8 @@ def open_catalog(
 ) -> Catalog:
     """Choose the columns of a catalogue (and say which, and why) and match it with the redshifts of another.
 
-    Reads the match's catalogue whole, and the positions of this one once. Raises InputError that names the field.
+    Reads the match's catalogue whole, and the positions of this one once; a match without a file is none. Raises
+    InputError that names the field.
     """
     needed = ("object_id", *(("ra", "dec") if spec.sky else ("x", "y")))
     left_out = ("x", "y") if spec.sky else ("ra", "dec")
@@ -242,7 +243,9 @@ def open_catalog(
     bands = photometry.choose_photometry(source.table, spec, "catalog", say)
     choices = {name: str(choice) for name, choice in source.choices.items()}
     files, redshifts, matched = list(source.table.files), None, None
-    if match is not None:
+    if match is not None and not match.file:
+        say("match: no file is named; redshifts are the catalogue's own")
+    elif match is not None:
         other, redshifts = read_redshifts(match, say)
         matched = match_catalog(source, redshifts, match.radius_arcsec, say)
         files += other.table.files
@@ -252,8 +255,6 @@ def open_catalog(
 
 def read_redshifts(match: Match, say: Callable[[str], None]) -> tuple[Source, dict[str, np.ndarray]]:
     """The compilation: ra, dec and all of labels.MEASURED [K], of its rows that have a redshift. Raises InputError."""
-    if not match.file:
-        raise InputError("match.file: none named; name the catalogue of redshifts there or with --match")
     source = Source.choose(Path(match.file), match.catalog, REDSHIFTS, ("ra", "dec", "z_spec"), "match.catalog", say)
     parts = []
     for raw in source.read(source.wanted(), MATCH_ROWS):

@@ -28,12 +28,16 @@ VALID = {  # (from, to), both excluded: any other number stands for "missing" (-
     "mag_ref": (-30, 50),
     "weight": (-1e-9, HUGE),
     "mag": (-30, 50),
-    "magerr": (0, 20),
+    "magerr": (0, 99),
     "fluxerr": (0, HUGE),
     "ivar": (0, HUGE),
     "psf_fwhm": (0, 3600),
 }
 FLUX_SENTINELS = (-99.0, -999.0, -9999.0)  # a flux may take any value in between
+GO_WITH = {  # an alias of the first, such as "flag", is looked for beside one of the second only
+    **dict.fromkeys(("z_spec_err", "z_quality", "z_source"), ("z_spec", "z_grism")),
+    **dict.fromkeys(("z_phot_l68", "z_phot_u68"), ("z_phot",)),
+}
 UNITS = {  # spellings that astropy does not know
     "degrees": "deg", "degree": "deg", "hours": "hourangle", "hour": "hourangle", "h": "hourangle",
     "nanomaggies": "nmgy", "maggies": "mgy", "microjanskys": "uJy", "mujy": "uJy", "microjy": "uJy", "abmag": "mag",
@@ -60,9 +64,10 @@ def choose(table: Opened, spec: CatalogColumns, names: tuple[str, ...], needed: 
     Raises InputError for columns that are not there, hold no scalars, or where two aliases fit.
     """
     choices = {}
-    for name in names:
+    for name in sorted(names, key=lambda name: name in GO_WITH):
         column, why = getattr(spec, name), "named by the survey file"
-        if not column and name not in spec.ignore:
+        alone = name in GO_WITH and not any(other in choices for other in GO_WITH[name])
+        if not column and name not in spec.ignore and not alone:
             column, why = by_alias(table, name, f"{where}.{name}"), "by its name"
         if column:
             columns = column if isinstance(column, list) else [column]

@@ -17,7 +17,7 @@ from astropy.utils.xml.iterparser import get_xml_iterator
 
 from data_tools.catalogs import arrow_tables, hdf5_tables
 from data_tools.catalogs.opened import Opened, WantedColumns
-from jaxz.errors import InputError
+from jaxz.errors import BAD_PATH, InputError
 
 HEAD = 4096  # bytes that tell the format
 
@@ -31,9 +31,11 @@ def open_table(path: Path, hdu: int | str = "", group: str = "", say: Callable[[
     """
     try:
         return masked(open_folder(path, hdu, group, say) if path.is_dir() else open_file(path, hdu, group, say))
-    except InputError:
+    except (InputError, MemoryError):
         raise
     except Exception as error:  # of many kinds: whatever a damaged file makes its library raise
+        if isinstance(error, OSError) and error.errno is not None and error.errno not in BAD_PATH:
+            raise  # a full disk, say
         problem = f"{str(path)!r} cannot be read as a table ({type(error).__name__}: {error})"
         raise InputError(f"catalog: {problem}; give FITS, Parquet, HDF5, VOTable, ECSV or CSV") from None
 
