@@ -126,12 +126,15 @@ def test_the_better_redshift_is_taken_and_its_origin_kept(files):
     np.testing.assert_array_equal(only_spec["z"], np.float32([0.1, 1.1, 1.25, nan, 0.5, nan]))
 
 
+def test_a_match_without_a_file_is_none(files):
+    path, _ = files
+    said = []
+    same(read(path, BY_NAME, match=Match(), say=said.append)[0], read(path)[0])
+    assert said[-1] == "match: no file is named; redshifts are the catalogue's own"
+
+
 def test_a_match_that_cannot_be_made_is_refused(files, tmp_path):
     path, match = files
-    with pytest.raises(
-        InputError, match="match.file: none named; name the catalogue of redshifts there or with --match"
-    ):
-        open_catalog(path, BY_NAME, match=Match(), say=quiet)
     with pytest.raises(InputError, match="match: the catalogue's positions are x and y; name ra and dec"):
         open_catalog(path, CatalogColumns(x="RA", y="DEC"), match=match, say=quiet)
     Table({"RA": [1.0], "DEC": [1.0]}).write(tmp_path / "no_z.csv")
@@ -152,7 +155,9 @@ VVDS = {  # Le Fevre et al. 2005, 2013; Lilly et al. 2009: the flag and what it 
 
 @pytest.mark.parametrize("kind", [str, float], ids=["text", "numbers"])
 def test_flags_of_vvds_vipers_and_zcosmos(kind, tmp_path):
-    rows = Table({"ID": np.arange(len(VVDS)), "RA": np.zeros(len(VVDS)), "DEC": np.zeros(len(VVDS))})
+    rows = Table(
+        {"ID": np.arange(len(VVDS)), "RA": np.zeros(len(VVDS)), "DEC": np.zeros(len(VVDS)), "Z": np.ones(len(VVDS))}
+    )
     rows["zflag"] = [kind(flag) for flag in VVDS]
     rows.write(tmp_path / "c.fits")
     mapping = load_survey("cfhtls_t0007").match.catalog.z_quality_map
@@ -172,7 +177,9 @@ def test_flags_of_vvds_vipers_and_zcosmos(kind, tmp_path):
 def test_flags_of_other_surveys(survey, flags, tmp_path):
     spec = load_survey(survey)
     mapping = (spec.match.catalog if spec.match else spec.catalog).z_quality_map
-    rows = Table({"ID": np.arange(len(flags)), "RA": np.zeros(len(flags)), "DEC": np.zeros(len(flags))})
+    rows = Table(
+        {"ID": np.arange(len(flags)), "RA": np.zeros(len(flags)), "DEC": np.zeros(len(flags)), "Z": np.ones(len(flags))}
+    )
     rows["zflag"] = list(flags)
     rows.write(tmp_path / "c.fits")
     found, _ = read(tmp_path / "c.fits", CatalogColumns(z_quality_map=mapping))

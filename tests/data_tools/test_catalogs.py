@@ -319,6 +319,22 @@ def test_aliases_find_the_columns_and_say_which(tmp_path):
     assert "ebv" not in found and catalog.choices["z_phot"] == "'lp_zBEST', named by the survey file"
 
 
+def test_flags_are_no_quality_without_a_redshift(tmp_path):
+    """A photometric flag may be named as a redshift's is."""
+    found, _ = read(write(tmp_path, small(flag=np.arange(4) * 1000, z_err=np.zeros(4))))
+    assert list(found) == ["object_id", "ra", "dec", "z", "z_err", "z_kind"]
+    found, _ = read(write(tmp_path, small(flag=np.arange(4), zspec=np.ones(4))))
+    assert found["z_quality"].tolist() == [0, 1, 2, 3]
+
+
+def test_the_survey_file_s_unit_goes_before_the_file_s_own(tmp_path):
+    said, rows = [], small(F=np.ones(4) * u.Jy)
+    photometry = CatalogPhotometry("x", flux={"g": "F"}, unit="uJy")
+    found, _ = read(write(tmp_path, rows), CatalogColumns(photometry=photometry), say=said.append)
+    assert found["flux_g"].tolist() == [1] * 4
+    assert "catalog.photometry.flux.g: 'F' says 'Jy', the survey file 'uJy': that is taken" in said
+
+
 def test_pixels_tiles_and_joined_ids(tmp_path):
     rows = Table({"brick": [7, 7, 8], "obj": [0, 1, 0], "X": [1.0, 2.5, np.nan], "Y": [1.0, 9, 4], "tract": [9, 9, 10]})
     rows["patch"] = ["4,1", "4,2", ""]
@@ -465,7 +481,7 @@ REFUSED = {
     "fractional id": (lambda f: write(f, Table({"ID": [0.5], "RA": [1.0], "DEC": [1.0]})), {}, "does not hold whole n"),
     "no angle": (edit(), {"units": {"ra": "Jy"}}, "catalog.ra: 'RA' is in 'Jy', no angle"),
     "no unit at all": (edit(), {"units": {"ra": "furlongs"}}, "catalog.ra: unit 'furlongs' is not known"),
-    "flags": (edit(zflag=np.arange(4) * 3), {}, r"catalog.z_quality: the flags \['6', '9'\] are not 0 to 4"),
+    "flags": (edit(zspec=np.ones(4), zflag=np.arange(4) * 3), {}, r"catalog.z_quality: the flags \['6', '9'\] are not 0 to 4"),
     "tiles differ": (other_tile, {}, "catalog: .*a.fits' and .*b.fits' differ in their columns or units"),
     "empty folder": (lambda f: f, {}, "catalog: .* is empty; give a table or a folder of them"),
     "flux without unit": (edit(F=np.ones(4)), photometry(flux={"g": "F"}), "photometry.flux.g: 'F' has no unit"),
