@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from astropy.io import fits
 from astropy.io.votable import parse
+from astropy.utils.exceptions import AstropyWarning
 from astropy.utils.xml.iterparser import get_xml_iterator
 
 from data_tools.catalogs import arrow_tables, hdf5_tables
@@ -104,7 +105,8 @@ def read_head(path: Path) -> bytes:
 
 def open_fits(path: Path, hdu: int | str, say: Callable[[str], None]) -> Opened:
     """A binary table, memory-mapped; one that is gzipped is unpacked to a temporary file first."""
-    with unpacked(path, say) as place, fits.open(place, memmap=True) as hdus:
+    with unpacked(path, say) as place, warnings.catch_warnings(), fits.open(place, memmap=True) as hdus:
+        warnings.simplefilter("ignore", AstropyWarning)  # of what it mends; a truncated file is an error below
         table = choose_hdu(hdus, hdu, path)
         offset, rows, width = table.fileinfo()["datLoc"], table.header["NAXIS2"], table.header["NAXIS1"]
         dtype = table.columns.dtype.newbyteorder(">")

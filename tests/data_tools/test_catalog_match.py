@@ -10,7 +10,7 @@ from data_tools.catalogs.match import match_positions
 from data_tools.catalogs.spec import CatalogColumns, Match
 from data_tools.survey import load_survey
 from jaxz.errors import InputError
-from tests.data_tools.test_catalogs import BY_NAME, quiet, read, same
+from tests.data_tools.catalog_files import BY_NAME, quiet, read, same
 
 RADIUS = 1.0  # arcsec
 

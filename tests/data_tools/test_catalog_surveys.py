@@ -10,7 +10,7 @@ from astropy.table import Table
 from data_tools.catalogs.spec import NUMBERS, TEXTS, CatalogColumns, CatalogPhotometry
 from data_tools.survey import SURVEYS, load_survey
 from jaxz.errors import InputError
-from tests.data_tools.test_catalogs import read, same
+from tests.data_tools.catalog_files import read, same
 
 DATA = Path(__file__).parents[3] / "shared/data"
 BUILT_IN = sorted(p.stem for p in SURVEYS.glob("*.toml") if load_survey(p).catalog)
