@@ -218,7 +218,7 @@ class Catalog:
         apart = np.full(number, np.nan)
         rows, others = self.matched.rows[part] - start, self.matched.found[part]
         given = {name: values[others] for name, values in self.redshifts.items()}
-        better = labels.rank(given) > labels.rank({name: found[name][rows] for name in labels.MEASURED})
+        better = given["rank"] > labels.rank(found)[rows]
         rows = rows[better]
         apart[rows] = self.matched.arcsec[part][better]
         for name in labels.MEASURED:
@@ -254,7 +254,7 @@ def open_catalog(
 
 
 def read_redshifts(match: Match, say: Callable[[str], None]) -> tuple[Source, dict[str, np.ndarray]]:
-    """The compilation: ra, dec and all of labels.MEASURED [K], of its rows that have a redshift. Raises InputError."""
+    """The compilation: ra, dec, all of labels.MEASURED and rank [K], of its rows with a redshift. Raises InputError."""
     source = Source.choose(Path(match.file), match.catalog, REDSHIFTS, ("ra", "dec", "z_spec"), "match.catalog", say)
     parts = []
     for raw in source.read(source.wanted(), MATCH_ROWS):
@@ -266,7 +266,8 @@ def read_redshifts(match: Match, say: Callable[[str], None]) -> tuple[Source, di
             "z_source": own_name,
             **found,
         }
-        parts.append({name: values[labels.rank(found) >= 0] for name, values in found.items()})
+        found["rank"] = labels.rank(found)
+        parts.append({name: values[found["rank"] >= 0] for name, values in found.items()})
     redshifts = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
     if not redshifts or not len(redshifts["ra"]):
         raise InputError(f"match.file: {match.file!r} has no redshift; check match.catalog.z_spec")
@@ -281,7 +282,7 @@ def match_catalog(source: Source, redshifts: dict[str, np.ndarray], radius_arcse
     if source.table.rows is not None:
         chunks = progress(chunks, math.ceil(source.table.rows / MATCH_ROWS), "matching positions")
     positions = (tuple(source.positions(raw).values()) for raw in chunks)
-    matched = match_positions(positions, redshifts["ra"], redshifts["dec"], redshifts["z_quality"], radius_arcsec)
+    matched = match_positions(positions, redshifts["ra"], redshifts["dec"], redshifts["rank"], radius_arcsec)
     say(f"match: {len(matched.rows)} objects of {len(redshifts['ra'])} redshifts within {radius_arcsec:g} arcsec")
     return matched
 

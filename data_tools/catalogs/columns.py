@@ -15,18 +15,19 @@ from data_tools.catalogs.spec import TEXTS, CatalogColumns
 from jaxz.errors import InputError, suggest
 
 HUGE = 1e19  # from here on (1e20, 3.4e38 ...) a number stands for "missing", whatever it is
+BELOW_0 = np.nextafter(0, -1)
 VALID = {  # (from, to), both excluded: any other number stands for "missing" (-99, 99 ...)
-    "ra": (-360.0000001, 360.0000001),
-    "dec": (-90.0000001, 90.0000001),
+    "ra": (np.nextafter(-360, -361), np.nextafter(360, 361)),
+    "dec": (np.nextafter(-90, -91), np.nextafter(90, 91)),
     "z_spec": (-0.01, 20),
     "z_spec_err": (0, 10),
     "z_grism": (-0.01, 20),
     "z_phot": (-0.01, 20),
     "z_phot_l68": (-0.01, 20),
     "z_phot_u68": (-0.01, 20),
-    "ebv": (-1e-9, 20),
+    "ebv": (BELOW_0, 20),
     "mag_ref": (-30, 50),
-    "weight": (-1e-9, HUGE),
+    "weight": (BELOW_0, HUGE),
     "mag": (-30, 50),
     "magerr": (0, 99),
     "fluxerr": (0, HUGE),

@@ -20,7 +20,7 @@ def open_hdf5(path: Path, group: str = "") -> Opened:
         known = ", ".join(repr(f"/{name}") for name in found) or "none"
         named = f"{group!r} is not one" if group else f"{len(found)} there"
         raise InputError(f"catalog.group: {named} of the tables of {str(path)!r}; use one of: {known}")
-    place = file[f"/{wanted or next(iter(found))}"]
+    place = found[wanted if group else next(iter(found))]
     if isinstance(place, h5py.Dataset):
         return open_compound(file, place, path)
     columns = {name: item for name, item in children(place).items() if isinstance(item, h5py.Dataset) and item.ndim > 0}
@@ -32,7 +32,7 @@ def open_hdf5(path: Path, group: str = "") -> Opened:
     def chunks(wanted: WantedColumns, size: int) -> Iterator[dict]:
         for start in range(0, number, size):
             part = slice(start, min(start + size, number))
-            yield {role: read(columns[name], part) for role, (name, _) in wanted.items()}
+            yield {role: text(columns[name][part]) for role, (name, _) in wanted.items()}
 
     kinds = {name: kind_of(item.dtype, item.ndim) for name, item in columns.items()}
     units = {name: unit_of(item) for name, item in columns.items()}
@@ -43,8 +43,9 @@ def open_compound(file: h5py.File, table: h5py.Dataset, path: Path) -> Opened:
     """The fields of a compound dataset, such as pandas, PyTables and astropy write them."""
 
     def chunks(wanted: WantedColumns, size: int) -> Iterator[dict]:
+        fields = table.fields(sorted({name for name, _ in wanted.values()}))
         for start in range(0, len(table), size):
-            part = table[start : start + size]
+            part = fields[start : start + size]
             yield {role: text(part[name]) for role, (name, _) in wanted.items()}
 
     kinds = {name: kind_of(table.dtype[name], 1) for name in table.dtype.names}
@@ -89,10 +90,6 @@ def kind_of(dtype: np.dtype, ndim: int) -> str:
 def unit_of(item: h5py.Dataset) -> str:
     unit = next((item.attrs[name] for name in ("unit", "units") if name in item.attrs), "")
     return unit.decode() if isinstance(unit, bytes) else str(unit)
-
-
-def read(column: h5py.Dataset, part: slice) -> np.ndarray:
-    return text(column[part])
 
 
 def text(values: np.ndarray) -> np.ndarray:

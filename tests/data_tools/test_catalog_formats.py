@@ -18,7 +18,7 @@ from astropy.table import MaskedColumn, Table
 from data_tools.catalogs.catalog import open_catalog
 from data_tools.catalogs.spec import CatalogColumns, CatalogPhotometry, Match
 from data_tools.catalogs.tables import open_table
-from tests.data_tools.catalog_files import quiet, read, same
+from tests.data_tools.catalog_files import quiet, read, same, small
 from tests.data_tools.test_catalog_refusals import two_tables
 
 ROWS = 53
@@ -181,6 +181,38 @@ def test_csv_types_do_not_depend_on_its_beginning(tmp_path):
     assert len(found["object_id"]) == rows and found["object_id"].dtype == np.int64
     assert (found["ra"][-1], found["dec"][-1], found["z_spec"][-1]) == (1.5, 0.25, 0.75)
     assert np.isnan(found["z_spec"][:-1]).all() and found["z_flag_orig"][-2:].tolist() == ["", "4"]
+
+
+def test_a_packed_table_is_unpacked_elsewhere_and_not_left_there(tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "catalogues").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    packed(plain)(table(), tmp_path / "catalogues/c.fits.gz")
+    said = []
+    found, _ = read(tmp_path / "catalogues/c.fits.gz", SPEC, 7, say=said.append)
+    assert len(found["z"]) == ROWS and said[0].endswith(f"to a temporary file in {tmp_path / 'temporary'}")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["c.fits.gz"]
+
+
+def test_a_folder_of_tables_whose_first_has_an_empty_column(tmp_path):
+    """What a column of text holds is told by the file that says something of it."""
+    (tmp_path / "tiles").mkdir()
+    (tmp_path / "tiles/a.csv").write_text("ID,RA,DEC,zspec\n1,1.0,1.0,\n2,2.0,2.0,\n")
+    (tmp_path / "tiles/b.csv").write_text("ID,RA,DEC,zspec\n3,3.0,3.0,0.5\n")
+    found, catalog = read(tmp_path / "tiles")
+    assert found["object_id"].tolist() == [1, 2, 3] and catalog.rows is None
+    np.testing.assert_array_equal(found["z"], np.float32([np.nan, np.nan, 0.5]))
+
+
+@pytest.mark.parametrize("name", ["c.ecsv", "c.parquet", "c.hdf5"])
+def test_masks_that_astropy_stores_beside_their_column_count(name, tmp_path):
+    rows = small(zspec=MaskedColumn([0.1, 0.2, 0.3, 0.4], mask=[False, True, False, True]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a mask is stored apart
+        how = {"c.ecsv": {"serialize_method": "data_mask"}, "c.hdf5": {"path": "t", "serialize_meta": True}}
+        rows.write(tmp_path / name, **how.get(name, {}))
+    found, _ = read(tmp_path / name)
+    np.testing.assert_array_equal(found["z"], np.float32([0.1, np.nan, 0.3, np.nan]))
 
 
 def test_units_of_parquet_fields_count(tmp_path):

@@ -92,6 +92,9 @@ def files(tmp_path):
         (2, 0.9, 1.25, "4.5", "MOS"),  # further but better
         (3, 0.3, 1.3, "4", "G141"),  # a grism's
         (4, 0.0, 1.4, "0", "MOS"),  # as good as the catalogue's own: that one stays
+        (3, 0.1, -99.0, "4", "MOS"),  # no redshift, though a quality
+        (2, 0.0, 1.2, "4", "G141"),  # a grism's, near and sure: a spectrum goes before it
+        (0, 0.0, 0.9, "4", "G141"),  # likewise
         (5, 0.1, -9.0, "4", "MOS"),  # no redshift
         (5, 1.5, 1.5, "4", "MOS"),  # out of reach
     ]

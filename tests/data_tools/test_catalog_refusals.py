@@ -1,5 +1,7 @@
 """What cannot be read as a catalogue is refused in one sentence; nothing is unpickled, no link followed."""
 
+import gzip
+
 import h5py
 import numpy as np
 import pytest
@@ -28,6 +30,12 @@ def cut_short(folder):
     path = write(folder, Table({"ID": np.arange(10_000), "RA": np.zeros(10_000), "DEC": np.zeros(10_000)}))
     path.write_bytes(path.read_bytes()[:100_000])
     return path
+
+
+def packed_cut_short(folder):
+    content = write(folder, small(noise=np.random.default_rng(0).normal(size=(4, 999)))).read_bytes()
+    (folder / "c.fits.gz").write_bytes(gzip.compress(content)[:9000])
+    return folder / "c.fits.gz"
 
 
 def pickled(folder):
@@ -106,6 +114,7 @@ REFUSED = {
     "two tables": (two_tables, {}, "catalog.hdu: '' names 2 binary tables of .*; use one of: 1 'A', 2 'B'"),
     "no such table": (two_tables, {"hdu": 3}, "catalog.hdu: 3 names 0 binary tables"),
     "cut short": (cut_short, {}, "catalog: .* is truncated, its 10000 rows are not all there"),
+    "packed, cut short": (packed_cut_short, {}, "catalog: .*c.fits.gz' cannot be read as a table .EOFError"),
     "not a table": (text_file("\x00\x01\x02"), {}, r"catalog.object_id: none is named|cannot be read as a table"),
     "empty": (text_file(""), {}, "catalog: .* cannot be read as a table"),
     "header only": (text_file("ID,RA,DEC\n"), {}, "catalog: .* has no rows"),
