@@ -10,6 +10,8 @@ from astropy.table.meta import get_header_from_yaml
 from data_tools.catalogs.opened import Opened, WantedColumns
 from jaxz.errors import InputError
 
+HEADER_LIMIT = 1 << 20  # bytes
+
 
 def open_hdf5(path: Path, group: str = "") -> Opened:
     """The columns of a group or of a compound dataset; without `group`, of the only one there is."""
@@ -51,7 +53,7 @@ def open_compound(file: h5py.File, table: h5py.Dataset, path: Path) -> Opened:
     kinds = {name: kind_of(table.dtype[name], 1) for name in table.dtype.names}
     units = dict.fromkeys(kinds, "")
     meta = children(table.parent).get(f"{table.name.rpartition('/')[2]}.__table_column_meta__")
-    if isinstance(meta, h5py.Dataset):  # astropy's
+    if isinstance(meta, h5py.Dataset) and meta.nbytes < HEADER_LIMIT:  # astropy's
         header = get_header_from_yaml([line.decode() for line in meta[()]])
         units |= {column["name"]: str(column.get("unit", "")) for column in header["datatype"]}
     return Opened([path], kinds, units, len(table), chunks)

@@ -54,7 +54,7 @@ def nearest(
     if not len(placed):
         return rows, arcsec
     tree = cKDTree(targets[placed])
-    reach = 2 * np.sin(radius_arcsec / ARCSEC / 2) * (1 + 1e-9)  # the exact cut is made on `apart`
+    reach = 2 * np.sin(radius_arcsec / ARCSEC / 2) * 1.01  # the exact cut is made on `apart`
     start = 0
     for ra, dec in positions:
         vectors = unit_vectors(ra, dec)

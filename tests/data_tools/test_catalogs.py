@@ -83,15 +83,15 @@ def test_numbers_that_stand_for_nothing_are_missing_and_counted(tmp_path):
     f = np.array([1, -99, 1e20, np.inf, -3, 2, 3, np.nan], np.float32)
     e = np.array([1, 1, 1, 1, 1, 0, -99, 1], np.float32)
     rows = Table({"ID": np.arange(n), "RA": np.r_[10.0, -99, 30, 40, 50, 60, 70, -10], "DEC": np.r_[1.0, -99, 3:9]})
-    rows["F"], rows["E"], rows["ZP"] = f, e, np.float32([0, 99, 0.5, -9.9, 1e30, 3, 7, np.nan])
+    rows["F"], rows["E"], rows["ZP"] = f, e, np.float32([0, 99, 0.5, 9.9, 1e30, 3, 7, np.nan])
     rows["M"] = [20, 99, -99, 99.0, 24, 25, np.nan, 1e20]
     spec = CatalogColumns(
-        z_phot="ZP", mag_ref="M", sentinels={"z_phot": [0, 99, -9.9], "flux": [-3]},
-        photometry=CatalogPhotometry("x", flux={"g": "F"}, fluxerr={"g": "E"}, unit="uJy"),
+        z_phot="ZP", mag_ref="M", sentinels={"z_phot": [0, 99, 9.9], "flux": [-3]},
+        photometry=CatalogPhotometry("x", flux={"g": "F"}, fluxerr={"g": "E"}, unit="nJy"),
     )  # fmt: skip
     found, catalog = read(write(tmp_path, rows), spec)
     nan = np.nan
-    np.testing.assert_array_equal(found["flux_g"], np.float32([1, nan, nan, nan, nan, nan, nan, nan]))
+    np.testing.assert_array_equal(found["flux_g"], np.float32([1e-3, nan, nan, nan, nan, nan, nan, nan]))
     np.testing.assert_array_equal(np.isnan(found["fluxerr_g"]), np.isnan(found["flux_g"]))
     np.testing.assert_array_equal(found["z_phot"], np.float32([nan, nan, 0.5, nan, nan, 3, 7, nan]))
     np.testing.assert_array_equal(found["mag_ref"], np.float32([20, nan, nan, nan, 24, 25, nan, nan]))
@@ -135,6 +135,13 @@ def test_the_survey_file_s_unit_goes_before_the_file_s_own(tmp_path):
     found, _ = read(write(tmp_path, rows), CatalogColumns(photometry=photometry), say=said.append)
     assert found["flux_g"].tolist() == [1] * 4
     assert "catalog.photometry.flux.g: 'F' says 'Jy', the survey file 'uJy': that is taken" in said
+
+
+def test_fluxes_and_errors_may_have_units_of_their_own(tmp_path):
+    rows = small(F=np.ones(4) * u.uJy, E=np.ones(4) * u.nJy)
+    photometry = CatalogPhotometry("x", flux={"g": "F"}, fluxerr={"g": "E"})
+    found, _ = read(write(tmp_path, rows), CatalogColumns(photometry=photometry))
+    assert found["flux_g"][0] == 1 and found["fluxerr_g"][0] == np.float32(1e-3)
 
 
 def test_pixels_tiles_and_joined_ids(tmp_path):
