@@ -1,5 +1,6 @@
 """HDF5 catalogues: a dataset a column in one group, or one compound dataset. Nothing is unpickled, no link followed."""
 
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,10 @@ HEADER_LIMIT = 1 << 20  # bytes
 
 
 def open_hdf5(path: Path, group: str = "") -> Opened:
-    """The columns of a group or of a compound dataset; without `group`, of the only one there is."""
+    """The columns of a group or of a compound dataset; without `group`, of the only one there is.
+
+    A group's rows are as many as most of its datasets have; another, such as a grid of redshifts, is no column.
+    """
     file = h5py.File(path, "r")
     found = find_tables(file)
     wanted = group.strip("/")
@@ -26,10 +30,8 @@ def open_hdf5(path: Path, group: str = "") -> Opened:
     if isinstance(place, h5py.Dataset):
         return open_compound(file, place, path)
     columns = {name: item for name, item in children(place).items() if isinstance(item, h5py.Dataset) and item.ndim > 0}
-    rows = {name: len(item) for name, item in columns.items()}
-    if len(set(rows.values())) != 1:
-        raise InputError(f"catalog: the columns of {str(path)!r} differ in length, {rows!r:.100}; give a table")
-    number = next(iter(rows.values()))
+    number = statistics.mode(len(item) for item in columns.values())
+    columns = {name: item for name, item in columns.items() if len(item) == number}
 
     def chunks(wanted: WantedColumns, size: int) -> Iterator[dict]:
         for start in range(0, number, size):
@@ -61,12 +63,13 @@ def open_compound(file: h5py.File, table: h5py.Dataset, path: Path) -> Opened:
 
 def find_tables(file: h5py.File) -> dict[str, h5py.Group | h5py.Dataset]:
     """{path: group that holds columns, or compound dataset}."""
-    found, todo = {}, [file]
+    found, todo, seen = {}, [file["/"]], set()
     while todo:
         group = todo.pop()
+        seen.add(group)
         for item in children(group).values():
             if isinstance(item, h5py.Group):
-                todo.append(item)
+                todo += [item] if item not in seen else []  # a group may hold itself
             elif item.dtype.names is not None and item.ndim == 1:
                 found[item.name.strip("/")] = item
             elif item.ndim > 0 and "__table_column_meta__" not in item.name:

@@ -76,6 +76,8 @@ def write_hdf5_group(rows: Table, path) -> None:
                 values = np.ma.filled(rows[name], np.nan)
             file[f"photometry/{name}"] = values.astype("S") if values.dtype.kind == "U" else values
         file["photometry/p(z)"] = np.zeros((len(rows), 4))  # may be there, unused
+        file["photometry/z_grid"] = np.zeros(4)
+        file["photometry/itself"] = file["photometry"]
 
 
 def write_folder(rows: Table, path) -> None:
