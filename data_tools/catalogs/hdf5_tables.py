@@ -66,10 +66,12 @@ def find_tables(file: h5py.File) -> dict[str, h5py.Group | h5py.Dataset]:
     found, todo, seen = {}, [file["/"]], set()
     while todo:
         group = todo.pop()
+        if group in seen:  # a group may hold itself
+            continue
         seen.add(group)
         for item in children(group).values():
             if isinstance(item, h5py.Group):
-                todo += [item] if item not in seen else []  # a group may hold itself
+                todo.append(item)
             elif item.dtype.names is not None and item.ndim == 1:
                 found[item.name.strip("/")] = item
             elif item.ndim > 0 and "__table_column_meta__" not in item.name:

@@ -71,9 +71,7 @@ def expected(rows: Table) -> dict[str, np.ndarray]:
 def write_hdf5_group(rows: Table, path) -> None:
     with h5py.File(path, "w") as file:
         for name in rows.colnames:
-            values = np.ma.filled(rows[name], np.nan) if rows.masked and name == "EBV" else np.asarray(rows[name])
-            if name == "EBV":
-                values = np.ma.filled(rows[name], np.nan)
+            values = np.ma.filled(rows[name], np.nan) if name == "EBV" else np.asarray(rows[name])
             file[f"photometry/{name}"] = values.astype("S") if values.dtype.kind == "U" else values
         file["photometry/p(z)"] = np.zeros((len(rows), 4))  # may be there, unused
         file["photometry/z_grid"] = np.zeros(4)
