@@ -102,7 +102,8 @@ def test_the_match_file_lies_beside_the_survey_file(tmp_path):
 
 BAD = {
     "offset of no band": ("offsets = { q = 1.0 }", "catalog.photometry.offsets: 'q' is not known here"),
-    "offset": ('offsets = { g = "1" }', "catalog.photometry.offsets: .* must map bands to numbers"),
+    "offset": ('offsets = { g = "1" }', "catalog.photometry.offsets: .* must map bands to finite numbers"),
+    "offset, infinite": ("offsets = { g = inf }", "catalog.photometry.offsets: .* must map bands to finite numbers"),
     "no pattern": ('psf_fwhm = "seeing"', "catalog.photometry.psf_fwhm: 'seeing' must hold {band}"),
     "both": ('mag = "{band}_MAG"', "catalog.photometry: .*'flux', 'fluxerr', 'mag'.* do not go together"),
     "bands": ('ivar = { g = "a" }', "catalog.photometry: .*do not go together"),
@@ -126,6 +127,8 @@ BAD_CATALOG = {
     "class": ("hdu = 1.5", "catalog.hdu: 1.5 must be a whole number or text"),
     "label": ('label_from = ["spectrum"]', "catalog.label_from: .* must list some of spec, grism and phot"),
     "units": ('units = { rah = "deg" }', "catalog.units: 'rah' is not known here"),
+    "kind's kind": ("z_kind_map = { a = [1] }", "catalog.z_kind_map: .* must map to spec, grism or phot"),
+    "what to ignore": ("ignore = [[1]]", r"catalog.ignore: \[1\] is not known here"),
     "unit": ("units = { ra = 1 }", "catalog.units.ra: 1 must be text"),
     "ignore": ('ignore = ["redshift"]', "catalog.ignore: 'redshift' is not known here"),
     "origin": ("pixel_origin = 2", "catalog.pixel_origin: 2 must be 0"),
