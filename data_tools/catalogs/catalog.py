@@ -1,5 +1,6 @@
 """A survey's catalogue as the dataset's own columns, chunk by chunk (docs/catalogs.md)."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ from jaxz.progress import progress
 MATCH_ROWS = 500_000
 REDSHIFTS = ("ra", "dec", "z_spec", "z_spec_err", "z_quality", "z_kind", "z_source", "z_grism")  # of a compilation
 COLUMNS = {
-    "object_id": Column("string", "", "the catalogue's"),  # or int64
+    "object_id": Column("string", "", "the object's own"),  # or int64
     "ra": Column("float64", "deg", "right ascension, ICRS; NaN where not known"),
     "dec": Column("float64", "deg", "declination, ICRS; NaN where not known"),
     "x": Column("float64", "pixel", "exact centre on the tile, 0-based; NaN where not known"),
@@ -44,11 +45,11 @@ COLUMNS = {
     "z_flag_orig": Column("string", "", "the catalogue's own quality flag"),
     "z_source": Column("string", "", "where z_spec or z_grism was published"),
     "z_match_arcsec": Column("float32", "arcsec", "from the matched redshift's position; NaN where none was taken"),
-    "z_phot": Column("float32", "", "photometric redshift of the catalogue; NaN where there is none"),
+    "z_phot": Column("float32", "", "photometric redshift; NaN where there is none"),
     "z_phot_l68": Column("float32", "", "lower end of the 68 % interval of z_phot"),
     "z_phot_u68": Column("float32", "", "upper end of the 68 % interval of z_phot"),
-    "ebv": Column("float32", "mag", "Galactic E(B-V) of the catalogue; NaN where it has none"),
-    "mag_ref": Column("float32", "AB mag", "reference magnitude of the catalogue; NaN where it has none"),
+    "ebv": Column("float32", "mag", "Galactic E(B-V); NaN where there is none"),
+    "mag_ref": Column("float32", "AB mag", "reference magnitude; NaN where there is none"),
     "obj_class": Column("string", "", "object class"),
     "flags": Column("int64", "", "the catalogue's own flags; -1 where they are missing"),
     "weight": Column("float32", "", "the catalogue's own weight; NaN where it has none"),
@@ -294,9 +295,13 @@ def columns_of(source: Source, bands: list[BandColumns], matched: Matched | None
     names |= {"z_grism"} if {"z_kind", "z_spec"} <= names and "z_kind" in source.choices else set()
     names |= {*labels.MEASURED, "z_match_arcsec"} if matched is not None else set()
     columns = {name: column for name, column in COLUMNS.items() if name in names}
+    for name, choice in source.choices.items():
+        if name != "z_kind" and (matched is None or name not in labels.MEASURED):
+            description = f"{columns[name].description}; column {' and '.join(choice.columns)} of the catalogue"
+            columns[name] = dataclasses.replace(columns[name], description=description)
     ids = source.choices["object_id"].columns
     if len(ids) == 1 and source.table.kinds[ids[0]] == "number":
-        columns["object_id"] = Column("int64", "", COLUMNS["object_id"].description)
+        columns["object_id"] = dataclasses.replace(columns["object_id"], dtype="int64")
     spec = source.spec.photometry
     return columns | photometry.describe(bands, spec.kind if spec else "")
 

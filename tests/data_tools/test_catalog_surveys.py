@@ -181,6 +181,7 @@ def test_real_hst_catalogue_by_its_names_alone():
         np.testing.assert_array_equal(found[ours], rows[theirs])
     np.testing.assert_array_equal(found["mag_ref"], np.asarray(rows["MAG"], np.float32))
     assert (found["z_kind"] == "none").all() and catalog.rows == 100
+    assert catalog.columns["mag_ref"].description.endswith("; column MAG of the catalogue")
 
 
 def test_real_sdss_magnitudes(tmp_path):
