@@ -129,7 +129,7 @@ SURVEYS = Path(__file__).parent / "surveys"
 def survey_path(name: Path | str) -> Path:
     """The file of a survey: a path, or the name of one that is built in (data_tools/surveys). Raises InputError."""
     path, built_in = Path(name), SURVEYS / f"{name}.toml"
-    if path.exists() or Path(path.name) != path or path.suffix:
+    if path.is_file() or Path(path.name) != path or path.suffix:
         return path
     if not built_in.is_file():
         names = [p.stem for p in SURVEYS.glob("*.toml")]

@@ -104,12 +104,16 @@ def kind_of(kind: pa.DataType) -> str:
         kind = kind.value_type
     if pa.types.is_null(kind):
         return "any"
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    if is_text(kind):
         return "text"
     if pa.types.is_nested(kind):
         return "array"
     number = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
     return "number" if any(test(kind) for test in number) else "object"
+
+
+def is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def parsed(texts: pa.ChunkedArray, kind: str, read_as: str, name: str) -> np.ndarray:
@@ -133,7 +137,7 @@ def to_numpy(values: pa.ChunkedArray) -> np.ndarray:
     if pa.types.is_decimal(kind) or pa.types.is_null(kind):
         values = values.cast(pa.float64())
     missing = values.is_null().to_numpy() if values.null_count else None
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+    if is_text(values.type):
         array = np.array(values.fill_null("").to_pylist(), str)
     elif missing is None:
         array = values.to_numpy()

@@ -1,5 +1,6 @@
 """A survey's catalogue as the dataset's own columns, chunk by chunk (docs/catalogs.md)."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ from jaxz.progress import progress
 MATCH_ROWS = 500_000
 REDSHIFTS = ("ra", "dec", "z_spec", "z_spec_err", "z_quality", "z_kind", "z_source", "z_grism")  # of a compilation
 COLUMNS = {
-    "object_id": Column("string", "", "the catalogue's"),  # or int64
+    "object_id": Column("string", "", "the object's own"),  # or int64
     "ra": Column("float64", "deg", "right ascension, ICRS; NaN where not known"),
     "dec": Column("float64", "deg", "declination, ICRS; NaN where not known"),
     "x": Column("float64", "pixel", "exact centre on the tile, 0-based; NaN where not known"),
@@ -44,11 +45,11 @@ COLUMNS = {
     "z_flag_orig": Column("string", "", "the catalogue's own quality flag"),
     "z_source": Column("string", "", "where z_spec or z_grism was published"),
     "z_match_arcsec": Column("float32", "arcsec", "from the matched redshift's position; NaN where none was taken"),
-    "z_phot": Column("float32", "", "photometric redshift of the catalogue; NaN where there is none"),
+    "z_phot": Column("float32", "", "photometric redshift; NaN where there is none"),
     "z_phot_l68": Column("float32", "", "lower end of the 68 % interval of z_phot"),
     "z_phot_u68": Column("float32", "", "upper end of the 68 % interval of z_phot"),
-    "ebv": Column("float32", "mag", "Galactic E(B-V) of the catalogue; NaN where it has none"),
-    "mag_ref": Column("float32", "AB mag", "reference magnitude of the catalogue; NaN where it has none"),
+    "ebv": Column("float32", "mag", "Galactic E(B-V); NaN where there is none"),
+    "mag_ref": Column("float32", "AB mag", "reference magnitude; NaN where there is none"),
     "obj_class": Column("string", "", "object class"),
     "flags": Column("int64", "", "the catalogue's own flags; -1 where they are missing"),
     "weight": Column("float32", "", "the catalogue's own weight; NaN where it has none"),
@@ -108,7 +109,7 @@ class Source:
         try:
             for raw in self.table.chunks(wanted, rows):
                 yield self.join(raw)
-        except InputError:
+        except (InputError, MemoryError):
             raise
         except Exception as error:  # of many kinds: whatever a damaged file makes its library raise
             problem = f"{str(self.table.files[0])!r} cannot be read to its end ({type(error).__name__}: {error})"
@@ -218,7 +219,7 @@ class Catalog:
         apart = np.full(number, np.nan)
         rows, others = self.matched.rows[part] - start, self.matched.found[part]
         given = {name: values[others] for name, values in self.redshifts.items()}
-        better = labels.rank(given) > labels.rank({name: found[name][rows] for name in labels.MEASURED})
+        better = given["rank"] > labels.rank(found)[rows]
         rows = rows[better]
         apart[rows] = self.matched.arcsec[part][better]
         for name in labels.MEASURED:
@@ -233,7 +234,8 @@ def open_catalog(
 ) -> Catalog:
     """Choose the columns of a catalogue (and say which, and why) and match it with the redshifts of another.
 
-    Reads the match's catalogue whole, and the positions of this one once. Raises InputError that names the field.
+    Reads the match's catalogue whole, and the positions of this one once; a match without a file is none. Raises
+    InputError that names the field.
     """
     needed = ("object_id", *(("ra", "dec") if spec.sky else ("x", "y")))
     left_out = ("x", "y") if spec.sky else ("ra", "dec")
@@ -242,7 +244,9 @@ def open_catalog(
     bands = photometry.choose_photometry(source.table, spec, "catalog", say)
     choices = {name: str(choice) for name, choice in source.choices.items()}
     files, redshifts, matched = list(source.table.files), None, None
-    if match is not None:
+    if match is not None and not match.file:
+        say("match: no file is named; redshifts are the catalogue's own")
+    elif match is not None:
         other, redshifts = read_redshifts(match, say)
         matched = match_catalog(source, redshifts, match.radius_arcsec, say)
         files += other.table.files
@@ -251,9 +255,7 @@ def open_catalog(
 
 
 def read_redshifts(match: Match, say: Callable[[str], None]) -> tuple[Source, dict[str, np.ndarray]]:
-    """The compilation: ra, dec and all of labels.MEASURED [K], of its rows that have a redshift. Raises InputError."""
-    if not match.file:
-        raise InputError("match.file: none named; name the catalogue of redshifts there or with --match")
+    """The compilation: ra, dec, all of labels.MEASURED and rank [K], of its rows with a redshift. Raises InputError."""
     source = Source.choose(Path(match.file), match.catalog, REDSHIFTS, ("ra", "dec", "z_spec"), "match.catalog", say)
     parts = []
     for raw in source.read(source.wanted(), MATCH_ROWS):
@@ -265,7 +267,8 @@ def read_redshifts(match: Match, say: Callable[[str], None]) -> tuple[Source, di
             "z_source": own_name,
             **found,
         }
-        parts.append({name: values[labels.rank(found) >= 0] for name, values in found.items()})
+        found["rank"] = labels.rank(found)
+        parts.append({name: values[found["rank"] >= 0] for name, values in found.items()})
     redshifts = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
     if not redshifts or not len(redshifts["ra"]):
         raise InputError(f"match.file: {match.file!r} has no redshift; check match.catalog.z_spec")
@@ -280,7 +283,7 @@ def match_catalog(source: Source, redshifts: dict[str, np.ndarray], radius_arcse
     if source.table.rows is not None:
         chunks = progress(chunks, math.ceil(source.table.rows / MATCH_ROWS), "matching positions")
     positions = (tuple(source.positions(raw).values()) for raw in chunks)
-    matched = match_positions(positions, redshifts["ra"], redshifts["dec"], redshifts["z_quality"], radius_arcsec)
+    matched = match_positions(positions, redshifts["ra"], redshifts["dec"], redshifts["rank"], radius_arcsec)
     say(f"match: {len(matched.rows)} objects of {len(redshifts['ra'])} redshifts within {radius_arcsec:g} arcsec")
     return matched
 
@@ -292,9 +295,13 @@ def columns_of(source: Source, bands: list[BandColumns], matched: Matched | None
     names |= {"z_grism"} if {"z_kind", "z_spec"} <= names and "z_kind" in source.choices else set()
     names |= {*labels.MEASURED, "z_match_arcsec"} if matched is not None else set()
     columns = {name: column for name, column in COLUMNS.items() if name in names}
+    for name, choice in source.choices.items():
+        if name != "z_kind" and (matched is None or name not in labels.MEASURED):
+            description = f"{columns[name].description}; column {' and '.join(choice.columns)} of the catalogue"
+            columns[name] = dataclasses.replace(columns[name], description=description)
     ids = source.choices["object_id"].columns
     if len(ids) == 1 and source.table.kinds[ids[0]] == "number":
-        columns["object_id"] = Column("int64", "", COLUMNS["object_id"].description)
+        columns["object_id"] = dataclasses.replace(columns["object_id"], dtype="int64")
     spec = source.spec.photometry
     return columns | photometry.describe(bands, spec.kind if spec else "")
 

@@ -15,25 +15,30 @@ from data_tools.catalogs.spec import TEXTS, CatalogColumns
 from jaxz.errors import InputError, suggest
 
 HUGE = 1e19  # from here on (1e20, 3.4e38 ...) a number stands for "missing", whatever it is
+BELOW_0 = np.nextafter(0, -1)
 VALID = {  # (from, to), both excluded: any other number stands for "missing" (-99, 99 ...)
-    "ra": (-360.0000001, 360.0000001),
-    "dec": (-90.0000001, 90.0000001),
+    "ra": (np.nextafter(-360, -361), np.nextafter(360, 361)),
+    "dec": (np.nextafter(-90, -91), np.nextafter(90, 91)),
     "z_spec": (-0.01, 20),
     "z_spec_err": (0, 10),
     "z_grism": (-0.01, 20),
     "z_phot": (-0.01, 20),
     "z_phot_l68": (-0.01, 20),
     "z_phot_u68": (-0.01, 20),
-    "ebv": (-1e-9, 20),
+    "ebv": (BELOW_0, 20),
     "mag_ref": (-30, 50),
-    "weight": (-1e-9, HUGE),
+    "weight": (BELOW_0, HUGE),
     "mag": (-30, 50),
-    "magerr": (0, 20),
+    "magerr": (0, 99),
     "fluxerr": (0, HUGE),
     "ivar": (0, HUGE),
     "psf_fwhm": (0, 3600),
 }
 FLUX_SENTINELS = (-99.0, -999.0, -9999.0)  # a flux may take any value in between
+GO_WITH = {  # an alias of the first, such as "flag", is looked for beside one of the second only
+    **dict.fromkeys(("z_spec_err", "z_quality", "z_source"), ("z_spec", "z_grism")),
+    **dict.fromkeys(("z_phot_l68", "z_phot_u68"), ("z_phot",)),
+}
 UNITS = {  # spellings that astropy does not know
     "degrees": "deg", "degree": "deg", "hours": "hourangle", "hour": "hourangle", "h": "hourangle",
     "nanomaggies": "nmgy", "maggies": "mgy", "microjanskys": "uJy", "mujy": "uJy", "microjy": "uJy", "abmag": "mag",
@@ -60,9 +65,10 @@ def choose(table: Opened, spec: CatalogColumns, names: tuple[str, ...], needed: 
     Raises InputError for columns that are not there, hold no scalars, or where two aliases fit.
     """
     choices = {}
-    for name in names:
+    for name in sorted(names, key=lambda name: name in GO_WITH):
         column, why = getattr(spec, name), "named by the survey file"
-        if not column and name not in spec.ignore:
+        alone = name in GO_WITH and not any(other in choices for other in GO_WITH[name])
+        if not column and name not in spec.ignore and not alone:
             column, why = by_alias(table, name, f"{where}.{name}"), "by its name"
         if column:
             columns = column if isinstance(column, list) else [column]

@@ -40,13 +40,12 @@ def sort_kinds(columns: dict[str, np.ndarray], kinds: np.ndarray | None, spec: C
 
 
 def rank(columns: dict[str, np.ndarray]) -> np.ndarray:
-    """The quality [N], -1 where there is no redshift."""
-    number = len(next(iter(columns.values())))
-    there = np.zeros(number, bool)
-    for name in ("z_spec", "z_grism"):
-        if name in columns:
-            there |= np.isfinite(columns[name])
-    return np.where(there, columns.get("z_quality", np.zeros(number, np.int32)), -1)
+    """How good a redshift is [N]: its quality for a grism's, 10 + its quality for a spectrum's, -1 where there is none.
+
+    columns: all of MEASURED.
+    """
+    grism = np.where(np.isfinite(columns["z_grism"]), columns["z_quality"], -1)
+    return np.where(np.isfinite(columns["z_spec"]), 10 + columns["z_quality"], grism)
 
 
 def label(columns: dict[str, np.ndarray], label_from: list[str]) -> dict[str, np.ndarray]:

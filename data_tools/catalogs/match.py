@@ -1,8 +1,9 @@
 """Redshifts of a second catalogue, the compilation, given to the objects of the first by position.
 
 Each redshift goes to the object nearest to it in the whole catalogue, within the radius, and to no other (of objects at
-the same distance, to the first). An object that several redshifts go to keeps the one of the best quality, of these the
-nearest, of these the first of the compilation. The compilation is held in memory, the catalogue is not.
+the same distance, to the first). An object that several redshifts go to keeps the one of the best rank (a spectrum's
+before a grism's, then by quality), of these the nearest, of these the first of the compilation. The compilation is held
+in memory, the catalogue is not.
 """
 
 from collections.abc import Iterable
@@ -28,15 +29,16 @@ class Matched:
 
 
 def match_positions(
-    positions: Iterable[tuple[np.ndarray, np.ndarray]], ra: np.ndarray, dec: np.ndarray, quality: np.ndarray,
+    positions: Iterable[tuple[np.ndarray, np.ndarray]], ra: np.ndarray, dec: np.ndarray, rank: np.ndarray,
     radius_arcsec: float,
 ) -> Matched:  # fmt: skip
-    """positions: the catalogue's (ra, dec), chunk by chunk; ra, dec (deg), quality [K]: the compilation's.
+    """positions: the catalogue's (ra, dec), chunk by chunk; ra, dec (deg), rank [K]: the compilation's.
 
-    Positions of NaN match nothing. The size of the chunks does not matter."""
+    Positions of NaN match nothing. The size of the chunks does not matter.
+    """
     rows, arcsec = nearest(positions, unit_vectors(ra, dec), radius_arcsec)
     candidates = np.flatnonzero(rows >= 0)
-    order = np.lexsort((candidates, arcsec[candidates], -quality[candidates], rows[candidates]))
+    order = np.lexsort((candidates, arcsec[candidates], -rank[candidates], rows[candidates]))
     ordered = candidates[order]
     _, first = np.unique(rows[ordered], return_index=True)
     best = ordered[first]
@@ -52,7 +54,7 @@ def nearest(
     if not len(placed):
         return rows, arcsec
     tree = cKDTree(targets[placed])
-    reach = 2 * np.sin(radius_arcsec / ARCSEC / 2) * (1 + 1e-9)  # the exact cut is made on `apart`
+    reach = 2 * np.sin(radius_arcsec / ARCSEC / 2) * 1.01  # the exact cut is made on `apart`
     start = 0
     for ra, dec in positions:
         vectors = unit_vectors(ra, dec)

@@ -43,6 +43,9 @@ def choose_photometry(table: Opened, spec: CatalogColumns, where: str, say: Call
         if "flux" in columns:
             stated = [photometry.unit or table.units.get(columns.get(q, ""), "") for q in ("flux", "fluxerr")]
             place = f"{where}.photometry.flux.{band}"
+            own = table.units.get(columns["flux"], "")
+            if photometry.unit and own and parse_unit(own, place) != parse_unit(photometry.unit, place):
+                say(f"{place}: {columns['flux']!r} says {own!r}, the survey file {photometry.unit!r}: that is taken")
             scale = ujy_per_unit(stated[0], photometry.zero_point_ab, columns["flux"], place)
             error_scale = ujy_per_unit(stated[1], photometry.zero_point_ab, "", place) if stated[1] else scale
         else:

@@ -127,7 +127,7 @@ def check_catalog(columns: CatalogColumns, bands: list[str], where: str = "catal
         raise InputError(f"{where}.pixel_origin: {columns.pixel_origin} must be 0 (NumPy) or 1 (FITS)")
     if not all(type(value) is int and value in QUALITIES for value in columns.z_quality_map.values()):
         raise InputError(f"{where}.z_quality_map: {columns.z_quality_map} must map flags to 0, 1, 2, 3 or 4")
-    if not set(columns.z_kind_map.values()) <= set(KINDS_OF_Z):
+    if not all(value in KINDS_OF_Z for value in columns.z_kind_map.values()):
         raise InputError(f"{where}.z_kind_map: {columns.z_kind_map} must map to spec, grism or phot")
     if not all(isinstance(value, str) for value in columns.obj_class_map.values()):
         raise InputError(f"{where}.obj_class_map: {columns.obj_class_map} must map to text")
@@ -154,14 +154,8 @@ def check_catalog(columns: CatalogColumns, bands: list[str], where: str = "catal
 def check_photometry(photometry: CatalogPhotometry, bands: list[str], where: str) -> None:
     """Raises InputError for unknown bands and for columns that do not go together."""
     given = [name for name in (*FLUX_COLUMNS, *MAGNITUDE_COLUMNS) if getattr(photometry, name)]
-    if not any(
-        set(given) == set(good)
-        for good in (["flux"], ["flux", "fluxerr"], ["flux", "ivar"], ["mag"], ["mag", "magerr"])
-    ):
+    if given not in (["flux"], ["flux", "fluxerr"], ["flux", "ivar"], ["mag"], ["mag", "magerr"]):
         raise InputError(f"{where}: {given} do not go together; name flux with fluxerr or ivar, or mag with magerr")
-    first = photometry.columns(given[0])
-    if not first:
-        raise InputError(f"{where}.{given[0]}: no bands are named; write a pattern with {{band}} or a table by band")
     for quantity in (*given, "extinction", "psf_fwhm", "names", "offsets"):
         value = getattr(photometry, quantity)
         if isinstance(value, str):
@@ -169,18 +163,26 @@ def check_photometry(photometry: CatalogPhotometry, bands: list[str], where: str
                 raise InputError(f"{where}.{quantity}: {value!r} must hold {{band}}, or be a table by band")
             continue
         known(value, bands, f"{where}.{quantity}")
-        if quantity in given and set(value) != set(first):
-            raise InputError(f"{where}.{quantity}: bands {sorted(value)} must be those of {given[0]}, {sorted(first)}")
-        kinds = (int, float) if quantity == "offsets" else (str,)
-        if not all(type(item) in kinds for item in value.values()):
-            raise InputError(
-                f"{where}.{quantity}: {value!r} must map bands to {'numbers' if quantity == 'offsets' else 'text'}"
-            )
-    if not all(math.isfinite(offset) for offset in photometry.offsets.values()):
-        raise InputError(f"{where}.offsets: {photometry.offsets} must be finite numbers")
+        holds, wanted = (is_finite, "finite numbers") if quantity == "offsets" else (is_text, "text")
+        if not all(map(holds, value.values())):
+            raise InputError(f"{where}.{quantity}: {value!r} must map bands to {wanted}")
+    first = photometry.columns(given[0])
+    if not first:
+        raise InputError(f"{where}.{given[0]}: no bands are named; write a pattern with {{band}} or a table by band")
+    for quantity in given[1:]:
+        if set(photometry.columns(quantity)) != set(first):
+            raise InputError(f"{where}.{quantity}: its bands must be those of {given[0]}, {sorted(first)}")
+
+
+def is_finite(value) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def is_text(value) -> bool:
+    return isinstance(value, str) and value != ""
 
 
 def known(names, allowed, where: str) -> None:
     for name in names:
-        if name not in allowed:
+        if not isinstance(name, str) or name not in allowed:
             raise InputError(f"{where}: {name!r} is not known here.{suggest(name, allowed)}")

@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 from astropy.io import fits
 from astropy.io.votable import parse
+from astropy.utils.exceptions import AstropyWarning
 from astropy.utils.xml.iterparser import get_xml_iterator
 
 from data_tools.catalogs import arrow_tables, hdf5_tables
+from data_tools.catalogs.columns import to_text
 from data_tools.catalogs.opened import Opened, WantedColumns
-from jaxz.errors import InputError
+from jaxz.errors import BAD_PATH, InputError
 
 HEAD = 4096  # bytes that tell the format
 
@@ -31,9 +33,11 @@ def open_table(path: Path, hdu: int | str = "", group: str = "", say: Callable[[
     """
     try:
         return masked(open_folder(path, hdu, group, say) if path.is_dir() else open_file(path, hdu, group, say))
-    except InputError:
+    except (InputError, MemoryError):
         raise
     except Exception as error:  # of many kinds: whatever a damaged file makes its library raise
+        if isinstance(error, OSError) and error.errno is not None and error.errno not in BAD_PATH:
+            raise  # a full disk, say
         problem = f"{str(path)!r} cannot be read as a table ({type(error).__name__}: {error})"
         raise InputError(f"catalog: {problem}; give FITS, Parquet, HDF5, VOTable, ECSV or CSV") from None
 
@@ -57,12 +61,10 @@ def masked(table: Opened) -> Opened:
         return table
 
     def chunks(wanted: WantedColumns, size: int) -> Iterator[dict]:
-        masks = {
-            role: (f"{name}.mask", "number") for role, (name, _) in wanted.items() if f"{name}.mask" in table.kinds
-        }
+        masks = {role: (f"{name}.mask", "text") for role, (name, _) in wanted.items() if f"{name}.mask" in table.kinds}
         for raw in table.chunks({**wanted, **{f"{role}.mask": column for role, column in masks.items()}}, size):
             for role in masks:
-                raw[role] = np.ma.array(raw[role], mask=raw.pop(f"{role}.mask").astype(bool))
+                raw[role] = np.ma.array(raw[role], mask=to_text(raw.pop(f"{role}.mask")) == "True")
             yield raw
 
     return dataclasses.replace(table, chunks=chunks)
@@ -76,8 +78,11 @@ def open_folder(path: Path, hdu: int | str, group: str, say: Callable[[str], Non
     if read_head(files[0]).startswith(b"PAR1"):
         return arrow_tables.open_parquet(path)
     tables = [open_file(file, hdu, group, say) for file in files]
+    kinds, units = dict(tables[0].kinds), tables[0].units
     for table in tables:
-        if (table.kinds, table.units) != (tables[0].kinds, tables[0].units):
+        kinds |= {name: kind for name, kind in table.kinds.items() if kinds.get(name) == "any"}
+        same = kinds.keys() == table.kinds.keys() and all(k in (kinds[n], "any") for n, k in table.kinds.items())
+        if not same or table.units != units:
             differ = "differ in their columns or units"
             raise InputError(f"catalog: {str(files[0])!r} and {str(table.files[0])!r} {differ}; keep tables that agree")
     counts = [table.rows for table in tables]
@@ -86,7 +91,7 @@ def open_folder(path: Path, hdu: int | str, group: str, say: Callable[[str], Non
         for table in tables:
             yield from table.chunks(wanted, size)
 
-    return Opened(files, tables[0].kinds, tables[0].units, None if None in counts else sum(counts), chunks)
+    return Opened(files, kinds, units, None if None in counts else sum(counts), chunks)
 
 
 def read_head(path: Path) -> bytes:
@@ -102,7 +107,8 @@ def read_head(path: Path) -> bytes:
 
 def open_fits(path: Path, hdu: int | str, say: Callable[[str], None]) -> Opened:
     """A binary table, memory-mapped; one that is gzipped is unpacked to a temporary file first."""
-    with unpacked(path, say) as place, fits.open(place, memmap=True) as hdus:
+    with unpacked(path, say) as place, warnings.catch_warnings(), fits.open(place, memmap=True) as hdus:
+        warnings.simplefilter("ignore", AstropyWarning)  # of what it mends; a truncated file is an error below
         table = choose_hdu(hdus, hdu, path)
         offset, rows, width = table.fileinfo()["datLoc"], table.header["NAXIS2"], table.header["NAXIS1"]
         dtype = table.columns.dtype.newbyteorder(">")
