@@ -136,13 +136,14 @@ def cut_plane(job: Job, block: int, tile_number: int, band_number: int) -> None:
     flux = aperture_flux(residual, flags, np.stack([x, y], 1), radius)
     column = np.clip(nearest_pixel(x), 0, pixels.shape[1] - 1)
     row = np.clip(nearest_pixel(y), 0, pixels.shape[0] - 1)
-    rms = sky.rms()[row, column]  # the depth varies over a tile, the correlation of its noise hardly
+    rms = sky.rms[row, column]  # the depth varies over a tile, the correlation of its noise hardly
     scale = unit / job.sigma_ujy[band.name]
     fluxerr = np.where(np.isfinite(flux), noise * rms / sigma * unit, np.nan)
     columns = {"flux": flux * unit, "fluxerr": fluxerr, "sky_sigma": rms * scale}
     columns = {name: values.astype(np.float32) for name, values in columns.items()}
     if job.survey.resample == "native":
         columns |= {"x": x, "y": y}
+    del sky
     stored, flags = to_stored(residual if job.survey.subtract_background else pixels, flags, scale, job.dtype)
     del residual, pixels
     columns["observed"] = is_observed(flags, x, y, job.size)

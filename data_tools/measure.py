@@ -2,6 +2,7 @@
 (Bertin & Arnouts 1996, A&AS 117 393; Barbary 2016, JOSS 1 58)."""
 
 import math
+from functools import cached_property
 
 import numpy as np
 import sep
@@ -28,16 +29,17 @@ class Sky:
     def __init__(self, mesh: sep.Background):
         self.mesh = mesh
 
-    @property
-    def sigma(self) -> float:
-        """The tile's typical sigma per pixel."""
-        return float(self.mesh.globalrms) / CLIPPED
-
+    @cached_property
     def rms(self) -> np.ndarray:
         """float32 [H, W]: sigma per pixel, interpolated."""
         rms = self.mesh.rms(dtype=np.float32)
         rms /= np.float32(CLIPPED)
         return rms
+
+    @property
+    def sigma(self) -> float:
+        """The tile's typical sigma per pixel. SEP's own is 1 where there is no noise."""
+        return float(np.median(self.rms[::8, ::8]))
 
     def subtracted(self, pixels: np.ndarray, flags: np.ndarray) -> np.ndarray:
         """float32 [H, W]: pixels less the smooth level, 0 where they are flagged."""
@@ -77,7 +79,7 @@ def detect(pixels: np.ndarray, flags: np.ndarray, sky: Sky, settings: Detection,
     width = settings.filter_fwhm_arcsec / scale_arcsec * gaussian_fwhm_to_sigma
     bad = flags > 0
     residual = sky.subtracted(pixels, flags)
-    filtered = gaussian_filter(residual / sky.rms(), width)
+    filtered = gaussian_filter(residual / sky.rms, width)
     sigma = mad_std(filtered[~bad])
     found = sep.extract(filtered, settings.threshold_sigma * sigma, minarea=settings.min_pixels, filter_kernel=None)
     if not len(found):
