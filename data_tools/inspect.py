@@ -177,7 +177,7 @@ def columns(dataset: Dataset) -> Section:
     names = list(dataset.manifest.columns)
     for name in progress(names, len(names), "columns"):
         spec = dataset.manifest.columns[name]
-        rows.append((name, spec.dtype, spec.unit, *spread(dataset.table([name])[name]), spec.description))
+        rows.append((name, spec.dtype, spec.unit, *spread(dataset.arrow([name])[name]), spec.description))
     return Section("Columns", ("column", "dtype", "unit", "known", "lowest", "median", "highest", "description"), rows)
 
 
