@@ -39,13 +39,7 @@ def read_catalog(path: Path, columns: CatalogColumns, grid: Grid) -> dict[str, n
     """
     if columns.sky and grid.wcs is None:
         raise InputError(f"catalog.ra: {columns.ra!r} needs a WCS, and the tiles have none; name x and y instead")
-    try:
-        table = Table.read(path)
-    except Exception as error:
-        problem = f"{str(path)!r} cannot be read as a table ({type(error).__name__}: {error})"
-        raise InputError(f"catalog: {problem}; give FITS, ECSV, CSV or VOTable") from None
-    if len(table) == 0:
-        raise InputError(f"catalog: {str(path)!r} has no rows; give a catalogue of the field")
+    table = read_table(path, "catalog")
     get = lambda name: column(table, getattr(columns, name), f"catalog.{name}", path)
     numbers = lambda name: to_float(get(name), f"catalog.{name}")
 
@@ -63,6 +57,18 @@ def read_catalog(path: Path, columns: CatalogColumns, grid: Grid) -> dict[str, n
         sources["z_flag_orig"] = to_text(get("z_quality"))
         sources["z_quality"] = quality(sources["z_flag_orig"], columns.z_quality_map)
     return sources
+
+
+def read_table(path: Path, argument: str) -> Table:
+    """Raises InputError, which names the argument that gave the path, for what is no table or has no rows."""
+    try:
+        table = Table.read(path)
+    except Exception as error:
+        problem = f"{str(path)!r} cannot be read as a table ({type(error).__name__}: {error})"
+        raise InputError(f"{argument}: {problem}; give FITS, ECSV, CSV, VOTable or Parquet") from None
+    if len(table) == 0:
+        raise InputError(f"{argument}: {str(path)!r} has no rows; give a table that has some")
+    return table
 
 
 def drop_invalid(sources: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, int]]:
