@@ -19,18 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from data_tools import labels as of
 from data_tools.catalog import read_table
-from data_tools.labels import (
-    assign_folds,
-    best_rows,
-    by_id,
-    by_position,
-    chosen_columns,
-    follow,
-    is_label,
-    read_columns,
-)
 from data_tools.plan import WRITING, sha256, versions
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.index import column_type
@@ -54,16 +46,15 @@ def main(argv: list[str]) -> int | None:
     if path.exists() and not args.replace:
         raise InputError(f"name: {path} exists; choose another name, or give --replace")
     ids, values, columns, summary = folds(dataset, args) if args.folds else labels(dataset, args)
+    if pc.count_distinct(ids).as_py() != len(ids):
+        raise InputError(f"dataset: object_id of {args.dataset!r} stands more than once for some objects; convert it")
     provenance = {
         "tool": "data_tools.relabel", "arguments": argv, "rows": dataset.fingerprint()["rows"],
         "overlays": args.overlay, "summary": summary, "versions": versions("numpy", "astropy", *WRITING),
     }  # fmt: skip
     if args.table:
-        provenance["input"] = {
-            "name": args.table.name,
-            "bytes": args.table.stat().st_size,
-            "sha256": sha256(args.table),
-        }
+        size, digest = args.table.stat().st_size, sha256(args.table)
+        provenance["input"] = {"name": args.table.name, "bytes": size, "sha256": digest}
     path.parent.mkdir(exist_ok=True)
     replace(path, to_parquet(ids, values, columns, provenance))
     print(json.dumps({"overlay": str(path), **summary}, indent=1))
@@ -101,25 +92,25 @@ def labels(dataset: Dataset, args: argparse.Namespace) -> tuple[pa.Array, dict[s
     table = read_table(args.table, "from")
     manifest = dataset.manifest
     joining = {args.ra, args.dec} if args.match else {args.on}
-    names = chosen_columns(args.column, table.colnames, manifest.columns, joining)
-    values, columns, invalid = read_columns(table, names, manifest.columns, args.table)
+    names = of.chosen_columns(args.column, table.colnames, manifest.columns, joining)
+    values, columns, invalid = of.read_columns(table, names, manifest.columns, args.table)
     usable = np.ones(len(table), bool)
     if args.match:
         if "z_spec" in values:
-            usable = is_label(values["z_spec"])  # without a redshift, a row nearby would take the object's own away
-        place, separation = by_position(dataset, table, args.ra, args.dec, args.match, usable, args.table)
+            usable = of.is_label(values["z_spec"])  # without a redshift, a row nearby would take the object's own away
+        place, separation = of.by_position(dataset, table, args.ra, args.dec, args.match, usable, args.table)
         columns["match_sep"] = Column("float32", "arcsec", f"from the position in {args.table.name}")
         values["match_sep"] = pa.array(separation.astype(np.float32))
     else:
-        place, separation = by_id(dataset, table, args.on, args.table), np.zeros(len(table))
+        place, separation = of.by_id(dataset, table, args.on, args.table), np.zeros(len(table))
     if not (place >= 0).any():
         raise InputError(f"from: none of the {len(table)} rows of {str(args.table)!r} is of an object; check the ids")
-    rows = best_rows(place, separation, values)
+    rows = of.best_rows(place, separation, values)
     ids = dataset.arrow(["object_id"])["object_id"].take(pa.array(place[rows])).combine_chunks()
     values = {name: found.take(pa.array(rows)) for name, found in values.items()}
     changes = {}
     if "z_spec" in values:
-        changes = follow(dataset, place[rows], values, columns)
+        changes = of.follow(dataset, place[rows], values, columns)
     lost = np.flatnonzero(usable & (place < 0))
     shown = [str(value) for value in table[args.on][lost[:SHOWN]]] if not args.match else lost[:SHOWN].tolist()
     if len(lost):
@@ -135,7 +126,7 @@ def labels(dataset: Dataset, args: argparse.Namespace) -> tuple[pa.Array, dict[s
 
 def folds(dataset: Dataset, args: argparse.Namespace) -> tuple[pa.Array, dict[str, pa.Array], dict[str, Column], dict]:
     """As `labels`: the column fold of all objects."""
-    number, cells = assign_folds(dataset, args.folds, args.seed)
+    number, cells = of.assign_folds(dataset, args.folds, args.seed)
     ids = dataset.arrow(["object_id"])["object_id"].combine_chunks()
     known = pa.array(ids.is_valid())
     column = Column("int32", "", f"fold of the sky cell, of {args.folds}; -1: too near to another fold to use")
