@@ -28,6 +28,7 @@ from jaxz.data import compact
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.layers import entries
 from jaxz.data.manifest import Array
+from jaxz.data.transport import is_remote
 from jaxz.data.writer import LayerWriter
 from jaxz.errors import InputError, run, suggest
 from jaxz.progress import in_threads
@@ -39,6 +40,8 @@ NODATA = "nodata"  # that of the masks that data_tools.convert writes
 def main(argv: list[str]) -> int | None:
     args = parse(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
+    if is_remote(args.dataset):
+        raise InputError(f"dataset: {args.dataset!r} is remote; write the layer where it is")
     dataset = open_dataset(args.dataset)
     source = open_source(args.source, args.name, args.ids)
     names = with_masks(chosen(args.arrays, source), source)

@@ -29,6 +29,7 @@ from jaxz.data.index import column_type
 from jaxz.data.manifest import Column
 from jaxz.data.overlays import to_parquet
 from jaxz.data.staging import place_of
+from jaxz.data.transport import is_remote
 from jaxz.errors import InputError, run
 from jaxz.files import replace
 
@@ -37,9 +38,9 @@ SHOWN = 3  # ids that found no object
 
 def main(argv: list[str]) -> int | None:
     args = parse(argv)
-    dataset = open_dataset(args.dataset, overlays=args.overlay)
-    if dataset.remote:
+    if is_remote(args.dataset):
         raise InputError(f"dataset: {args.dataset!r} is remote; write the overlay where it is")
+    dataset = open_dataset(args.dataset, overlays=args.overlay)
     if "object_id" not in dataset.manifest.columns:
         raise InputError(f"dataset: {args.dataset!r} has no column object_id, by which overlays are joined; convert it")
     path = dataset.path / place_of("overlays", args.name)
