@@ -1,19 +1,26 @@
 """Streams with layers: the base's samples bit for bit, the layers' beside them, exact to resume, elastic, remote."""
 
+import contextlib
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
+from jaxz import objectives, train
+from jaxz.config import parse
 from jaxz.data import compact
 from jaxz.data.dataset import DataError, open_dataset
 from jaxz.data.manifest import Array, Band, Column, Compact, Manifest
+from jaxz.data.prepare import Normalisation, Prepare
 from jaxz.data.stream import Source, Stage, Stream
 from jaxz.data.writer import DatasetWriter, LayerWriter
 from jaxz.errors import InputError
+from jaxz.mesh import make_mesh
+from jaxz.models import build
 from tests.data.servers import serving
-from tests.helpers import blobs
+from tests.helpers import blobs, small_config
 
 K = Band("K", 2150.0, 300.0, 25.0, 0.3, 0.3, 0.5, 0.9)
 ARRAYS = {
@@ -225,3 +232,24 @@ def test_a_remote_layer_is_staged_beside_its_base_and_alone(layered, tmp_path, i
             Stream(Source(remote("d", cache_gib=small), NAMES), 16)
     pipe = open_dataset(f"pipe:cat {path}/{{}}", tmp_path / "e", layers=["more"])
     np.testing.assert_array_equal(pipe.cutout(50)["embedding"], found["embedding"][50])
+
+
+def test_arrays_of_layers_reach_the_objectives(layered, tmp_path):
+    """With the images as they are without; and a run trains on them."""
+    path, found = layered
+    flag, seen = small_config(tmp_path, path, depth=1, redshift=1.0), []
+    for layers in ((), ("more",)):
+        config = parse([flag, f"--config.data.layers={layers}"])
+        dataset = open_dataset(path, layers=config.data.layers)
+        normalisation = Normalisation.create(dataset.manifest, (), 3.0, True)
+        objective = objectives.Objective(build(config.model, normalisation.bands, 16), config, normalisation)
+        prepare = Prepare(dataset.manifest, normalisation, augment=True)
+        with contextlib.closing(train.make_stream(config, dataset, objective, prepare, make_mesh(1, 1))) as stream:
+            seen.append(jax.jit(prepare)(next(stream), jax.random.key(0)))
+    without, joined = seen
+    np.testing.assert_array_equal(joined["embedding"], found["embedding"][joined["row"]])
+    for name in without:
+        np.testing.assert_array_equal(without[name], joined[name])
+    run = tmp_path / "run"
+    assert train.main([flag, f"--workdir={run}", "--config.data.layers=('more',)", "--config.train.steps=2"]) == 0
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
