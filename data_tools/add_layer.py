@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_tools.layer_sources import IDS, Source, Take, open_source
+from data_tools.layer_sources import ABSENT, IDS, Source, Take, open_source
 from data_tools.plan import WRITING, versions
 from jaxz.data import compact
 from jaxz.data.dataset import Dataset, open_dataset
@@ -33,7 +33,6 @@ from jaxz.data.writer import LayerWriter
 from jaxz.errors import InputError, run, suggest
 from jaxz.progress import in_threads
 
-ABSENT = "absent"  # the bit of a mask that is made for objects that the source lacks
 NODATA = "nodata"  # that of the masks that data_tools.convert writes
 
 
@@ -144,7 +143,7 @@ def masked(arrays: dict[str, Array]) -> dict[str, Array]:
     for name, array in arrays.items():
         if name.endswith("_mask") and name.removesuffix("_mask") in arrays:
             bits = array.bits or {}
-            if NODATA not in bits:
+            if not {NODATA, ABSENT} & bits.keys():
                 bits = {**bits, ABSENT: 1 << max([0, *bits.values()]).bit_length()}
             if np.dtype(array.dtype).kind not in "iu" or max(bits.values()) > np.iinfo(array.dtype).max:
                 raise InputError(f"missing: {name}, of {array.dtype}, has no bit left to say so; use --missing refuse")

@@ -3,7 +3,6 @@
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from jaxz.errors import InputError
 
 IDS = ("object_id", "key")
 FILES = (".parquet", ".npz", ".npy")
+ABSENT = "absent"  # the bit of a mask that is made for what a source lacks
 CHUNK = 1024  # rows read at once
 
 
@@ -57,27 +57,47 @@ def of_dataset(dataset: Dataset) -> Source:
     """Samples that are quarantined count as not there."""
     lost = np.zeros(len(dataset), bool)
     lost[dataset.quarantined] = True
+    masks = band_masks(dataset)
 
     def ids(name: str) -> pa.Array:
         values = dataset.arrow([name])[name].combine_chunks()
         return pc.if_else(pa.array(lost), pa.scalar(None, values.type), values) if lost.any() else values
 
     def reading(names: dict[str, str]) -> Take:
-        reader = Reader([dataset], tuple(names.values()), check="crc")
-        return partial(take, dataset, reader, names)
+        reader = Reader([dataset], tuple(name for name in names.values() if name not in masks), check="crc")
+        bits = dataset.column("bands_observed").astype(np.int64) if masks else np.zeros(0, np.int64)
+
+        def take(rows: np.ndarray) -> dict[str, list]:
+            found = read(reader, dataset, rows)
+            for mask, array in masks.items():
+                absent = ~bits[rows, None] >> np.arange(array.shape[0]) & 1
+                found[mask] = list(absent.astype(np.uint8)[..., None, None])
+            return {new: found[old] for new, old in names.items()}
+
+        return take
 
     known = {name: lambda name=name: ids(name) for name in IDS if name == "key" or name in dataset.manifest.columns}
-    return Source(dataset.arrays, dataset.manifest.bands, known, reading, dataset.fingerprint()["rows"])
+    return Source(dataset.arrays | masks, dataset.manifest.bands, known, reading, dataset.fingerprint()["rows"])
 
 
-def take(dataset: Dataset, reader: Reader, names: dict[str, str], rows: np.ndarray) -> dict[str, list]:
-    found = {name: [] for name in names.values()}
+def band_masks(dataset: Dataset) -> dict[str, Array]:
+    """Masks, of one value a band, for images that have none: bands_observed, which says it, does not come along."""
+    if "bands_observed" not in dataset.manifest.columns:
+        return {}
+    found = {}
+    for name, array in dataset.arrays.items():
+        if array.kind == "image" and len(array.shape) == 3 and f"{name}_mask" not in dataset.arrays:
+            found[f"{name}_mask"] = Array("mask", "uint8", (array.shape[0], 1, 1), "index", bits={ABSENT: 1})
+    return found
+
+
+def read(reader: Reader, dataset: Dataset, rows: np.ndarray) -> dict[str, list]:
+    """{name: what the writer takes of each row}."""
+    found = {name: [] for name in reader.stored}
     for start in range(0, len(rows), CHUNK):
-        chunk = rows[start : start + CHUNK]
-        for name, payloads in reader.payloads(chunk).items():
+        for name, payloads in reader.payloads(rows[start : start + CHUNK]).items():
             found[name] += [as_value(payload, dataset.arrays[name]) for payload in payloads]
-    found |= {name: list(values[rows]) for name, values in reader.columns.items()}
-    return {new: found[old] for new, old in names.items()}
+    return found | {name: list(values[rows]) for name, values in reader.columns.items()}
 
 
 def as_value(payload: memoryview, array: Array) -> np.ndarray | bytes:

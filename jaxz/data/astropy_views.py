@@ -25,6 +25,7 @@ def astropy_table(table: pa.Table, columns: dict[str, Column], arrays: dict[str,
     for name, values in zip(table.column_names, table.columns, strict=True):
         shape = arrays[name].shape if name in arrays else ()
         values, missing = text_values(values) if values.type == pa.string() else numpy_values(values, shape)
+        values = values if values.flags.writeable else values.copy()  # Arrow's own memory is not to be written to
         spec = columns.get(name) or Column("string", arrays[name].unit if name in arrays else "")
         kind = {"unit": astropy_unit(spec.unit), "description": spec.description or None}
         made[name] = MaskedColumn(values, mask=missing, **kind) if missing.any() else TableColumn(values, **kind)

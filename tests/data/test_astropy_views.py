@@ -64,6 +64,9 @@ def test_a_table_has_units_descriptions_and_what_is_missing(tmp_path):
     np.testing.assert_array_equal(chosen["tag"], tag[2:])
     chosen.write(tmp_path / "t.fits")
     np.testing.assert_array_equal(Table.read(tmp_path / "t.fits")["tag"], tag[2:])
+    table["flux_r"] *= 2
+    table["object_id"][0] = 5
+    assert dataset.table()["object_id"][0] == big
     with pytest.raises(InputError, match="column 'nam' is not in .* Did you mean 'name'"):
         dataset.table(columns=["nam"])
 

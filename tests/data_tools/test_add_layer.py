@@ -109,7 +109,13 @@ def test_an_image_without_a_mask_gets_one_value_a_band(base, tmp_path):
     joined = open_dataset(base, layers=["deep"])
     masks = np.stack([joined.cutout(row)["deep_mask"] for row in range(96)])
     assert masks.shape == (96, 3, 1, 1)
-    np.testing.assert_array_equal(masks[:, :, 0, 0], np.repeat(np.arange(96) >= 60, 3).reshape(96, 3))
+    lacking = np.repeat(np.arange(96) >= 60, 3).reshape(96, 3)
+    lacking[:60:10, 0] = True  # band g of every tenth object is not observed, which only bands_observed says
+    np.testing.assert_array_equal(masks[:, :, 0, 0], lacking)
+    whole = open_dataset(blobs(tmp_path / "whole")).path
+    add(base, whole, "whole", "--arrays", "w=image")
+    sample = open_dataset(base, layers=["whole"]).cutout(10)
+    assert sample["w_mask"].ravel().tolist() == [1, 0, 0] and sample["w_mask"].shape == (3, 1, 1)
 
 
 def table_files(folder, ids):
