@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int | None:
     rows = match(dataset, source, on)
     lacking = np.flatnonzero(rows < 0)
     if len(lacking) == len(rows) or (len(lacking) and args.missing == "refuse"):
-        first = dataset.arrow(["key"])["key"][int(lacking[0])].as_py()
+        first = dataset.arrow(columns=["key"])["key"][int(lacking[0])].as_py()
         raise InputError(
             f"from: {args.source} lacks {len(lacking)} of {len(rows)} objects by {on}, first that of sample {first!r}; "
             "give one that has them, or --missing mask"
@@ -122,7 +122,7 @@ def join_column(on: str | None, dataset: Dataset, source: Source) -> str:
 def match(dataset: Dataset, source: Source, on: str) -> np.ndarray:
     """int64 [N]: the source's row of each of the dataset's, -1 where it has none. Raises InputError for ids of another
     type, or that the source has more than once."""
-    wanted, known = dataset.arrow([on])[on], source.ids[on]()
+    wanted, known = dataset.arrow(columns=[on])[on], source.ids[on]()
     if pa.types.is_string(wanted.type) != pa.types.is_string(known.type):
         raise InputError(f"on: {on} is {wanted.type} in the dataset and {known.type} in the source; give the same ids")
     try:

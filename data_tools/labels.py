@@ -112,7 +112,7 @@ def unit_factor(found, spec: Column | None, where: str) -> float:
 
 def by_id(dataset: Dataset, table: Table, name: str, path: Path) -> np.ndarray:
     """int64 [R]: the dataset's row of each of the table's, -1 for none."""
-    wanted = dataset.arrow(["object_id"])["object_id"]
+    wanted = dataset.arrow(columns=["object_id"])["object_id"]
     found = column(table, name, "on", path)
     if (found.dtype.kind in "SUO") != pa.types.is_string(wanted.type) or found.dtype.kind not in "SUOiu":
         raise InputError(f"on: {name!r} holds {found.dtype}, object_id of the dataset {wanted.type}; give the same ids")
@@ -134,7 +134,7 @@ def by_position(
     that is, arcsec. Each row goes to one object only: a spectrum is of one source, not of all its neighbours."""
     if lacking := {"ra", "dec"} - dataset.manifest.columns.keys():
         raise InputError(f"match: the dataset has no column {min(lacking)!r}; join by --on")
-    index = dataset.arrow(["ra", "dec", "object_id"])
+    index = dataset.arrow(columns=["ra", "dec", "object_id"])
     ours = np.stack([index[name].to_numpy() for name in ("ra", "dec")])
     known = np.flatnonzero(np.isfinite(ours).all(0) & index["object_id"].is_valid().to_numpy())
     degrees = Column("float64", "deg")
@@ -172,7 +172,7 @@ def follow(dataset: Dataset, place: np.ndarray, values: dict[str, pa.Array], col
     redshifts were added, changed and removed."""
     known = dataset.manifest.columns
     there = [name for name in ("z_spec", *LABELS, *ABOUT_Z_SPEC) if name in known]
-    old = dataset.arrow(there).take(pa.array(place))
+    old = dataset.arrow(columns=there).take(pa.array(place))
     numbers = lambda name: old[name].to_numpy().astype(np.float64) if name in there else np.full(len(place), np.nan)
     new, before = values["z_spec"].to_numpy().astype(np.float64), numbers("z_spec")
     has, had = np.isfinite(new), np.isfinite(before)

@@ -60,7 +60,7 @@ def of_dataset(dataset: Dataset) -> Source:
     masks = band_masks(dataset)
 
     def ids(name: str) -> pa.Array:
-        values = dataset.arrow([name])[name].combine_chunks()
+        values = dataset.arrow(columns=[name])[name].combine_chunks()
         return pc.if_else(pa.array(lost), pa.scalar(None, values.type), values) if lost.any() else values
 
     def reading(names: dict[str, str]) -> Take:

@@ -107,7 +107,7 @@ def labels(dataset: Dataset, args: argparse.Namespace) -> tuple[pa.Array, dict[s
     if not (place >= 0).any():
         raise InputError(f"from: none of the {len(table)} rows of {str(args.table)!r} is of an object; check the ids")
     rows = of.best_rows(place, separation, values)
-    ids = dataset.arrow(["object_id"])["object_id"].take(pa.array(place[rows])).combine_chunks()
+    ids = dataset.arrow(columns=["object_id"])["object_id"].take(pa.array(place[rows])).combine_chunks()
     values = {name: found.take(pa.array(rows)) for name, found in values.items()}
     changes = {}
     if "z_spec" in values:
@@ -128,7 +128,7 @@ def labels(dataset: Dataset, args: argparse.Namespace) -> tuple[pa.Array, dict[s
 def folds(dataset: Dataset, args: argparse.Namespace) -> tuple[pa.Array, dict[str, pa.Array], dict[str, Column], dict]:
     """As `labels`: the column fold of all objects."""
     number, cells = of.assign_folds(dataset, args.folds, args.seed)
-    ids = dataset.arrow(["object_id"])["object_id"].combine_chunks()
+    ids = dataset.arrow(columns=["object_id"])["object_id"].combine_chunks()
     known = pa.array(ids.is_valid())
     column = Column("int32", "", f"fold of the sky cell, of {args.folds}; -1: too near to another fold to use")
     counts = {str(fold): int((number == fold).sum()) for fold in range(-1, args.folds)}

@@ -4,7 +4,7 @@
 
 Every byte is read: sizes and sha256 of the shards, the members of each tar, the crc32 of every payload, that floats are
 finite, the copies of the scalars, keys, and the index: types of the columns, finite values in the arrays that it holds.
-The layers of the dataset are checked, and mended, in the same way, and that their rows are the dataset's.
+Overlays are opened. Layers are checked, and mended, as the dataset is, and that their rows are the dataset's.
 --sizes opens no tar: sizes and row counts only. --repair rebuilds an index from its tar and a tar from its index where
 the tar's sha256 then proves it right, and lists the samples that stay damaged in quarantine.json, which every reader
 leaves out. Exit 0: clean, or all that is damaged is listed; 1: problems, one a line on stdout; 2: not a dataset, or one
@@ -46,6 +46,8 @@ def main(argv: list[str]) -> int | None:
         raise InputError("repair: --repair must read every byte; leave out --sizes")
     dataset = Path(args.dataset)
     problems = verify(dataset, args)
+    if not args.sizes:
+        problems += unreadable_overlays(dataset)
     for folder in sorted(path.parent for path in dataset.glob("layers/*/dataset.json")):
         own = verify(folder, args)
         problems += own + (misalignments(dataset, folder) if not own else 0)
@@ -82,6 +84,18 @@ def verify(dataset: Path, args: argparse.Namespace) -> int:
         tell(problem)
     print(f"{dataset}: {summary(manifest, findings, listed, problems)}", file=sys.stderr)
     return len(problems)
+
+
+def unreadable_overlays(dataset: Path) -> int:
+    """Tell the overlays that cannot be opened; how many there are."""
+    count = 0
+    for path in sorted(dataset.glob("overlays/*.parquet")):
+        try:
+            open_dataset(dataset, overlays=[path.stem])
+        except InputError as error:
+            print(error)
+            count += 1
+    return count
 
 
 def misalignments(dataset: Path, layer: Path) -> int:

@@ -230,7 +230,7 @@ def test_only_the_train_split_is_trained_on(tiny, blob_dataset):
         stream = train.make_stream(
             config, dataset, objective, Prepare(dataset.manifest, normalisation), make_mesh(1, 1)
         )
-        found = dataset.arrow(["split"]).take(pa.array(np.concatenate([next(stream)["row"] for _ in range(12)])))
+        found = dataset.arrow(columns=["split"]).take(pa.array(np.concatenate([next(stream)["row"] for _ in range(12)])))
         assert set(found["split"].to_pylist()) == splits
         stream.close()
 

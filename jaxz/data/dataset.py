@@ -111,9 +111,9 @@ class Dataset:
         numbers are NaN; what else is missing is masked. Raises InputError for an unknown column."""
         from jaxz.data.astropy_views import astropy_table
 
-        return astropy_table(self.arrow(columns, where), self.manifest.columns, self.arrays)
+        return astropy_table(self.arrow(where, columns), self.manifest.columns, self.arrays)
 
-    def arrow(self, columns: Iterable[str] | None = None, where: str | None = None) -> pa.Table:
+    def arrow(self, where: str | None = None, columns: Iterable[str] | None = None) -> pa.Table:
         """What `table` gives, as an Arrow table: quicker, and as it is stored."""
         columns = ["key", *self.manifest.columns] if columns is None else list(columns)
         self._check_columns((*columns, *(filters.names(where) if where else ())))

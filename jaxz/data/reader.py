@@ -213,7 +213,7 @@ class Reader:
         DataError for what cannot be read whole."""
         opened = self._opened(rows)
         found = {name: [memoryview(bytearray(n)) for n in p.sizes(rows).tolist()] for name, p in self.places.items()}
-        if found:
+        if found and len(rows):
             self._fill(opened, rows, list(itertools.chain.from_iterable(found.values())))
         return found
 

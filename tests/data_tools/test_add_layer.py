@@ -277,3 +277,13 @@ def test_verify_holds_the_rows_of_a_layer_against_the_base(base, tmp_path, capsy
     capsys.readouterr()
     assert verify.main([str(base)]) == 1
     assert "layers/extra: layers: " in (told := capsys.readouterr().out) and "was written for other rows" in told
+
+
+def test_verify_tells_overlays_that_cannot_be_read(base, capsys):
+    (base / "overlays").mkdir()
+    pq.write_table(pa.table({"object_id": [1, 2], "weight": [0.5, 2.0]}), base / "overlays/good.parquet")
+    assert verify.main([str(base)]) is None
+    pq.write_table(pa.table({"object_id": [1, 1], "weight": [0.5, 2.0]}), base / "overlays/twice.parquet")
+    capsys.readouterr()
+    assert verify.main([str(base)]) == 1
+    assert "overlays/twice.parquet: object_id must be there, and once for each object" in capsys.readouterr().out

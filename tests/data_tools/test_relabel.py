@@ -186,7 +186,7 @@ def test_weights_text_and_units(survey, tmp_path, capsys):
     assert summary["columns"]["flux_r"] == "float32 uJy"
     now = open_dataset(survey, overlays=["new"])
     assert now.manifest.columns["weight"] == Column("float64", "km", "how far")
-    found = now.arrow(["weight", "tag", "flux_r", "n", "name", "z_spec"]).to_pydict()
+    found = now.arrow(columns=["weight", "tag", "flux_r", "n", "name", "z_spec"]).to_pydict()
     assert found["weight"] == [*np.linspace(0, 1, 50), *[None] * 350]
     assert found["tag"] == [*(f"t{i}" for i in range(50)), *[None] * 350]
     np.testing.assert_allclose(found["flux_r"][:50], np.arange(50) / 1000, rtol=1e-6)
