@@ -99,14 +99,16 @@ def unit_factor(found, spec: Column | None, where: str) -> float:
     """From the table's unit to the dataset's; 1 where one of them says none. Raises InputError where there is none, or
     the numbers are whole."""
     unit = astropy_unit(spec.unit) if spec is not None else None
-    if unit is None or found.unit is None:
+    if unit is None or found.unit is None or found.unit == unit:
         return 1.0
     try:
+        if isinstance(unit, u.FunctionUnitBase) or isinstance(found.unit, u.FunctionUnitBase):
+            raise ValueError("magnitudes are no multiples of a flux")
         factor = found.unit.to(unit)
-    except u.UnitConversionError:
+        if factor != 1 and np.dtype(spec.dtype).kind != "f":
+            raise ValueError("whole numbers do not take a factor")
+    except ValueError:  # what Astropy raises, too
         raise InputError(f"{where} is in {found.unit}, the dataset in {spec.unit!r}; convert it") from None
-    if factor != 1 and np.dtype(spec.dtype).kind != "f":
-        raise InputError(f"{where} is in {found.unit}, the dataset in {spec.unit!r}, of whole numbers; convert it")
     return factor
 
 
@@ -212,9 +214,12 @@ def assign_folds(dataset: Dataset, count: int, seed: int) -> tuple[np.ndarray, d
     if {"ra", "dec"} <= columns:
         places = np.stack([dataset.column(name).astype(float) for name in ("ra", "dec")])
         scale = max((band.pixel_scale_arcsec for band in manifest.bands), default=0.0)
-        cells = {"healpix_order": manifest.splits.get("healpix_order", CELL_ORDER), "gap_arcsec": gap_px * scale}
+        order = manifest.splits.get("healpix_order", CELL_ORDER)
+        if type(order) is not int or not 0 <= order <= 29:
+            raise InputError(f"splits.healpix_order: {order!r} of dataset.json must lie in 0..29; mend it")
+        cells = {"healpix_order": order, "gap_arcsec": gap_px * scale}
         assign = lambda at: assign_splits(
-            *at, gap_arcsec=gap_px * scale, order=cells["healpix_order"], fractions=fractions, seed=seed, balanced=True
+            *at, gap_arcsec=gap_px * scale, order=order, fractions=fractions, seed=seed, balanced=True
         )
     elif {"x", "y"} <= columns and "cell_px" in manifest.splits:  # of one tile
         places = np.stack([dataset.column(name).astype(float) for name in ("x", "y")])

@@ -259,6 +259,8 @@ def test_folds_are_by_sky_cell_with_a_gap(survey, capsys):
         (["good.csv", "--on", "text", "--column", "flux_r=z"], "on: 'text' holds <U1, object_id of the dataset int64"),
         (["good.csv", "--on", "nine", "--column", "flux_r=z"], "none of the 3 rows .* is of an object"),
         (["unit.ecsv", "--column", "flux_r=flux"], "is in km, the dataset in 'uJy'; convert it"),
+        (["unit.ecsv", "--column", "flux_r=mag"], r"is in mag\(AB\), the dataset in 'uJy'; convert it"),
+        (["unit.ecsv", "--column", "flux_r=odd"], "is in furlong, the dataset in 'uJy'; convert it"),
         (["good.csv", "--match", "1", "--column", "flux_r=z"], "ra: 'ra' is not a column"),
         (["good.csv", "--match", "0"], "match: 0.0 must lie in"),
         (["nothing.csv"], "from: .* cannot be read as a table"),
@@ -268,7 +270,10 @@ def test_folds_are_by_sky_cell_with_a_gap(survey, capsys):
 def test_what_does_not_fit_is_refused_and_nothing_written(survey, tmp_path, rest, message):
     ids = open_dataset(survey).column("object_id")[:3]
     Table({"object_id": ids, "z": [0.1, 0.2, 0.3], "text": list("abc"), "nine": [-9] * 3}).write(tmp_path / "good.csv")
-    Table({"object_id": ids, "flux": [1.0, 2.0, 3.0] * u.km}).write(tmp_path / "unit.ecsv")
+    units = Table({"object_id": ids, "flux": [1.0, 2.0, 3.0], "mag": [20.0] * 3, "odd": [1.0] * 3})
+    units["flux"].unit, units["mag"].unit = u.km, u.ABmag
+    units["odd"].unit = u.Unit("furlong", parse_strict="silent")
+    units.write(tmp_path / "unit.ecsv")
     with pytest.raises(InputError, match=message):
         relabel.main([str(survey), "--name", "new", "--from", str(tmp_path / rest[0]), *rest[1:]])
     assert not list(survey.glob("overlays/*"))
