@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int | None:
     on = join_column(args.on, dataset, source)
     rows = match(dataset, source, on)
     lacking = np.flatnonzero(rows < 0)
-    if len(lacking) == len(rows) or (len(lacking) and args.missing == "refuse"):
+    if len(lacking) and (args.missing == "refuse" or len(lacking) == len(rows)):
         first = dataset.arrow(columns=["key"])["key"][int(lacking[0])].as_py()
         raise InputError(
             f"from: {args.source} lacks {len(lacking)} of {len(rows)} objects by {on}, first that of sample {first!r}; "

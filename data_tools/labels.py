@@ -221,12 +221,14 @@ def assign_folds(dataset: Dataset, count: int, seed: int) -> tuple[np.ndarray, d
         assign = lambda at: assign_splits(
             *at, gap_arcsec=gap_px * scale, order=order, fractions=fractions, seed=seed, balanced=True
         )
-    elif {"x", "y"} <= columns and "cell_px" in manifest.splits:  # of one tile
+    elif {"x", "y"} <= columns and isinstance(manifest.splits.get("cell_px"), int | float):  # of one tile
         places = np.stack([dataset.column(name).astype(float) for name in ("x", "y")])
         cells = {"cell_px": manifest.splits["cell_px"], "gap_px": gap_px}
         assign = lambda at: assign_splits_pixels(*at, **cells, fractions=fractions, seed=seed)
     else:
-        raise InputError("folds: the dataset has no columns ra and dec to make sky cells of; convert it with them")
+        raise InputError(
+            "folds: the dataset has neither ra and dec nor cells in pixels to deal out; convert it with them"
+        )
     fold, known = np.full(len(dataset), -1, np.int32), np.isfinite(places).all(0)
     names, _ = assign(places[:, known])
     fold[known] = np.where(names == GAP, "-1", names).astype(np.int32)

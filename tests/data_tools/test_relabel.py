@@ -289,3 +289,25 @@ def test_an_overlay_in_another_unit_is_refused(survey):
     )
     with pytest.raises(InputError, match="column 'flux_r' is in 'nJy', the dataset in 'uJy'; convert it"):
         open_dataset(survey, overlays=["a"])
+
+
+def test_folds_of_a_tile_without_sky_positions_are_cells_of_pixels(tmp_path, capsys):
+    """And without either there are none."""
+    draw = np.random.default_rng(5)
+    x, y = draw.uniform(0, 4000, (2, COUNT))
+    names = {"object_id": Column("string"), "x": Column("float64"), "y": Column("float64")}
+    manifest = Manifest({"image": Array("image", "float16", (1, 4, 4))}, (), names)
+    for folder, splits in (("tile", {"cell_px": 300}), ("nothing", {})):
+        writer = DatasetWriter(tmp_path / folder, manifest, {})
+        values = {"object_id": [f"o{i}" for i in range(COUNT)], "x": x, "y": y}
+        writer.write_shard(0, [f"k{i}" for i in range(COUNT)], {"image": np.zeros((COUNT, 1, 4, 4), "f2")}, values)
+        writer.finish(1, splits)
+    run(tmp_path / "tile", capsys, "--folds", 3)
+    fold = open_dataset(tmp_path / "tile", overlays=["new"]).column("fold")
+    assert all((fold == k).sum() > COUNT / 5 for k in range(3))
+    differ = (fold[:, None] != fold) & (fold[:, None] >= 0) & (fold >= 0)
+    assert np.hypot(x[:, None] - x, y[:, None] - y)[differ].min() >= np.hypot(4, 4)
+    cells = (x // 300).astype(int) * 100 + (y // 300).astype(int)
+    assert all(len(set(fold[(cells == cell) & (fold >= 0)])) <= 1 for cell in np.unique(cells))
+    with pytest.raises(InputError, match="folds: the dataset has neither ra and dec nor cells"):
+        relabel.main([str(tmp_path / "nothing"), "--name", "new", "--folds", "3"])
