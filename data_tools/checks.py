@@ -307,7 +307,8 @@ def check_members(found: Findings, tar: BinaryIO, index: pa.Table, manifest: Man
     """The members of the tar against the index: names in order, payloads at the offsets, copies of the scalars."""
     arrays = {member_suffix(*item): item[0] for item in tar_arrays(manifest).items()}
     expected = [(row, key, suffix) for row, key in enumerate(index["key"].to_pylist()) for suffix in suffixes(manifest)]
-    scalars = index.select(list(manifest.columns)).to_pylist()
+    rows = index.select(["key", *manifest.columns]).to_pylist()
+    scalars = [{name: row[name] for name in manifest.columns} for row in rows]
     ends = {name: [index[f"{name}_{part}"].to_pylist() for part in ("offset", "size")] for name in arrays.values()}
     members, error = walk(tar)
     wrong, lines = [], []  # wrong: (row, line) of samples in doubt

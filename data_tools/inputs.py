@@ -61,6 +61,12 @@ def digest(path: Path) -> str:
         raise InputError(f"{str(path)!r} cannot be read ({error.strerror}); check the path") from None
 
 
+def sha256(path: Path) -> str:
+    """Of a whole file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def versions(*packages: str) -> dict[str, str]:
     """Those of jaxz and of the packages: without an argument, all that measure or write."""
     names = packages or (*MEASURING, *WRITING)

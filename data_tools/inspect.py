@@ -89,10 +89,19 @@ def overview(dataset: Dataset) -> Section:
         ("quarantined", f"{len(dataset.quarantined):,}"),
         ("shards", f"{len(manifest.shards):,}"),
         ("bytes", f"{size:,} ({size / 1e9:.3g} GB), {size / max(manifest.samples, 1) / 1e3:.3g} kB a sample"),
+        *((kind, ", ".join(names)) for kind, names in beside(dataset).items() if names),
         ("schema", str(manifest.schema_version)),
         ("made by", str(made.get("tool", "not recorded"))),
     ]
     return Section("Dataset", ("", "value"), rows)
+
+
+def beside(dataset: Dataset) -> dict[str, list[str]]:
+    """The names of a local dataset's overlays and layers."""
+    if dataset.remote:
+        return {}
+    overlays = sorted(path.stem for path in dataset.path.glob("overlays/*.parquet"))
+    return {"overlays": overlays, "layers": sorted(p.parent.name for p in dataset.path.glob("layers/*/dataset.json"))}
 
 
 def arrays(dataset: Dataset) -> Section:
@@ -177,7 +186,7 @@ def columns(dataset: Dataset) -> Section:
     names = list(dataset.manifest.columns)
     for name in progress(names, len(names), "columns"):
         spec = dataset.manifest.columns[name]
-        rows.append((name, spec.dtype, spec.unit, *spread(dataset.table([name])[name]), spec.description))
+        rows.append((name, spec.dtype, spec.unit, *spread(dataset.arrow(columns=[name])[name]), spec.description))
     return Section("Columns", ("column", "dtype", "unit", "known", "lowest", "median", "highest", "description"), rows)
 
 

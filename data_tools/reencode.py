@@ -56,6 +56,8 @@ def main(argv: list[str]) -> int | None:
         pool.map(write_shard, jobs, "shards")
     copy_overlays(source.path, writer.path)
     written = writer.finish(len(source.manifest.shards), source.manifest.splits)
+    if layers := sorted(path.parent.name for path in source.path.glob("layers/*/dataset.json")):
+        print(f"layers {', '.join(layers)} stay with {args.dataset}; copied to {args.out}, they fit", file=sys.stderr)
     before, after = (sum(shard.bytes for shard in m.shards) for m in (source.manifest, written))
     print(f"{args.out}: {written.samples} samples, {after} bytes of shards, {after / before:.2f} of those before")
     return None

@@ -43,7 +43,7 @@ def rows_of_ids(dataset: Dataset, path: Path) -> np.ndarray:
     if "object_id" not in dataset.manifest.columns:
         raise InputError("ids: the dataset has no column 'object_id'; select by --where or --rows")
     wanted = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    known = dataset.table(["object_id"])["object_id"].cast(pa.string())
+    known = dataset.arrow(columns=["object_id"])["object_id"].cast(pa.string())
     found = np.flatnonzero(pa.compute.is_in(known, value_set=pa.array(wanted, pa.string())).to_numpy())
     if missing := sorted(set(wanted) - set(known.take(pa.array(found)).to_pylist())):
         raise InputError(f"ids: {len(missing)} of {path} are not in the dataset, such as {missing[0]!r}; remove them")

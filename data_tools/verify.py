@@ -4,6 +4,7 @@
 
 Every byte is read: sizes and sha256 of the shards, the members of each tar, the crc32 of every payload, that floats are
 finite, the copies of the scalars, keys, and the index: types of the columns, finite values in the arrays that it holds.
+Overlays are opened. Layers are checked, and mended, as the dataset is, and that their rows are the dataset's.
 --sizes opens no tar: sizes and row counts only. --repair rebuilds an index from its tar and a tar from its index where
 the tar's sha256 then proves it right, and lists the samples that stay damaged in quarantine.json, which every reader
 leaves out. Exit 0: clean, or all that is damaged is listed; 1: problems, one a line on stdout; 2: not a dataset, or one
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from data_tools.checks import Findings, check_shard, check_sizes
 from data_tools.repair import mend, write_list
+from jaxz.data.dataset import open_dataset
 from jaxz.data.index import UNREADABLE, read_index
 from jaxz.data.manifest import Manifest
 from jaxz.data.quarantine import Damage, Quarantine
@@ -43,6 +45,17 @@ def main(argv: list[str]) -> int | None:
     if args.sizes and args.repair:
         raise InputError("repair: --repair must read every byte; leave out --sizes")
     dataset = Path(args.dataset)
+    problems = verify(dataset, args)
+    if not args.sizes:
+        problems += unreadable_overlays(dataset)
+    for folder in sorted(path.parent for path in dataset.glob("layers/*/dataset.json")):
+        own = verify(folder, args)
+        problems += own + (misalignments(dataset, folder) if not own else 0)
+    return FAILED if problems else None
+
+
+def verify(dataset: Path, args: argparse.Namespace) -> int:
+    """Check, or mend, one dataset, or one layer as the dataset that it is; the number of problems that are left."""
     manifest = Manifest.load(dataset)
     listed = Quarantine() if args.repair else Quarantine.load(dataset, manifest)
     check = partial(mend if args.repair else check_sizes if args.sizes else check_shard, dataset, manifest)
@@ -52,12 +65,14 @@ def main(argv: list[str]) -> int | None:
     if args.repair:
         listed = write_list(dataset, findings)
     problems = strangers(dataset, manifest)
+    where = dataset.relative_to(args.dataset)
+    tell = lambda line: print(line if where == Path(".") else f"{where}: {line}")
     for found in findings:
         for line in found.mended:
-            print(f"rebuilt: {line}")
+            tell(f"rebuilt: {line}")
         damage = listed.shards.get(found.shard.name)
         if damage and is_as_listed(found, damage, args.sizes):
-            print(f"quarantined: {describe(found, damage)}")
+            tell(f"quarantined: {describe(found, damage)}")
             continue
         problems += found.lines
         if damage:
@@ -66,9 +81,43 @@ def main(argv: list[str]) -> int | None:
                 f"({damage.count(found.shard)} samples); run --repair"
             )
     for problem in problems:
-        print(problem)
+        tell(problem)
     print(f"{dataset}: {summary(manifest, findings, listed, problems)}", file=sys.stderr)
-    return FAILED if problems else None
+    return len(problems)
+
+
+def unreadable_overlays(dataset: Path) -> int:
+    """Tell the overlays that cannot be opened; how many there are."""
+    count = 0
+    for path in sorted(dataset.glob("overlays/*.parquet")):
+        try:
+            open_dataset(dataset, overlays=[path.stem])
+        except InputError as error:
+            print(error)
+            count += 1
+    return count
+
+
+def misalignments(dataset: Path, layer: Path) -> int:
+    """Tell where a layer that is whole by itself does not fit its dataset; the number of lines."""
+    try:
+        joined = open_dataset(dataset, layers=[layer.name])
+        lines = []
+        for n, shard in enumerate(joined.manifest.shards):
+            part = joined.layers[layer.name]
+            if joined.quarantine.whole(shard.name) or part.quarantine.whole(shard.name):
+                continue
+            keys, theirs = (each.shard_table(n, ("key",))["key"].to_pylist() for each in (joined, part))
+            if wrong := [row for row, pair in enumerate(zip(keys, theirs, strict=True)) if pair[0] != pair[1]]:
+                lines.append(
+                    f"index/{shard.name}.parquet: {len(wrong)} of {shard.samples} samples are not the dataset's: "
+                    f"{theirs[wrong[0]]!r} where that has {keys[wrong[0]]!r}; write the layer again"
+                )
+    except InputError as error:
+        lines = [str(error)]
+    for line in lines:
+        print(f"layers/{layer.name}: {line}")
+    return len(lines)
 
 
 def is_as_listed(found: Findings, damage: Damage, sizes: bool) -> bool:

@@ -25,6 +25,7 @@ def default() -> ml_collections.ConfigDict:
                 cache="",  # directory for what is fetched of a URL; "": $JAXZ_CACHE, or ~/.cache/jaxz
                 cache_gib=0.0,  # its limit; 0: none
                 overlays=(),  # names of data.path's overlays/NAME.parquet: columns that are added or replaced
+                layers=(),  # names of layers/NAME of data.path and of each source: their arrays reach the objectives
                 where="",  # rows to train on, such as "z_kind == 'spec'"; split == 'train' is always added ...
                 transductive=False,  # ... unless this is set, which is recorded and reported
                 bands=(),  # names, in the model's order; () takes all of the dataset

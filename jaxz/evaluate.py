@@ -87,7 +87,7 @@ def write_reconstructions(path: Path, model: Model, dataset: Dataset) -> None:
         "hidden": found["hidden"],
         "observed": np.asarray(seen["mask"]).any((2, 3)),
         "bands": np.array([band.name for band in model.normalisation.bands]),
-        "key": np.array(dataset.table(["key"]).take(chosen)["key"].to_pylist()),
+        "key": np.array(dataset.arrow(columns=["key"]).take(chosen)["key"].to_pylist()),
     }
     sink = io.BytesIO()
     np.savez_compressed(sink, **content)

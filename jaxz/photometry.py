@@ -107,7 +107,7 @@ def load(dataset: Dataset, where: str, bands: list[Band], extra: list[str]) -> t
     absent."""
     reddened = ["ebv"] if "ebv" in dataset.manifest.columns else []
     names = [f"{kind}_{band.name}" for kind in ("flux", "fluxerr") for band in bands]
-    table = dataset.table(list(dict.fromkeys([*extra, *names, *reddened])), where)
+    table = dataset.arrow(where, list(dict.fromkeys([*extra, *names, *reddened])))
     ebv = np.nan_to_num(table["ebv"].to_numpy().astype(np.float64)) if reddened else np.zeros(len(table))
     factor = 10 ** (0.4 * np.outer(ebv, [band.a_over_ebv for band in bands]))
 

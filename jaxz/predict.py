@@ -154,7 +154,7 @@ def completed(batch: dict, manifest: Manifest, deredden: bool) -> dict[str, np.n
 def catalog_of(dataset: Dataset, rows: np.ndarray) -> pa.Table:
     """key and what there is of the catalogue's columns for `rows`, with the number of observed bands."""
     known = [name for name in CATALOG_COLUMNS if name == "key" or name in dataset.manifest.columns]
-    catalog = dataset.table(known).take(pa.array(rows))
+    catalog = dataset.arrow(columns=known).take(pa.array(rows))
     if "n_bands" not in known:
         bits = dataset.column("bands_observed")[rows] if "bands_observed" in dataset.manifest.columns else None
         count = np.full(len(rows), len(dataset.manifest.bands)) if bits is None else np.bitwise_count(bits)

@@ -127,7 +127,7 @@ def cutouts(arm: Run, keys: Sequence[str], titles: Sequence[str]) -> bytes | Non
         return None
     if dataset is None or "image" not in dataset.manifest.arrays or len(dataset) > LARGEST:
         return None
-    numbers = {key: number for number, key in enumerate(dataset.table(["key"])["key"].to_pylist())}
+    numbers = {key: number for number, key in enumerate(dataset.arrow(columns=["key"])["key"].to_pylist())}
     if not all(key in numbers for key in keys):
         return None
     samples = [dataset.cutout(numbers[key]) for key in keys]

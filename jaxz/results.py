@@ -48,7 +48,7 @@ def truths_of(dataset, keys: pa.ChunkedArray) -> dict[str, np.ndarray]:
     """{test set: float64 [N]}: the true redshift of each of `keys`, NaN where it is outside of the set."""
     truths = {}
     for name, (where, column) in test_sets(dataset).items():
-        table = dataset.table(["key", column], where)
+        table = dataset.arrow(where, ["key", column])
         place = pc.index_in(keys, value_set=table["key"].combine_chunks())
         truths[name] = table[column].take(place.combine_chunks()).to_numpy().astype(np.float64)
     return truths

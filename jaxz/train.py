@@ -44,7 +44,8 @@ def main(argv: list[str]) -> int:
     first = runtime.is_first()
 
     # ---- data ------------------------------------------------------------------------------------------------------
-    dataset = open_dataset(config.data.path, config.data.cache, config.data.cache_gib, config.data.overlays)
+    data = config.data
+    dataset = open_dataset(data.path, data.cache, data.cache_gib, data.overlays, data.layers)
     normalisation = starting_normalisation(workdir, config, dataset)
     prepare = Prepare(dataset.manifest, normalisation, augment=config.data.augment, shift=config.data.shift)
 
@@ -266,7 +267,7 @@ def pretrained_params(config, abstract) -> dict:
 def make_stream(config, dataset: Dataset, objective, prepare: Prepare, mesh) -> Stream:
     """The endless stream that the run trains on."""
     return Stream(
-        make_sources(config, dataset, prepare.arrays, {*objective.columns, *prepare.columns}),
+        make_sources(config, dataset, (*prepare.arrays, *dataset.owners), {*objective.columns, *prepare.columns}),
         config.train.batch_size,
         stages=[Stage(tuple(stage["ratios"]), stage.get("steps")) for stage in config.data.stages],
         seed=config.seed,
@@ -290,7 +291,7 @@ def make_sources(config, dataset: Dataset, arrays: tuple[str, ...], columns: set
     for own in settings or [shared | {"name": "data"}]:
         path = own["path"].rstrip("/")
         if path not in datasets:
-            datasets[path] = open_dataset(path, config.data.cache, config.data.cache_gib)
+            datasets[path] = open_dataset(path, config.data.cache, config.data.cache_gib, layers=config.data.layers)
         for name in ("weights", "balance"):
             if own[name].startswith("true_"):
                 raise errors.InputError(

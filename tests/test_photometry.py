@@ -106,7 +106,7 @@ def test_run_directory(tmp_path, model, capsys):
     }  # fmt: skip
     table = pq.read_table(run / "predictions.parquet")
     pdf, ancil = read_qp(run / "pdf.hdf5")
-    index = open_dataset(dataset).table(["key", "z_kind", "true_z", "flux_g"], "split == 'test'")
+    index = open_dataset(dataset).arrow("split == 'test'", ["key", "z_kind", "true_z", "flux_g"])
     assert table["key"].to_pylist() == ancil["key"].tolist() == index["key"].to_pylist()
     assert table["test_full"].to_pylist() == [True] * 300
     assert table["test_spec_like"].to_pylist() == [kind == "spec" for kind in index["z_kind"].to_pylist()]

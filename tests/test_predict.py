@@ -35,7 +35,7 @@ def run(dataset, tmp_path_factory):
 
 def test_evaluate_scores_the_test_split_alone(run, dataset):
     table = pq.read_table(run / "predictions.parquet")
-    truth = jaxz.open_dataset(dataset).table(["key", "true_z", "z", "z_kind"], "split == 'test'")
+    truth = jaxz.open_dataset(dataset).arrow("split == 'test'", ["key", "true_z", "z", "z_kind"])
     assert table["key"].to_pylist() == truth["key"].to_pylist()
     report = json.loads((run / "report.json").read_text())["arm"]
     assert set(report) == {"spec_like", "full"}

@@ -23,8 +23,9 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("errors", "files", "progress", "provenance", "data.compact"),
     ("data.manifest", "data.order", "data.where", "data.cache", "data.transport", "config", "mesh", "runtime"),
-    ("data.index", "data.overlays", "data.quarantine", "data.staging"),
-    ("data.dataset", "data.writer"),
+    ("data.index", "data.overlays", "data.quarantine", "data.staging", "data.columns", "data.tars"),
+    ("data.astropy_views",),
+    ("data.dataset", "data.layers", "data.writer"),
     ("data.reader", "data.prepare", "data.sampling"),
     ("data.mixture",),
     ("data.stream",),

@@ -1,25 +1,30 @@
 """A dataset as its readers see it: the manifest, the index columns, single samples."""
 
 import dataclasses
-import hashlib
 import logging
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from jaxz.data import compact
 from jaxz.data import where as filters
+from jaxz.data.columns import Scan, absent, column_digest, joined, numpy_values, short_digest
 from jaxz.data.index import UNREADABLE, column_type, list_type, place_types, read_index, shard_of
+from jaxz.data.layers import check_fits, shard_list
 from jaxz.data.manifest import Array
 from jaxz.data.overlays import Overlay
 from jaxz.data.staging import Remote, open_store
 from jaxz.errors import DataError, InputError, suggest
 from jaxz.files import persist
+
+if TYPE_CHECKING:  # half a second to import, for notebooks only
+    from astropy.table import Table
+    from astropy.wcs import WCS
 
 log = logging.getLogger("jaxz")
 
@@ -28,39 +33,38 @@ REBUILD = "restore it, or rebuild it with `python -m data_tools.verify --repair`
 T = TypeVar("T")
 
 
-class Scan(NamedTuple):
-    """rows: [M], those that pass; columns: {name: [N, ...]} of all rows, text as Arrow has it; digests: of every column
-    that was read.
-
-    Missing real numbers are NaN. Whole numbers and booleans become real ones, with NaN, where a row that passes lacks
-    one; else they keep their type, and filled, {name: bool [N, ...]}, says where 0 stands for one that is missing.
-    """
-
-    rows: np.ndarray
-    columns: dict[str, np.ndarray | pa.ChunkedArray]
-    digests: dict[str, str]
-    filled: dict[str, np.ndarray]
-
-
 def open_dataset(
-    path: Path | str, cache: Path | str = "", cache_gib: float = 0, overlays: Sequence[str] = ()
+    path: Path | str,
+    cache: Path | str = "",
+    cache_gib: float = 0,
+    overlays: Sequence[str] = (),
+    layers: Sequence[str] = (),
 ) -> "Dataset":
     """Open the dataset in directory `path`, or below a URL: s3://, https://, pipe:COMMAND {} and others. A remote one's
     files are kept in directory `cache` ("": $JAXZ_CACHE, or ~/.cache/jaxz), of at most `cache_gib` GiB (0: no limit).
-    overlays: names of overlays/NAME.parquet whose columns join the index's, or replace them; later ones win.
+    overlays: names of overlays/NAME.parquet whose columns join the index's, or replace them; later ones win. layers:
+    names of layers/NAME whose arrays join the dataset's own.
 
-    Raises InputError where there is none, or one of another schema.
+    Raises InputError where there is none, or one of another schema, or a layer is of other rows.
     """
-    return Dataset(path, cache, cache_gib, overlays)
+    return Dataset(path, cache, cache_gib, overlays, layers)
 
 
 class Dataset:
     """Rows are numbered 0..samples-1 in shard order. Columns are read on demand, arrays one sample at a time
     (`cutout`) or in batches (`jaxz.data.stream.Stream`). `quarantined` (int64 [M]) are the rows that quarantine.json
-    leaves out: they keep their numbers, no filter selects them, and where a whole shard is out their columns are null.
+    or that of a layer leaves out: they keep their numbers, no filter selects them, and where a whole shard is out their
+    columns are null. `arrays` are its own and those of its layers; each layer is itself a Dataset without columns.
     """
 
-    def __init__(self, path: Path | str, cache: Path | str = "", cache_gib: float = 0, overlays: Sequence[str] = ()):
+    def __init__(
+        self,
+        path: Path | str,
+        cache: Path | str = "",
+        cache_gib: float = 0,
+        overlays: Sequence[str] = (),
+        layers: Sequence[str] = (),
+    ):
         self.store = open_store(path, cache, cache_gib)
         self.path = self.store.path  # a Path, or the text of a URL
         self.manifest = self.store.manifest()
@@ -71,6 +75,15 @@ class Dataset:
         self.overlays = [Overlay(self.store.overlay_path(name), self.manifest) for name in overlays]
         for overlay in self.overlays:
             self.manifest = dataclasses.replace(self.manifest, columns=self.manifest.columns | overlay.columns)
+        self.arrays, self.layers, self.owners = dict(self.manifest.arrays), {}, {}
+        self.placed: tuple[int, pa.Table] | None = None  # of the shard that a WCS was last made for
+        for name in layers:
+            layer = Dataset(self.store.layer_path(name), cache, cache_gib)
+            check_fits(self, layer)
+            self.layers[name] = layer
+            self.arrays |= layer.arrays
+            self.owners |= dict.fromkeys(layer.arrays, layer)
+            self.quarantined = np.union1d(self.quarantined, layer.quarantined)
         if len(self.quarantined):
             log.warning("%s: quarantine.json leaves out %d of %d samples", path, len(self.quarantined), len(self))
 
@@ -88,13 +101,20 @@ class Dataset:
         return self.manifest.samples
 
     def __repr__(self) -> str:
-        arrays = ", ".join(f"{name} {list(array.shape)} {array.dtype}" for name, array in self.manifest.arrays.items())
+        arrays = ", ".join(f"{name} {list(array.shape)} {array.dtype}" for name, array in self.arrays.items())
         bands = "".join(f" {band.name}" for band in self.manifest.bands)
         return f"Dataset({str(self.path)!r}: {len(self)} samples; {arrays}; bands{bands})"
 
-    def table(self, columns: Iterable[str] | None = None, where: str | None = None) -> pa.Table:
-        """The index as an Arrow table: key and the scalar columns (or those named), for all rows or those that pass
-        `where`. Raises InputError for an unknown column."""
+    def table(self, where: str | None = None, columns: Iterable[str] | None = None) -> "Table":
+        """The index as an Astropy table with units and descriptions: key and the scalar columns (or those named, which
+        alone are read; of arrays that live in the index too), for all rows or those that pass `where`. Missing real
+        numbers are NaN; what else is missing is masked. Raises InputError for an unknown column."""
+        from jaxz.data.astropy_views import astropy_table
+
+        return astropy_table(self.arrow(where, columns), self.manifest.columns, self.arrays)
+
+    def arrow(self, where: str | None = None, columns: Iterable[str] | None = None) -> pa.Table:
+        """What `table` gives, as an Arrow table: quicker, and as it is stored."""
         columns = ["key", *self.manifest.columns] if columns is None else list(columns)
         self._check_columns((*columns, *(filters.names(where) if where else ())))
 
@@ -130,7 +150,7 @@ class Dataset:
             rows = np.flatnonzero(self._chosen(shard, table, where)).astype(kind) + kind(self.starts[shard])
             return (
                 rows,
-                *(self._values(name, table[name]) for name in columns),
+                *(numpy_values(table[name], self._shape(name)) for name in columns),
                 *(column_digest(table[name]) for name in read),
             )
 
@@ -154,23 +174,51 @@ class Dataset:
         shard = np.searchsorted(self.starts, rows, side="right") - 1
         return shard, rows - self.starts[shard]
 
-    def cutout(self, row: int) -> dict:
+    def cutout(self, row: int, unit: str = "") -> dict:
         """One sample: its arrays, its scalars and its key, by global row number. Compact arrays are decoded: float32,
-        whatever they were measured in."""
+        whatever they were measured in. unit "uJy": images in microjansky per pixel, float32, not dereddened (pixels
+        that are not observed stay 0, as their masks say); "": the stored numbers.
+
+        "wcs" is the astropy.wcs.WCS of the images' pixels where the index has x, y, ra and dec of enough neighbours:
+        see jaxz.data.astropy_views.cutout_wcs. Raises InputError for a row or a unit that there is not."""
         if not isinstance(row, int | np.integer) or not 0 <= row < len(self):
             raise InputError(f"row {row!r} is not a row number of the dataset, 0..{len(self) - 1}")
-        shard, within = self.locate(np.array([row]))
-        self._check_there(int(shard[0]))
-        columns = [name for name, spec in self.manifest.arrays.items() if spec.encoding == "index"]
-        columns = ("key", *self.manifest.columns, *columns)
-        scalars = self._index(int(shard[0]), columns).slice(int(within[0]), 1).to_pylist()[0]
-        sample = {"key": scalars["key"], **{c: scalars[c] for c in self.manifest.columns}}
-        for name, spec in self.manifest.arrays.items():
-            if spec.encoding == "index":
+        if unit not in ("", "uJy"):
+            raise InputError(f"unit: {unit!r} must be 'uJy', or '' for the stored numbers")
+        [shard], [within] = self.locate(np.array([row]))
+        self._check_there(int(shard))
+        inside = [name for name, spec in self.arrays.items() if not spec.in_tar]
+        scalars = self._index(int(shard), ("key", *self.manifest.columns, *inside)).slice(int(within), 1).to_pylist()[0]
+        sample = {name: scalars[name] for name in ("key", *self.manifest.columns)}
+        for name, spec in self.arrays.items():
+            if name in inside:
                 sample[name] = np.array(scalars[name], spec.dtype).reshape(spec.shape)
             else:
-                [sample[name]] = self.payloads(int(shard[0]), name, slice(int(within[0]), int(within[0]) + 1))
+                [sample[name]] = self.owner(name).payloads(int(shard), name, slice(int(within), int(within) + 1))
+            if unit and spec.kind == "image":
+                from jaxz.data.astropy_views import in_microjansky
+
+                sample[name] = in_microjansky(sample[name], self.owner(name).manifest.bands)
+        if wcs := self._wcs(int(shard), int(within)):
+            sample.setdefault("wcs", wcs)
         return sample
+
+    def _wcs(self, shard: int, within: int) -> "WCS | None":
+        """Of the images of one sample, where its neighbours in the shard tell."""
+        columns = self.manifest.columns.keys()
+        shapes = {array.shape[-2:] for array in self.manifest.arrays.values() if array.kind == "image"}
+        scales = {band.pixel_scale_arcsec for band in self.manifest.bands}
+        if len(shapes) != 1 or len(scales) != 1 or not {"x", "y", "ra", "dec"} <= columns:
+            return None
+        from jaxz.data.astropy_views import cutout_wcs
+
+        if self.placed is None or self.placed[0] != shard:
+            self.placed = shard, self._index(shard, ["x", "y", "ra", "dec", *({"field"} & columns)])
+        return cutout_wcs(self.placed[1], within, *shapes, *scales)
+
+    def owner(self, array: str) -> "Dataset":
+        """Whose tars and index hold an array: this dataset's own, or those of a layer."""
+        return self.owners.get(array, self)
 
     def shard_table(self, shard: int, columns: Iterable[str]) -> pa.Table:
         """The named columns of the index of one shard."""
@@ -233,8 +281,7 @@ class Dataset:
     def fingerprint(self, digests: dict[str, str] | None = None) -> dict:
         """What a stream's state holds to notice a changed dataset: a digest of the rows (shard names, counts and
         checksums, and which are quarantined), how many are quarantined, and those of columns that a scan gave."""
-        rows = repr([(s.name, s.samples, s.sha256) for s in self.manifest.shards]).encode()
-        rows += self.quarantined.astype("<i8").tobytes()
+        rows = shard_list(self.manifest.shards) + self.quarantined.astype("<i8").tobytes()
         return {
             "rows": short_digest(rows),
             "quarantined": len(self.quarantined),
@@ -256,8 +303,9 @@ class Dataset:
         chosen = np.ones(entry.samples, bool)
         if where is not None:
             chosen = filters.evaluate(where, lambda name: table[name]).copy()
-        if damage := self.quarantine.shards.get(entry.name):
-            chosen[slice(None) if damage.rows is None else list(damage.rows)] = False
+        for part in (self, *self.layers.values()):
+            if damage := part.quarantine.shards.get(entry.name):
+                chosen[slice(None) if damage.rows is None else list(damage.rows)] = False
         return chosen
 
     def _check_there(self, shard: int) -> None:
@@ -265,28 +313,23 @@ class Dataset:
         if self.quarantine.whole(self.manifest.shards[shard].name):
             raise DataError(f"{self.shard_path(shard)} is quarantined as a whole; restore the shard")
 
-    def _values(self, name: str, column: pa.ChunkedArray) -> tuple[np.ndarray | pa.ChunkedArray, np.ndarray]:
-        """The values of one shard, and bool [N, ...] where whole numbers and booleans are missing: 0 stands there."""
-        if column.type == pa.string():
-            return column, np.zeros(len(column), bool)
-        array, shape = column.combine_chunks(), self.manifest.arrays[name].shape if name in self.manifest.arrays else ()
-        array = array.flatten() if shape else array
-        if pa.types.is_floating(array.type) or not array.null_count:
-            missing = np.zeros(len(array), bool)
-        else:
-            missing = array.is_null().to_numpy(zero_copy_only=False)
-            array = array.fill_null(0 if pa.types.is_integer(array.type) else False)
-        return array.to_numpy(zero_copy_only=False).reshape(-1, *shape), missing.reshape(-1, *shape)
+    def _shape(self, column: str) -> tuple[int, ...]:
+        return self.arrays[column].shape if column in self.arrays else ()
 
     def _check_columns(self, columns: Iterable[str]) -> None:
-        arrays = {name for name, array in self.manifest.arrays.items() if array.encoding == "index"}
+        arrays = {name for name, array in self.arrays.items() if not array.in_tar}
         known = {"key", *self.manifest.columns, *arrays}
         for name in columns:
             if name not in known:
                 raise InputError(f"column {name!r} is not in {str(self.path)!r}.{suggest(name, known)}")
 
     def _index(self, shard: int, columns: Sequence[str]) -> pa.Table:
-        """Columns of one shard's index, as the overlays have them."""
+        """Columns of one shard's index, as the overlays and layers have them."""
+        if lent := [name for name in columns if name in self.owners]:
+            others = [name for name in columns if name not in lent]
+            rest = self._index(shard, others) if others else {}
+            found = {name: self.owners[name]._stored(shard, (name,))[name] for name in lent}
+            return pa.table({name: found[name] if name in lent else rest[name] for name in columns})
         laid = [name for name in columns if any(name in overlay.columns for overlay in self.overlays)]
         if not laid:
             return self._stored(shard, columns)
@@ -332,43 +375,3 @@ class Dataset:
             return list_type(arrays[name])
         array, _, place = name.rpartition("_")
         return place_types(arrays[array])[place]
-
-
-def absent(samples: int, kind: pa.DataType) -> pa.Array:
-    """A column without values; lists keep their length."""
-    if not pa.types.is_fixed_size_list(kind):
-        return pa.nulls(samples, kind)
-    return pa.FixedSizeListArray.from_arrays(pa.nulls(samples * kind.list_size, kind.value_type), kind.list_size)
-
-
-def joined(parts: Sequence[np.ndarray | pa.ChunkedArray]) -> np.ndarray | pa.ChunkedArray:
-    """The values of all shards."""
-    if isinstance(parts[0], np.ndarray):
-        return np.concatenate(parts)
-    return pa.chunked_array([chunk for part in parts for chunk in part.chunks], parts[0].type)
-
-
-def short_digest(*parts: bytes) -> str:
-    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
-
-
-def column_digest(values: pa.ChunkedArray) -> bytes:
-    """sha256 of a shard's column: its type, which values are missing, and the others."""
-    digest = hashlib.sha256(str(values.type).encode())
-    array = values.combine_chunks()
-    if pa.types.is_boolean(array.type):
-        array = array.cast(pa.uint8())
-    missing = array.null_count and np.packbits(array.is_null().to_numpy(zero_copy_only=False))
-    digest.update(missing if array.null_count else bytes(-(-len(array) // 8)))
-    if pa.types.is_fixed_size_list(array.type):
-        array = array.flatten()
-    if pa.types.is_string(array.type):
-        array = array.fill_null("") if array.null_count else array
-        _, offsets, text = array.buffers()
-        ends = np.frombuffer(offsets, np.int32)[array.offset : array.offset + len(array) + 1]
-        digest.update(ends - ends[0])
-        digest.update(memoryview(text)[ends[0] : ends[-1]] if text else b"")
-    else:
-        array = array.fill_null(0) if array.null_count else array
-        digest.update(np.ascontiguousarray(array.to_numpy(zero_copy_only=False)))
-    return digest.digest()

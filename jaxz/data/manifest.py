@@ -136,6 +136,11 @@ class Array:
         """Of its member of the tar."""
         return "b2" if self.compact else "npy"
 
+    def entries(self, name: str) -> tuple[str, ...]:
+        """What a batch carries of the array `name`: itself, and what is made beside it."""
+        mask = (f"{name}_mask",) if self.variable else ()
+        return name, *mask, *(f"{name}_{entry}" for entry in compact.ENTRIES if self.compact)
+
     @property
     def full_shape(self) -> tuple[int, ...]:
         """The shape with the variable axis at its largest."""
@@ -253,11 +258,10 @@ class Manifest:
     def check_axes(self, name: str) -> None:
         """What the name and the kind of an array say about its axes. Raises InputError."""
         array, bands = self.arrays[name], len(self.bands)
-        if array.variable and f"{name}_mask" in self.arrays:
-            raise InputError(f"arrays.{name}: a variable array makes its own {name}_mask; rename the stored one")
-        for made in (f"{name}_{entry}" for entry in compact.ENTRIES if array.compact):
+        for made in array.entries(name)[1:]:
             if made in self.arrays or made in self.columns:
-                raise InputError(f"arrays.{name}: a compact array makes its own {made}; rename the stored one")
+                what = "variable" if array.variable else "compact"
+                raise InputError(f"arrays.{name}: a {what} array makes its own {made}; rename the stored one")
         image = self.arrays.get(name.removesuffix("_mask"), array)
         if image.kind != "image":
             return

@@ -35,10 +35,10 @@ def check_sources(sources: tuple[Source, ...], epochs: int | None) -> tuple[str,
     """The arrays that are read. Raises InputError for sources that are none, or that cannot share a batch."""
     if not sources or (epochs is not None and len(sources) > 1):
         raise InputError(f"sources: {len(sources)} of them; give at least one, and just one where epochs are counted")
-    first = sources[0].dataset.manifest
+    first = sources[0].dataset
     wanted = tuple(first.arrays) if sources[0].arrays is None else sources[0].arrays
     for source in sources:
-        known = source.dataset.manifest.arrays
+        known = source.dataset.arrays
         for name in source.arrays or ():
             if name not in known:
                 raise InputError(f"array {name!r} is not in {str(source.dataset.path)!r}.{suggest(name, known)}")
@@ -46,7 +46,7 @@ def check_sources(sources: tuple[Source, ...], epochs: int | None) -> tuple[str,
         if taken := [name for name in (*arrays, *source.columns) if name in OWN]:
             raise InputError(f"column {taken[0]!r} has a name that the stream itself uses; rename it in the dataset")
         same = arrays == wanted and all(known[name] == first.arrays[name] for name in arrays)
-        if not same or source.dataset.manifest.bands != first.bands:
+        if not same or source.dataset.manifest.bands != first.manifest.bands:
             raise InputError(
                 f"sources: {str(source.dataset.path)!r} has other arrays or bands than "
                 f"{str(sources[0].dataset.path)!r}; convert both alike, or name the arrays that they share"

@@ -1,6 +1,8 @@
 """Scalar columns that join a dataset, or replace some of it, without touching a shard: overlays/NAME.parquet, by
 object_id (docs/dataset_format.md)."""
 
+import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ class Overlay:
 
     def __init__(self, path: Path, manifest: Manifest):
         try:
-            table = pq.read_table(path)
+            table = pq.read_table(path, page_checksum_verification=True)
         except UNREADABLE as error:
             raise InputError(f"overlays: {path} cannot be read ({error}); write it, or name another") from None
         if "object_id" not in manifest.columns or "object_id" not in table.column_names:
@@ -37,7 +39,7 @@ class Overlay:
         self.columns = {}
         for name in table.column_names:
             if name != "object_id":
-                self.columns[name] = checked_column(path, name, table[name].type, manifest)
+                self.columns[name] = checked_column(path, table.schema.field(name), manifest)
         ids, _ = numpy_ids(ids)
         order = np.argsort(ids, kind="stable")
         self.ids, order = ids[order], pa.array(order)
@@ -63,8 +65,9 @@ class Overlay:
         return pa.chunked_array([values]) if stored is None else pc.if_else(at.is_valid(), values, stored)
 
 
-def checked_column(path: Path, name: str, kind: pa.DataType, manifest: Manifest) -> Column:
+def checked_column(path: Path, field: pa.Field, manifest: Manifest) -> Column:
     """What a column of an overlay is. Raises InputError where the dataset cannot have it."""
+    name, kind, said = field.name, field.type, field.metadata or {}
     array, _, place = name.rpartition("_")
     is_place = array in manifest.arrays and place in (*PLACES, "exceptions")  # the index's own, of its payloads
     if not NAME.fullmatch(name) or name == "key" or name in manifest.arrays or is_place:
@@ -72,11 +75,27 @@ def checked_column(path: Path, name: str, kind: pa.DataType, manifest: Manifest)
     text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     if not (text or pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         raise InputError(f"overlays: {path}: column {name!r} holds {kind}; use numbers, booleans or text")
-    found = Column("string" if text else str(np.dtype(kind.to_pandas_dtype())), description=f"of {path.name}")
+    unit, description = (said.get(what, b"").decode(errors="replace") for what in (b"unit", b"description"))
+    dtype = "string" if text else str(np.dtype(kind.to_pandas_dtype()))
+    found = Column(dtype, unit, description or f"of {path.name}")
     known = manifest.columns.get(name, found)
-    if known.dtype != found.dtype:
-        raise InputError(f"overlays: {path}: column {name!r} holds {found.dtype}, the dataset {known.dtype}; cast it")
+    if known.dtype != dtype:
+        raise InputError(f"overlays: {path}: column {name!r} holds {dtype}, the dataset {known.dtype}; cast it")
+    if unit and known.unit != unit:
+        raise InputError(f"overlays: {path}: column {name!r} is in {unit!r}, the dataset in {known.unit!r}; convert it")
     return known
+
+
+def to_parquet(ids: pa.Array, values: dict[str, pa.Array], columns: dict[str, Column], provenance: dict) -> memoryview:
+    """The bytes of an overlay: values of `columns` for the objects `ids`. provenance: JSON, kept in the metadata."""
+    said = {name: {"unit": spec.unit, "description": spec.description} for name, spec in columns.items()}
+    fields = [pa.field("object_id", ids.type)]
+    fields += [pa.field(name, column_type(spec), metadata=said[name]) for name, spec in columns.items()]
+    schema = pa.schema(fields, metadata={"jaxz": json.dumps(provenance)})
+    sink = io.BytesIO()
+    table = pa.table([ids, *(values[name] for name in columns)], schema=schema)
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    return sink.getbuffer()
 
 
 def numpy_ids(ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,6 @@ import itertools
 import math
 import mmap
 import os
-import resource
 import threading
 import time
 import weakref
@@ -21,10 +20,10 @@ from jaxz.data import compact
 from jaxz.data.dataset import DataError, Dataset
 from jaxz.data.manifest import Array
 from jaxz.data.staging import Ahead
+from jaxz.data.tars import OPEN_SHARDS, Shard, raise_file_limit, read_whole
 from jaxz.errors import InputError
-from jaxz.files import PAUSE, TRIES, persist
+from jaxz.files import persist
 
-OPEN_SHARDS = 4096  # at most, and half of the files that the process may have open
 POOLS = 16  # sizes of batches for which memory is kept
 LOST_FOR = 60.0  # seconds for which a shard that cannot be opened is not tried again: each sample would wait for it
 MOST_JOINED = 512  # payloads read with one call, with gaps between them: the system takes 1,024 parts
@@ -55,17 +54,6 @@ class Buffers:
         base = np.frombuffer(memory, np.uint8)  # every view, a jax array's too, keeps this one alive
         weakref.finalize(base, pool.append, (memory, slots)).atexit = False
         return base[:nbytes].view(dtype).reshape(shape), slots
-
-
-class Shard:
-    """An open tar; closed when the last reader lets go of it."""
-
-    def __init__(self, path, fd: int):
-        self.fd, self.path, self.size = fd, path, os.fstat(fd).st_size
-
-    def __del__(self, close=os.close):  # bound here: at exit, globals may be gone first
-        if hasattr(self, "fd"):
-            close(self.fd)
 
 
 class Places:
@@ -110,7 +98,8 @@ class Places:
 
 class Reader:
     """Reads arrays of rows, from any number of threads. The rows and the shards of several datasets, whose arrays are
-    alike, are numbered through.
+    alike, are numbered through. Where layers hold some of the arrays, each shard has a tar of the dataset and one of
+    each layer: `tars`, numbered through too, first those of one owner for all shards, then those of the next.
 
     check: "size" (every payload has the size its index says) or "crc" (and its checksum). coalesce: payloads of a shard
     that lie at most so many bytes apart are read in one go; the default joins the arrays of one sample, network file
@@ -121,16 +110,20 @@ class Reader:
         self.datasets, self.check, self.coalesce = datasets, check, coalesce
         self.numbered = [(dataset, shard) for dataset in datasets for shard in range(len(dataset.manifest.shards))]
         self.starts = np.cumsum([0] + [dataset.manifest.shards[shard].samples for dataset, shard in self.numbered])
-        specs = {name: datasets[0].manifest.arrays[name] for name in arrays}
+        specs = {name: datasets[0].arrays[name] for name in arrays}
         self.stored = {name: spec for name, spec in specs.items() if spec.in_tar}
         inside = [name for name, spec in specs.items() if not spec.in_tar]
+        owners = {name: tuple(dataset.owner(name) for dataset in datasets) for name in self.stored}
+        each = list(dict.fromkeys(owners.values())) or [tuple(datasets)]
+        self.tars = [(of[datasets.index(dataset)], shard) for of in each for dataset, shard in self.numbered]
+        self.first_tar = {name: each.index(of) * len(self.numbered) for name, of in owners.items()}
         self.columns = {name: np.concatenate([dataset.column(name) for dataset in datasets]) for name in inside}
         self.places = {name: Places(name, spec, self.starts, check == "crc") for name, spec in self.stored.items()}
         self.specs, self.buffers = specs, Buffers()
         self.gap = memoryview(bytearray(max(1, coalesce)))  # where what lies between two payloads goes
-        self.shards: collections.OrderedDict[int, Shard] = collections.OrderedDict()
+        self.shards: collections.OrderedDict[int, Shard] = collections.OrderedDict()  # by tar
         self.lock = threading.Lock()
-        self.lost: dict[int, tuple[float, str]] = {}  # shards that could not be opened: when, and why
+        self.lost: dict[int, tuple[float, str]] = {}  # tars that could not be opened: when, and why
         self.most = min(OPEN_SHARDS, raise_file_limit() // 2)
         self.background: dict[Dataset, Ahead] = {}
         self.closing = []
@@ -138,22 +131,30 @@ class Reader:
     def ahead(self, shards: list[int]) -> None:
         """The shards that are read from now on, soonest first: these are fetched, or read into the system's memory, in
         the background. Others of remote datasets are closed, so that their files can make room."""
-        for dataset in self.datasets:
+        tars = [tar for n in shards for tar in self._tars_of(n)]
+        for dataset in dict.fromkeys(dataset for dataset, _ in self.tars):
             if dataset not in self.background:
                 self.background[dataset] = background = Ahead(dataset.store)
                 self.closing.append(weakref.finalize(self, background.close))
-            numbers = [number for of, number in map(self.numbered.__getitem__, shards) if of is dataset]
+            numbers = [number for of, number in map(self.tars.__getitem__, tars) if of is dataset]
             self.background[dataset].want([dataset.manifest.shards[number] for number in numbers])
         with self.lock:
-            others = self.shards.keys() - set(shards)
-        for n in others:
-            self.release(n)
+            others = self.shards.keys() - set(tars)
+        for tar in others:
+            self._close(tar)
 
     def release(self, n: int) -> None:
-        """Close shard n of a remote dataset, so that its file can make room; one on a disk may stay open."""
+        """Close shard n of a remote dataset, so that its files can make room; those on a disk may stay open."""
+        for tar in self._tars_of(n):
+            self._close(tar)
+
+    def _tars_of(self, n: int) -> range:
+        return range(n, len(self.tars), len(self.numbered))
+
+    def _close(self, tar: int) -> None:
         with self.lock:
-            if self.numbered[n][0].remote:
-                self.shards.pop(n, None)
+            if self.tars[tar][0].remote:
+                self.shards.pop(tar, None)
 
     def close(self) -> None:
         """Nothing more is read ahead, and no shard is held."""
@@ -177,9 +178,7 @@ class Reader:
         `name`_exception_value float32 [B,X]. X is that of the rows `whole` (default: `rows`), those of the global
         batch where several processes read parts of it. Raises DataError for what cannot be read whole."""
         batch, beside, later, packed = {}, {}, [], {}
-        numbers = self.shard_numbers(rows)
-        opened = {n: self._open(n) for n in np.unique(numbers).tolist()} if self.stored else {}
-        views = []
+        opened, views = self._opened(rows), []
         for name, spec in self.stored.items():
             dtype = "int16" if spec.compact else spec.dtype
             batch[name], slots = self.buffers.take((len(rows), *spec.full_shape), dtype)
@@ -193,7 +192,7 @@ class Reader:
                 slots = [memoryview(value.reshape(-1).view(np.uint8)) for value in values]
             views += slots
         if views:
-            self._fill(opened, numbers, rows, views)
+            self._fill(opened, rows, views)
         for name, (_, payloads, slots) in packed.items():
             room = self._exceptions(name, rows if whole is None else whole)
             beside |= self._unpack(name, rows, payloads, slots, room)
@@ -209,16 +208,30 @@ class Reader:
         """The shard of each row, of all datasets'."""
         return np.searchsorted(self.starts, rows, side="right") - 1
 
-    def _path(self, row: int) -> Path:
-        dataset, shard = self.numbered[int(self.shard_numbers(np.array(row)))]
+    def payloads(self, rows: np.ndarray) -> dict[str, list[memoryview]]:
+        """{name: the bytes of each row, as they are stored} of the arrays in the tars, for int64 rows [B]. Raises
+        DataError for what cannot be read whole."""
+        opened = self._opened(rows)
+        found = {name: [memoryview(bytearray(n)) for n in p.sizes(rows).tolist()] for name, p in self.places.items()}
+        if found and len(rows):
+            self._fill(opened, rows, list(itertools.chain.from_iterable(found.values())))
+        return found
+
+    def _path(self, name: str, row: int) -> Path:
+        dataset, shard = self.tars[self.first_tar[name] + int(self.shard_numbers(np.array(row)))]
         return dataset.shard_path(shard)
 
-    def _fill(self, opened: dict[int, Shard], numbers: np.ndarray, rows: np.ndarray, views: list[memoryview]) -> None:
+    def _opened(self, rows: np.ndarray) -> dict[int, Shard]:
+        """The tars that the rows lie in, with their places known."""
+        numbers = np.unique(self.shard_numbers(rows)).tolist() if self.stored else []
+        return {tar: self._open(tar) for n in numbers for tar in self._tars_of(n)}
+
+    def _fill(self, opened: dict[int, Shard], rows: np.ndarray, views: list[memoryview]) -> None:
         """Read the payloads of all rows, array after array, into `views`; near ones with one call."""
         places = list(self.places.values())
         offsets = np.concatenate([place.offset[rows] for place in places])
         sizes = np.concatenate([place.sizes(rows) for place in places])
-        numbers = np.tile(numbers, len(places))
+        numbers = np.add.outer(list(self.first_tar.values()), self.shard_numbers(rows)).ravel()
         order = np.lexsort((offsets, numbers))
         offsets, sizes, numbers = offsets[order], sizes[order], numbers[order]
         views = [views[k] for k in order.tolist()]
@@ -292,9 +305,8 @@ class Reader:
                 if len(found) != count or count > room:
                     raise ValueError(f"it has {len(found)} exceptions, the index says {count}, the batch takes {room}")
             except ValueError as error:
-                raise DataError(
-                    f"{self._path(rows[n])}: {name} at offset {places.offset[rows[n]]}: {error}; restore the shard"
-                ) from None
+                path, offset = self._path(name, rows[n]), places.offset[rows[n]]
+                raise DataError(f"{path}: {name} at offset {offset}: {error}; restore the shard") from None
             at[n, :count], value[n, :count] = found["at"], found["value"]
         return {f"{name}_{entry}": values for entry, values in zip(compact.ENTRIES, (dither, at, value), strict=True)}
 
@@ -304,33 +316,33 @@ class Reader:
         try:
             return np.empty(spec.shape_of(int(places.size[row])), spec.dtype)
         except ValueError as error:
-            where = f"{self._path(row)}: {name} at offset {places.offset[row]}"
+            where = f"{self._path(name, row)}: {name} at offset {places.offset[row]}"
             raise DataError(f"{where}: {error}; rebuild the index") from None
 
     def _know(self, n: int) -> None:
         """Load the places of shard n, unless they are known. Under the lock."""
-        for places in self.places.values():
+        for name, places in self.places.items():
             if not places.known[n]:
-                places.load(n, *self.numbered[n])
+                places.load(n, *self.tars[self.first_tar[name] + n])
 
-    def _open(self, n: int) -> Shard:
-        """Shard n, open, with its places known. Raises DataError where it is gone or of another size."""
+    def _open(self, tar: int) -> Shard:
+        """A tar, open, with the places of its shard known. Raises DataError where it is gone or of another size."""
         with self.lock:
-            if n in self.shards:
-                self.shards.move_to_end(n)
-                return self.shards[n]
-            when, message = self.lost.get(n, (-math.inf, ""))
+            if tar in self.shards:
+                self.shards.move_to_end(tar)
+                return self.shards[tar]
+            when, message = self.lost.get(tar, (-math.inf, ""))
         if time.monotonic() - when < LOST_FOR:
             raise DataError(message)
         try:
-            shard = self._open_whole(*self.numbered[n])  # without the lock: it may have to be fetched
+            shard = self._open_whole(*self.tars[tar])  # without the lock: it may have to be fetched
         except DataError as error:
-            self.lost[n] = time.monotonic(), str(error)
+            self.lost[tar] = time.monotonic(), str(error)
             raise
         with self.lock:
-            self._know(n)
-            shard = self.shards.setdefault(n, shard)
-            self.lost.pop(n, None)
+            self._know(tar % len(self.numbered))
+            shard = self.shards.setdefault(tar, shard)
+            self.lost.pop(tar, None)
             if len(self.shards) > self.most:
                 self.shards.popitem(last=False)
             return shard
@@ -352,47 +364,9 @@ class Reader:
             return shard
         if shard.size > entry.bytes:
             raise DataError(f"{path} has {shard.size} bytes, dataset.json says {entry.bytes}; restore the shard")
-        ends = np.max([np.add(*dataset.places(number, name, ("offset", "size"))) for name in self.stored], axis=0)
+        names = self.stored.keys() & dataset.manifest.arrays.keys()
+        ends = np.max([np.add(*dataset.places(number, name, ("offset", "size"))) for name in names], axis=0)
         raise DataError(
             f"{path} is cut at offset {shard.size} of {entry.bytes} bytes: {int((ends > shard.size).sum())} of "
             f"{entry.samples} samples lost; restore it"
         )
-
-
-def raise_file_limit() -> int:
-    """Let the process open as many files as it may; how many those are."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return OPEN_SHARDS * 2 if hard == resource.RLIM_INFINITY else max(soft, hard)
-
-
-def read_whole(shard: Shard, parts: list[memoryview], start: int, size: int) -> None:
-    """Fill `parts`, `size` bytes in all, from offset `start`. A read that fails or gives nothing is tried again a few
-    times; then DataError."""
-    done, failed, reason = 0, 0, ""
-    while done < size:
-        try:
-            got, reason = os.preadv(shard.fd, parts, start + done), "the file ends there"
-        except OSError as error:
-            got, reason = 0, error.strerror
-        done += got
-        if done < size:
-            parts = skip(parts, got)
-            failed = 0 if got else failed + 1
-            if failed == TRIES:
-                raise DataError(
-                    f"{shard.path}: {size - done} bytes at offset {start + done} cannot be read ({reason}, "
-                    f"{TRIES} tries); restore the shard"
-                )
-            if not got:
-                time.sleep(PAUSE * 4 ** (failed - 1))
-
-
-def skip(parts: list[memoryview], count: int) -> list[memoryview]:
-    """What is left of `parts` after their first `count` bytes."""
-    for place, part in enumerate(parts):
-        if count < len(part):
-            return [part[count:], *parts[place + 1 :]]
-        count -= len(part)
-    return []

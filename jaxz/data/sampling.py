@@ -19,8 +19,8 @@ OFFSET_KEY = 2**40  # beside the keys that Order derives, which are small
 
 @dataclass(frozen=True)
 class Source:
-    """What a stream takes of a dataset: arrays (those named, default all), scalar columns, the rows that pass `where`,
-    shuffled in windows of `window` shards (0: over everything).
+    """What a stream takes of a dataset: arrays (those named, default all, its layers' too), scalar columns, the rows
+    that pass `where`, shuffled in windows of `window` shards (0: over everything).
 
     weights: a column; a row is drawn in proportion to it, those of weight 0 never. balance: a column whose values
     (classes; with bins, so many equal bins of numbers) are drawn equally often. Of both, the product counts.
@@ -50,17 +50,17 @@ class Sampler:
         self.seed, self.window, self.shuffle, self.ends = seed, source.window, shuffle, None
         self.windowed = dataset.remote or (shuffle and source.window > 0)  # few shards at a time: worth looking ahead
         chosen = {source.weights, source.balance} - {None}
-        arrays, columns = dataset.manifest.arrays, dataset.manifest.columns
+        arrays, columns = dataset.arrays, dataset.manifest.columns
         for name in source.columns:
             if name == "key" or (name in columns and columns[name].dtype == "string"):
                 raise InputError(f"column {name!r} holds text; a batch carries numbers only (use it in `where`)")
-        inside = [
-            name
-            for name in (arrays if source.arrays is None else source.arrays)
-            if name in arrays and not arrays[name].in_tar
-        ]
+        wanted = [name for name in (arrays if source.arrays is None else source.arrays) if name in arrays]
+        inside = [name for name in wanted if not arrays[name].in_tar]
         scan = dataset.scan(source.where, sorted({*source.columns, *chosen}), inside)
         self.rows, self.digests = scan.rows, scan.digests
+        for name in wanted:  # what is in a layer's tars can change without the dataset
+            if name in dataset.owners and name not in inside:
+                self.digests[name] = dataset.owner(name).fingerprint()["rows"]
         self.columns = {name: scan.columns[name] for name in source.columns}
         self.filled = {name: where for name, where in scan.filled.items() if name in source.columns}
         if not len(self.rows):
@@ -73,6 +73,7 @@ class Sampler:
             self.ends = np.cumsum(weights)  # [M]: where each row's share ends, in units of draws
             self.ends *= len(self.rows) / self.ends[-1]
             self.ends[-1] = len(self.rows)
+        self.parts = {dataset.owner(name) for name in wanted if arrays[name].in_tar}  # whose tars are read
         self.last = rows_before(self.rows, dataset.starts[1:])  # rows up to and with each shard
         self.blocks: dict[tuple[int, int], np.ndarray] = {}
         self.lock = threading.Lock()
@@ -136,7 +137,7 @@ class Sampler:
         """Raises InputError where the limit of a remote dataset's cache is below what is read at once, with so many
         positions being read."""
         shards = np.flatnonzero(np.diff(self.last, prepend=0))
-        sizes = [self.dataset.manifest.shards[n].bytes for n in shards]
+        sizes = [sum(part.manifest.shards[n].bytes for part in self.parts) for n in shards]
         check_limit(self.dataset.store, sizes, self.window if self.shuffle else 1, len(self), in_flight)
 
 

@@ -71,7 +71,14 @@ class Folder:
         return self.path / "index" / f"{shard.name}.parquet"
 
     def overlay_path(self, name: str) -> Path:
-        return self.path / overlay_file(name)
+        return self.path / place_of("overlays", name)
+
+    def layer_path(self, name: str) -> Path:
+        """Raises InputError where there is none."""
+        path = self.path / place_of("layers", name)
+        if not (path / "dataset.json").exists():
+            raise InputError(f"layers: {path} has no dataset.json; write it with `python -m data_tools.add_layer`")
+        return path
 
     def open(self, shard: Shard) -> int:
         """A file descriptor of the tar. Raises OSError."""
@@ -165,7 +172,7 @@ class Remote:
     def overlay_path(self, name: str) -> Path:
         """The overlay as it is now; where nothing answers, as it was last seen. Raises InputError where there is
         none."""
-        relative = overlay_file(name)
+        relative = place_of("overlays", name)
         path, address = self.folder / relative, self.address(relative)
         path.parent.mkdir(exist_ok=True)
         try:
@@ -177,6 +184,10 @@ class Remote:
                 ) from None
             log.warning("%s does not come (%s); going on with that of last time", address, error)
         return path
+
+    def layer_path(self, name: str) -> str:
+        """The address of the layer, a dataset of its own."""
+        return self.address(place_of("layers", name) + ("/{}" if self.path.startswith("pipe:") else ""))
 
     def open(self, shard: Shard) -> int:
         """A file descriptor of the tar, which is fetched where it is not there; while it is open, the tar is not
@@ -280,11 +291,11 @@ class Remote:
                 log.info("%s: %.3g GiB staged, %.3g MB/s", self.path, self.fetched / GIB, rate / 1e6)
 
 
-def overlay_file(name: str) -> str:
-    """Raises InputError for a name that could lead out of the dataset."""
+def place_of(kind: str, name: str) -> str:
+    """Where one of the dataset's "overlays" or "layers" is. Raises InputError for a name that could lead out of it."""
     if not NAME.fullmatch(name):
-        raise InputError(f"overlays: {name!r} must be a name of letters, digits, '_' and '-', without .parquet")
-    return f"overlays/{name}.parquet"
+        raise InputError(f"{kind}: {name!r} must be a name of at most 32 letters, digits, '_' and '-', not a path")
+    return f"{kind}/{name}.parquet" if kind == "overlays" else f"{kind}/{name}"
 
 
 def is_in_memory(file: int, size: int) -> bool:

@@ -321,7 +321,7 @@ def check_same(source: Source, then: dict, now: dict) -> None:
             "restore that dataset or start a new run"
         )
     before, after = then["fingerprint"]["columns"], now["fingerprint"]["columns"]
-    inside = {name for name, spec in source.dataset.manifest.arrays.items() if not spec.in_tar}
+    inside = {name for name, spec in source.dataset.arrays.items() if not spec.in_tar}
     young = inside - before.keys()  # older states had no digests of arrays
     changed = sorted(name for name in {*before, *after} - young if before.get(name) != after.get(name))
     changed += [name for name in SETTINGS if then.get(name) != now[name]]

@@ -13,8 +13,11 @@ import pyarrow as pa
 import webdataset as wds
 
 from jaxz.data import compact
+from jaxz.data.dataset import Dataset
 from jaxz.data.index import column_type, place_types, read_index, shard_of, to_parquet
-from jaxz.data.manifest import KEY, Array, Compact, Manifest, Shard
+from jaxz.data.layers import LAYER_OF, alignment
+from jaxz.data.manifest import KEY, Array, Band, Compact, Manifest, Shard
+from jaxz.data.staging import place_of
 from jaxz.errors import InputError
 from jaxz.files import read_json, replace
 
@@ -97,7 +100,8 @@ class DatasetWriter:
             table[array] = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
         for column, spec in self.manifest.columns.items():
             table[column] = pa.array(columns[column], column_type(spec))
-        scalars = pa.table({c: table[c] for c in self.manifest.columns}).to_pylist()
+        lists = {c: table[c].to_pylist() for c in self.manifest.columns}
+        scalars = [{c: values[i] for c, values in lists.items()} for i in range(len(keys))]
 
         stored = sorted(a for a, spec in specs.items() if spec.in_tar)
         where = {a: tuple([] for _ in place_types(specs[a])) for a in stored}
@@ -154,6 +158,56 @@ class DatasetWriter:
 
     def _index(self, n: int) -> Path:
         return self.path / "index" / f"{n:05d}.parquet"
+
+
+class LayerWriter:
+    """Writes layers/NAME of a dataset in a directory: arrays for all of its rows, shard for shard.
+
+        writer = LayerWriter(dataset, "dino", {"embedding": Array("vector", "float32", (384,))}, plan={...})
+        for n in range(writer.shards):
+            if not writer.done(n):
+                writer.write_shard(n, {"embedding": values})    # of dataset.starts[n] .. dataset.starts[n + 1] - 1
+        writer.finish()
+
+    bands: of an array of kind "image", a new band for instance. plan and `done` are as of a DatasetWriter. Raises
+    InputError where the layer was written otherwise, or the dataset is remote or lacks a shard.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        name: str,
+        arrays: dict[str, Array],
+        plan: dict,
+        bands: Sequence[Band] = (),
+        provenance: dict | None = None,
+    ):
+        if dataset.remote:
+            raise InputError(f"dataset: {dataset.path!r} is remote; write the layer where it is")
+        if gone := [shard.name for shard in dataset.manifest.shards if dataset.quarantine.whole(shard.name)]:
+            raise InputError(f"dataset: shard {gone[0]} is quarantined as a whole; restore it first")
+        of = alignment(dataset)
+        manifest = Manifest(arrays, tuple(bands), {}, provenance={**(provenance or {}), LAYER_OF: of})
+        self.dataset, self.shards = dataset, len(dataset.manifest.shards)
+        path = dataset.path / place_of("layers", name)
+        path.parent.mkdir(exist_ok=True)
+        self.writer = DatasetWriter(path, manifest, {**plan, "rows": of["keys"]})
+        self.path, self.done = path, self.writer.done
+
+    @property
+    def complete(self) -> bool:
+        return self.writer.complete
+
+    def write_shard(self, n: int, arrays: dict[str, np.ndarray | Sequence[np.ndarray | bytes]]) -> None:
+        """As DatasetWriter.write_shard, for the rows of the dataset's shard `n`."""
+        keys = self.dataset.shard_table(n, ("key",))["key"].to_pylist()
+        if wrong := [name for name, values in arrays.items() if len(values) != len(keys)]:
+            raise ValueError(f"{wrong[0]} has {len(arrays[wrong[0]])} rows, shard {n} has {len(keys)}")
+        self.writer.write_shard(n, keys, arrays, {})
+
+    def finish(self) -> Manifest:
+        """Write the layer's dataset.json, once all shards are there."""
+        return self.writer.finish(self.shards, {})
 
 
 def with_images(manifest: Manifest, encoding: str, step_sigma: float = STEP_SIGMA) -> Manifest:

@@ -44,7 +44,7 @@ def test_columns_are_added_and_replaced_by_object_id(copy):
     wanted[ids[:5]] = 0
     both = open_dataset(copy, overlays=["first", "second"])
     np.testing.assert_array_equal(both.column("z"), wanted)
-    fields = both.table(["key", "field"])["field"].to_pylist()
+    fields = both.arrow(columns=["key", "field"])["field"].to_pylist()
     assert fields == [f"f{i}" if i in ids[:5] else None for i in range(96)]
     np.testing.assert_equal(both.cutout(int(ids[0]))["z"], 0.0)
     np.testing.assert_array_equal(base.column("z"), open_dataset(copy).column("z"))
@@ -100,7 +100,7 @@ def test_objects_without_an_id_get_nothing_and_near_ids_differ(tmp_path, kind, b
     nothing = 0 if kind == pa.int64() else ""
     write(tmp_path / "d", "zero", object_id=pa.array([nothing], kind), label=pa.array([9], pa.int8()))
     write(tmp_path / "d", "empty", object_id=pa.array([], kind), label=pa.array([], pa.int8()))
-    label = lambda *names: open_dataset(tmp_path / "d", overlays=names).table(["label"])["label"].to_pylist()
+    label = lambda *names: open_dataset(tmp_path / "d", overlays=names).arrow(columns=["label"])["label"].to_pylist()
     assert label("mine") == label("zero", "mine", "empty") == [2, None, 1, None]
     assert label("zero") == label("empty") == [None] * 4
 

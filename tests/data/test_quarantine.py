@@ -63,7 +63,7 @@ def test_a_shard_that_is_out_as_a_whole_is_not_opened(copy, blob_dataset):
         np.testing.assert_array_equal(np.delete(now, out), np.delete(then, out))
         nothing = [None] if spec.dtype == "string" else [np.nan] if spec.dtype.startswith("f") else [0]
         np.testing.assert_array_equal(now[out], nothing * 32)
-    assert dataset.table()["object_id"].slice(32, 32).null_count == dataset.table()["object_id"].null_count == 32
+    assert dataset.arrow()["object_id"].slice(32, 32).null_count == dataset.arrow()["object_id"].null_count == 32
     batches = list(Stream(Source(dataset, columns=("z", "object_id")), 8, epochs=1, check="crc"))
     np.testing.assert_array_equal(np.sort(rows_of(batches)), np.setdiff1d(np.arange(96), out))
     for batch in batches:

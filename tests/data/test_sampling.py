@@ -59,7 +59,7 @@ def test_a_window_reads_few_shards_at_a_time(dataset):
 
 def test_classes_and_bins_come_equally_often(dataset):
     rows = Sampler(Source(dataset, balance="kind"), 0, True)(np.arange(N))
-    kinds = np.array(dataset.table(["kind"])["kind"].to_pylist())
+    kinds = np.array(dataset.arrow(columns=["kind"])["kind"].to_pylist())
     assert abs((kinds[rows] == "rare").mean() - 0.5) < 0.01
     where = "z < 1.2"
     sampler = Sampler(Source(dataset, where=where, balance="z", bins=4), 0, True)

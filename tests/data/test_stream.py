@@ -258,7 +258,7 @@ def test_reads_that_fail_or_come_short_are_tried_again(dataset, monkeypatch):
         return preadv(fd, [parts[0][: len(parts[0]) // 3 + 1]] if first and kind == 2 else parts, offset)
 
     monkeypatch.setattr("jaxz.data.reader.os.preadv", unreliable)
-    monkeypatch.setattr("jaxz.data.reader.PAUSE", 1e-6)
+    monkeypatch.setattr("jaxz.data.tars.PAUSE", 1e-6)
     for a, b in zip(whole, take(Stream(Source(dataset), 10, seed=5), 20), strict=True):
         assert_same(a, b)
     monkeypatch.setattr("jaxz.data.reader.os.preadv", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))

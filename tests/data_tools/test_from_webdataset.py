@@ -67,7 +67,7 @@ def test_the_dataset_holds_what_webdataset_reads(tars, tmp_path, link):
     assert verify.main([str(tmp_path / "new")]) is None
     assert [path.read_bytes() for path in tars] == before
     dataset, row = open_dataset(tmp_path / "new"), 0
-    assert len({key for key in dataset.table(["key"])["key"].to_pylist()}) == 12
+    assert len({key for key in dataset.arrow(columns=["key"])["key"].to_pylist()}) == 12
     types = {name: column.dtype for name, column in dataset.manifest.columns.items()}
     assert (types["n"], types["x"], types["b"], types["name"]) == ("int64", "float64", "bool", "string")
     for path in tars:

@@ -38,7 +38,7 @@ sky_sigma = 0.02
 
 
 def rows_by_id(dataset):
-    return {one: row for row, one in enumerate(dataset.table(["object_id"])["object_id"].to_pylist())}
+    return {one: row for row, one in enumerate(dataset.arrow(columns=["object_id"])["object_id"].to_pylist())}
 
 
 @pytest.mark.parametrize("encoding", ["raw", "compact"])

@@ -1,0 +1,139 @@
+"""Gives a dataset new labels, weights or folds as an overlay, which no shard is rewritten for.
+
+    python -m data_tools.relabel DATASET --name NAME --from TABLE [--column NEW=OLD ...] [--on COLUMN | --match ARCSEC]
+    python -m data_tools.relabel DATASET --name NAME --folds 5 [--seed 0]
+
+TABLE is FITS, ECSV, CSV, VOTable or Parquet. Its columns, by default those that the dataset has too, become columns of
+the dataset for the objects of its rows: those with the object_id in COLUMN (default object_id), or, with --match, the
+object nearest to --ra and --dec (deg, ICRS), if it is within so many arcseconds. Of several rows of one object the best
+z_quality wins, then the nearest, then the first. Where z_spec changes, z, z_err and z_kind follow it. --folds deals
+sky cells out to as many folds for cross-validation, with the gap of the splits between them.
+
+Writes DATASET/overlays/NAME.parquet (docs/labels_and_layers.md), and what was done as JSON on stdout.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_tools import labels as of
+from data_tools.inputs import WRITING, sha256, versions
+from jaxz.data.dataset import Dataset, open_dataset
+from jaxz.data.index import column_type
+from jaxz.data.manifest import Column
+from jaxz.data.overlays import to_parquet
+from jaxz.data.staging import place_of
+from jaxz.data.transport import is_remote
+from jaxz.errors import InputError, run
+from jaxz.files import replace
+
+SHOWN = 3  # ids that found no object
+
+
+def main(argv: list[str]) -> int | None:
+    args = parse(argv)
+    if is_remote(args.dataset):
+        raise InputError(f"dataset: {args.dataset!r} is remote; write the overlay where it is")
+    dataset = open_dataset(args.dataset, overlays=args.overlay)
+    if "object_id" not in dataset.manifest.columns:
+        raise InputError(f"dataset: {args.dataset!r} has no column object_id, by which overlays are joined; convert it")
+    path = dataset.path / place_of("overlays", args.name)
+    if path.exists() and not args.replace:
+        raise InputError(f"name: {path} exists; choose another name, or give --replace")
+    ids, values, columns, summary = folds(dataset, args) if args.folds else labels(dataset, args)
+    if pc.count_distinct(ids).as_py() != len(ids):
+        raise InputError(f"dataset: object_id of {args.dataset!r} stands more than once for some objects; convert it")
+    provenance = {
+        "tool": "data_tools.relabel", "arguments": argv, "rows": dataset.fingerprint()["rows"],
+        "overlays": args.overlay, "summary": summary, "versions": versions("numpy", "astropy", *WRITING),
+    }  # fmt: skip
+    if args.table:
+        size, digest = args.table.stat().st_size, sha256(args.table)
+        provenance["input"] = {"name": args.table.name, "bytes": size, "sha256": digest}
+    path.parent.mkdir(exist_ok=True)
+    replace(path, to_parquet(ids, values, columns, provenance))
+    print(json.dumps({"overlay": str(path), **summary}, indent=1))
+    return None
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m data_tools.relabel", description=__doc__.split("\n\n")[0])
+    parser.add_argument("dataset")
+    parser.add_argument("--name", required=True, help="of the overlay")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--from", dest="table", type=Path, metavar="TABLE", help="the new columns, a row an object")
+    what.add_argument("--folds", type=int, metavar="K", help="write the column fold, 0 to K - 1, by sky cell")
+    parser.add_argument("--column", nargs="+", action="extend", default=[], metavar="NEW=OLD", help="columns of TABLE")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--on", default="object_id", metavar="COLUMN", help="TABLE's object ids (default object_id)")
+    how.add_argument("--match", type=float, metavar="ARCSEC", help="join by position, within so many arcseconds")
+    parser.add_argument("--ra", default="ra", help="column of TABLE for --match (default ra)")
+    parser.add_argument("--dec", default="dec", help="column of TABLE for --match (default dec)")
+    parser.add_argument("--seed", type=int, default=0, help="of the folds (default 0)")
+    parser.add_argument("--overlay", action="append", default=[], help="an overlay that the new one is laid over")
+    parser.add_argument("--replace", action="store_true", help="where the overlay exists already")
+    args = parser.parse_args(argv)
+    if args.folds is not None and not 2 <= args.folds <= 1000:
+        raise InputError(f"folds: {args.folds} must lie in 2 .. 1000")
+    if args.match is not None and not 0 < args.match <= 3600:
+        raise InputError(f"match: {args.match} must lie in 0 .. 3600 arcseconds")
+    if args.name in args.overlay:
+        raise InputError(f"overlay: {args.name!r} is the one to write; name those below it")
+    return args
+
+
+def labels(dataset: Dataset, args: argparse.Namespace) -> tuple[pa.Array, dict[str, pa.Array], dict[str, Column], dict]:
+    """object_id [K], {column: values [K]}, what the columns are, and a summary: of the objects that TABLE names."""
+    table = of.read_table(args.table, "from")
+    manifest = dataset.manifest
+    joining = {args.ra, args.dec} if args.match else {args.on}
+    names = of.chosen_columns(args.column, table.colnames, manifest.columns, joining)
+    values, columns, invalid = of.read_columns(table, names, manifest.columns, args.table)
+    usable = np.ones(len(table), bool)
+    if args.match:
+        if "z_spec" in values:
+            usable = of.is_label(values["z_spec"])  # without a redshift, a row nearby would take the object's own away
+        place, separation = of.by_position(dataset, table, args.ra, args.dec, args.match, usable, args.table)
+        columns["match_sep"] = Column("float32", "arcsec", f"from the position in {args.table.name}")
+        values["match_sep"] = pa.array(separation.astype(np.float32))
+    else:
+        place, separation = of.by_id(dataset, table, args.on, args.table), np.zeros(len(table))
+    if not (place >= 0).any():
+        raise InputError(f"from: none of the {len(table)} rows of {str(args.table)!r} is of an object; check the ids")
+    rows = of.best_rows(place, separation, values)
+    ids = dataset.arrow(columns=["object_id"])["object_id"].take(pa.array(place[rows])).combine_chunks()
+    values = {name: found.take(pa.array(rows)) for name, found in values.items()}
+    changes = {}
+    if "z_spec" in values:
+        changes = of.follow(dataset, place[rows], values, columns)
+    lost = np.flatnonzero(usable & (place < 0))
+    shown = [str(value) for value in table[args.on][lost[:SHOWN]]] if not args.match else lost[:SHOWN].tolist()
+    if len(lost):
+        what = "rows" if args.match else f"ids in {args.on!r}"
+        print(f"{len(lost)} of {len(table)} {what} are of no object, first: {shown}", file=sys.stderr)
+    summary = {
+        "rows": len(table), "matched": len(rows), "unmatched": len(lost), "unmatched_first": shown,
+        "not the best of their object": int((place >= 0).sum()) - len(rows), "without a redshift": int((~usable).sum()),
+        "invalid": invalid, "columns": {name: f"{c.dtype} {c.unit}".strip() for name, c in columns.items()}, **changes,
+    }  # fmt: skip
+    return ids, values, columns, summary
+
+
+def folds(dataset: Dataset, args: argparse.Namespace) -> tuple[pa.Array, dict[str, pa.Array], dict[str, Column], dict]:
+    """As `labels`: the column fold of all objects."""
+    number, cells = of.assign_folds(dataset, args.folds, args.seed)
+    ids = dataset.arrow(columns=["object_id"])["object_id"].combine_chunks()
+    known = pa.array(ids.is_valid())
+    column = Column("int32", "", f"fold of the sky cell, of {args.folds}; -1: too near to another fold to use")
+    counts = {str(fold): int((number == fold).sum()) for fold in range(-1, args.folds)}
+    values = {"fold": pa.array(number, column_type(column)).filter(known)}
+    return ids.filter(known), values, {"fold": column}, {"folds": counts, "seed": args.seed, **cells}
+
+
+if __name__ == "__main__":
+    run(main)
