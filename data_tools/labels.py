@@ -21,6 +21,7 @@ from jaxz.data.manifest import Column
 from jaxz.errors import InputError, suggest
 
 LABELS = {name: COLUMNS[name] for name in ("z", "z_err", "z_kind")}
+STANDARD = {name: column for name, column in COLUMNS.items() if name[:1] == "z"} | {"ebv": COLUMNS["ebv"]}
 CELL_ORDER = 9  # HEALPix, of folds where the dataset's splits say nothing
 # Columns that speak of z_spec: where it changes and TABLE says nothing of them, they are not known.
 ABOUT_Z_SPEC = {"z_spec_err": np.nan, "z_quality": 0, "z_flag_orig": "", "z_source": ""}
@@ -76,7 +77,7 @@ def read_columns(
     values, columns, invalid = {}, {}, {}
     for new, old in names.items():
         found = column(table, old, "column", path)
-        spec = known.get(new, COLUMNS.get(new))
+        spec = known.get(new, STANDARD.get(new))
         array = to_arrow(found, spec, f"column: {old!r} of {str(path)!r}")
         if new in VALID:
             numbers = array.to_numpy(zero_copy_only=False)

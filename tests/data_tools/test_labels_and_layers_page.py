@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data_tools import simulate
+from jaxz.progress import Pool
 
 PAGE = Path(__file__).parents[2] / "docs/labels_and_layers.md"
 SMALLER = {
@@ -32,7 +33,7 @@ def run_commands(block: str, names: dict) -> None:
 
 def test_the_page_works_as_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(simulate, "in_processes", lambda function, jobs, *_: [function(*job) for job in jobs])
+    monkeypatch.setattr(simulate, "Pool", lambda *_: Pool(1))
     page = PAGE.read_text()
     for full, smaller in SMALLER.items():
         page = page.replace(full, smaller)
