@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -26,13 +26,14 @@ import numpy as np
 import pyarrow.parquet as pq
 from astropy.utils.exceptions import AstropyWarning
 
-from data_tools.catalogs.catalog import COLUMNS, open_catalog
+from data_tools import stamps
+from data_tools.catalogs.catalog import COLUMNS, Catalog, open_catalog
 from data_tools.catalogs.spec import Match
-from data_tools.cutting import Job, cut_plane, to_ujy, typical_sigma, write_shard, zero_point
+from data_tools.cutting import Job, cut_plane, typical_sigma, write_shard
 from data_tools.inputs import check_begun, check_out, identity, inputs, versions
 from data_tools.measure import detect, measure_sky
 from data_tools.outline import estimate, make_manifest, policy
-from data_tools.plan import Plan, make_plan, publish, scratch, tile_pairs
+from data_tools.plan import Places, Plan, make_plan, publish, scratch, tile_pairs
 from data_tools.splits import GAP, healpix_order
 from data_tools.survey import Survey, load_survey, survey_path
 from data_tools.tiles import Tile, find_tiles, read_band, to_sky
@@ -41,6 +42,8 @@ from jaxz.data.manifest import Column, Manifest
 from jaxz.data.writer import ENCODINGS, DatasetWriter
 from jaxz.errors import InputError, run
 from jaxz.progress import Pool, in_threads
+
+SKY = ("ra", "dec")
 
 
 def main(argv: list[str]) -> int | None:
@@ -61,8 +64,13 @@ def convert(args: argparse.Namespace) -> dict:
         args.match = Path(args.survey).parent / survey.match.file
     if not args.dry_run:
         check_out(args.out)
-    tiles = find_tiles(survey, args.images)
-    check_size(args.size, survey, tiles)
+    catalog = None
+    if survey.stamped:
+        catalog = read_catalog(survey, args)
+        tiles = stamps.groups(survey, objects_in(catalog))
+    else:
+        tiles = find_tiles(survey, args.images)
+        check_size(args.size, survey, tiles)
     read = inputs(survey, args, tiles)
     plan_of = identity(args, read)
     if not args.dry_run:
@@ -73,7 +81,10 @@ def convert(args: argparse.Namespace) -> dict:
     work = args.out / "work"
     made = work if (work / "plan.json").exists() else scratch(args.out)
     try:
-        plan = Plan.load(work) if made == work else plan_work(made, survey, args, tiles)
+        if made == work:
+            plan = Plan.load(work)
+        else:
+            plan = plan_work(made, survey, args, tiles, catalog or read_catalog(survey, args))
         placed = {*pq.read_schema(made / "objects" / "00000.parquet").names}
         manifest = make_manifest(survey, plan, placed, args)
         expected = estimate(manifest, plan, tiles)
@@ -154,33 +165,47 @@ def check_size(size: int, survey: Survey, tiles: list[Tile]) -> None:
         )
 
 
-def plan_work(made: Path, survey: Survey, args: argparse.Namespace, tiles: list[Tile]) -> Plan:
+def plan_work(made: Path, survey: Survey, args: argparse.Namespace, tiles: list[Tile], catalog: Catalog | None) -> Plan:
     """Measure the bands' sky, read the catalogue or detect the sources, and write the plan to an empty directory."""
-    measure = partial(typical_sigma, survey, args.images, tiles)
+    if survey.stamped:
+        names = stamps.names_of(next(catalog.chunks()))
+        measure = partial(stamps.typical_sigma, survey, args.images, names)
+        places = stamps.Placed(survey, objects_in(catalog), args.size, "ra" in catalog.columns)
+    else:
+        measure, places = partial(typical_sigma, survey, args.images, tiles), Places(tiles, survey, args.size)
     sigmas = in_threads(measure, survey.bands, args.workers, "bands")
-    chunks, done = sources(survey, args, tiles)
+    if catalog is None:
+        chunks = detected(survey, args.images, tiles, args.workers)
+        known = {name: COLUMNS[name] for name in ("ra", "dec", "x", "y", "z", "z_err", "z_kind")}
+        known["object_id"] = Column("int64", "", "number of the detection")
+        read = lambda: ({name: column for name, column in known.items() if places.sky or name not in SKY}, {}, {})
+    else:
+        chunks, read = catalog.chunks(), lambda: (catalog.columns, catalog.invalid, catalog.choices)
     return make_plan(
-        made, chunks, survey, tiles, size=args.size, samples_per_shard=args.samples_per_shard,
-        tiles_per_block=args.tiles_per_block, finish=done,
+        made, chunks, survey, tiles, places, samples_per_shard=args.samples_per_shard,
+        tiles_per_block=args.tiles_per_block, size=args.size, finish=read,
         sigma_ujy={band.name: sigma for band, sigma in zip(survey.bands, sigmas, strict=True)},
     )  # fmt: skip
 
 
-def sources(survey: Survey, args: argparse.Namespace, tiles: list[Tile]) -> tuple[Iterator[dict], Callable]:
-    """The objects in chunks, and what is to be called after them for (columns, invalid numbers, choices)."""
+def read_catalog(survey: Survey, args: argparse.Namespace) -> Catalog | None:
+    """The catalogue, opened; None where the sources are to be detected. Raises InputError."""
     if args.catalog is None:
         if survey.detection is None:
             raise InputError(
                 f"catalog: none given, and {args.survey!r} has no [detection] section; give one of the two"
             )
-        known = {name: COLUMNS[name] for name in ("ra", "dec", "x", "y", "z", "z_err", "z_kind")}
-        known["object_id"] = Column("int64", "", "number of the detection")
-        return detected(survey, args.images, tiles, args.workers), lambda: (known, {}, {})
+        return None
     if survey.catalog is None:
         raise InputError(f"catalog: {args.survey!r} has no [catalog] section; add one that names the columns")
+    if not args.catalog.exists():
+        raise InputError(f"catalog: {str(args.catalog)!r} is not there; check the path")
     match = dataclasses.replace(survey.match or Match(), file=str(args.match)) if args.match else None
-    catalog = open_catalog(args.catalog, survey.catalog, match=match, say=lambda text: print(text, file=sys.stderr))
-    return catalog.chunks(), lambda: (catalog.columns, catalog.invalid, catalog.choices)
+    return open_catalog(args.catalog, survey.catalog, match=match, say=lambda text: print(text, file=sys.stderr))
+
+
+def objects_in(catalog: Catalog) -> int:
+    return catalog.rows if catalog.rows is not None else sum(len(chunk["object_id"]) for chunk in catalog.chunks())
 
 
 def detected(survey: Survey, images: Path, tiles: list[Tile], workers: int) -> Iterator[dict[str, np.ndarray]]:
@@ -196,11 +221,11 @@ def detected(survey: Survey, images: Path, tiles: list[Tile], workers: int) -> I
 
     first = 0
     for tile, found in zip(holding, in_threads(find, holding, workers, "detection"), strict=True):
-        x, y = found.T
+        (x, y), number = found.T, tiles.index(tile)
         unknown = np.full(len(x), np.nan, np.float32)
         yield {
             "object_id": np.arange(first, first + len(x), dtype=np.int64), "x": x, "y": y,
-            "tile": np.full(len(x), tile.name), **to_sky(tile.grid, x, y),
+            "tile": np.full(len(x), tile.name), "detected_in": np.full(len(x), number), **to_sky(tile.grid, x, y),
             "z": unknown, "z_err": unknown, "z_kind": np.full(len(x), "none"),
         }  # fmt: skip
         first += len(x)
@@ -245,9 +270,8 @@ def cut_blocks(job: Job, plan: Plan, writer: DatasetWriter, pool: Pool, share: t
         todo = [shard for shard in block.shards(plan.samples_per_shard) if not writer.done(shard)]
         if todo:
             name = f"block {n + 1}/{len(plan.blocks)}"
-            pool.map(
-                cut_plane, [(job, n, *pair) for pair in tile_pairs(block, job.tiles, job.survey)], f"{name}: planes"
-            )
+            pairs = [(job, n, *pair) for pair in tile_pairs(block, job.tiles, job.survey)]
+            pool.map(stamps.cut_group if job.survey.stamped else cut_plane, pairs, f"{name}: planes")
             pool.map(write_shard, [(job, writer, n, block, shard) for shard in todo], f"{name}: shards")
         shutil.rmtree(job.work / "planes" / f"{n:05d}", ignore_errors=True)
 
@@ -272,15 +296,17 @@ def finish(job: Job, plan: Plan, writer: DatasetWriter, args: argparse.Namespace
     dropped = {**plan.dropped, "without a good pixel": plan.objects - written}
     bands = measured_bands(job)
     facts = {"dropped": dropped, "bands": bands, "labelled": labelled}
-    manifest = writer.finish(plan.shards, split_rule(job, counts, args.size), facts)
+    manifest = writer.finish(plan.shards, split_rule(job, counts, args.size, "ra" in writer.manifest.columns), facts)
     shutil.rmtree(job.work)
     return summary_of(args, manifest, job.tiles)
 
 
-def split_rule(job: Job, counts: dict[str, int], size: int) -> dict:
+def split_rule(job: Job, counts: dict[str, int], size: int, sky: bool) -> dict:
     rule, gap_px = job.survey.splits, size * math.sqrt(2)
     cells = {"rule": "hash", "healpix_order": healpix_order(rule.cell_arcmin)}
-    if any(tile.grid.wcs is None for tile in job.tiles):
+    if job.survey.stamped:
+        cells = {"rule": "hash" if sky else "object", **({"healpix_order": cells["healpix_order"]} if sky else {})}
+    elif not sky:
         cells = {"rule": "balanced", "cell_px": rule.cell_arcmin * 60 / job.survey.pixel_scale_arcsec}
     return {"counts": counts, **cells, "gap_px": gap_px, "fractions": rule.fractions, "seed": rule.seed}
 
@@ -298,8 +324,7 @@ def measured_bands(job: Job) -> dict[str, dict]:
     for band in job.survey.bands:
         entry = found[band.name]
         ratios = entry.pop("ratios")
-        unit = to_ujy(zero_point(next(tile for tile in job.tiles if band.name in tile.files), band))
-        entry["scale"] = unit / job.sigma_ujy[band.name]
+        entry["scale_per_ujy"] = 1 / job.sigma_ujy[band.name]
         entry["aperture_to_pixel_noise"] = float(np.nanmedian(ratios)) if ratios else None
     return found
 

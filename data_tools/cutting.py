@@ -163,9 +163,10 @@ def is_observed(flags: np.ndarray, x: np.ndarray, y: np.ndarray, size: int) -> n
 
 
 def keep(path: Path, plane: np.ndarray, x: np.ndarray, y: np.ndarray, size: int, fill: int) -> None:
-    """Write a plane [H, W], or its cutouts [N, size, size] where these are smaller. What is not forced to the disk is
-    gone after a crash of the system: np.load then says that it is too short."""
-    np.save(path, plane if len(x) * size**2 > plane.size else cut(plane, x, y, size, fill))
+    """Write cutouts [N, size, size], or a plane [H, W], or its cutouts where these are smaller. What is not forced to
+    the disk is gone after a crash of the system: np.load then says that it is too short."""
+    whole = plane.ndim == 3 or len(x) * size**2 > plane.size
+    np.save(path, plane if whole else cut(plane, x, y, size, fill))
 
 
 def kept(path: Path, x: np.ndarray, y: np.ndarray, low: int, high: int, size: int, fill: int) -> np.ndarray:
@@ -217,7 +218,7 @@ def write_shard(job: Job, writer: DatasetWriter, number: int, block: Block, n: i
         if not found.num_columns:
             continue
         found = {what: found[what].to_numpy()[low:high] for what in found.column_names}
-        where = [found.get(axis, columns[axis][here]) for axis in "xy"]
+        where = [found[axis] if axis in found else columns[axis][here] for axis in "xy"]
         image[here, b] = kept(path.with_suffix(".pixels.npy"), *where, low, high, job.size, 0)
         mask[here, b] = kept(path.with_suffix(".flags.npy"), *where, low, high, job.size, MASK_BITS["nodata"])
         observed[here, b] = found.pop("observed")
@@ -236,7 +237,7 @@ def write_shard(job: Job, writer: DatasetWriter, number: int, block: Block, n: i
 
 def describe(columns: dict[str, np.ndarray], job: Job) -> dict[str, np.ndarray]:
     """survey, field, mag_ref and, where the sky position is known, healpix."""
-    number = len(columns["x"])
+    number = len(columns["object_id"])
     names = np.array([tile.name or job.field for tile in job.tiles])
     made = {"survey": np.full(number, job.survey.name), "field": names[columns["tile"]]}
     if "mag_ref" not in columns:  # of the catalogue

@@ -91,6 +91,7 @@ def make_plan(
     chunks: Iterable[dict[str, np.ndarray]],
     survey: Survey,
     tiles: list[Tile],
+    places,
     *,
     size: int,
     samples_per_shard: int,
@@ -98,13 +99,12 @@ def make_plan(
     sigma_ujy: dict[str, float],
     finish=lambda: ({}, {}, {}),
 ) -> Plan:
-    """Place the objects of a catalogue, chunk by chunk, and write the plan into the empty directory `work`.
+    """Place the objects of a catalogue, chunk by chunk, by `places`, and write the plan to the empty directory `work`.
 
     finish() is called once the chunks are read: ({column: what it is}, {column: invalid numbers}, {column: where it
     comes from}). Raises InputError where an object_id stands twice or no object lies in a tile.
     """
-    places = Places(tiles, survey, size)
-    order = np.argsort([int(derive(survey.splits.seed, *name.encode())) for name in (tile.name for tile in tiles)])
+    order = np.argsort([int(derive(survey.splits.seed, n, *tile.name.encode())) for n, tile in enumerate(tiles)])
     groups = [tuple(order[at : at + tiles_per_block].tolist()) for at in range(0, len(tiles), tiles_per_block)]
     group_of = np.empty(len(tiles), np.int64)
     for number, group in enumerate(groups):
@@ -112,12 +112,12 @@ def make_plan(
     folder, seen = work / "objects", Ids()
     folder.mkdir()
     parts = Parts(folder, len(groups))
-    dropped = {"without a position": 0, "in no tile": 0}
+    dropped = {}
     for chunk in chunks:
         seen.add(chunk["object_id"])
         placed, lost = places.place(chunk)
         for reason, number in lost.items():
-            dropped[reason] += number
+            dropped[reason] = dropped.get(reason, 0) + number
         parts.add(placed, group_of[placed["tile"]])
     seen.check()
     counts = parts.close()
@@ -126,7 +126,7 @@ def make_plan(
             f"catalog: none of {sum(dropped.values())} objects lies in a tile; check the position columns, their unit "
             "and frame, and the tiles' WCS"
         )
-    if not places.sky:
+    if "split" not in pq.read_schema(folder / "00000.parquet").names:
         split_pixels(folder, len(groups), survey, size)
     blocks, first, first_shard = [], 0, 0
     for number, (group, objects) in enumerate(zip(groups, counts, strict=True)):
@@ -178,7 +178,8 @@ class Places:
     def place(self, chunk: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, int]]:
         """The objects that lie in a tile, with tile (int32), x, y and, where the sky is known, ra, dec and split; and
         how many do not, by reason."""
-        by_sky = "ra" in chunk
+        chunk = dict(chunk)
+        by_sky, own = "ra" in chunk, chunk.pop("detected_in", None)
         if by_sky and not self.sky:
             raise InputError("catalog.ra: needs a WCS, and the tiles have none; name x and y instead")
         names = ("ra", "dec") if by_sky else ("x", "y")
@@ -186,6 +187,9 @@ class Places:
         tile, x, y = self.by_sky(chunk) if by_sky else self.by_pixel(chunk)
         inside = (tile >= 0) & known
         lost = {"without a position": int((~known).sum()), "in no tile": int((known & ~inside).sum())}
+        if own is not None:  # it is found on the others, too
+            lost["found again on another tile"] = int((inside & (tile != own)).sum())
+            inside &= tile == own
         placed = {name: values[inside] for name, values in chunk.items()}
         placed |= {"tile": tile[inside], "x": x[inside], "y": y[inside]}
         if not by_sky and self.sky:

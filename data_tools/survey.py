@@ -19,12 +19,12 @@ class BandSource:
 
     m_AB = zero_point_ab - 2.5 log10(value in the file), to which the value of the header's keyword zero_point_header
     is added where one is named. file: a path inside the images folder; "{band}" stands for `name`, "{tile}" for the
-    part of the sky. A plane of weights (inverse variance, variance, rms or exposure: a pixel is bad where it is not
-    positive and finite) or of mask bits lies in a file of its own, or in an HDU of the image's; mask_bits says which of
-    its bits, by number or by name (MP_NAME in its header), are bad, saturated or nodata: without it, every one is bad.
-    saturation: in the units of the file. pixel_scale_arcsec: the band's own, 0 where it is the survey's.
-    psf_fwhm_header: keyword with the FWHM of a tile in arcsec. uncertain: what is not sure about these numbers, kept in
-    the provenance.
+    part of the sky, "{image}" (in hdu too) for the object where each has its own image. A plane of weights (inverse
+    variance, variance, rms or exposure: a pixel is bad where it is not positive and finite) or of mask bits lies in a
+    file of its own, or in an HDU of the image's; mask_bits says which of its bits, by number or by name (MP_NAME in its
+    header), are bad, saturated or nodata: without it, every one is bad. saturation: in the units of the file.
+    pixel_scale_arcsec: the band's own, 0 where it is the survey's. psf_fwhm_header: keyword with the FWHM of a tile in
+    arcsec. uncertain: what is not sure about these numbers, kept in the provenance.
     """
 
     name: str
@@ -100,6 +100,11 @@ class Survey:
 
     def band_number(self, name: str) -> int:
         return [band.name for band in self.bands].index(name)
+
+    @property
+    def stamped(self) -> bool:
+        """Whether there is an image an object instead of tiles."""
+        return any("{image}" in f"{band.file} {band.hdu}" for band in self.bands)
 
     def scale_field(self, band: BandSource) -> tuple[str, float]:
         """Where the pixel scale of a band's file is stated, and which it is."""
@@ -257,6 +262,8 @@ def check(survey: Survey) -> None:
 def check_files(survey: Survey, band: BandSource, n: int) -> None:
     """Raises InputError for paths that leave the folder, patterns that disagree on {tile}, and mask_bits of no use."""
     tiled = "{tile}" in survey.bands[0].file
+    if survey.stamped and (tiled or survey.detection is not None or survey.resample == "reproject"):
+        raise InputError(f"bands[{n}].file: {band.file!r} with {{image}} takes no {{tile}}, detection or reprojection")
     for name in ("file", "weight_file", "mask_file"):
         pattern = getattr(band, name)
         if not inside(pattern):

@@ -1,9 +1,11 @@
 """Image tiles: which there are, on which pixel grids, and their pixels and flags."""
 
+import contextlib
 import glob
 import re
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +25,10 @@ from jaxz.progress import in_threads
 MASK_BITS = {"bad": 1, "saturated": 2, "nodata": 4}
 ALIGNED_PX = 0.1  # the largest offset between two bands' grids that still counts as one grid
 SCALE_TOLERANCE = 0.01
+SMALL = 32 << 20  # bytes
 COARSER = 1.2  # ratio of areas from which on new pixels are averages of old ones
 TILE = "{tile}"
+last = threading.local()
 
 
 @dataclass(frozen=True)
@@ -85,9 +89,14 @@ def match(images: Path, band: BandSource) -> dict[str, Path]:
     return {m["tile"]: images / path for path in candidates if (m := named.fullmatch(path))}
 
 
+def named(pattern: str, band: BandSource, tile: str) -> str:
+    """The path of a band of a tile, or of an object's image."""
+    return pattern.replace("{band}", band.name).replace(TILE, tile).replace("{image}", tile)
+
+
 def companion(images: Path, band: BandSource, field: str, tile: str) -> Path:
     """The weight or mask file of a tile's band; that of the image itself where none is named. Raises InputError."""
-    path = images / (getattr(band, field) or band.file).replace("{band}", band.name).replace(TILE, tile)
+    path = images / named(getattr(band, field) or band.file, band, tile)
     if not path.is_file():
         raise InputError(
             f"bands.{band.name}.{field}: {str(path)!r} is not there; add the file, correct the pattern or drop the band"
@@ -100,10 +109,32 @@ def read_image(path: Path, hdu: int | str, where: str) -> np.ndarray:
     return read_hdu(path, hdu, where, lambda image: np.asarray(image.data, np.float32))
 
 
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[fits.HDUList]:
+    """A FITS file. The last small one of each thread stays open: its many HDUs may be images of many objects, and the
+    way to each leads over those before it."""
+    found = path.stat()
+    if getattr(last, "key", None) == (key := (path, found.st_mtime_ns, found.st_size)):
+        yield last.hdus
+        return
+    hdus = persist(lambda: fits.open(path, memmap=False))
+    try:
+        yield hdus
+    except BaseException:
+        hdus.close()
+        raise
+    if found.st_size > SMALL:
+        hdus.close()
+        return
+    if hasattr(last, "hdus"):
+        last.hdus.close()
+    last.key, last.hdus = key, hdus
+
+
 def read_hdu(path: Path, hdu: int | str, where: str, get: Callable):
     """get(image HDU) of a FITS file, which need not be decompressed for it. hdu: number or name. Raises InputError."""
     try:
-        with persist(lambda: fits.open(path, memmap=False)) as hdus:
+        with opened(path) as hdus:
             names = [h.name for h in hdus]
             if isinstance(hdu, str) and hdu.upper() not in names:
                 raise InputError(

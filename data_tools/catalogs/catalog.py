@@ -38,6 +38,7 @@ COLUMNS = {
     "x": Column("float64", "pixel", "exact centre on the tile, 0-based; NaN where not known"),
     "y": Column("float64", "pixel", "exact centre on the tile, 0-based; NaN where not known"),
     "tile": Column("string", "", "the tile that the catalogue names"),
+    "image": Column("string", "", "the object's own image, as the catalogue names it"),
     "z_spec": Column("float32", "", "spectroscopic redshift; NaN where there is none"),
     "z_spec_err": Column("float32", "", "error of z_spec (or z_grism); NaN where not known"),
     "z_grism": Column("float32", "", "redshift of a slitless spectrum; NaN where there is none"),
@@ -148,7 +149,7 @@ class Source:
         if "flags" in raw:
             found["flags"] = np.ma.filled(np.ma.asarray(raw["flags"]).astype(np.int64), -1)
         texts = {name: to_text(raw[name]) for name in TEXTS if name in raw and name != "object_id"}
-        found |= {name: texts[name] for name in ("tile", "z_source") if name in texts}
+        found |= {name: texts[name] for name in ("tile", "image", "z_source") if name in texts}
         if "obj_class" in texts:
             classes = mapped(texts["obj_class"], self.spec.obj_class_map, "")
             found["obj_class"] = np.where(classes == "", texts["obj_class"], classes)

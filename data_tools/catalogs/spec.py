@@ -8,7 +8,7 @@ from jaxz.errors import InputError, suggest
 
 QUALITIES = (0, 1, 2, 3, 4)
 KINDS_OF_Z = ("spec", "grism", "phot")
-TEXTS = ("object_id", "tile", "z_quality", "z_kind", "z_source", "obj_class")
+TEXTS = ("object_id", "tile", "image", "z_quality", "z_kind", "z_source", "obj_class")
 NUMBERS = (
     "ra", "dec", "x", "y", "z_spec", "z_spec_err", "z_grism", "z_phot", "z_phot_l68", "z_phot_u68", "ebv", "mag_ref",
     "flags", "weight",
@@ -53,7 +53,8 @@ class CatalogColumns:
     """The catalogue's own name of each column; one that is not named is looked up in data_tools.catalogs.aliases.
 
     Positions are ra and dec (ICRS) or x and y (pixels; pixel_origin is the number of the first one, 0 for NumPy, 1 for
-    FITS and SExtractor). object_id and tile may be lists of columns, joined by "-". hdu: number or name of a FITS
+    FITS and SExtractor). object_id, tile and image may be lists of
+    columns, joined by "-". hdu: number or name of a FITS
     table; group: of an HDF5 file. ignore: columns of the dataset not to be looked up by alias. label_from: what z is
     taken from, best first.
 
@@ -70,6 +71,7 @@ class CatalogColumns:
     y: str = ""
     pixel_origin: int = 0
     tile: str | list = ""
+    image: str | list = ""
     z_spec: str = ""
     z_spec_err: str = ""
     z_quality: str = ""
@@ -133,7 +135,7 @@ def check_catalog(columns: CatalogColumns, bands: list[str], where: str = "catal
         raise InputError(f"{where}.obj_class_map: {columns.obj_class_map} must map to text")
     if not columns.label_from or not all(kind in KINDS_OF_Z for kind in columns.label_from):
         raise InputError(f"{where}.label_from: {columns.label_from} must list some of spec, grism and phot")
-    for name in ("object_id", "tile"):
+    for name in ("object_id", "tile", "image"):
         parts = getattr(columns, name)
         if isinstance(parts, list) and not (parts and all(isinstance(part, str) and part for part in parts)):
             raise InputError(f"{where}.{name}: {parts!r} must name columns")
