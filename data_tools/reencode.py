@@ -41,6 +41,8 @@ def main(argv: list[str]) -> int | None:
     for name in ("dataset", "out"):
         if is_remote(path := getattr(args, name)):
             raise InputError(f"{name}: {path!r} is remote; reencode between local directories and copy the result")
+    if Path(args.out).resolve() == Path(args.dataset).resolve():
+        raise InputError(f"out: {args.out!r} is the dataset itself; name another directory")
     source = open_dataset(args.dataset)
     if len(source.quarantined):
         raise InputError(f"dataset: {len(source.quarantined)} samples are quarantined; restore their shards first")

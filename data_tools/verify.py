@@ -142,7 +142,8 @@ def summary(manifest: Manifest, findings: list[Findings], listed: Quarantine, pr
     if listed.shards:
         lost = many(len(listed.rows(manifest)), "sample")
         parts.append(f"{lost} of {many(len(listed.shards), 'shard')} quarantined")
-    parts.append(many(len(problems), "problem") if problems else "no problem found")
+    none = "no other problem found" if listed.shards else "no problem found"
+    parts.append(many(len(problems), "problem") if problems else none)
     return f"{manifest.samples} samples in {len(manifest.shards)} shards: {', '.join(parts)}"
 
 

@@ -16,6 +16,13 @@ _LAZY = {
 }
 
 
+__all__ = ["Source", "Stage", "Stream", "load_run", "open_dataset"]
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])
+
+
 def __getattr__(name: str):
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)

@@ -43,7 +43,10 @@ class Cache:
 
     def __init__(self, root: Path, limit: int = 0):
         self.root, self.limit = root, limit
-        root.mkdir(parents=True, exist_ok=True)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"data.cache: {str(root)!r} cannot be made ({error.strerror}); name a directory") from None
         try:
             with self._locked():
                 pass
@@ -201,7 +204,7 @@ class Others:
             )
         if now - self.began > PATIENCE and not self.told:
             self.told = True
-            log.warning("%s is being fetched by another process; waiting for it", self.part)
+            log.warning("%s is being fetched already; waiting for it", self.part)
         time.sleep(LOOK_EVERY)
 
 

@@ -1,7 +1,7 @@
 """Columns of the index as NumPy: what a pass over all shards gives, and their digests."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -53,6 +53,15 @@ def joined(parts: Sequence[np.ndarray | pa.ChunkedArray]) -> np.ndarray | pa.Chu
 
 def short_digest(*parts: bytes) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+
+
+def as_names(names: str | Iterable[str]) -> tuple[str, ...]:
+    """A text is one name, not its letters."""
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def is_whole(value) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def column_digest(values: pa.ChunkedArray) -> bytes:

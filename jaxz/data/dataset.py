@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from jaxz.data import compact
 from jaxz.data import where as filters
-from jaxz.data.columns import Scan, absent, column_digest, joined, numpy_values, short_digest
+from jaxz.data.columns import Scan, absent, as_names, column_digest, joined, numpy_values, short_digest
 from jaxz.data.index import UNREADABLE, column_type, list_type, place_types, read_index, shard_of
 from jaxz.data.layers import check_fits, shard_list
 from jaxz.data.manifest import Array
@@ -65,6 +65,7 @@ class Dataset:
         overlays: Sequence[str] = (),
         layers: Sequence[str] = (),
     ):
+        overlays, layers = as_names(overlays), as_names(layers)
         self.store = open_store(path, cache, cache_gib)
         self.path = self.store.path  # a Path, or the text of a URL
         self.manifest = self.store.manifest()
@@ -154,7 +155,7 @@ class Dataset:
                 *(column_digest(table[name]) for name in read),
             )
 
-        if not read and not len(self.quarantined):
+        if not read and where is None and not len(self.quarantined):
             return Scan(np.arange(len(self), dtype=kind), {}, {}, {})
         rows, *parts = zip(*self._each_shard(part), strict=True)
         found = Scan(np.concatenate(rows), {}, {}, {})

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from jaxz.data.columns import as_names, is_whole
 from jaxz.data.dataset import Dataset
 from jaxz.data.order import Order, derive
 from jaxz.data.staging import check_limit
@@ -36,6 +37,16 @@ class Source:
     weights: str | None = None
     balance: str | None = None
     bins: int = 0
+
+    def __post_init__(self):
+        if not isinstance(self.dataset, Dataset):
+            raise InputError(f"dataset: {self.dataset!r:.80} is no dataset; open it with jaxz.open_dataset")
+        for name in ("window", "bins"):
+            if not (is_whole(value := getattr(self, name)) and value >= 0):
+                raise InputError(f"{name}: {value!r} must be a whole number of at least 0")
+        for name in ("arrays", "columns"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, as_names(value))
 
 
 class Sampler:

@@ -110,6 +110,7 @@ class Remote:
         for name in ("index", "shards"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         put(self.folder / "url", self.path.encode())
+        (self.folder / "url").chmod(0o600)  # a command may hold a password
 
     def address(self, relative: str) -> str:
         return self.path.replace("{}", relative) if self.path.startswith("pipe:") else f"{self.path}/{relative}"

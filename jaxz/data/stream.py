@@ -5,12 +5,13 @@ import itertools
 import logging
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
+from jaxz.data.columns import is_whole
 from jaxz.data.dataset import DataError
 from jaxz.data.mixture import Stage, check_sources, check_stages, joined_columns
 from jaxz.data.order import derive
@@ -22,8 +23,17 @@ log = logging.getLogger("jaxz")
 STATE_VERSION = 1
 MISFITS = 100  # rows with too many exceptions for their batch, before one of them is tried
 LIMIT = 1e-3  # replaced samples in an epoch's worth, before it is no accident
+CHECKS, ON_ERROR = ("size", "crc"), ("raise", "replace")
 AHEAD = 2  # batches read ahead beside those being read
-SETTINGS = ("name", "where", "window", "weights", "balance", "seed")  # of a source, beside its rows and columns
+SETTINGS = (
+    "name",
+    "where",
+    "window",
+    "weights",
+    "balance",
+    "seed",
+    "shuffle",
+)  # beside rows and columns
 
 
 class Cursor(NamedTuple):
@@ -55,7 +65,8 @@ class Stream:
     batch that this process reads: processes that read all slices read the same global batches as one process does.
     on_error: "raise" (DataError where a sample cannot be read whole) or "replace": another row stands in for it, which
     one being a function of (seed, epoch, position); each is counted in `replaced`, each file named once in the log, and
-    above 0.1 % (of an epoch, or of all so far) DataError after all. Raises InputError for unknown names or no rows.
+    above 0.1 % (of an epoch, or of all so far) DataError after all. check: "size" or "crc" of every payload; only the
+    latter tells another shard of the same size. Raises InputError for unknown names, settings out of range or no rows.
     """
 
     def __init__(
@@ -73,10 +84,11 @@ class Stream:
         on_error: str = "raise",
         threads: int = 2,
     ):
-        self.sources = (sources,) if isinstance(sources, Source) else tuple(sources)
+        self.sources = (sources,) if isinstance(sources, Source) else as_tuple(sources, Source, "sources")
+        check_settings(locals())
         arrays = check_sources(self.sources, epochs)
         self.batch_size, self.seed, self.epochs = batch_size, seed, epochs
-        self.stages = tuple(stages) or (Stage((1,) * len(self.sources)),)
+        self.stages = as_tuple(stages, Stage, "stages") or (Stage((1,) * len(self.sources)),)
         check_stages(self.stages, len(self.sources))
         self.counts = [stage.counts(batch_size) for stage in self.stages]
         self.seeds = [int(derive(seed, s)) if s else seed for s in range(len(self.sources))]  # independent draws
@@ -126,8 +138,14 @@ class Stream:
         return batch
 
     def fetch(self, rows: np.ndarray, source: int = 0) -> dict[str, np.ndarray]:
-        """The arrays and columns of rows [K] of a source's dataset, by number, and `row`."""
-        rows = np.asarray(rows, np.int64)
+        """The arrays and columns of rows [K] of a source's dataset, by number, and `row`. Raises InputError for what is
+        no row number of it."""
+        rows = np.asarray(rows)
+        if rows.ndim != 1 or (rows.dtype.kind not in "iu" and len(rows)):
+            raise InputError(f"rows: {rows!r:.80} must be whole numbers [K]; np.flatnonzero makes them of a mask")
+        if not (is_whole(source) and 0 <= source < len(self.sources)):
+            raise InputError(f"source: {source!r} must be the number of a source, 0..{len(self.sources) - 1}")
+        rows = rows.astype(np.int64)
         count = len(self.sources[source].dataset)
         if len(rows) and not (rows.min() >= 0 and rows.max() < count):
             raise InputError(f"rows: {rows.min()}..{rows.max()} are not all row numbers of the dataset, 0..{count - 1}")
@@ -137,7 +155,7 @@ class Stream:
                     f"rows: column {name!r} is missing for {int(filled[rows].sum())} of them; leave it out of columns"
                 )
         numbers = rows + self.first_rows[source]
-        shards, batch = self.reader.shard_numbers(numbers), {}
+        shards, batch = self.reader.shard_numbers(numbers), {} if len(rows) else self.reader.read(numbers)
         for n in np.unique(shards).tolist():  # by shard: of a remote dataset not all have to be there at once
             here = np.flatnonzero(shards == n)
             for name, values in self.reader.read(numbers[here], numbers).items():
@@ -161,7 +179,8 @@ class Stream:
         }
 
     def restore(self, state: dict) -> None:
-        """Go on from `state()`, in O(1). Raises InputError where rows, columns or settings are not those it is of."""
+        """Go on from `state()`, in O(1); batch size, stages and epochs may be others. Raises InputError where rows,
+        columns or the sources' settings are not those it is of."""
         if state.get("version") != STATE_VERSION:
             raise InputError(f"stream state version {state.get('version')!r} is not {STATE_VERSION}; start a new run")
         if len(state["sources"]) != len(self.sources):
@@ -179,6 +198,12 @@ class Stream:
         step = state.get("step", positions[0] // state["batch_size"])  # states of one source once had none
         self.now = self.planned = Cursor(step, tuple(positions))
         self.coming = [Coming()] * len(self.sources)
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
 
     def close(self) -> None:
         self._drain()
@@ -308,7 +333,35 @@ def describe(source: Source, sampler: Sampler, seed: int) -> dict:
         "weights": source.weights,
         "balance": source.balance and [source.balance, source.bins],
         "seed": seed,
+        "shuffle": sampler.shuffle,
     }
+
+
+def told_of(name: str, before: dict, after: dict) -> str:
+    """What became of a column, whose digests are given."""
+    if name not in after:
+        return "is no longer read"
+    return "its values changed" if name in before else "was not read"
+
+
+def as_tuple(items, kind: type, name: str) -> tuple:
+    """Raises InputError for items of another kind."""
+    found = tuple(items) if isinstance(items, Iterable) else (items,)
+    if not all(isinstance(item, kind) for item in found):
+        raise InputError(f"{name}: {items!r:.80} must be jaxz.{kind.__name__} objects")
+    return found
+
+
+def check_settings(given: dict) -> None:
+    """Raises InputError for arguments of a Stream that are out of range."""
+    for name, least in (("batch_size", 1), ("threads", 1), ("coalesce", 0), ("seed", 0)):
+        if not (is_whole(given[name]) and given[name] >= least):
+            raise InputError(f"{name}: {given[name]!r} must be a whole number of at least {least}")
+    if given["epochs"] is not None and not (is_whole(given["epochs"]) and given["epochs"] >= 1):
+        raise InputError(f"epochs: {given['epochs']!r} must be a whole number of at least 1, or None for no end")
+    for name, known in (("check", CHECKS), ("on_error", ON_ERROR)):
+        if given[name] not in known:
+            raise InputError(f"{name}: {given[name]!r} must be one of {', '.join(map(repr, known))}")
 
 
 def check_same(source: Source, then: dict, now: dict) -> None:
@@ -324,7 +377,9 @@ def check_same(source: Source, then: dict, now: dict) -> None:
     inside = {name for name, spec in source.dataset.arrays.items() if not spec.in_tar}
     young = inside - before.keys()  # older states had no digests of arrays
     changed = sorted(name for name in {*before, *after} - young if before.get(name) != after.get(name))
-    changed += [name for name in SETTINGS if then.get(name) != now[name]]
-    if changed:
-        details = ", ".join(f"{name}: {then.get(name, 'column')!r} -> {now.get(name, 'column')!r}" for name in changed)
+    then = {"shuffle": True, **then}  # of which older states say nothing
+    settings = [name for name in SETTINGS if then.get(name) != now[name]]
+    if changed or settings:
+        told = [f"{name}: {told_of(name, before, after)}" for name in changed]
+        details = ", ".join(told + [f"{name}: {then.get(name)!r} -> {now[name]!r}" for name in settings])
         raise InputError(f"the stream changed since the checkpoint ({details}); undo it or start a new run")

@@ -24,6 +24,7 @@ BLOCK = 16 << 20  # of one request to an object store
 TIMEOUT = 60.0  # seconds without a byte
 TRIES, PAUSE, LONGEST_PAUSE = 8, 0.5, 30.0  # without any progress; seconds, each time twice as long
 SAFE = "!#$%&'()*+,/:;=?@[]~"  # in a URL as it is
+NO_COMMAND = (126, 127)  # what a shell returns where there is none
 PASSING = (408, 425, 429)  # HTTP: among the 4xx, those that another try may mend
 
 # read(relative path, start): the file's bytes from `start` to its end. Raises Broken.
@@ -162,6 +163,8 @@ def command_reader(command: str) -> Read:
                 else:
                     raise Broken(f"{line!r} wrote nothing for {TIMEOUT:g} s")
                 if process.wait(TIMEOUT):
+                    if process.returncode in NO_COMMAND:
+                        raise Gone(f"{line!r} cannot be run{tail(said)}")
                     raise Broken(f"{line!r} ended with {process.returncode}{tail(said)}")
             except subprocess.TimeoutExpired:
                 raise Broken(f"{line!r} did not end") from None

@@ -398,7 +398,7 @@ def test_a_download_that_another_process_has_stopped_is_told(tmp_path, monkeypat
         holder.send_signal(signal.SIGSTOP)
         with pytest.raises(DataError, match=r"a.tar.100.part: another process holds it, and no byte .* for 0.4 s"):
             cache.fetch(target, 100, written, lambda part: "", lambda: time.monotonic() - began < 20)
-        assert caplog.text.count("is being fetched by another process") == 1
+        assert caplog.text.count("is being fetched already") == 1
     finally:
         holder.kill()
         holder.wait()

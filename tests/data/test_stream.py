@@ -133,7 +133,7 @@ def test_refuses_changed_rows_columns_and_settings(dataset, tmp_path):
     table = pq.read_table(path)
     place = table.column_names.index("z")
     pq.write_table(table.set_column(place, "z", pa.array(np.full(table.num_rows, 0.5, np.float32))), path)
-    with pytest.raises(InputError, match="z: '"):
+    with pytest.raises(InputError, match="z: its values changed"):
         Stream(Source(open_dataset(relabelled), columns=("z",), where="z > 0.2"), 8).restore(state)
 
 
@@ -354,3 +354,49 @@ def test_samples_of_a_shard_that_is_gone_are_stood_in_for(tmp_path, caplog):
     assert len(said) == 2 == len(caplog.messages)  # once a stream
     with pytest.raises(DataError, match=r"above 0.1%"):
         take(Stream(Source(opened, where="object_id < 4020"), 12, **replacing), 333)
+
+
+def test_settings_out_of_range_are_refused(blob_dataset):
+    dataset = open_dataset(blob_dataset)
+    for name, value in (
+        ("batch_size", 0), ("threads", 0), ("coalesce", -1), ("seed", 1.5), ("epochs", 0), ("check", "md5"),
+        ("on_error", "skip"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=f"^{name}: {value!r} must be"):
+            Stream(Source(dataset), **{"batch_size": 4, name: value})
+    for name, value in (("window", -1), ("window", 1.5), ("bins", -3)):
+        with pytest.raises(InputError, match=f"^{name}: {value!r} must be"):
+            Source(dataset, **{name: value})
+    with pytest.raises(InputError, match=r"^sources: .* must be jaxz\.Source objects"):
+        Stream(dataset, 4)
+    with pytest.raises(InputError, match=r"^stages: .* must be jaxz\.Stage objects"):
+        Stream(Source(dataset), 4, stages=[{"ratios": (1,)}])
+    with pytest.raises(InputError, match="^dataset: 'raw' is no dataset"):
+        Source("raw")
+    assert Source(dataset, arrays="image", columns="z") == Source(dataset, arrays=("image",), columns=("z",))
+
+
+def test_fetch_takes_row_numbers_alone(blob_dataset):
+    with Stream(Source(open_dataset(blob_dataset), columns=("z",)), 4) as stream:
+        for rows in (np.array([True, False]), np.array([1.5]), np.array([[1]])):
+            with pytest.raises(InputError, match="^rows: .* must be whole numbers"):
+                stream.fetch(rows)
+        for source in (-1, 1, 0.0):
+            with pytest.raises(InputError, match=f"^source: {source} must be the number of a source, 0..0"):
+                stream.fetch([1], source=source)
+        assert stream.fetch([])["image"].shape == (0, *stream.fetch([1])["image"].shape[1:])
+
+
+def test_a_state_of_another_order_is_refused(blob_dataset):
+    source = Source(open_dataset(blob_dataset), columns=("z",))
+    with Stream(source, 4) as shuffled, Stream(source, 4, shuffle=False) as ordered:
+        next(shuffled)
+        state = shuffled.state()
+        with pytest.raises(InputError, match="shuffle: True -> False"):
+            ordered.restore(state)
+        for described in state["sources"]:
+            del described["shuffle"]  # as states once were
+        shuffled.restore(state)
+    other = Stream(Source(source.dataset, columns=("ebv",)), 4)
+    with other, pytest.raises(InputError, match="ebv: was not read, z: is no longer read"):
+        other.restore(state)

@@ -3,6 +3,8 @@ import pyarrow as pa
 import pytest
 
 from jaxz.data import where
+from jaxz.data.dataset import open_dataset
+from jaxz.data.stream import Source, Stream
 from jaxz.errors import InputError
 
 TABLE = pa.table({"z": [0.1, 0.9, float("nan"), 2.0], "kind": ["spec", "none", "spec", None], "bits": [1, 2, 3, 4]})
@@ -93,3 +95,12 @@ def test_no_condition_is_no_filter():
 def test_a_training_filter_neither_escapes_its_brackets_nor_reads_the_truth(condition, message):
     with pytest.raises(InputError, match=message):
         where.training_filter("split == 'train'", condition)
+
+
+@pytest.mark.parametrize("expression", ["'z' == 'z'", "1 == 2", "False", "0", "'x'", "isnull('z')", "nosuch('z')"])
+def test_a_filter_that_names_no_column_is_refused(expression, blob_dataset):
+    dataset = open_dataset(blob_dataset)
+    with pytest.raises(InputError):
+        dataset.select(expression)
+    with pytest.raises(InputError):
+        Stream(Source(dataset, where=expression), 4)

@@ -198,7 +198,7 @@ def test_what_cannot_be_rebuilt_is_listed_and_no_more(damage, dataset, clean, ca
     assert code == 1 and any(re.match(r"shards/00001.tar: ", line) for line in problems)
     code, lines, summary = run(dataset, capsys, "--repair")
     count = 10 if rows == "all" else len(rows)
-    said = f"30 samples in 3 shards: {count} sample{'s' * (count != 1)} of 1 shard quarantined, no problem found"
+    said = f"30 samples in 3 shards: {count} sample{'s' * (count != 1)} of 1 shard quarantined, no other problem found"
     assert code == 0 and summary == said and listed(dataset) == {"00001": rows}
     assert len(lines) == 1 and lines[0].startswith(f"quarantined: shard 00001: {count} of 10 samples: ")
     after = files(dataset)
