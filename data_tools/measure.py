@@ -46,6 +46,11 @@ class Sky:
         """The tile's typical sigma per pixel. SEP's own is 1 where there is no noise."""
         return float(np.median(self.rms[::8, ::8]))
 
+    @property
+    def level(self) -> float:
+        """The tile's typical level."""
+        return float(self.mesh.globalback)
+
     def subtracted(self, pixels: np.ndarray, flags: np.ndarray) -> np.ndarray:
         """float32 [H, W]: pixels less the smooth level, 0 where they are flagged."""
         residual = self.of_pixels(self.mesh.back(dtype=np.float32))
