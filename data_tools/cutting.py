@@ -91,8 +91,8 @@ def typical_sigma(survey: Survey, images: Path, tiles: list[Tile], band: BandSou
             continue
         if not survey.subtract_background and abs(sky.level) > HIGHEST_SKY * sky.sigma:
             raise InputError(
-                f"subtract_background: false, but the sky of {str(tile.files[band.name])!r} lies {sky.level / sky.sigma:.0f} "
-                "sigma from 0, where float16 does not resolve it; say true"
+                f"subtract_background: false, but the sky of {str(tile.files[band.name])!r} lies "
+                f"{sky.level / sky.sigma:.0f} sigma from 0, where float16 does not resolve it; say true"
             )
         sigmas.append(sky.sigma * to_ujy(zero_point(tile, band)))
     if not sigmas:

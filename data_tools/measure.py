@@ -62,7 +62,8 @@ class Sky:
         """[H, W]: for every pixel, the value of its block."""
         if self.block == 1:
             return blocks
-        return blocks.repeat(self.block, 0).repeat(self.block, 1)[: self.shape[0], : self.shape[1]]
+        pixels = blocks.repeat(self.block, 0).repeat(self.block, 1)
+        return np.ascontiguousarray(pixels[: self.shape[0], : self.shape[1]])  # SEP takes no other
 
 
 def measure_sky(pixels: np.ndarray, flags: np.ndarray, box: int, where: str) -> Sky:

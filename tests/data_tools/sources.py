@@ -40,3 +40,22 @@ def centroid(residual: np.ndarray, x: float, y: float, sigma: float) -> tuple[fl
         if np.hypot(step_x, step_y) < 1e-5:
             break
     return x, y
+
+
+def measure(
+    image: np.ndarray, x: float, y: float, *, radius: float, ring: float, sigma: float
+) -> tuple[float, float, np.ndarray] | None:
+    """(flux in a circle, its noise, x and y of the centre), sky from a ring around the circle; None past the edge."""
+    there = near(image, x, y, ring)
+    if there is None or not np.isfinite(there[0]).all():
+        return None
+    part, part_x, part_y = there
+    residual, noise = above_ring(part, part_x, part_y, radius, ring)
+    weight = inside(part.shape, part_x, part_y, radius)
+    moved = np.subtract(centroid(residual, part_x, part_y, sigma), (part_x, part_y))
+    return float((weight * residual).sum()), noise * float(np.sqrt((weight**2).sum())), np.add(moved, (x, y))
+
+
+def in_cutout(x: float, y: float, size: int) -> tuple[float, float]:
+    """Where a position on a tile is in the cutout around it."""
+    return tuple(size // 2 + at - np.floor(at + 0.5) for at in (x, y))

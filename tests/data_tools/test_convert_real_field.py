@@ -12,7 +12,7 @@ import jaxz
 from data_tools import convert
 from data_tools.survey import BandSource, load_survey
 from jaxz.data.dataset import Dataset
-from tests.data_tools.sources import above_ring, centroid, inside, near
+from tests.data_tools.sources import in_cutout, measure, near
 
 ROOT = Path(__file__).parents[2]
 FIELD = ROOT / "../shared/data/blast_sn_hosts_multisurvey_fits/2010H"
@@ -44,7 +44,7 @@ def compared(dataset: Dataset, how: str, band: BandSource) -> np.ndarray:
     stored = dataset.manifest.bands[number]
     path = FIELD / band.file.replace("{band}", band.name)
     image, header = fits.getdata(path), fits.getheader(path)
-    wcs, scale = WCS(header), band.pixel_scale_arcsec or 0.396
+    wcs, scale, cut_scale = WCS(header), band.pixel_scale_arcsec or 0.396, stored.pixel_scale_arcsec
     zero_point = band.zero_point_ab + (header[band.zero_point_header] if band.zero_point_header else 0)
     cut_wcs = wcs if how == "native" else WCS(fits.getheader(FIELD / "SDSS/SDSS_r.fits"))
     radius = np.clip(1.5 * band.psf_fwhm_arcsec, 4, 12)
@@ -56,28 +56,17 @@ def compared(dataset: Dataset, how: str, band: BandSource) -> np.ndarray:
     for row, x, y, cut_x, cut_y in zip(
         range(len(dataset)), *wcs.world_to_pixel(sky), dataset.column(f"x{own}"), dataset.column(f"y{own}"), strict=True
     ):
-        there = near(image, x, y, ring / scale)
-        if there is None or not np.isfinite(there[0]).all():
+        there = measure(image, x, y, radius=radius / scale, ring=ring / scale, sigma=sigma / scale)
+        if there is None or there[0] < BRIGHT * there[1]:
             continue
-        part, part_x, part_y = there
-        residual, noise = above_ring(part, part_x, part_y, radius / scale, ring / scale)
-        weight = inside(part.shape, part_x, part_y, radius / scale)
-        true_flux = (weight * residual).sum() * 10 ** (-0.4 * zero_point)
-        if true_flux < BRIGHT * noise * np.sqrt((weight**2).sum()) * 10 ** (-0.4 * zero_point):
+        sample, at = dataset.cutout(row), in_cutout(cut_x, cut_y, SIZE)
+        if near(sample["image_mask"][number], *at, ring / cut_scale)[0].any():
             continue
-        sample = dataset.cutout(row)
-        at = [SIZE // 2 + c - np.floor(c + 0.5) for c in (cut_x, cut_y)]
-        in_pixels = [length / stored.pixel_scale_arcsec for length in (radius, ring)]
-        if near(sample["image_mask"][number], *at, in_pixels[1])[0].any():
-            continue
-        here = near(sample["image"][number], *at, in_pixels[1])
-        cut_residual, _ = above_ring(*here, *in_pixels)
-        flux = (inside(here[0].shape, *here[1:], in_pixels[0]) * cut_residual).sum() * 10 ** (-0.4 * stored.zero_point_ab)
-        moved = np.subtract(centroid(residual, part_x, part_y, sigma / scale), (part_x, part_y)) + (x, y)
-        cut_moved = centroid(cut_residual, *here[1:], sigma / stored.pixel_scale_arcsec)
-        cut_moved = np.subtract(cut_moved, here[1:]) + (cut_x, cut_y)
-        apart = wcs.pixel_to_world(*moved).separation(cut_wcs.pixel_to_world(*cut_moved)).arcsec
-        found.append((flux / true_flux - 1, apart / scale))
+        image_here = sample["image"][number]
+        here = measure(image_here, *at, radius=radius / cut_scale, ring=ring / cut_scale, sigma=sigma / cut_scale)
+        ratio = here[0] / there[0] * 10 ** (0.4 * (zero_point - stored.zero_point_ab))
+        centre = cut_wcs.pixel_to_world(*np.add(here[2], np.subtract((cut_x, cut_y), at)))
+        found.append((ratio - 1, wcs.pixel_to_world(*there[2]).separation(centre).arcsec / scale))
     return np.array(found).reshape(-1, 2)
 
 

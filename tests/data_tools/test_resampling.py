@@ -42,7 +42,9 @@ def test_gaussians_keep_their_flux_and_place(scale, angle):
         sky = to_sky(old, np.array([x]), np.array([y]))
         (true_x,), (true_y,) = to_pixels(new, sky["ra"], sky["dec"])
         here = np.where(flags == 0, moved, 0).astype(float)
-        assert (here * inside(here.shape, true_x, true_y, 6 * SIGMA_ARCSEC / scale)).sum() == pytest.approx(FLUX, rel=0.01)
+        assert (here * inside(here.shape, true_x, true_y, 6 * SIGMA_ARCSEC / scale)).sum() == pytest.approx(
+            FLUX, rel=0.01
+        )
         found = centroid(here, true_x, true_y, SIGMA_ARCSEC / scale)
         assert np.hypot(found[0] - true_x, found[1] - true_y) < 0.05
 
