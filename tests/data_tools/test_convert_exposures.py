@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 DECAM = ROOT / "../shared/data/legacypipe_decam_grz_exposures"
 IMAGES = DECAM / "images/decam/CP/V4.8.2a"
 SURVEY = ROOT / "data_tools/surveys/decam_exposures.toml"
-STAR, EMPTY = (244.779735, 12.072332), (244.7794, 12.0737)  # deg, ICRS
+GALAXY, EMPTY = (244.779735, 12.072332), (244.7794, 12.0737)  # deg, ICRS
 SIZE, RADIUS, RING = 32, 8, 12  # pixels
 PIXEL_ARCSEC = 0.262
 
@@ -32,16 +32,16 @@ def converted(request, tmp_path_factory):
     assert 'resample = "reproject"' in text
     (folder / "survey.toml").write_text(text.replace('resample = "reproject"', f'resample = "{request.param}"'))
     catalog = folder / "catalog.fits"
-    Table({"id": [1, 2], "ra": [STAR[0], EMPTY[0]], "dec": [STAR[1], EMPTY[1]]}).write(catalog)
+    Table({"id": [1, 2], "ra": [GALAXY[0], EMPTY[0]], "dec": [GALAXY[1], EMPTY[1]]}).write(catalog)
     arguments = ["--survey", str(folder / "survey.toml"), "--catalog", str(catalog), "--images", str(IMAGES)]
     convert.main([*arguments, "--out", str(folder / "dataset"), "--size", str(SIZE)])
     return request.param, jaxz.open_dataset(folder / "dataset")
 
 
-def test_the_star_is_where_and_as_bright_as_in_each_exposure(converted):
+def test_the_galaxy_is_where_and_as_bright_as_in_each_exposure(converted):
     how, dataset = converted
     row = int(np.flatnonzero(dataset.column("object_id") == 1)[0])
-    sample, sky = dataset.cutout(row), SkyCoord(*STAR, unit="deg")
+    sample, sky = dataset.cutout(row), SkyCoord(*GALAXY, unit="deg")
     bands = load_survey(SURVEY).bands
     reference = WCS(fits.getheader(IMAGES / next(b.file for b in bands if b.name == "r_150329"), 1))
     for n, (band, stored) in enumerate(zip(bands, dataset.manifest.bands, strict=True)):
