@@ -39,6 +39,7 @@ from jaxz.files import replace
 
 SAMPLED_TILES = 4  # whose sky says what the stored numbers are in
 CUT_AT_ONCE = 512
+HIGHEST_SKY = 512  # sigma: from here on float16 is in steps of half of one
 MEASURED = ("flux", "fluxerr", "sky_sigma")  # float32 [N] a plane, in stored units but for the fluxes (microjansky)
 
 
@@ -76,7 +77,8 @@ def header_number(tile: Tile, band: BandSource, field: str) -> float:
 
 
 def typical_sigma(survey: Survey, images: Path, tiles: list[Tile], band: BandSource) -> float:
-    """Sigma of the sky per pixel, in microjansky, on the cutouts' grid: the median over a few tiles."""
+    """Sigma of the sky per pixel, in microjansky, on the cutouts' grid: the median over a few tiles. Raises InputError
+    where the sky's level is so high that float16 would not resolve its noise."""
     holding = [tile for tile in tiles if band.name in tile.files]
     chosen = [holding[n] for n in np.unique(np.linspace(0, len(holding) - 1, SAMPLED_TILES).astype(int))]
     sigmas, problem = [], None
@@ -87,6 +89,11 @@ def typical_sigma(survey: Survey, images: Path, tiles: list[Tile], band: BandSou
         except InputError as error:
             problem = error
             continue
+        if not survey.subtract_background and abs(sky.level) > HIGHEST_SKY * sky.sigma:
+            raise InputError(
+                f"subtract_background: false, but the sky of {str(tile.files[band.name])!r} lies "
+                f"{sky.level / sky.sigma:.0f} sigma from 0, where float16 does not resolve it; say true"
+            )
         sigmas.append(sky.sigma * to_ujy(zero_point(tile, band)))
     if not sigmas:
         raise problem

@@ -8,12 +8,14 @@ from string import Template
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from jaxz.data.dataset import Dataset
 from jaxz.photoz.plots import COLOURS, new_figure, png, show, stretch, styled
 
 SHOWN = 12  # objects in the gallery
+PATTERNS = 12  # rows of the matrix of missing bands
 POINTS = 30_000  # on the map
 SOFTENING = 3.0  # of the asinh, in sky sigmas (Lupton et al. 1999, AJ 118 1406)
 GREY = "#b8bec6"
@@ -83,9 +85,13 @@ def pictures(dataset: Dataset) -> Iterator[Picture]:
         caption = (
             "From bright to faint. Grey: asinh of the flux over three sky sigmas, each cutout from its 1st to its "
             "99.7th percentile; blue: bad or absent pixels; hatched: band not observed. Colour: blue, green, red are "
-            "the mean flux of the bluest, middle and reddest third of the bands, balanced over the objects shown."
+            "the mean flux of the bluest, middle and reddest third of the bands (of those at the commonest pixel "
+            "scale), balanced over the objects shown."
         )
         yield Picture("Cutouts", caption, gallery(dataset, choose(dataset)))
+    if "bands_observed" in names and len(dataset.manifest.bands) and len(dataset):
+        caption = f"Which bands objects have, and how many have just these: the {PATTERNS} commonest cases."
+        yield Picture("Missing bands", caption, missing_bands(dataset))
     if {"mag_ref", "z"} & set(names):
         yield Picture(
             "Magnitudes and redshifts", "Grey: all samples; blue: those with a redshift.", histograms(dataset)
@@ -122,14 +128,16 @@ def gallery(dataset: Dataset, rows: np.ndarray) -> Figure:
     good &= np.stack([observed(sample, len(bands)) for sample in samples])[:, :, None, None]
     sigma = np.array([band.sky_sigma for band in bands])[:, None, None]
     greys = np.ma.masked_where(~good, np.arcsinh(images / (SOFTENING * sigma)))
-    coloured = len(bands) >= 3
+    mixed = one_scale(bands)
+    coloured = len(mixed) >= 3
     columns = len(bands) + coloured
     side = min(1.25, 11.2 / columns)
     figure = new_figure(side * columns + 1.0, side * len(rows) + 0.3)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     if coloured:
         axes[0, 0].set_title("colour")
-        for axis, picture in zip(axes[:, 0], composite(images * good, good, bands), strict=True):
+        parts = (images * good)[:, mixed], good[:, mixed], [bands[b] for b in mixed]
+        for axis, picture in zip(axes[:, 0], composite(*parts), strict=True):
             axis.imshow(picture, origin="lower", interpolation="nearest")
             axis.set(xticks=[], yticks=[])
     for r, row in enumerate(axes[:, coloured:]):
@@ -141,6 +149,14 @@ def gallery(dataset: Dataset, rows: np.ndarray) -> Figure:
     for axis, sample in zip(axes[:, 0], samples, strict=True):
         axis.set_ylabel(caption(sample), rotation=0, ha="right", va="center", fontsize=8.5)
     return figure
+
+
+def one_scale(bands) -> list[int]:
+    """Numbers of the bands that have the commonest pixel scale, to one part in a hundred: only these can be laid over
+    one another."""
+    scales = [band.pixel_scale_arcsec for band in bands]
+    alike = [[n for n, other in enumerate(scales) if abs(other / scale - 1) <= 0.01] for scale in sorted(scales)]
+    return max(alike, key=len)
 
 
 def observed(sample: dict, bands: int) -> np.ndarray:
@@ -177,6 +193,25 @@ def composite(images: np.ndarray, good: np.ndarray, bands) -> np.ndarray:
     intensity = np.maximum(rgb.mean(-1, keepdims=True), 1e-30)
     top = np.maximum(np.percentile(intensity, 99.7, axis=(1, 2), keepdims=True), 2 * soft)
     return np.clip(rgb / intensity * np.arcsinh(intensity / soft) / np.arcsinh(top / soft), 0, 1)
+
+
+@styled
+def missing_bands(dataset: Dataset) -> Figure:
+    """A row a set of bands that objects have, by how many; a column a band."""
+    names = [band.name for band in dataset.manifest.bands]
+    patterns, counts = np.unique(dataset.column("bands_observed"), return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:PATTERNS]
+    there = (patterns[order][:, None] >> np.arange(len(names), dtype=patterns.dtype)) & 1
+    figure = new_figure(2.6 + 0.5 * len(names), 0.9 + 0.32 * len(order))
+    axis = figure.subplots()
+    axis.pcolormesh(there, cmap=ListedColormap(["white", COLOURS[0]]), vmin=0, vmax=1, edgecolors=GREY, linewidth=0.6)
+    axis.set_xticks(np.arange(len(names)) + 0.5, names, rotation=90 if max(map(len, names)) > 3 else 0)
+    shares = [f"{counts[n]:,} ({counts[n] / len(dataset):.1%})" for n in order]
+    axis.set_yticks(np.arange(len(order)) + 0.5, shares)
+    axis.tick_params(length=0)
+    axis.xaxis.tick_top()
+    axis.invert_yaxis()
+    return figure
 
 
 @styled

@@ -18,48 +18,92 @@ CLIPPED = 0.98658  # sigma of a Gaussian cut off at 3 sigma, in units of its own
 FLOAT16_MAX = 65504.0
 FINE = 50  # points a pixel and axis, for areas of overlap
 MOST_PIXELS = 10_000_000  # above the threshold at a time, for SEP's buffers
+TIED = 0.1  # share of pixels with one value from which on they hold too few photons to clip
+PHOTONS = 16  # a block that can be clipped
+LEAST_BOX = 8  # blocks across a box of the mesh
+SAMPLED_PIXELS = 1_000_000
 
 sep.set_extract_pixstack(MOST_PIXELS)
 sep.set_sub_object_limit(100_000)
 
 
 class Sky:
-    """Background of one band in the file's units, on a mesh of boxes, sources clipped."""
+    """Background of one band in the file's units, on a mesh of boxes, sources clipped. mesh: of the means of blocks of
+    `block` x `block` pixels of an image of `shape`."""
 
-    def __init__(self, mesh: sep.Background):
-        self.mesh = mesh
+    def __init__(self, mesh: sep.Background, shape: tuple[int, int], block: int):
+        self.mesh, self.shape, self.block = mesh, shape, block
 
     @cached_property
     def rms(self) -> np.ndarray:
         """float32 [H, W]: sigma per pixel, interpolated."""
         rms = self.mesh.rms(dtype=np.float32)
-        rms /= np.float32(CLIPPED)
-        return rms
+        rms *= np.float32(self.block / CLIPPED)
+        return self.of_pixels(rms)
 
     @property
     def sigma(self) -> float:
         """The tile's typical sigma per pixel. SEP's own is 1 where there is no noise."""
         return float(np.median(self.rms[::8, ::8]))
 
+    @property
+    def level(self) -> float:
+        """The tile's typical level."""
+        return float(self.mesh.globalback)
+
     def subtracted(self, pixels: np.ndarray, flags: np.ndarray) -> np.ndarray:
         """float32 [H, W]: pixels less the smooth level, 0 where they are flagged."""
-        residual = pixels.copy()
-        self.mesh.subfrom(residual)
+        residual = self.of_pixels(self.mesh.back(dtype=np.float32))
+        np.subtract(pixels, residual, out=residual)
         residual[flags > 0] = 0
         return residual
 
+    def of_pixels(self, blocks: np.ndarray) -> np.ndarray:
+        """[H, W]: for every pixel, the value of its block."""
+        if self.block == 1:
+            return blocks
+        pixels = blocks.repeat(self.block, 0).repeat(self.block, 1)
+        return np.ascontiguousarray(pixels[: self.shape[0], : self.shape[1]])  # SEP takes no other
+
 
 def measure_sky(pixels: np.ndarray, flags: np.ndarray, box: int, where: str) -> Sky:
-    """Raises InputError where no box of the mesh has half of its pixels good, or the sky has no noise."""
+    """Raises InputError where no box of the mesh has half of its pixels good, or the sky has no noise.
+
+    Clipping finds level and noise of many photons a pixel. Where many pixels hold none (GALEX, X-rays), and so one
+    value, it is the means of blocks of 2, 4, 8 ... pixels that are clipped: a share exp(-n) of pixels without a photon
+    means n photons a pixel.
+    """
     box_y, box_x = (min(box, side) for side in pixels.shape)
     bad = flags > 0
     if not is_half_good(bad, box_y, box_x):
         raise InputError(f"{where}: no part of the tile has half of its pixels good; drop the band")
     values = np.where(bad, np.float32(0), pixels) if bad.any() else pixels
-    sky = Sky(sep.Background(values, mask=bad, bw=box_x, bh=box_y))
+    means, empty, block, share = values, bad, 1, tied(values, bad)
+    if share > TIED:
+        while -math.log(share) * block**2 < PHOTONS and 2 * block * LEAST_BOX <= min(box_y, box_x):
+            block *= 2
+        means, empty = block_means(values, bad, block)
+    sky = Sky(sep.Background(means, mask=empty, bw=box_x // block, bh=box_y // block), pixels.shape, block)
     if not (math.isfinite(sky.sigma) and sky.sigma > 0):
         raise InputError(f"{where}: the sky has a sigma of {sky.sigma:g}, no noise; drop the band")
     return sky
+
+
+def tied(values: np.ndarray, bad: np.ndarray) -> float:
+    """The share of good pixels, of about a million, that hold the most frequent value."""
+    step = math.isqrt(values.size // SAMPLED_PIXELS) + 1
+    good = values[::step, ::step][~bad[::step, ::step]]
+    return float(np.unique(good, return_counts=True)[1].max() / len(good)) if len(good) else 0.0
+
+
+def block_means(values: np.ndarray, bad: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """(float32, bool) [ceil(H / block), ceil(W / block)]: means of the good pixels, 0 and True where fewer than half
+    of a block are. values: 0 where bad."""
+    edges = [(0, -side % block) for side in values.shape]
+    whole = lambda plane: np.pad(plane, edges).reshape(-(-values.shape[0] // block), block, -1, block).sum((1, 3))
+    number, total = whole(~bad), whole(values)
+    few = number < block**2 / 2
+    return np.where(few, 0, total / np.maximum(number, 1)).astype(np.float32), few
 
 
 def is_half_good(bad: np.ndarray, box_y: int, box_x: int) -> bool:

@@ -362,7 +362,9 @@ def to_grid(pixels: np.ndarray, flags: np.ndarray, old: Grid, new: Grid) -> tupl
         moved *= area
     near = binary_dilation(lost, np.ones((3, 3), bool))
     flags = np.where(near & (flags == 0), MASK_BITS["bad"], flags)
-    nearest, inside = reproject_interp((flags.astype(float), old.wcs), new.wcs, new.shape, order="nearest-neighbor")
+    nearest, inside = reproject_interp(
+        (flags.astype(float), old.wcs), new.wcs, new.shape, order="nearest-neighbor", roundtrip_coords=False
+    )  # where the WCS does not lead back, `moved` is NaN
     flags = np.where(inside > 0, np.nan_to_num(nearest), MASK_BITS["nodata"]).astype(np.uint8)
     flags[np.isnan(moved)] |= MASK_BITS["nodata"]
     moved[flags & MASK_BITS["nodata"] > 0] = np.nan

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_tools import convert, inspect
-from data_tools.inspect_page import choose, composite
+from data_tools.inspect_page import choose, composite, missing_bands, one_scale
 from jaxz.data.dataset import open_dataset
 from jaxz.data.manifest import Band, Column, Manifest
 from jaxz.data.writer import DatasetWriter
@@ -105,7 +105,7 @@ def test_page_is_self_contained(dataset, tmp_path):
     text = (tmp_path / "page.html").read_text()
     page = Page(text)
     assert page.open == [] and "blobs &lt;&amp;&gt;" in text
-    assert len(page.sources) == 2  # cutouts and histograms: these blobs have no positions
+    assert len(page.sources) == 3  # cutouts, missing bands, histograms: these blobs have no positions
     for source in page.sources:
         kind, _, data = source.partition(",")
         assert kind == "data:image/png;base64" and base64.b64decode(data).startswith(b"\x89PNG")
@@ -117,7 +117,28 @@ def test_page_of_a_converted_survey_has_a_map(tmp_path):
     convert.main(arguments(folder, tmp_path / "out", "--size", "16"))
     inspect.main([str(tmp_path / "out"), "--html", str(tmp_path / "page.html")])
     text = (tmp_path / "page.html").read_text()
-    assert len(Page(text).sources) == 3 and "Map of the splits" in text
+    assert len(Page(text).sources) == 4 and "Map of the splits" in text
+
+
+def test_matrix_of_missing_bands(tmp_path):
+    """Of the synthetic survey the z band lacks a corner."""
+    folder = write_survey(tmp_path / "field")
+    convert.main(arguments(folder, tmp_path / "out", "--size", "16"))
+    dataset = open_dataset(tmp_path / "out")
+    (axis,) = missing_bands(dataset).axes
+    lacking = int((dataset.column("bands_observed") == 0b011).sum())
+    assert lacking > 0
+    assert axis.collections[0].get_array().reshape(-1, 3).tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["g", "r", "z"]
+    shares = [label.get_text().split()[0] for label in axis.get_yticklabels()]
+    assert shares == [str(len(dataset) - lacking), str(lacking)]
+
+
+def test_only_bands_of_one_pixel_scale_make_a_colour():
+    bands = [
+        Band(str(n), 500.0, 100.0, 25.0, scale, 1.0, 1.0, 0.8) for n, scale in enumerate((1, 0.4, 1.5, 0.401, 0.4))
+    ]
+    assert one_scale(bands) == [1, 3, 4]
 
 
 def test_gallery_goes_from_bright_to_faint(dataset):

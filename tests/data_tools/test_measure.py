@@ -1,0 +1,57 @@
+"""The sky of images that clipping alone does not measure."""
+
+import numpy as np
+import pytest
+from astropy.io import fits
+
+from data_tools import convert
+from data_tools.measure import aperture_flux, measure_sky
+from jaxz.errors import InputError
+from tests.data_tools.survey_files import arguments, write_survey
+
+
+@pytest.mark.parametrize("photons", [0.05, 0.3, 1.0, 2.0])
+def test_sky_of_few_photons_a_pixel(photons):
+    """Poisson: the variance is the mean. Two pixels in five are flagged at the left; sources are clipped."""
+    rng = np.random.default_rng(0)
+    pixels = rng.poisson(photons, (601, 703)).astype(np.float32) * 0.01
+    flags = np.zeros(pixels.shape, np.uint8)
+    flags[:, :100] = rng.random((601, 100)) < 0.4
+    pixels[flags > 0] = 7
+    xy = rng.uniform(150, 550, (60, 2))
+    pixels[tuple(xy.astype(int).T[::-1])] += 0.01 * 80 * photons**0.5 + 1
+    sky = measure_sky(pixels, flags, 128, "test")
+    assert sky.sigma == pytest.approx(0.01 * photons**0.5, rel=0.1)
+    residual = sky.subtracted(pixels, flags)
+    assert residual.shape == sky.rms.shape == pixels.shape and (residual[flags > 0] == 0).all()
+    level = (pixels - residual)[flags == 0]
+    assert level.mean() == pytest.approx(0.01 * photons, rel=0.08)
+    empty = np.stack([rng.uniform(600, 680, 500), rng.uniform(20, 580, 500)], 1)
+    flux = aperture_flux(residual, flags, empty, 6.0)
+    assert abs(flux.mean()) < 0.15 * 0.01 * photons * np.pi * 36
+
+
+def test_whole_numbers_and_reals_have_the_same_sky():
+    """Rounding to steps of half a sigma, which ties many pixels, is no reason for another level."""
+    pixels = np.random.default_rng(1).normal(500, 2, (512, 512)).astype(np.float32)
+    flags = np.zeros(pixels.shape, np.uint8)
+    sky, whole = measure_sky(pixels, flags, 128, "test"), measure_sky(np.round(pixels), flags, 128, "test")
+    assert whole.level == pytest.approx(sky.level, abs=0.05)
+    assert whole.sigma == pytest.approx(np.hypot(2, 12**-0.5), rel=0.02)
+
+
+def test_a_constant_image_has_no_noise():
+    with pytest.raises(InputError, match="no noise"):
+        measure_sky(np.full((256, 256), 3, np.float32), np.zeros((256, 256), np.uint8), 64, "test")
+
+
+def test_a_sky_that_float16_does_not_resolve_is_refused(tmp_path):
+    folder = write_survey(tmp_path)
+    with fits.open(folder / "tile_r.fits", mode="update") as hdus:
+        hdus[0].data += 3.0 * 600  # sigma is 3
+    with pytest.raises(InputError, match=r"subtract_background: false.*tile_r.fits.* lies 60\d sigma from 0"):
+        convert.main(arguments(folder, tmp_path / "dataset", "--size", "16"))
+    assert not (tmp_path / "dataset").exists()
+    survey = folder / "survey.toml"
+    survey.write_text("subtract_background = true\n" + survey.read_text())
+    convert.main(arguments(folder, tmp_path / "dataset", "--size", "16", "--dry_run"))
