@@ -29,7 +29,7 @@ demo: .venv/ready
 	$(BIN)/python -m jaxz.report $(DEMO)/pretrained $(DEMO)/direct $(DEMO)/photometry_gbt $(DEMO)/photometry_knn $(DEMO)/pretrain --out $(DEMO)/report.html
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/ready
 	$(BIN)/ruff format --check .
