@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import track as rich_track
 
 SECONDS_BETWEEN_LINES = 10.0
-SECONDS_UNTOLD = 1.0  # of work that is done sooner nothing is said
+SECONDS_UNTOLD = 1.0  # of work that is done sooner only the end is told
 
 
 def progress(items: Iterable, total: int, what: str) -> Iterator:
@@ -23,8 +23,9 @@ def progress(items: Iterable, total: int, what: str) -> Iterator:
     for n, item in enumerate(items, 1):
         yield item
         now = time.monotonic()
-        if now - began >= SECONDS_UNTOLD and (n == total or now - told >= SECONDS_BETWEEN_LINES):
-            told, rate = now, n / (now - began)
+        due = now - began >= SECONDS_UNTOLD and now - told >= SECONDS_BETWEEN_LINES
+        if due or n == total > 1:
+            told, rate = now, n / max(now - began, 1e-9)
             left = f"{(total - n) / rate:.0f} s left" if n < total else f"{now - began:.0f} s in all"
             print(f"{what}: {n}/{total}, {rate:.3g}/s, {left}", file=sys.stderr, flush=True)
 
