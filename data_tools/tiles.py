@@ -27,6 +27,7 @@ ALIGNED_PX = 0.1  # the largest offset between two bands' grids that still count
 SCALE_TOLERANCE = 0.01
 SMALL = 32 << 20  # bytes
 COARSER = 1.2  # ratio of areas from which on new pixels are averages of old ones
+STRIP = 256  # rows that are resampled at a time
 TILE = "{tile}"
 last = threading.local()
 
@@ -352,18 +353,19 @@ def to_grid(pixels: np.ndarray, flags: np.ndarray, old: Grid, new: Grid) -> tupl
     lost = flags & (MASK_BITS["bad"] | MASK_BITS["nodata"]) > 0
     whole = np.where(lost, np.median(pixels[~lost][::7]) if not lost.all() else 0, pixels).astype(np.float64)
     area = (new.scale_arcsec / old.scale_arcsec) ** 2
+    strips = {"shape_out": new.shape, "block_size": (STRIP, new.shape[1])}  # or 140 bytes a pixel are needed
     if area > COARSER:
         moved, _ = reproject_adaptive(
-            (whole, old.wcs), new.wcs, shape_out=new.shape, conserve_flux=True, kernel="gaussian", kernel_width=1.0,
-            boundary_mode="ignore",
+            (whole, old.wcs), new.wcs, conserve_flux=True, kernel="gaussian", kernel_width=1.0, boundary_mode="ignore",
+            **strips,
         )  # fmt: skip
     else:
-        moved, _ = reproject_interp((whole, old.wcs), new.wcs, new.shape, order="bicubic")
+        moved, _ = reproject_interp((whole, old.wcs), new.wcs, order="bicubic", **strips)
         moved *= area
     near = binary_dilation(lost, np.ones((3, 3), bool))
     flags = np.where(near & (flags == 0), MASK_BITS["bad"], flags)
     nearest, inside = reproject_interp(
-        (flags.astype(float), old.wcs), new.wcs, new.shape, order="nearest-neighbor", roundtrip_coords=False
+        (flags.astype(float), old.wcs), new.wcs, order="nearest-neighbor", roundtrip_coords=False, **strips
     )  # where the WCS does not lead back, `moved` is NaN
     flags = np.where(inside > 0, np.nan_to_num(nearest), MASK_BITS["nodata"]).astype(np.uint8)
     flags[np.isnan(moved)] |= MASK_BITS["nodata"]
