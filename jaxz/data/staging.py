@@ -8,6 +8,7 @@ Names carry the shard's sha256 as dataset.json has it, so that a changed shard i
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import logging
@@ -16,7 +17,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,7 +27,7 @@ from jaxz.data import transport
 from jaxz.data.cache import GIB, PATIENCE, Cache, always, nothing
 from jaxz.data.index import UNREADABLE, column_type, list_type, place_types, read_index, shard_of
 from jaxz.data.manifest import NAME, Manifest, Shard
-from jaxz.data.quarantine import Quarantine
+from jaxz.data.quarantine import Damage, Quarantine
 from jaxz.errors import DataError, InputError
 from jaxz.files import replace
 from jaxz.progress import in_threads
@@ -106,6 +107,7 @@ class Remote:
         self.read = transport.opener(self.path)
         self.folder = cache.root / hashlib.sha256(self.path.encode()).hexdigest()[:16]
         self.failed: dict[Path, tuple[float, str]] = {}
+        self.damages: Mapping[str, Damage] = {}
         self.lock, self.began, self.fetched = threading.Lock(), None, 0  # bytes since it began
         for name in ("index", "shards"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
@@ -155,6 +157,7 @@ class Remote:
             elif not command or isinstance(error, transport.Gone):
                 log.warning("%s cannot be read (%s); no sample is left out", self.address("quarantine.json"), error)
         quarantine = Quarantine.load(self.folder, manifest)
+        self.damages = quarantine.shards
         wanted = [shard for shard in manifest.shards if not quarantine.whole(shard.name)]
         missing = [shard for shard in wanted if not self.index_path(shard).exists()]
         if missing:
@@ -165,7 +168,14 @@ class Remote:
 
     def shard_path(self, shard: Shard) -> Path:
         """Where the tar is, or will be."""
-        return self.folder / "shards" / f"{shard.name}-{shard.sha256[:16]}.tar"
+        return self.folder / "shards" / f"{shard.name}-{self._stored(shard).sha256[:16]}.tar"
+
+    def _stored(self, shard: Shard) -> Shard:
+        """The shard with bytes and sha256 of what is stored: those of a damaged tar whose lost samples are listed."""
+        damage = self.damages.get(shard.name)
+        if damage is None or damage.rows is None or not damage.tar_sha256 or damage.tar_bytes is None:
+            return shard
+        return dataclasses.replace(shard, bytes=damage.tar_bytes, sha256=damage.tar_sha256)
 
     def index_path(self, shard: Shard) -> Path:
         return self.folder / "index" / f"{shard.name}-{shard.sha256[:16]}.parquet"
@@ -193,7 +203,7 @@ class Remote:
     def open(self, shard: Shard) -> int:
         """A file descriptor of the tar, which is fetched where it is not there; while it is open, the tar is not
         deleted. Raises DataError where it cannot be had."""
-        while (fd := self.cache.open(self.shard_path(shard), shard.bytes)) is None:
+        while (fd := self.cache.open(self.shard_path(shard), self._stored(shard).bytes)) is None:
             self._fetch_shard(shard)
         return fd
 
@@ -217,29 +227,30 @@ class Remote:
     def _fetch_shard(
         self, shard: Shard, going: Callable = always, spared: Callable = nothing, patience: float = PATIENCE
     ) -> None:
-        path, relative = self.shard_path(shard), f"shards/{shard.name}.tar"
+        path, relative, stored = self.shard_path(shard), f"shards/{shard.name}.tar", self._stored(shard)
 
         def fill(file: BinaryIO) -> bool:
             if message := self._failure(path):
                 raise DataError(message)
             self._tell(0)
             before = file.tell()
-            done = self._fill(file, relative, shard.bytes, going)
+            done = self._fill(file, relative, stored.bytes, going)
             self._tell(file.tell() - before)
             return done
 
         def problem(part: Path) -> str:
             with open(part, "rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found == shard.sha256:
+            if found in (stored.sha256, shard.sha256):
                 return ""
+            source = "dataset.json" if stored is shard else "quarantine.json"
             return (
-                f"{self.address(relative)}: sha256 is {found}, dataset.json says {shard.sha256}: {shard.samples} "
+                f"{self.address(relative)}: sha256 is {found}, {source} says {stored.sha256}: {shard.samples} "
                 "samples lost; upload the shard again"
             )
 
         try:
-            self._cached(path, shard.bytes, fill, problem, going, spared, patience)
+            self._cached(path, stored.bytes, fill, problem, going, spared, patience)
         except DataError as error:
             if not self._failure(path):
                 self.failed[path] = time.monotonic(), str(error)

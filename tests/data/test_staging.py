@@ -318,6 +318,25 @@ def test_a_remote_quarantine_list_is_honoured_and_forgotten_with_its_file(origin
 
 
 @pytest.mark.parametrize("failure", ["command", 403, 503])
+def test_what_a_repair_left_of_damaged_tars_streams_from_afar_too(origin, tmp_path, capsys):
+    """A flipped byte and a tar that breaks off: their lost samples are listed, the tars are not mended."""
+    here = tmp_path / "dataset"
+    shutil.copytree(origin, here)
+    flipped, cut = (here / "shards" / f"0000{n}.tar" for n in (0, 2))
+    content = bytearray(flipped.read_bytes())
+    content[2000] ^= 1
+    flipped.write_bytes(content)
+    cut.write_bytes(cut.read_bytes()[:-6000])
+    verify.main([str(here), "--repair"])
+    capsys.readouterr()
+    local = open_dataset(here)
+    assert 1 < len(local.quarantined) < 20
+    with serving(here) as server:
+        remote = open_dataset(server.url, tmp_path / "cache")
+        assert_same(batches(remote, 30, check="crc"), batches(local, 30, check="crc"))
+        assert remote.shard_path(0).read_bytes() == flipped.read_bytes()
+
+
 def test_a_remote_quarantine_list_that_cannot_be_read_is_kept(origin, tmp_path, failure, caplog):
     here, cache = shutil.copytree(origin, tmp_path / "copy"), tmp_path / "cache"
     with serving(here) as server:
