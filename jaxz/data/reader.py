@@ -257,9 +257,9 @@ class Reader:
                 for k in range(a, b):
                     if zlib.crc32(views[k]) != crcs[k]:
                         name = places[order[k] // len(rows)].name
-                        raise DataError(
-                            f"{opened[n].path}: {name} at offset {offsets[k]} fails its checksum; restore the shard"
-                        )
+                        cached = self.numbered[n][0].remote
+                        fix = "delete this copy, and it is fetched again" if cached else "restore the shard"
+                        raise DataError(f"{opened[n].path}: {name} at offset {offsets[k]} fails its checksum; {fix}")
 
     def _with_gaps(self, views: list[memoryview], gaps: list[int]) -> list[memoryview]:
         """The views, with room for what lies between them."""
