@@ -257,7 +257,7 @@ class Reader:
                 for k in range(a, b):
                     if zlib.crc32(views[k]) != crcs[k]:
                         name = places[order[k] // len(rows)].name
-                        cached = self.numbered[n][0].remote
+                        cached = self.tars[n][0].remote
                         fix = "delete this copy, and it is fetched again" if cached else "restore the shard"
                         raise DataError(f"{opened[n].path}: {name} at offset {offsets[k]} fails its checksum; {fix}")
 
