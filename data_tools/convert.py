@@ -76,6 +76,7 @@ def convert(args: argparse.Namespace) -> dict:
     if not args.dry_run:
         check_begun(args.out, plan_of)
         if (args.out / "dataset.json").exists():
+            shutil.rmtree(args.out / "work", ignore_errors=True)  # what a kill at the very end left
             print(f"{args.out} is complete already", file=sys.stderr)
             return summary_of(args, Manifest.load(args.out), tiles)
     work = args.out / "work"
