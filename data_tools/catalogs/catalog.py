@@ -1,6 +1,7 @@
 """A survey's catalogue as the dataset's own columns, chunk by chunk (docs/catalogs.md)."""
 
 import dataclasses
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -303,6 +304,9 @@ def columns_of(source: Source, bands: list[BandColumns], matched: Matched | None
     ids = source.choices["object_id"].columns
     if len(ids) == 1 and source.table.kinds[ids[0]] == "number":
         columns["object_id"] = dataclasses.replace(columns["object_id"], dtype="int64")
+    if "ebv" in columns and source.spec.ebv_map:
+        of_map = f"Galactic E(B-V), {source.spec.ebv_map}; NaN where the catalogue has none"
+        columns["ebv"] = dataclasses.replace(columns["ebv"], description=of_map)
     spec = source.spec.photometry
     return columns | photometry.describe(bands, spec.kind if spec else "")
 

@@ -56,7 +56,7 @@ class CatalogColumns:
     FITS and SExtractor). object_id, tile and image may be lists of
     columns, joined by "-". hdu: number or name of a FITS
     table; group: of an HDF5 file. ignore: columns of the dataset not to be looked up by alias. label_from: what z is
-    taken from, best first.
+    taken from, best first. ebv_map: of which map, and scale, ebv is.
 
     The maps go from the catalogue's text (a whole number has no decimals) or a pattern with * ? [..] to the dataset's:
     z_quality_map to 0..4, z_kind_map to spec, grism or phot, obj_class_map to any text; the exact text goes before the
@@ -84,6 +84,7 @@ class CatalogColumns:
     z_phot_l68: str = ""
     z_phot_u68: str = ""
     ebv: str = ""
+    ebv_map: str = ""
     mag_ref: str = ""
     obj_class: str = ""
     obj_class_map: dict = field(default_factory=dict)
