@@ -43,17 +43,21 @@ def centroid(residual: np.ndarray, x: float, y: float, sigma: float) -> tuple[fl
 
 
 def measure(
-    image: np.ndarray, x: float, y: float, *, radius: float, ring: float, sigma: float
-) -> tuple[float, float, np.ndarray] | None:
-    """(flux in a circle, its noise, x and y of the centre), sky from a ring around the circle; None past the edge."""
+    image: np.ndarray, x: float, y: float, *, radius: float, ring: float, sigma: float, least: float = 0
+) -> tuple[float, np.ndarray] | None:
+    """(flux in a circle, x and y of the centre), sky from a ring around the circle; None past the edge, and for a flux
+    below `least` times its noise."""
     there = near(image, x, y, ring)
     if there is None or not np.isfinite(there[0]).all():
         return None
     part, part_x, part_y = there
     residual, noise = above_ring(part, part_x, part_y, radius, ring)
     weight = inside(part.shape, part_x, part_y, radius)
+    flux = float((weight * residual).sum())
+    if flux < least * noise * np.sqrt((weight**2).sum()):
+        return None
     moved = np.subtract(centroid(residual, part_x, part_y, sigma), (part_x, part_y))
-    return float((weight * residual).sum()), noise * float(np.sqrt((weight**2).sum())), np.add(moved, (x, y))
+    return flux, np.add(moved, (x, y))
 
 
 def in_cutout(x: float, y: float, size: int) -> tuple[float, float]:
