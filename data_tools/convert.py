@@ -41,9 +41,10 @@ from jaxz.data.index import read_index
 from jaxz.data.manifest import Column, Manifest
 from jaxz.data.writer import ENCODINGS, DatasetWriter
 from jaxz.errors import InputError, run
-from jaxz.progress import Pool, in_threads
+from jaxz.progress import Pool, in_threads, progress
 
 SKY = ("ra", "dec")
+CHUNK = 500_000  # rows of the catalogue
 
 
 def main(argv: list[str]) -> int | None:
@@ -181,7 +182,9 @@ def plan_work(made: Path, survey: Survey, args: argparse.Namespace, tiles: list[
         known["object_id"] = Column("int64", "", "number of the detection")
         read = lambda: ({name: column for name, column in known.items() if places.sky or name not in SKY}, {}, {})
     else:
-        chunks, read = catalog.chunks(), lambda: (catalog.columns, catalog.invalid, catalog.choices)
+        chunks, read = catalog.chunks(CHUNK), lambda: (catalog.columns, catalog.invalid, catalog.choices)
+        if catalog.rows is not None:
+            chunks = progress(chunks, math.ceil(catalog.rows / CHUNK), "catalogue")
     return make_plan(
         made, chunks, survey, tiles, places, samples_per_shard=args.samples_per_shard,
         tiles_per_block=args.tiles_per_block, size=args.size, finish=read,

@@ -1,7 +1,6 @@
 """A survey's catalogue as the dataset's own columns, chunk by chunk (docs/catalogs.md)."""
 
 import dataclasses
-import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
