@@ -29,7 +29,7 @@ from astropy.utils.exceptions import AstropyWarning
 from data_tools import stamps
 from data_tools.catalogs.catalog import COLUMNS, Catalog, open_catalog
 from data_tools.catalogs.spec import Match
-from data_tools.cutting import Job, cut_plane, typical_sigma, write_shard
+from data_tools.cutting import Job, cut_plane, share, typical_sigma, write_shard
 from data_tools.inputs import check_begun, check_out, identity, inputs, versions
 from data_tools.measure import detect, measure_sky
 from data_tools.outline import estimate, make_manifest, policy
@@ -81,7 +81,7 @@ def convert(args: argparse.Namespace) -> dict:
             print(f"{args.out} is complete already", file=sys.stderr)
             return summary_of(args, Manifest.load(args.out), tiles)
     work = args.out / "work"
-    made = work if (work / "plan.json").exists() else scratch(args.out)
+    made = work if (work / "plan.json").exists() and not args.dry_run else scratch(args.out)
     try:
         if made == work:
             plan = Plan.load(work)
@@ -100,12 +100,13 @@ def convert(args: argparse.Namespace) -> dict:
     finally:
         if made != work:
             shutil.rmtree(made, ignore_errors=True)
+    bare = [dataclasses.replace(tile, grid=None) for tile in tiles]  # a WCS loses digits on its way to a process
     job = Job(
-        survey, args.images, work, tiles, args.size, args.samples_per_shard, ENCODINGS[args.encoding], plan.sigma_ujy,
+        survey, args.images, work, bare, args.size, args.samples_per_shard, ENCODINGS[args.encoding], plan.sigma_ujy,
         args.images.resolve().name,
     )  # fmt: skip
     if not args.merge:
-        with Pool(args.workers) as pool:
+        with Pool(args.workers, partial(share, job)) as pool:
             cut_blocks(job, plan, writer, pool, args.part)
         if args.part != (1, 1):
             done = sum(writer.done(n) for n in range(plan.shards))
@@ -159,7 +160,7 @@ def check_size(size: int, survey: Survey, tiles: list[Tile]) -> None:
         raise InputError(
             f"size: {size} is larger than the tile, {[int(height), int(width)]} pixels; give a smaller size"
         )
-    needed = 4 * size * math.sqrt(2) * survey.pixel_scale_arcsec / 60
+    needed = 4 * size * math.sqrt(2) * survey.coarsest_arcsec / 60
     if survey.splits.cell_arcmin < needed:
         cell = survey.splits.cell_arcmin
         raise InputError(
@@ -174,7 +175,10 @@ def plan_work(made: Path, survey: Survey, args: argparse.Namespace, tiles: list[
         measure = partial(stamps.typical_sigma, survey, args.images, names)
         places = stamps.Placed(survey, objects_in(catalog), args.size, "ra" in catalog.columns)
     else:
-        measure, places = partial(typical_sigma, survey, args.images, tiles), Places(tiles, survey, args.size)
+        measure, places = (
+            partial(typical_sigma, survey, args.images, tiles),
+            Places(tiles, survey, args.size, survey.detection.band if catalog is None else ""),
+        )
     sigmas = in_threads(measure, survey.bands, args.workers, "bands")
     if catalog is None:
         chunks = detected(survey, args.images, tiles, args.workers)
@@ -220,8 +224,14 @@ def detected(survey: Survey, images: Path, tiles: list[Tile], workers: int) -> I
     def find(tile: Tile) -> np.ndarray:
         pixels, flags, _ = read_band(survey, images, tile, band)
         where = f"bands.{band.name}.file: {str(tile.files[band.name])!r}"
-        sky = measure_sky(pixels, flags, survey.photometry.background_box_px, where)
-        return detect(pixels, flags, sky, survey.detection, survey.pixel_scale_arcsec)
+        try:
+            sky = measure_sky(pixels, flags, survey.photometry.background_box_px, where)
+            return detect(pixels, flags, sky, survey.detection, survey.pixel_scale_arcsec)
+        except InputError as error:  # of one tile of many, blank or without a source
+            if len(holding) == 1:
+                raise
+            print(f"{tile.name}: no source ({error})", file=sys.stderr)
+            return np.empty((0, 2))
 
     first = 0
     for tile, found in zip(holding, in_threads(find, holding, workers, "detection"), strict=True):
@@ -274,9 +284,9 @@ def cut_blocks(job: Job, plan: Plan, writer: DatasetWriter, pool: Pool, share: t
         todo = [shard for shard in block.shards(plan.samples_per_shard) if not writer.done(shard)]
         if todo:
             name = f"block {n + 1}/{len(plan.blocks)}"
-            pairs = [(job, n, *pair) for pair in tile_pairs(block, job.tiles, job.survey)]
+            pairs = [(n, *pair) for pair in tile_pairs(block, job.tiles, job.survey)]
             pool.map(stamps.cut_group if job.survey.stamped else cut_plane, pairs, f"{name}: planes")
-            pool.map(write_shard, [(job, writer, n, block, shard) for shard in todo], f"{name}: shards")
+            pool.map(write_shard, [(writer, n, block, shard) for shard in todo], f"{name}: shards")
         shutil.rmtree(job.work / "planes" / f"{n:05d}", ignore_errors=True)
 
 
@@ -306,7 +316,7 @@ def finish(job: Job, plan: Plan, writer: DatasetWriter, args: argparse.Namespace
 
 
 def split_rule(job: Job, counts: dict[str, int], size: int, sky: bool) -> dict:
-    rule, gap_px = job.survey.splits, size * math.sqrt(2)
+    rule, gap_px = job.survey.splits, size * math.sqrt(2) * job.survey.coarsest_arcsec / job.survey.pixel_scale_arcsec
     cells = {"rule": "hash", "healpix_order": healpix_order(rule.cell_arcmin)}
     if job.survey.stamped:
         cells = {"rule": "hash" if sky else "object", **({"healpix_order": cells["healpix_order"]} if sky else {})}
@@ -329,7 +339,8 @@ def measured_bands(job: Job) -> dict[str, dict]:
         entry = found[band.name]
         ratios = entry.pop("ratios")
         entry["scale_per_ujy"] = 1 / job.sigma_ujy[band.name]
-        entry["aperture_to_pixel_noise"] = float(np.nanmedian(ratios)) if ratios else None
+        ratios = [ratio for ratio in ratios if math.isfinite(ratio)]
+        entry["aperture_to_pixel_noise"] = float(np.median(ratios)) if ratios else None
     return found
 
 
@@ -344,7 +355,7 @@ def summary_of(args: argparse.Namespace, manifest: Manifest, tiles: list[Tile]) 
     return {
         "out": str(args.out), "samples": manifest.samples, "shards": len(manifest.shards), "tiles": len(tiles),
         "dropped": made["dropped"], "invalid": made["invalid"], "catalog": made["catalog"], "size": args.size,
-        "wcs": all(tile.grid.wcs is not None for tile in tiles), "splits": manifest.splits["counts"],
+        "wcs": "ra" in manifest.columns, "splits": manifest.splits["counts"],
         "labelled": made["labelled"], "bands": bands, "bytes": sum(shard.bytes for shard in manifest.shards),
     }  # fmt: skip
 

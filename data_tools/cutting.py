@@ -5,12 +5,14 @@ shard takes its share: whole, or as cutouts where these are smaller. What is com
 goes once the block's shards are written.
 """
 
+import dataclasses
 import itertools
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 import astropy.units as u
@@ -31,7 +33,7 @@ from data_tools.measure import (
 )
 from data_tools.plan import Block, objects_of, rows_of_tile
 from data_tools.survey import BandSource, Survey
-from data_tools.tiles import MASK_BITS, Tile, read_band, read_hdu, to_pixels
+from data_tools.tiles import MASK_BITS, Tile, common_grid, read_band, read_hdu, to_pixels
 from jaxz.data.manifest import ZERO_POINT_UJY
 from jaxz.data.writer import DatasetWriter
 from jaxz.errors import InputError
@@ -56,6 +58,9 @@ class Job:
     dtype: str  # that cutouts are written in
     sigma_ujy: dict[str, float]
     field: str
+
+
+shared: dict[str, Job] = {}  # of this process
 
 
 def zero_point(tile: Tile, band: BandSource) -> float:
@@ -117,14 +122,23 @@ def plane_path(work: Path, block: int, tile: int, band: int) -> Path:
     return work / "planes" / f"{block:05d}" / f"{tile:05d}_{band:02d}"
 
 
-def cut_plane(job: Job, block: int, tile_number: int, band_number: int) -> None:
+def share(job: Job) -> None:
+    """Called first by each process of a conversion: the job is too long to go with every piece of work."""
+    shared["job"] = job
+    block_objects.cache_clear()
+
+
+def cut_plane(block: int, tile_number: int, band_number: int) -> None:
     """Cut one plane for the objects of its block, unless that was done."""
+    job = shared["job"]
     path = plane_path(job.work, block, tile_number, band_number)
     if path.with_suffix(".arrow").exists():
         return
     tile, band = job.tiles[tile_number], job.survey.bands[band_number]
     objects = objects_of(job.work, block, where=pc.field("tile") == tile_number)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if job.survey.resample != "no":  # built in every process alike: a WCS loses digits on the way to another
+        tile = dataclasses.replace(tile, grid=common_grid(job.survey, tile.files))
     pixels, flags, grid = read_band(job.survey, job.images, tile, band)
     x, y = objects["x"].to_numpy(), objects["y"].to_numpy()
     if job.survey.resample == "native":
@@ -173,7 +187,9 @@ def keep(path: Path, plane: np.ndarray, x: np.ndarray, y: np.ndarray, size: int,
     """Write cutouts [N, size, size], or a plane [H, W], or its cutouts where these are smaller. What is not forced to
     the disk is gone after a crash of the system: np.load then says that it is too short."""
     whole = plane.ndim == 3 or len(x) * size**2 > plane.size
-    np.save(path, plane if whole else cut(plane, x, y, size, fill))
+    aside = path.with_name(f"{path.stem}.{os.getpid()}.npy")  # a process that outlives its parent may write it, too
+    np.save(aside, plane if whole else cut(plane, x, y, size, fill))
+    aside.replace(path)
 
 
 def kept(path: Path, x: np.ndarray, y: np.ndarray, low: int, high: int, size: int, fill: int) -> np.ndarray:
@@ -198,19 +214,21 @@ def write_plane(path: Path, facts: dict, columns: dict[str, np.ndarray]) -> None
     replace(path.with_suffix(".arrow"), sink.getvalue())
 
 
-@cache
+@lru_cache(maxsize=1)
 def block_objects(work: Path, block: int) -> pa.Table:
     """One block at a time is read by a process again and again."""
     return objects_of(work, block)
 
 
-def write_shard(job: Job, writer: DatasetWriter, number: int, block: Block, n: int) -> None:
+def write_shard(writer: DatasetWriter, number: int, block: Block, n: int) -> None:
     """Write shard n, which is one of block `number`'s, of the cutouts of its objects that have a good pixel."""
+    job = shared["job"]
     objects = block_objects(job.work, number)
     start = (n - block.first_shard) * job.samples_per_shard
     rows = np.arange(start, min(start + job.samples_per_shard, len(objects)))
     columns = {name: objects.column(name).slice(start, len(rows)).to_numpy() for name in objects.column_names}
     shape, bands = (len(rows), len(job.survey.bands), job.size, job.size), job.survey.bands
+    names = {band.name for band in bands}
     image, mask = np.zeros(shape, job.dtype), np.full(shape, MASK_BITS["nodata"], np.uint8)
     observed = np.zeros((len(rows), len(bands)), bool)
     named = measured_name(columns)
@@ -232,6 +250,8 @@ def write_shard(job: Job, writer: DatasetWriter, number: int, block: Block, n: i
         for what, values in found.items():
             measured.setdefault(named(what, bands[b].name), np.full(len(rows), np.nan))[here] = values
     columns = measured | columns
+    lacking = [name for name in writer.manifest.columns if name.rpartition("_")[2] in names and name not in columns]
+    columns |= {name: np.full(len(rows), np.nan) for name in lacking}  # of bands without a plane here
     columns["bands_observed"] = (observed << np.arange(len(bands), dtype=np.uint32)).sum(1).astype(np.uint32)
     columns |= describe(columns, job)
     good = np.flatnonzero(observed.any(1))
@@ -248,7 +268,8 @@ def describe(columns: dict[str, np.ndarray], job: Job) -> dict[str, np.ndarray]:
     names = np.array([tile.name or job.field for tile in job.tiles])
     made = {"survey": np.full(number, job.survey.name), "field": names[columns["tile"]]}
     if "mag_ref" not in columns:  # of the catalogue
-        flux = columns[f"flux_{job.survey.photometry.band}"].astype(np.float64)
+        reference = job.survey.photometry.band
+        flux = columns.get(f"flux_{reference}", columns.get(f"flux_aper_{reference}")).astype(np.float64)
         magnitude = ZERO_POINT_UJY - 2.5 * np.log10(flux, where=flux > 0, out=np.full(number, np.nan))
         made["mag_ref"] = magnitude.astype(np.float32)
     if "ra" in columns:

@@ -52,10 +52,10 @@ class Sky:
         return float(self.mesh.globalback)
 
     def subtracted(self, pixels: np.ndarray, flags: np.ndarray) -> np.ndarray:
-        """float32 [H, W]: pixels less the smooth level, 0 where they are flagged."""
+        """float32 [H, W]: pixels less the smooth level, 0 where they are bad or absent."""
         residual = self.of_pixels(self.mesh.back(dtype=np.float32))
         np.subtract(pixels, residual, out=residual)
-        residual[flags > 0] = 0
+        residual[flags & (MASK_BITS["bad"] | MASK_BITS["nodata"]) > 0] = 0
         return residual
 
     def of_pixels(self, blocks: np.ndarray) -> np.ndarray:

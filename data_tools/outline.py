@@ -66,12 +66,13 @@ def make_manifest(survey: Survey, plan: Plan, placed: set[str], args: argparse.N
 def describe_columns(survey: Survey, plan: Plan, placed: set[str]) -> dict[str, Column]:
     """What each scalar column is, in the order in which they are written. placed: those that the plan has."""
     reference, aperture = survey.photometry.band, f"{survey.photometry.aperture_diameter_arcsec:g} arcsec aperture"
+    of = plan.columns[own].description if (own := f"flux_{reference}") in plan.columns else f"{aperture}, not total"
     made = {
         "survey": Column("string", "", "survey"),
         "field": Column("string", "", "tile"),
         "split": Column("string", "", "sky cell's split; gap: too near to another split to use"),
         "bands_observed": Column("uint32", "", "bit b is set where band b has a good pixel"),
-        "mag_ref": Column("float32", "AB mag", f"{reference} band, {aperture}, not total; NaN without a positive flux"),
+        "mag_ref": Column("float32", "AB mag", f"{reference} band, {of}; NaN without a positive flux"),
     }
     if "ra" in placed:
         made["healpix"] = Column("int64", "", "order 29, nested, ICRS")

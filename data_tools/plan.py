@@ -167,7 +167,9 @@ def scratch(out: Path) -> Path:
 class Places:
     """Finds the tile of each object."""
 
-    def __init__(self, tiles: list[Tile], survey: Survey, size: int):
+    def __init__(self, tiles: list[Tile], survey: Survey, size: int, among: str = ""):
+        """among: a band that the tile of an object must have."""
+        self.among = among
         self.tiles, self.survey, self.size = tiles, survey, size
         self.names = {tile.name: n for n, tile in enumerate(tiles)}
         self.sky = all(tile.grid.wcs is not None for tile in tiles)
@@ -201,7 +203,7 @@ class Places:
         if self.sky:
             rule = self.survey.splits
             placed["split"], _ = assign_splits(
-                placed["ra"], placed["dec"], gap_arcsec=self.gap_px * self.survey.pixel_scale_arcsec,
+                placed["ra"], placed["dec"], gap_arcsec=self.gap_px * self.survey.coarsest_arcsec,
                 order=healpix_order(rule.cell_arcmin), fractions=rule.fractions, seed=rule.seed,
             )  # fmt: skip
         return placed, lost
@@ -228,6 +230,8 @@ class Places:
         ra, dec = np.radians(chunk["ra"]), np.radians(chunk["dec"])
         vectors = np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], 1)
         for n, (candidate, centre, radius) in enumerate(zip(self.tiles, self.centres, self.radii, strict=True)):
+            if self.among and self.among not in candidate.files:
+                continue
             near = np.flatnonzero(vectors @ centre >= math.cos(radius))  # not where it is NaN
             height, width = candidate.grid.shape
             px, py = to_pixels(candidate.grid, chunk["ra"][near], chunk["dec"][near])

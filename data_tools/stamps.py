@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.compute as pc
 from astropy.stats import mad_std
 
-from data_tools.cutting import Job, keep, plane_path, to_ujy, write_plane, zero_point
+from data_tools.cutting import header_number, keep, plane_path, shared, to_ujy, write_plane, zero_point
 from data_tools.measure import aperture_flux, cut, noise_area, to_stored
 from data_tools.plan import objects_of
 from data_tools.splits import assign_splits, healpix_order
@@ -38,7 +38,7 @@ class Placed:
 
     def __init__(self, survey: Survey, objects: int, size: int, sky: bool):
         self.survey, self.objects, self.sky, self.seen = survey, objects, sky, 0
-        self.gap_arcsec = size * math.sqrt(2) * survey.pixel_scale_arcsec
+        self.gap_arcsec = size * math.sqrt(2) * survey.coarsest_arcsec
         self.key = derive(survey.splits.seed, objects)
 
     def place(self, chunk: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, int]]:
@@ -110,8 +110,9 @@ def typical_sigma(survey: Survey, images: Path, names: list[str], band: BandSour
     return float(np.median([sigma for sigma in sigmas if sigma > 0]))
 
 
-def cut_group(job: Job, block: int, group: int, band_number: int) -> None:
+def cut_group(block: int, group: int, band_number: int) -> None:
     """Cut one band for the objects of one group, unless that was done."""
+    job = shared["job"]
     path, band = plane_path(job.work, block, group, band_number), job.survey.bands[band_number]
     if path.with_suffix(".arrow").exists():
         return
@@ -132,11 +133,16 @@ def cut_group(job: Job, block: int, group: int, band_number: int) -> None:
         level, sigma = (float(np.median(sky)), float(mad_std(sky))) if len(sky) else (0.0, math.nan)
         residual = np.where(flags > 0, 0, pixels - level).astype(np.float32)
         flux = aperture_flux(residual, flags, np.array([[x, y]]), radius)[0]
+        sigma = sigma if sigma > 0 else math.nan  # a padded edge is no sky
         noise = sigma * math.sqrt(noise_area(radius)) if math.isfinite(flux) else math.nan
         scale = unit / job.sigma_ujy[band.name]
         stored, flags = to_stored(residual if job.survey.subtract_background else pixels, flags, scale, job.dtype)
         at = np.array([x]), np.array([y])
         image[row], mask[row] = cut(stored, *at, job.size)[0], cut(flags, *at, job.size, MASK_BITS["nodata"])[0]
+        if band.psf_fwhm_header:
+            columns.setdefault("psf_fwhm", np.full(len(objects), np.nan))[row] = header_number(
+                tile, own, "psf_fwhm_header"
+            )
         measured = {"flux": flux * unit, "fluxerr": noise * unit, "sky_sigma": sigma * scale, "x": x, "y": y}
         for column, value in measured.items():
             columns[column][row] = value

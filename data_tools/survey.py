@@ -98,6 +98,11 @@ class Survey:
     detection: Detection | None = None
     text: str = ""
 
+    @property
+    def coarsest_arcsec(self) -> float:
+        """The largest pixel scale of the cutouts."""
+        return max(self.stored_scale(band) for band in self.bands)
+
     def band_number(self, name: str) -> int:
         return [band.name for band in self.bands].index(name)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import glob
+import math
 import re
 import threading
 import warnings
@@ -52,7 +53,7 @@ class Tile:
 
     name: str
     files: dict[str, Path]
-    grid: Grid
+    grid: Grid | None
 
 
 def find_tiles(survey: Survey, images: Path) -> list[Tile]:
@@ -107,7 +108,7 @@ def companion(images: Path, band: BandSource, field: str, tile: str) -> Path:
 
 def read_image(path: Path, hdu: int | str, where: str) -> np.ndarray:
     """float32 [H, W]: the pixels of one image HDU. Raises InputError."""
-    return read_hdu(path, hdu, where, lambda image: np.asarray(image.data, np.float32))
+    return read_hdu(path, hdu, where, lambda image: np.array(image.data, np.float32))
 
 
 @contextlib.contextmanager
@@ -190,7 +191,7 @@ def common_grid(survey: Survey, files: dict[str, Path]) -> Grid:
         if own.shape != grid.shape:
             sizes = f"{list(own.shape)}, but {str(files[first.name])!r} is {list(grid.shape)}"
             raise InputError(f"{where} {path!r} is {sizes}; {fix}")
-        if (offset := grid_offset(grid, own.wcs)) > ALIGNED_PX:
+        if not (offset := grid_offset(grid, own.wcs)) <= ALIGNED_PX:  # nor is NaN, of another side of the sky
             raise InputError(
                 f"{where} {path!r} is off the pixel grid of {str(files[first.name])!r} by {offset:.2f} pixels; {fix}"
             )
@@ -282,7 +283,9 @@ def read_band(survey: Survey, images: Path, tile: Tile, band: BandSource) -> tup
     if band.mask_file or band.mask_hdu != "":
         flags |= mask_flags(images, band, tile.name, pixels.shape)
     grid = band_grid(band, path) if survey.resample != "no" else tile.grid
-    if survey.resample == "reproject" and (grid.shape != tile.grid.shape or grid_offset(tile.grid, grid.wcs) > 1e-3):
+    if survey.resample == "reproject" and (
+        grid.shape != tile.grid.shape or not grid_offset(tile.grid, grid.wcs) <= 1e-3
+    ):
         return *to_grid(pixels, flags, grid, tile.grid), tile.grid
     return pixels, flags, grid
 
@@ -362,8 +365,10 @@ def to_grid(pixels: np.ndarray, flags: np.ndarray, old: Grid, new: Grid) -> tupl
     else:
         moved, _ = reproject_interp((whole, old.wcs), new.wcs, order="bicubic", **strips)
         moved *= area
-    near = binary_dilation(lost, np.ones((3, 3), bool))
-    flags = np.where(near & (flags == 0), MASK_BITS["bad"], flags)
+    reach = 1 + math.ceil(max(1.0, math.sqrt(area)) / math.sqrt(2))  # of a new pixel, or of the spline
+    for kind in ("bad", "saturated"):
+        near = binary_dilation(lost if kind == "bad" else flags & MASK_BITS[kind] > 0, iterations=reach)
+        flags = np.where(near & (flags == 0), MASK_BITS[kind], flags)
     nearest, inside = reproject_interp(
         (flags.astype(float), old.wcs), new.wcs, order="nearest-neighbor", roundtrip_coords=False, **strips
     )  # where the WCS does not lead back, `moved` is NaN
