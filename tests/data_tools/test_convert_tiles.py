@@ -277,3 +277,26 @@ def test_pixel_positions_name_their_tile(folder, tmp_path):
     for a in np.flatnonzero(split == "train"):  # neighbours in a tile are not of two splits
         near = (names[source] == names[source[a]]) & (np.hypot(x[source] - x[source[a]], y[source] - y[source[a]]) < 22)
         assert "test" not in set(split[near])
+
+
+@pytest.mark.parametrize("resample", ["native", "reproject"])
+def test_a_band_that_a_whole_shard_lacks_and_the_same_bytes_by_more_workers(folder, tmp_path, resample):
+    images = tmp_path / "field"
+    shutil.copytree(folder, images)
+    text = (images / "survey.toml").read_text().replace("[[bands]]", f'resample = "{resample}"\n\n[[bands]]', 1)
+    (images / "survey.toml").write_text(text.replace('name = "r"', 'name = "r"\npsf_fwhm_header = "SEEING"', 1))
+    for path in images.glob("?/r.fits"):
+        fits.setval(path, "SEEING", value=0.9)
+        for key, value in (("CRVAL1", 150.00000131234567), ("CRVAL2", 40.00000031234567)):
+            fits.setval(path, key, value=value)
+    (images / "c" / "r.fits").unlink()
+    argv = arguments(images, tmp_path / "one", *MORE)
+    convert.main(argv)
+    convert.main([*arguments(images, tmp_path / "two", *MORE), "--workers", "2"])
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    dataset = jaxz.open_dataset(tmp_path / "one")
+    lacking = dataset.column("field") == "c"
+    names = ["psf_fwhm_r", *(["x_r", "y_r"] if resample == "native" else [])]
+    for name in names:
+        assert (np.isfinite(dataset.column(name)) == ~lacking).all()
+    assert (dataset.column("bands_observed")[lacking] & 2 == 0).all() and lacking.any()
