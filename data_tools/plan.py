@@ -30,6 +30,7 @@ from data_tools.survey import Survey
 from data_tools.tiles import Tile, to_pixels, to_sky
 from jaxz.data.manifest import Column
 from jaxz.data.order import derive
+from jaxz.data.tars import raise_file_limit
 from jaxz.errors import InputError
 from jaxz.files import read_json, replace
 
@@ -160,6 +161,7 @@ def scratch(out: Path) -> Path:
         if pid.isdecimal() and not Path("/proc", pid).exists():
             shutil.rmtree(left, ignore_errors=True)
     made = parent / f"{stem}{os.getpid()}"
+    shutil.rmtree(made, ignore_errors=True)  # of a process before us that had our number
     made.mkdir()
     return made
 
@@ -296,6 +298,7 @@ class Parts:
         self.paths = [folder / f"{n:05d}.parquet" for n in range(blocks)]
         self.writers: list[pq.ParquetWriter | None] = [None] * blocks
         self.counts = [0] * blocks
+        raise_file_limit()  # one is open a block
 
     def add(self, columns: dict[str, np.ndarray], blocks: np.ndarray) -> None:
         table = pa.table({name: pa.array(values) for name, values in columns.items()})
