@@ -1,8 +1,10 @@
 """Progress of long work on stderr: a bar on a terminal, lines in a log; work shared among threads or processes."""
 
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
@@ -11,6 +13,7 @@ from rich.console import Console
 from rich.progress import track as rich_track
 
 SECONDS_BETWEEN_LINES = 10.0
+WATCH = 0.5  # seconds
 SECONDS_UNTOLD = 1.0  # of work that is done sooner only the end is told
 
 
@@ -44,6 +47,19 @@ def in_threads(function: Callable, items: Iterable, workers: int, what: str) -> 
         pool.shutdown(cancel_futures=True)
 
 
+def begin(parent: int, start: Callable[[], None] | None) -> None:
+    """The start of a worker, which ends soon after its parent was killed: nobody waits for what it does."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    if start is not None:
+        start()
+
+
 class Pool:
     """New processes that stay for several rounds of work, each of which calls `start` first; with one worker, this
     process itself does the work.
@@ -73,7 +89,10 @@ class Pool:
         try:
             if self.pool is None:
                 self.pool = ProcessPoolExecutor(
-                    self.workers, multiprocessing.get_context("spawn"), initializer=self.start
+                    self.workers,
+                    multiprocessing.get_context("spawn"),
+                    initializer=begin,
+                    initargs=(os.getpid(), self.start),
                 )
             futures = [self.pool.submit(function, *job) for job in jobs]
         finally:
