@@ -317,7 +317,6 @@ def test_a_remote_quarantine_list_is_honoured_and_forgotten_with_its_file(origin
         assert len(open_dataset(server.url, tmp_path / "cache").select(None)) == count
 
 
-@pytest.mark.parametrize("failure", ["command", 403, 503])
 def test_what_a_repair_left_of_damaged_tars_streams_from_afar_too(origin, tmp_path, capsys):
     """A flipped byte and a tar that breaks off: their lost samples are listed, the tars are not mended."""
     here = tmp_path / "dataset"
@@ -337,6 +336,7 @@ def test_what_a_repair_left_of_damaged_tars_streams_from_afar_too(origin, tmp_pa
         assert remote.shard_path(0).read_bytes() == flipped.read_bytes()
 
 
+@pytest.mark.parametrize("failure", ["command", 403, 503])
 def test_a_remote_quarantine_list_that_cannot_be_read_is_kept(origin, tmp_path, failure, caplog):
     here, cache = shutil.copytree(origin, tmp_path / "copy"), tmp_path / "cache"
     with serving(here) as server:
