@@ -325,7 +325,7 @@ def test_what_a_repair_left_of_damaged_tars_streams_from_afar_too(origin, tmp_pa
     content = bytearray(flipped.read_bytes())
     content[2000] ^= 1
     flipped.write_bytes(content)
-    cut.write_bytes(cut.read_bytes()[:-6000])
+    cut.write_bytes(cut.read_bytes()[:-16_000])
     verify.main([str(here), "--repair"])
     capsys.readouterr()
     local = open_dataset(here)
