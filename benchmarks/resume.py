@@ -34,7 +34,7 @@ def get_config():
     config = default()
     config.data.update(dict(path={path!r}, deredden=False))
     config.model.update(dict(width=32, depth=1, heads=2, patch=8))
-    config.mae.update(dict(mask_ratio=0.5, decoder_width=16, decoder_depth=1, decoder_heads=2))
+    config.mae = dict(mask_ratio=0.5, decoder_width=16, decoder_depth=1, decoder_heads=2)
     config.losses = dict(mae=1.0)
     config.train.update(dict(steps={steps}, batch_size={batch}, log_every=1))
     config.checkpoint.update(dict(every={every}, keep=2))

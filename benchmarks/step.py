@@ -27,10 +27,10 @@ def runner(config, dataset, mesh, augment: bool, unroll: int):
     """A function that takes STEPS training steps on one batch and returns their seconds."""
     layers.UNROLL = unroll
     normalisation = Normalisation.create(dataset.manifest, (), config.data.softening, config.data.deredden)
-    prepare = Prepare(dataset.manifest, normalisation, augment, config.data.shift)
     objective = objectives.Objective(
         build(config.model, normalisation.bands, normalisation.size), config, normalisation
     )
+    prepare = Prepare(dataset.manifest, normalisation, config.augment if augment else None, objective.views)
     stream = train.make_stream(config, dataset, objective, prepare, mesh)
     host = next(stream)
     host.pop("row")

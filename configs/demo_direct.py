@@ -13,7 +13,7 @@ def get_config():
     config = default()
     config.data.path = "runs/demo/dataset"
     config.data.where = "z_kind == 'spec'"
-    config.data.shift = 2
+    config.augment.shift = 2
     config.model.update(dict(width=128, depth=4, heads=4, patch=8))
     config.losses = dict(redshift=1.0)
     config.train.update(dict(steps=1500, batch_size=128, log_every=10))

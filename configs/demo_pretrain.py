@@ -13,6 +13,6 @@ def get_config():
     config = demo_direct.get_config()
     config.data.where = ""
     config.losses = dict(mae=0.01, fluxes=1.0)
-    config.mae.update(dict(mask_ratio=0.5, decoder_width=64, decoder_depth=1, decoder_heads=4))
+    config.mae = dict(mask_ratio=0.5, decoder_width=64, decoder_depth=1, decoder_heads=4)
     config.train.steps = 1000
     return config

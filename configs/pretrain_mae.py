@@ -13,7 +13,7 @@ def get_config():
     config = default()
     config.data.deredden = False  # a tile's catalog need not have E(B-V)
     config.model.update(dict(width=192, depth=4, heads=3, patch=8))
-    config.mae.update(dict(mask_ratio=0.75, band_mask=0.2, decoder_width=96, decoder_depth=1, decoder_heads=3))
+    config.mae = dict(mask_ratio=0.75, band_mask=0.2, decoder_width=96, decoder_depth=1, decoder_heads=3)
     config.losses = dict(mae=1.0)
     config.train.update(dict(steps=200, batch_size=64, log_every=5))
     config.optim.update(dict(lr=1e-3, warmup_steps=20, b2=0.95))

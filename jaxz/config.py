@@ -1,5 +1,6 @@
 """Every field of a run's configuration, with its default and what it means; and the check across fields."""
 
+import importlib
 import json
 import math
 import pkgutil
@@ -41,16 +42,21 @@ def default() -> ml_collections.ConfigDict:
                 coalesce_kib=4,  # payloads at most so far apart are read together; network file systems want 1024
                 softening=3.0,  # asinh scale, in units of the sky sigma per pixel
                 deredden=True,  # Galactic reddening, by the columns ebv and a_over_ebv
-                augment=True,  # the 8 symmetries of the square, and moves ...
+            ),
+            augment=dict(  # on the device, of linear flux, in training only
+                square=True,  # the 8 symmetries of the square, and moves ...
                 shift=0,  # ... by up to so many pixels
             ),
-            model=dict(name="vit", width=384, depth=12, heads=6, patch=8, dtype="float32"),
-            losses=dict(redshift=1.0),  # objectives by name, with their weights
-            mae=dict(mask_ratio=0.75, band_mask=0.2, decoder_width=128, decoder_depth=2, decoder_heads=4),
-            fluxes=dict(band_mask=0.2),
-            redshift=dict(z_min=0.0, z_max=3.0, bins=150, label_sigma=0.01, band_mask=0.0, views=8),
+            model=dict(name="vit"),  # and the settings of jaxz/models/<name>.py
+            losses=dict(redshift=1.0),  # objectives by name, with their weights; each has a group of settings
             init=dict(path="", item="params"),  # a run to start from; item "ema" takes its averaged weights
-            train=dict(steps=1000, batch_size=128, log_every=10, ema_decay=0.0),  # ema_decay 0: no average is kept
+            train=dict(
+                steps=1000,
+                batch_size=128,
+                log_every=10,
+                ema_decay=0.0,  # of the averaged parameters, a teacher's too; 0: no average is kept
+                ema_final=0.0,  # what it rises to, on half a cosine; 0: it stays
+            ),
             optim=dict(
                 lr=1e-3,
                 warmup_steps=100,
@@ -67,6 +73,7 @@ def default() -> ml_collections.ConfigDict:
 
 # Names of the objectives, without importing jax.
 OBJECTIVES = tuple(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / "objectives")]))
+BACKBONES = tuple(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / "models")]))
 
 # (field, test, what it must be)
 CHECKS = (
@@ -79,31 +86,13 @@ CHECKS = (
     ("data.window", lambda v: v >= 0, "at least 0"),
     ("data.threads", lambda v: v >= 1, "at least 1"),
     ("data.softening", lambda v: v > 0, "above 0"),
-    ("data.shift", lambda v: v >= 0, "at least 0"),
-    (
-        "model.dtype",
-        lambda v: v in ("float32", "bfloat16"),
-        "float32 or bfloat16; float16 needs loss scaling, which there is not",
-    ),
-    ("model.width", lambda v: v >= 1, "at least 1"),
-    ("model.depth", lambda v: v >= 1, "at least 1"),
-    ("model.patch", lambda v: v >= 1, "at least 1"),
-    ("model.heads", lambda v: v >= 1, "at least 1"),
-    ("mae.mask_ratio", lambda v: 0 < v < 1, "between 0 and 1"),
-    ("mae.band_mask", lambda v: 0 <= v < 1, "in [0, 1)"),
-    ("mae.decoder_width", lambda v: v >= 1, "at least 1"),
-    ("mae.decoder_depth", lambda v: v >= 1, "at least 1"),
-    ("mae.decoder_heads", lambda v: v >= 1, "at least 1"),
-    ("fluxes.band_mask", lambda v: 0 <= v < 1, "in [0, 1)"),
-    ("redshift.band_mask", lambda v: 0 <= v < 1, "in [0, 1)"),
-    ("redshift.views", lambda v: v in (1, 8), "1 or 8"),
-    ("redshift.bins", lambda v: 2 <= v <= 10_000, "from 2 to 10000"),
-    ("redshift.label_sigma", lambda v: v > 0, "above 0"),
+    ("augment.shift", lambda v: v >= 0, "at least 0"),
     ("init.item", lambda v: v in ("params", "ema"), "'params' or 'ema'"),
     ("train.steps", lambda v: v >= 1, "at least 1"),
     ("train.batch_size", lambda v: 1 <= v <= 1_000_000, "from 1 to 1000000"),
     ("train.log_every", lambda v: v >= 1, "at least 1"),
     ("train.ema_decay", lambda v: 0 <= v < 1, "in [0, 1)"),
+    ("train.ema_final", lambda v: 0 <= v <= 1, "in [0, 1]"),
     ("optim.lr", lambda v: v > 0, "above 0"),
     ("optim.warmup_steps", lambda v: v >= 0, "at least 0"),
     ("optim.b2", lambda v: 0 < v < 1, "between 0 and 1"),
@@ -116,6 +105,7 @@ CHECKS = (
 )
 
 
+USUAL = {"losses": "dict(NAME=1.0)", "model": 'dict(name="vit")'}
 SOURCE = ("name", "path", "where", "weights", "balance", "balance_bins", "window")  # fields of data.sources
 
 
@@ -162,21 +152,42 @@ def validate(config: ml_collections.ConfigDict) -> None:
         problems.append("data.path: '' is not set; name a dataset with --config.data.path=DATASET")
     if not config.losses:
         problems.append("losses: is empty; name at least one objective")
-    if config.model.heads >= 1 and config.model.width % config.model.heads:
-        problems.append(
-            f"model.heads: {config.model.heads} does not divide model.width {config.model.width}; choose a divisor"
-        )
-    if config.mae.decoder_heads >= 1 and config.mae.decoder_width % config.mae.decoder_heads:
-        problems.append(
-            f"mae.decoder_heads: {config.mae.decoder_heads} does not divide mae.decoder_width "
-            f"{config.mae.decoder_width}; choose a divisor"
-        )
-    if config.redshift.z_max <= config.redshift.z_min:
-        problems.append(f"redshift.z_max: {config.redshift.z_max} must be above redshift.z_min {config.redshift.z_min}")
+    for group, module in modules(config).items():
+        for name, (test, rule) in getattr(module, "CHECKS", {}).items():
+            field = f"{group}.{name}"
+            if all(map(is_finite, config[group].values())) and not test(config[group]):
+                problems.append(f"{field}: {config[group][name]!r} must be {rule}")
+    if config.train.ema_decay == 0:
+        problems += [
+            f"train.ema_decay: 0.0, but {name} needs an averaged teacher; set it to 0.99 or more"
+            for name, module in modules(config).items()
+            if getattr(getattr(module, "Objective", None), "teacher", False)
+        ]
     if config.init.item == "ema" and not config.init.path:
         problems.append("init.item: 'ema' needs init.path, the run to start from")
     if problems:
         raise InputError("; ".join(problems))
+
+
+def modules(config) -> dict:
+    """{group: module} of the backbone and of the objectives of a config, whose settings the group holds. A module may
+    have SETTINGS, {name: default}, and CHECKS, {name: (test(settings), what it must be)}."""
+    named = {"model": f"models.{config.model.name}"} if config.model.name in BACKBONES else {}
+    named |= {name: f"objectives.{name}" for name in config.losses if name in OBJECTIVES}
+    return {group: importlib.import_module(f"jaxz.{module}") for group, module in named.items()}
+
+
+def fill(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The config with the default settings of its backbone and objectives where it says nothing else, and without those
+    of other objectives."""
+    with config.unlocked():
+        for name in OBJECTIVES:
+            if name in config and name not in config.losses:
+                del config[name]
+        for group, module in modules(config).items():
+            own = config.get(group, {})
+            config[group] = {**getattr(module, "SETTINGS", {}), **own}
+    return config
 
 
 def fields(group, prefix: str = ""):
@@ -238,19 +249,26 @@ def load(path: str, arguments: list[str]) -> ml_collections.ConfigDict:
         raise InputError(f"--config: {place}: {reason}; mend the file") from None
     if not isinstance(config, ml_collections.ConfigDict):
         raise InputError(f"--config: get_config() of {path!r} gives no ConfigDict; begin with jaxz.config.default()")
+    for group in (*OBJECTIVES, "model", "losses"):
+        if isinstance(config.get(group), dict):
+            config[group] = ml_collections.ConfigDict(config[group])
+    if isinstance(config.get("losses"), ml_collections.ConfigDict) and "name" in config.get("model", {}):
+        fill(config)
     check_whole(config, path)
     return config
 
 
 def check_whole(config: ml_collections.ConfigDict, path: str) -> None:
-    """Raises InputError where a config file leaves out a field of default(), changes its type or adds one; it may add
-    the group of an objective."""
-    expected = {name: value for name, value in fields(default()) if not name.startswith("losses.")}
+    """Raises InputError where a config file leaves out a field, changes its type or adds one."""
+    expected = default()
+    for name in ("losses", "model"):
+        if not isinstance(config.get(name), ml_collections.ConfigDict):
+            raise InputError(f"--config: {path!r} has no {name}; set config.{name} = {USUAL[name]}")
+    expected.losses, expected.model.name = config.losses, config.model.get("name", "")
+    expected = {name: value for name, value in fields(fill(expected)) if not name.startswith("losses.")}
     found = {name: value for name, value in fields(config) if not name.startswith("losses.")}
-    groups = {name.split(".")[0] for name in expected}
     for name, value in found.items():
-        group = name.split(".")[0]
-        if name not in expected and (group in groups or group not in OBJECTIVES):
+        if name not in expected:
             raise InputError(f"--config: {path!r} sets {name}, which is no field.{suggest(name, expected)}")
         if name in expected and not same_kind(value, expected[name]):
             kind = type(expected[name]).__name__
@@ -258,8 +276,6 @@ def check_whole(config: ml_collections.ConfigDict, path: str) -> None:
     if missing := sorted(expected.keys() - found.keys()):
         others = f" and {len(missing) - 1} other field(s)" if missing[1:] else ""
         raise InputError(f"--config: {path!r} leaves out {missing[0]}{others}; begin with jaxz.config.default()")
-    if not isinstance(config.get("losses"), ml_collections.ConfigDict):
-        raise InputError(f"--config: {path!r} has no objectives in losses; set config.losses = dict(NAME=1.0)")
 
 
 def same_kind(value, like) -> bool:
@@ -287,8 +303,10 @@ def check_known(config: ml_collections.ConfigDict, field: str, path: str) -> Non
 
 def complete(config: dict) -> dict:
     """A resolved config as it was once written, with the defaults of the fields that have come since."""
-    whole = dict(config)
-    for name, value in resolved(default()).items():
+    wanted = default()
+    wanted.losses, wanted.model.name = config["losses"], config["model"]["name"]
+    whole = {name: value for name, value in config.items() if name not in OBJECTIVES or name in config["losses"]}
+    for name, value in resolved(fill(wanted)).items():
         if isinstance(value, dict) and isinstance(config.get(name), dict) and name != "losses":
             value = {**value, **config[name]}
         elif name in config:

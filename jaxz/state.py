@@ -42,6 +42,15 @@ def start_from(state: TrainState, params: dict) -> TrainState:
     return state._replace(params=merged, ema=ema)
 
 
+def ema_decay(config, step: jax.Array) -> jax.Array | float:
+    """The decay of the averaged parameters: train.ema_decay, or on half a cosine from it to train.ema_final (Grill et
+    al. 2020, sec. 3.3)."""
+    if not config.ema_final:
+        return config.ema_decay
+    rise = (1 - jnp.cos(jnp.pi * step / config.steps)) / 2
+    return config.ema_decay + (config.ema_final - config.ema_decay) * rise
+
+
 def make_step(objective, optimizer, prepare, config, abstract: TrainState) -> Callable:
     """step(state, batch) -> (state, metrics): jitted, the state donated. Keys are folded from (seed, step), so that no
     key is stored; augmentation's from (seed, epoch, position)."""
@@ -58,8 +67,7 @@ def make_step(objective, optimizer, prepare, config, abstract: TrainState) -> Ca
         grads = jax.lax.with_sharding_constraint(grads, placed.params)
         updates, opt = optimizer.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
-        decay = config.train.ema_decay
-        ema = optax.incremental_update(params, state.ema, 1 - decay) if decay else {}
+        ema = optax.incremental_update(params, state.ema, 1 - ema_decay(config.train, state.step)) if state.ema else {}
         own = {"optim/grad_norm": optax.global_norm(grads), "data/nonfinite": batch["nonfinite"].mean()}
         metrics = {"loss": loss, **aux["metrics"], **own}
         return TrainState(state.step + 1, params, ema, opt, aux["extra"]), metrics

@@ -47,12 +47,12 @@ def main(argv: list[str]) -> int:
     data = config.data
     dataset = open_dataset(data.path, data.cache, data.cache_gib, data.overlays, data.layers)
     normalisation = starting_normalisation(workdir, config, dataset)
-    prepare = Prepare(dataset.manifest, normalisation, augment=config.data.augment, shift=config.data.shift)
 
     # ---- mesh, model, state ----------------------------------------------------------------------------------------
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     encoder = build(config.model, normalisation.bands, normalisation.size)
     objective = objectives.Objective(encoder, config, normalisation)
+    prepare = Prepare(dataset.manifest, normalisation, config.augment, objective.views, objective.crops)
     stream = make_stream(config, dataset, objective, prepare, mesh)
     params = jax.eval_shape(lambda: objective.init(jax.random.key(0))[0])
     optimizer = make_optimizer(config.optim, config.train.steps, params)

@@ -26,7 +26,7 @@ def main(config_argument: str, workdir: str) -> None:
     config.train.ema_decay = 0.9
     dataset = open_dataset(config.data.path)
     normalisation = Normalisation.create(dataset.manifest, (), config.data.softening, config.data.deredden)
-    prepare = Prepare(dataset.manifest, normalisation, augment=True)
+    prepare = Prepare(dataset.manifest, normalisation, config.augment)
     objective = objectives.Objective(
         build(config.model, normalisation.bands, normalisation.size), config, normalisation
     )

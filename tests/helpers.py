@@ -77,7 +77,7 @@ def get_config():
     config = default()
     config.data.path = {path!r}
     config.model.update(dict(width=32, depth={depth}, heads=2, patch=8))
-    config.mae.update(dict(mask_ratio=0.5, decoder_width=16, decoder_depth=1, decoder_heads=2))
+    config.mae = dict(mask_ratio=0.5, decoder_width=16, decoder_depth=1, decoder_heads=2)
     config.losses = {losses!r}
     config.train.update(dict(steps=20, batch_size=16, log_every=1))
     config.optim.warmup_steps = 2

@@ -7,9 +7,10 @@ import pytest
 from scipy import stats
 
 from jaxz import models, objectives
-from jaxz.config import default
+from jaxz.config import default, fill
+from jaxz.data.augment import hide_bands
 from jaxz.data.dataset import open_dataset
-from jaxz.data.prepare import Normalisation, hide_bands
+from jaxz.data.prepare import Normalisation
 from jaxz.errors import InputError
 from jaxz.models.stems import patchify
 from jaxz.objectives.redshift import soft_labels
@@ -20,8 +21,9 @@ KEY = jax.random.key(3)
 def make(blob_dataset, **losses):
     config = default()
     config.model.update(dict(width=32, depth=1, heads=2, patch=4))
-    config.mae.update(dict(mask_ratio=0.75, band_mask=0.3, decoder_width=16, decoder_depth=1, decoder_heads=2))
     config.losses = losses
+    config.mae = dict(band_mask=0.3, decoder_width=16, decoder_depth=1, decoder_heads=2)
+    fill(config)
     normalisation = Normalisation.create(open_dataset(blob_dataset).manifest, (), 3.0, False)
     objective = objectives.Objective(models.build(config.model, normalisation.bands, 16), config, normalisation)
     params, extra = objective.init(jax.random.key(0))

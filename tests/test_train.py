@@ -303,7 +303,7 @@ BAD = [
     (["--config.data.where=z > 0) or (z <= 0"], "where: .* is not an expression"),
     (["--config.data.where=true_z < 1"], "true_z"),
     (["--config.data.balance=true_z"], "data.balance: 'true_z' is the truth of a simulation"),
-    (["--config.model.heads=5"], "model.heads: 5 does not divide model.width 32"),
+    (["--config.model.heads=5"], "model.heads: 5 must be a divisor of model.width"),
     (["--config.model.patch=7"], "model.patch: 7 does not divide the cutouts' 16 pixels"),
     (["--config.model.name=resnet"], "model.name: 'resnet' is no backbone"),
     (["--config.init.path=nowhere"], "init.path: 'nowhere' is no run directory"),

@@ -1,7 +1,6 @@
 """From stored numbers to what a model sees, on the device: mask, microjansky, dereddening, asinh, symmetries."""
 
 import dataclasses
-import functools
 from dataclasses import dataclass
 
 import jax
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxz.data import compact
+from jaxz.data.augment import augmented
 from jaxz.data.manifest import Band, Manifest
 from jaxz.errors import InputError, suggest
 
@@ -73,7 +73,16 @@ class Prepare:
     matches, or the cutouts have another size or pixel scale than the model's.
     """
 
-    def __init__(self, manifest: Manifest, normalisation: Normalisation, augment: bool = False, shift: int = 0):
+    def __init__(
+        self,
+        manifest: Manifest,
+        normalisation: Normalisation,
+        augment=None,
+        views: int = 1,
+        crops: tuple[int, int] = (0, 0),
+    ):
+        """augment: the config's group, None for images as they are. views: how many differently augmented images of
+        each object there are; crops: (number, pixels) of smaller ones beside them."""
         names = [band.name for band in manifest.bands]
         wanted = [band.name for band in normalisation.bands]
         self.index = [names.index(name) if name in names else -1 for name in wanted]
@@ -99,7 +108,8 @@ class Prepare:
         factor = [b.ujy_per_unit / s for b, s in zip(bands, normalisation.scale_ujy, strict=True)]
         self.factor = np.where(there, factor, 0).astype(np.float32)
         self.sky = np.where(there, [b.sky_sigma for b in bands] * self.factor, 1).astype(np.float32)
-        self.there, self.augment, self.shift, self.deredden = there, augment, shift, normalisation.deredden
+        self.there, self.deredden = there, normalisation.deredden
+        self.augment, self.views, self.crops = augment, views, crops
         if self.deredden and "ebv" not in manifest.columns:
             raise InputError(
                 "data.deredden: the dataset has no column 'ebv', which the model's inputs are corrected by; convert it "
@@ -115,7 +125,8 @@ class Prepare:
         """image [B,C,H,W], in stored units or compact levels with their entries, becomes float32, mask [B,C,H,W] is
         true where observed, sky [B,C] is the background's sigma in the same unit; the catalog's flux_<band> are
         dereddened where the image is; nonfinite [B] is the share of the observed pixels that hold NaN or inf and are
-        therefore masked; other entries pass. `key` moves only augmentation, which depends on (key, epoch, position)."""
+        therefore masked; other entries pass. views and crops: lists of {image, mask, sky}, the first view being the one
+        above. `key` moves only augmentation, which depends on (key, number of the view, epoch, position)."""
         stored = jnp.asarray(batch["image"])
         if "image_dither" in batch:
             stored = restore(stored, *(batch[name] for name in COMPACT), self.compact.steps)
@@ -137,11 +148,21 @@ class Prepare:
             brighter = 10 ** (0.4 * ebv[:, None] * self.extinction)  # [B,C]
             flux, sky = flux * brighter[..., None, None], sky * brighter
             rest |= {name: rest[name] * brighter[:, c] for c, name in enumerate(self.fluxes) if name in rest}
-        image = jnp.arcsinh(flux)
-        if self.augment:
+        if self.augment is None:
+            views, crops = [seen(flux, mask, sky)], []
+        else:
             numbers = [batch[name].astype(jnp.uint32) for name in ("epoch", "position", "source") if name in batch]
-            image, mask = turn_and_shift(image, mask, jnp.stack(numbers, 1), key, self.shift)
-        return {**rest, "image": image, "mask": mask, "sky": sky, "nonfinite": nonfinite}
+            look = lambda n, size: seen(
+                *augmented(flux, mask, sky, jnp.stack(numbers, 1), jax.random.fold_in(key, n), self.augment, size)
+            )
+            views = [look(n, flux.shape[-1]) for n in range(self.views)]
+            crops = [look(self.views + n, self.crops[1]) for n in range(self.crops[0])]
+        return {**rest, **views[0], "views": views, "crops": crops, "nonfinite": nonfinite}
+
+
+def seen(flux: jax.Array, mask: jax.Array, sky: jax.Array) -> dict:
+    """What a model sees of flux [B,C,H,W] and the sky's sigma [B,C] in units of the softening."""
+    return {"image": jnp.arcsinh(flux), "mask": mask, "sky": sky}
 
 
 def restore(levels: jax.Array, seed: jax.Array, at: jax.Array, value: jax.Array, steps) -> jax.Array:
@@ -149,49 +170,3 @@ def restore(levels: jax.Array, seed: jax.Array, at: jax.Array, value: jax.Array,
     image = compact.restore(levels, seed, steps)
     put = jax.vmap(lambda flat, at, value: flat.at[at].set(value, mode="drop"))  # unused ones lie outside
     return put(image.reshape(len(image), -1), at, value).reshape(image.shape)
-
-
-def turn_and_shift(image: jax.Array, mask: jax.Array, numbers: jax.Array, key: jax.Array, shift: int):
-    """One of the 8 symmetries of the square and a move by up to `shift` whole pixels along each axis, for each sample
-    by the key and its numbers [B,n], such as (epoch, position): flux and noise stay exact, and what comes in from
-    outside is not observed."""
-    size, moves = image.shape[-1], 2 * shift + 1
-
-    def draw(own):
-        sample_key = functools.reduce(jax.random.fold_in, own, key)
-        return jax.random.randint(sample_key, (3,), 0, jnp.array([8, moves, moves]))
-
-    view, dy, dx = jax.vmap(draw)(numbers).T  # [B] each
-    place = jnp.arange(size)
-    rows, columns = (place + (d - shift)[:, None] for d in (dy, dx))  # [B,size]
-    inside = ((rows >= 0) & (rows < size))[:, :, None] & ((columns >= 0) & (columns < size))[:, None]
-    flat = (jnp.clip(rows, 0, size - 1)[:, :, None] * size + jnp.clip(columns, 0, size - 1)[:, None]).reshape(
-        len(dy), -1
-    )
-    source = jnp.take_along_axis(jnp.asarray(eight_views(size))[view], flat, axis=1)[:, None]  # [B,1,H*W]
-    take = lambda x: jnp.take_along_axis(x.reshape(*x.shape[:2], -1), source, axis=2).reshape(x.shape)
-    return jnp.where(inside[:, None], take(image), 0), take(mask) & inside[:, None]
-
-
-def eight_views(size: int) -> np.ndarray:
-    """int32 [8, size*size]: which pixel each pixel is taken from.
-
-    For a gather, since XLA fuses chains of flips with the random draw and draws anew for every pixel: 40 times slower
-    on CPU.
-    """
-    pixels = np.arange(size * size, dtype=np.int32).reshape(size, size)
-    turned = [np.rot90(view, k) for view in (pixels, pixels.T) for k in range(4)]
-    return np.stack([view.ravel() for view in turned])
-
-
-def turn(x: jax.Array, view: jax.Array) -> jax.Array:
-    """[B,C,H,H] with every image in the given view of the eight."""
-    return x.reshape(*x.shape[:2], -1)[..., jnp.asarray(eight_views(x.shape[-1]))[view]].reshape(x.shape)
-
-
-def hide_bands(mask: jax.Array, chance: float, key: jax.Array) -> jax.Array:
-    """bool [B,C]: observed bands to hide, each with `chance`, but never the last one that is left."""
-    observed = mask.any((2, 3))
-    draw = jnp.where(observed, jax.random.uniform(key, observed.shape), -1)
-    last = jax.nn.one_hot(draw.argmax(1), observed.shape[1], dtype=bool)
-    return observed & (draw < chance) & ~last

@@ -11,7 +11,7 @@ from jaxz.models.functional import Functional
 
 
 class Encoder(Functional):
-    """encoder(params, image [B,C,H,W], mask [B,C,H,W], keep=None) -> Encoded(cls [B,width], tokens [B,N,width])."""
+    """encoder(params, image [B,C,H,W], mask [B,C,H,W], ...) -> Encoded(cls [B,width], tokens [B,N,width])."""
 
     def __init__(self, config, bands, size: int):
         super().__init__(lambda rngs: backbone(config.name).Backbone(config, bands, size, rngs=rngs))

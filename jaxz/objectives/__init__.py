@@ -1,13 +1,20 @@
 """Objectives, one idea a file, found by the module's name: objectives/<name>.py defines `Objective`.
 
+    SETTINGS = dict(...)                                       # the defaults of the config's group of the same name
+    CHECKS = {name: (test(settings), what it must be)}
+
     class Objective(Protocol):
         columns: tuple[str, ...]                               # index columns that its batches must carry
-        def __init__(self, encoder, settings, normalisation)   # settings: the config's group of the same name
+        views: int = 1                                         # differently augmented images that it needs of an object
+        crops: tuple[int, int] = (0, 0)                        # number and pixels of smaller ones beside them
+        teacher: bool = False                                  # whether it needs `ema`, the averaged parameters
+        def __init__(self, encoder, settings, normalisation)
         def init(self, key) -> (params, extra)                 # of its own, beside the encoder's
         def loss(self, params, ema, extra, batch, key, step) -> (float32 [], {"metrics": {...}, "extra": ...})
         def predict(self, params, extra, batch) -> dict[str, Array]
 
-`params` is {"encoder": ..., <name>: ...} for every objective of the run; `batch` is what jaxz.data.prepare makes.
+`params` is {"encoder": ..., <name>: ...} for every objective of the run, `ema` the same, averaged, or {}; `batch` is
+what jaxz.data.prepare makes: image, mask, sky, and lists of views and crops, which each hold these three.
 """
 
 import importlib
@@ -35,6 +42,13 @@ class Objective:
         self.encoder, self.weights = encoder, dict(config.losses)
         self.terms = {name: find(name)(encoder, config.get(name), normalisation) for name in self.weights}
         self.columns = tuple(sorted({column for term in self.terms.values() for column in term.columns}))
+        self.views = max(getattr(term, "views", 1) for term in self.terms.values())
+        crops = {name: term.crops for name, term in self.terms.items() if getattr(term, "crops", (0, 0))[0]}
+        if len(set(crops.values())) > 1:
+            raise InputError(
+                f"losses: {' and '.join(crops)} want different crops, {crops}; give them the same settings"
+            )
+        self.crops = next(iter(crops.values()), (0, 0))
 
     def init(self, key: jax.Array) -> tuple[dict, dict]:
         params, extra = {"encoder": self.encoder.init(jax.random.fold_in(key, 0))}, {}

@@ -8,12 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxz.data.prepare import hide_bands
+from jaxz.data.augment import hide_bands
 from jaxz.models import Encoder
 from jaxz.models.functional import Functional
 from jaxz.models.stems import WavelengthKernel
 
 SOFTENING = 3.0  # in units of the image's softening: an aperture holds some ten pixels of noise in quadrature
+
+SETTINGS = dict(band_mask=0.2)
+CHECKS = {"band_mask": (lambda s: 0 <= s.band_mask < 1, "in [0, 1)")}
 
 
 class Head(nnx.Module):

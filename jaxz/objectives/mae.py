@@ -8,10 +8,22 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxz.data.prepare import hide_bands
+from jaxz.data.augment import hide_bands
 from jaxz.models import Encoder, layers
 from jaxz.models.functional import Functional
 from jaxz.models.stems import WavelengthKernel, patchify, unpatchify
+
+SETTINGS = dict(mask_ratio=0.75, band_mask=0.2, decoder_width=128, decoder_depth=2, decoder_heads=4)
+CHECKS = {
+    "mask_ratio": (lambda s: 0 < s.mask_ratio < 1, "between 0 and 1"),
+    "band_mask": (lambda s: 0 <= s.band_mask < 1, "in [0, 1)"),
+    "decoder_width": (lambda s: s.decoder_width >= 1, "at least 1"),
+    "decoder_depth": (lambda s: s.decoder_depth >= 1, "at least 1"),
+    "decoder_heads": (
+        lambda s: s.decoder_heads >= 1 and s.decoder_width % s.decoder_heads == 0,
+        "a divisor of mae.decoder_width",
+    ),
+}
 
 
 class Decoder(nnx.Module):

@@ -5,9 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxz.data.prepare import hide_bands, turn
+from jaxz.data.augment import hide_bands, turn
 from jaxz.models import Encoder
 from jaxz.models.functional import Functional
+
+SETTINGS = dict(z_min=0.0, z_max=3.0, bins=150, label_sigma=0.01, band_mask=0.0, views=8)
+CHECKS = {
+    "z_max": (lambda s: s.z_max > s.z_min, "above redshift.z_min"),
+    "bins": (lambda s: 2 <= s.bins <= 10_000, "from 2 to 10000"),
+    "label_sigma": (lambda s: s.label_sigma > 0, "above 0"),
+    "band_mask": (lambda s: 0 <= s.band_mask < 1, "in [0, 1)"),
+    "views": (lambda s: s.views in (1, 8), "1 or 8"),
+}
 
 
 class Head(nnx.Module):

@@ -6,13 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
+from jaxz.data.augment import turn_and_shift
 from jaxz.data.dataset import open_dataset
 from jaxz.data.manifest import Array
-from jaxz.data.prepare import Normalisation, Prepare, turn_and_shift
+from jaxz.data.prepare import Normalisation, Prepare
 from jaxz.errors import InputError
 
 KEY = jax.random.key(0)
+AUGMENT = ConfigDict(dict(square=True, shift=2))
 
 
 @pytest.fixture
@@ -76,7 +79,7 @@ def test_what_is_not_observed_changes_nothing(manifest, garbage):
     prepare = Prepare(
         dataclasses.replace(manifest, arrays={**manifest.arrays, "image_mask": Array("mask", "uint8", (3, 16, 16))}),
         Normalisation.create(manifest, (), 3.0, True),
-        augment=True,
+        ConfigDict(dict(square=True, shift=0)),
     )
     batch = batch_of(np.random.default_rng(3)) | {
         "epoch": np.zeros(5, np.int32),
@@ -165,7 +168,7 @@ def test_observed_pixels_that_are_not_finite_are_masked_and_counted(manifest):
         manifest, arrays={**manifest.arrays, "image_mask": Array("mask", "uint8", (3, 16, 16))}
     )
     batch = batch_of(np.random.default_rng(4)) | {"image_mask": np.zeros((5, 3, 16, 16), np.uint8)}
-    prepare = Prepare(manifest, Normalisation.create(manifest, (), 3.0, False), augment=True, shift=2)
+    prepare = Prepare(manifest, Normalisation.create(manifest, (), 3.0, False), AUGMENT)
     batch |= {"epoch": np.zeros(5, np.int32), "position": np.arange(5, dtype=np.uint32)}
     assert not np.any(prepare(batch, KEY)["nonfinite"])
     batch["image"][0, 1, 3, 4:7] = np.nan, np.inf, -np.inf
