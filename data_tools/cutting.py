@@ -86,7 +86,7 @@ def header_number(tile: Tile, band: BandSource, field: str) -> float:
 
 def typical_sigma(survey: Survey, images: Path, tiles: list[Tile], band: BandSource) -> float:
     """Sigma of the sky per pixel, in microjansky, on the cutouts' grid: the median over a few tiles. Raises InputError
-    where the sky's level is so high that float16 would not resolve its noise."""
+    where no tile has a sky with noise, or its level is too high."""
     holding = [tile for tile in tiles if band.name in tile.files]
     chosen = np.unique(np.linspace(0, len(holding) - 1, min(SAMPLED_TILES, len(holding))).astype(int))
     sigmas, problem = [], None
@@ -97,15 +97,20 @@ def typical_sigma(survey: Survey, images: Path, tiles: list[Tile], band: BandSou
         except InputError as error:
             problem = error
             continue
-        if not survey.subtract_background and abs(sky.level) > HIGHEST_SKY * sky.sigma:
-            raise InputError(
-                f"subtract_background: false, but the sky of {str(tile.files[band.name])!r} lies "
-                f"{sky.level / sky.sigma:.0f} sigma from 0, where float16 does not resolve it; say true"
-            )
+        check_level(survey, tile.files[band.name], sky.level, sky.sigma)
         sigmas.append(sky.sigma * to_ujy(zero_point(tile, band)))
     if not sigmas:
         raise problem
     return float(np.median(sigmas))
+
+
+def check_level(survey: Survey, path: Path, level: float, sigma: float) -> None:
+    """Raises InputError for a sky that stays in the cutouts and is so high that float16 would not resolve its noise."""
+    if not survey.subtract_background and abs(level) > HIGHEST_SKY * sigma:
+        raise InputError(
+            f"subtract_background: false, but the sky of {str(path)!r} lies {level / sigma:.0f} sigma from 0, where "
+            "float16 does not resolve it; say true"
+        )
 
 
 def sampled_sky(pixels: np.ndarray, flags: np.ndarray, box: int, where: str) -> Sky:
