@@ -30,13 +30,14 @@ from data_tools import stamps
 from data_tools.catalogs.catalog import COLUMNS, Catalog, open_catalog
 from data_tools.catalogs.spec import Match
 from data_tools.cutting import Job, cut_plane, share, typical_sigma, write_shard
-from data_tools.inputs import check_begun, check_out, identity, inputs, versions
+from data_tools.inputs import check_begun, check_out, identity, input_paths, inputs, unmatched, versions
 from data_tools.measure import detect, measure_sky
 from data_tools.outline import estimate, make_manifest, policy
 from data_tools.plan import Places, Plan, make_plan, publish, scratch, tile_pairs
+from data_tools.planes import read_band
 from data_tools.splits import GAP, healpix_order
 from data_tools.survey import Survey, load_survey, survey_path
-from data_tools.tiles import Tile, find_tiles, read_band, to_sky
+from data_tools.tiles import Tile, find_tiles, to_sky
 from jaxz.data.index import read_index
 from jaxz.data.manifest import Column, Manifest
 from jaxz.data.writer import ENCODINGS, DatasetWriter
@@ -72,14 +73,16 @@ def convert(args: argparse.Namespace) -> dict:
     else:
         tiles = find_tiles(survey, args.images)
         check_size(args.size, survey, tiles)
-    read = inputs(survey, args, tiles)
+    paths = input_paths(survey, args, tiles)
+    others = {} if survey.stamped else count_unmatched(args.images, paths)
+    read = inputs(paths)
     plan_of = identity(args, read)
     if not args.dry_run:
         check_begun(args.out, plan_of)
         if (args.out / "dataset.json").exists():
             shutil.rmtree(args.out / "work", ignore_errors=True)  # what a kill at the very end left
             print(f"{args.out} is complete already", file=sys.stderr)
-            return summary_of(args, Manifest.load(args.out), tiles)
+            return summary_of(args, Manifest.load(args.out), tiles) | others
     work = args.out / "work"
     made = work if (work / "plan.json").exists() and not args.dry_run else scratch(args.out)
     try:
@@ -91,7 +94,8 @@ def convert(args: argparse.Namespace) -> dict:
         manifest = make_manifest(survey, plan, placed, args)
         expected = estimate(manifest, plan, tiles)
         if args.dry_run:
-            return {**expected, "out": str(args.out), "dry_run": True, "dropped": plan.dropped, "catalog": plan.choices}
+            told = {"out": str(args.out), "dry_run": True, "dropped": plan.dropped, "catalog": plan.choices}
+            return expected | told | others
         check_space(args.out, expected)
         manifest = dataclasses.replace(manifest, provenance=provenance(survey, args, read, plan))
         writer = DatasetWriter(args.out, manifest, plan_of)
@@ -111,7 +115,7 @@ def convert(args: argparse.Namespace) -> dict:
         if args.part != (1, 1):
             done = sum(writer.done(n) for n in range(plan.shards))
             return {"out": str(args.out), "part": "{}/{}".format(*args.part), "shards": [done, plan.shards]}
-    summary = finish(job, plan, writer, args)
+    summary = finish(job, plan, writer, args) | others
     print(f"{summary['samples']} cutouts in {time.monotonic() - began:.0f} s", file=sys.stderr)
     return summary
 
@@ -166,6 +170,13 @@ def check_size(size: int, survey: Survey, tiles: list[Tile]) -> None:
         raise InputError(
             f"splits.cell_arcmin: {cell} is too small for cutouts of {size} pixels; use at least {needed:.3g}"
         )
+
+
+def count_unmatched(images: Path, paths: dict[str, Path]) -> dict[str, int]:
+    """Of the summary: how many FITS files of the folder are not read. Says which the first is."""
+    if others := unmatched(images, paths):
+        print(f"{len(others)} FITS files fit no band's pattern and are not read, first: {others[0]}", file=sys.stderr)
+    return {"unmatched_files": len(others)}
 
 
 def plan_work(made: Path, survey: Survey, args: argparse.Namespace, tiles: list[Tile], catalog: Catalog | None) -> Plan:

@@ -34,8 +34,9 @@ from data_tools.measure import (
     to_stored,
 )
 from data_tools.plan import Block, objects_of, rows_of_tile
+from data_tools.planes import read_band
 from data_tools.survey import BandSource, Survey
-from data_tools.tiles import MASK_BITS, Tile, common_grid, read_band, read_hdu, to_pixels
+from data_tools.tiles import MASK_BITS, Tile, common_grid, read_hdu, to_pixels
 from jaxz.data.manifest import ZERO_POINT_UJY
 from jaxz.data.writer import DatasetWriter
 from jaxz.errors import InputError

@@ -185,7 +185,8 @@ class Places:
         chunk = dict(chunk)
         by_sky, own = "ra" in chunk, chunk.pop("detected_in", None)
         if by_sky and not self.sky:
-            raise InputError("catalog.ra: needs a WCS, and the tiles have none; name x and y instead")
+            path = next(str(f) for tile in self.tiles if tile.grid.wcs is None for f in tile.files.values())
+            raise InputError(f"catalog.ra: needs a WCS, and {path!r} has none; add it, or name x and y instead")
         names = ("ra", "dec") if by_sky else ("x", "y")
         known = np.isfinite([chunk[name] for name in names]).all(0)
         tile, x, y = self.by_sky(chunk) if by_sky else self.by_pixel(chunk)
