@@ -335,21 +335,31 @@ def split_rule(job: Job, counts: dict[str, int], size: int, sky: bool) -> dict:
 
 
 def measured_bands(job: Job) -> dict[str, dict]:
-    """What the planes of each band have said: the median ratio of their noise, and the tiles without a good sky."""
-    found = {band.name: {"uncertain": band.uncertain, "blank": {}, "ratios": []} for band in job.survey.bands}
+    """What the planes of each band have said: the median ratio of their noise, the tiles without a good sky, and those
+    on which it could not be measured."""
+    found = {
+        band.name: {"uncertain": band.uncertain, "blank": {}, "crowded": [], "ratios": []} for band in job.survey.bands
+    }
     for path in sorted((job.work / "measured").glob("*.json")):
         _, tile, band = path.stem.split("_")
         facts, entry = json.loads(path.read_bytes()), found[job.survey.bands[int(band)].name]
         if "blank" in facts:
             entry["blank"][job.tiles[int(tile)].name] = facts["blank"]
+        elif math.isnan(facts["noise_ratio"]):
+            entry["crowded"].append(job.tiles[int(tile)].name)
         else:
             entry["ratios"].append(facts["noise_ratio"])
     for band in job.survey.bands:
         entry = found[band.name]
         ratios = entry.pop("ratios")
         entry["scale_per_ujy"] = 1 / job.sigma_ujy[band.name]
-        ratios = [ratio for ratio in ratios if math.isfinite(ratio)]
         entry["aperture_to_pixel_noise"] = float(np.median(ratios)) if ratios else None
+    if doubtful := {name: len(entry["crowded"]) for name, entry in found.items() if entry["crowded"]}:
+        print(
+            f"fluxerr is doubtful: too few empty apertures on so many tiles, {doubtful}; it is there that of pixels "
+            "without correlation",
+            file=sys.stderr,
+        )
     return found
 
 
