@@ -33,7 +33,8 @@ from data_tools.cutting import Job, cut_plane, share, typical_sigma, write_shard
 from data_tools.inputs import check_begun, check_out, identity, input_paths, inputs, unmatched, versions
 from data_tools.measure import detect, measure_sky
 from data_tools.outline import estimate, make_manifest, policy
-from data_tools.plan import Places, Plan, make_plan, publish, scratch, tile_pairs
+from data_tools.places import Places, good_maps
+from data_tools.plan import Plan, make_plan, publish, scratch, tile_pairs
 from data_tools.planes import read_band
 from data_tools.splits import GAP, healpix_order
 from data_tools.survey import Survey, load_survey, survey_path
@@ -187,7 +188,10 @@ def plan_work(made: Path, survey: Survey, args: argparse.Namespace, tiles: list[
         places = stamps.Placed(survey, objects_in(catalog), args.size, "ra" in catalog.columns)
     else:
         measure = partial(typical_sigma, survey, args.images, tiles)
-        places = Places(tiles, survey, args.size, survey.detection.band if catalog is None else "")
+        among = survey.detection.band if catalog is None else ""
+        by_sky = catalog is None or "ra" in catalog.columns
+        maps = good_maps(survey, args.images, tiles, args.size, among, args.workers) if by_sky else {}
+        places = Places(tiles, survey, args.size, maps, among)
     sigmas = in_threads(measure, survey.bands, args.workers, "bands")
     if catalog is None:
         chunks = detected(survey, args.images, tiles, args.workers)
@@ -199,7 +203,7 @@ def plan_work(made: Path, survey: Survey, args: argparse.Namespace, tiles: list[
         if catalog.rows is not None:
             chunks = progress(chunks, math.ceil(catalog.rows / CHUNK), "catalogue")
     return make_plan(
-        made, chunks, survey, tiles, places, samples_per_shard=args.samples_per_shard,
+        made, chunks, survey, tiles, places.place, samples_per_shard=args.samples_per_shard,
         tiles_per_block=args.tiles_per_block, size=args.size, finish=read,
         sigma_ujy={band.name: sigma for band, sigma in zip(survey.bands, sigmas, strict=True)},
     )  # fmt: skip

@@ -18,8 +18,8 @@ COMPACT_BYTES = 0.8  # of a pixel, about
 POLICY = {
     "centring": "integer: the nearest pixel to (x, y) is pixel [size // 2, size // 2]; x, y keep the exact centre",
     "edges": "past the edge of its tile a cutout is 0 with the bit nodata",
-    "overlaps": "an object on several tiles is cut from that which holds most of its cutout in most bands, of equal "
-    "ones from that whose centre is nearest",
+    "overlaps": "an object on several tiles is cut from that with the most good pixels in its cutout, to about 1 % of "
+    "those of all bands, of equal ones from that whose centre is nearest",
     "order": "blocks of tiles drawn at random from the survey; the objects of a block are shuffled",
     "unit": "stored = flux in units of the survey's typical background sigma per pixel, one zero point a band",
     "mask": "nodata: NaN in the file, or past its edge; bad: infinite or without weight, or as the survey's mask says; "

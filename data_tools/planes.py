@@ -16,9 +16,8 @@ STRIP = 256  # rows that are resampled at a time
 LATTICE = 8  # points along each side at which the areas of pixels are compared
 
 
-def read_band(survey: Survey, images: Path, tile: Tile, band: BandSource) -> tuple[np.ndarray, np.ndarray, Grid]:
-    """Pixels float32 and flags uint8, [H, W] each, of one band of a tile, and their grid: the tile's own where the
-    survey resamples its bands."""
+def read_own(survey: Survey, images: Path, tile: Tile, band: BandSource) -> tuple[np.ndarray, np.ndarray, Grid]:
+    """Pixels float32 and flags uint8, [H, W] each, of one band of a tile, as they are in its file, and their grid."""
     path, where = tile.files[band.name], f"bands.{band.name}."
     pixels = read_image(path, band.hdu, where)
     flags = flag_pixels(pixels, band.saturation)
@@ -27,7 +26,12 @@ def read_band(survey: Survey, images: Path, tile: Tile, band: BandSource) -> tup
         flags[~((weight > 0) & np.isfinite(weight))] |= MASK_BITS["bad"]
     if band.mask_file or band.mask_hdu != "":
         flags |= mask_flags(images, band, tile.name, pixels.shape)
-    grid = band_grid(band, path) if survey.resample != "no" else tile.grid
+    return pixels, flags, band_grid(band, path) if survey.resample != "no" else tile.grid
+
+
+def read_band(survey: Survey, images: Path, tile: Tile, band: BandSource) -> tuple[np.ndarray, np.ndarray, Grid]:
+    """As `read_own`, on the tile's grid where the survey reprojects its bands."""
+    pixels, flags, grid = read_own(survey, images, tile, band)
     if survey.resample == "reproject" and (
         grid.shape != tile.grid.shape or not grid_offset(tile.grid, grid.wcs) <= 1e-3
     ):
