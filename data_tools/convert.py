@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import json
 import math
-import os
 import platform
 import shutil
 import signal
@@ -30,9 +29,9 @@ from data_tools import stamps
 from data_tools.catalogs.catalog import COLUMNS, Catalog, open_catalog
 from data_tools.catalogs.spec import Match
 from data_tools.cutting import Job, cut_plane, share, typical_sigma, write_shard
-from data_tools.inputs import check_begun, check_out, identity, input_paths, inputs, unmatched, versions
+from data_tools.inputs import check_begun, check_out, check_space, identity, input_paths, inputs, unmatched, versions
 from data_tools.measure import detect, measure_sky
-from data_tools.outline import estimate, make_manifest, policy
+from data_tools.outline import count_splits, estimate, least_cell_arcmin, make_manifest, policy, split_problem
 from data_tools.places import Places, good_maps
 from data_tools.plan import Plan, make_plan, publish, scratch, tile_pairs
 from data_tools.planes import read_band
@@ -93,11 +92,14 @@ def convert(args: argparse.Namespace) -> dict:
             plan = plan_work(made, survey, args, tiles, catalog or read_catalog(survey, args))
         placed = {*pq.read_schema(made / "objects" / "00000.parquet").names}
         manifest = make_manifest(survey, plan, placed, args)
-        expected = estimate(manifest, plan, tiles)
+        expected, dealt = estimate(manifest, plan, tiles), count_splits(made, plan, survey)
+        if problem := split_problem(dealt, survey, args.size):
+            print(problem, file=sys.stderr)
         if args.dry_run:
-            told = {"out": str(args.out), "dry_run": True, "dropped": plan.dropped, "catalog": plan.choices}
-            return expected | told | others
-        check_space(args.out, expected)
+            told = {"out": str(args.out), "dry_run": True, "dropped": plan.dropped, "invalid": plan.invalid}
+            return expected | dealt | told | {"catalog": plan.choices} | others
+        fix = "choose another disk, fewer tiles_per_block or encoding=compact"
+        check_space(args.out, expected["bytes"] + expected["work_bytes"], fix, expected["files"])
         manifest = dataclasses.replace(manifest, provenance=provenance(survey, args, read, plan))
         writer = DatasetWriter(args.out, manifest, plan_of)
         if made != work:
@@ -165,11 +167,12 @@ def check_size(size: int, survey: Survey, tiles: list[Tile]) -> None:
         raise InputError(
             f"size: {size} is larger than the tile, {[int(height), int(width)]} pixels; give a smaller size"
         )
-    needed = 4 * size * math.sqrt(2) * survey.coarsest_arcsec / 60
+    needed = least_cell_arcmin(size, survey)
     if survey.splits.cell_arcmin < needed:
         cell = survey.splits.cell_arcmin
         raise InputError(
-            f"splits.cell_arcmin: {cell} is too small for cutouts of {size} pixels; use at least {needed:.3g}"
+            f"splits.cell_arcmin: {cell} is too small for cutouts of {size} pixels of {survey.coarsest_arcsec:g} "
+            f"arcsec; use at least {needed:.3g}"
         )
 
 
@@ -256,24 +259,6 @@ def detected(survey: Survey, images: Path, tiles: list[Tile], workers: int) -> I
             "z": unknown, "z_err": unknown, "z_kind": np.full(len(x), "none"),
         }  # fmt: skip
         first += len(x)
-
-
-def check_space(out: Path, expected: dict) -> None:
-    """Raises InputError where the file system has not the room, in bytes or files, for what is going to be written."""
-    folder = next(path for path in (out, *out.absolute().parents) if path.exists())
-    free = os.statvfs(folder)
-    there = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if out.exists() else 0
-    needed = expected["bytes"] + expected["work_bytes"] - there
-    if needed > free.f_bavail * free.f_frsize:
-        raise InputError(
-            f"out: {str(out)!r} has {free.f_bavail * free.f_frsize / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB are "
-            "needed; make room, choose another disk, fewer tiles_per_block or encoding=compact"
-        )
-    if free.f_files and expected["files"] > free.f_favail:
-        raise InputError(
-            f"out: {str(out)!r} has {free.f_favail} inodes free, and {expected['files']} are needed; give more "
-            "samples_per_shard"
-        )
 
 
 def provenance(survey: Survey, args: argparse.Namespace, read: list[dict], plan: Plan) -> dict:

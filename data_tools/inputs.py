@@ -113,3 +113,19 @@ def check_begun(out: Path, plan: dict) -> None:
     """Raises InputError where `out` holds something else, or was begun with another plan. Writes nothing."""
     if out.is_dir() and any(out.iterdir()):
         DatasetWriter(out, Manifest({}, (), {}), plan)
+
+
+def check_space(out: Path, needed: int, fix: str = "choose another disk", files: int = 0) -> None:
+    """Raises InputError where the file system has not the room, in bytes or files, for what is going to be written;
+    what is at `out` already is a part of it."""
+    folder = next(path for path in (out, *out.absolute().parents) if path.exists())
+    system = os.statvfs(folder)
+    free = system.f_bavail * system.f_frsize
+    needed -= sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    if needed > free:
+        has, wanted = (f"{n / 1e6:.3g} MB" if n < 1e9 else f"{n / 1e9:.1f} GB" for n in (free, needed))
+        raise InputError(f"out: {str(out)!r} has {has} free, and {wanted} are needed; make room, {fix}")
+    if system.f_files and files > system.f_favail:
+        raise InputError(
+            f"out: {str(out)!r} has {system.f_favail} inodes free, and {files} are needed; give more samples_per_shard"
+        )

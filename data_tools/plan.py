@@ -29,6 +29,7 @@ from data_tools.tiles import Tile
 from jaxz.data.manifest import Column
 from jaxz.data.order import derive
 from jaxz.data.tars import raise_file_limit
+from jaxz.data.writer import hash_keys
 from jaxz.errors import InputError
 from jaxz.files import read_json, replace
 
@@ -120,8 +121,8 @@ def make_plan(
         for reason, number in lost.items():
             dropped[reason] = dropped.get(reason, 0) + number
         parts.add(placed, group_of[placed["tile"]])
-    seen.check()
     counts = parts.close()
+    seen.check(parts.paths)
     if not sum(counts):
         raise InputError(
             f"catalog: none of {sum(dropped.values())} objects lies in a tile; check the position columns, their unit "
@@ -167,25 +168,27 @@ def scratch(out: Path) -> Path:
 
 
 class Ids:
-    """Finds ids that stand twice without holding the ids of text."""
+    """Finds ids that stand twice without holding the ids of text: of all it keeps hashes, of the objects in a tile, in
+    the plan's tables, one is looked up."""
 
     def __init__(self):
         self.seen: list[np.ndarray] = []
 
     def add(self, ids: np.ndarray) -> None:
-        whole = ids.dtype.kind in "iu"
-        self.text = not whole
-        self.seen.append(ids if whole else np.fromiter(map(hash, ids.tolist()), np.int64, len(ids)))
-        self.last = ids
+        self.text = ids.dtype.kind not in "iu"
+        self.seen.append(hash_keys(ids.tolist()) if self.text else ids)
 
-    def check(self) -> None:
+    def check(self, tables: list[Path]) -> None:
+        """tables: of the blocks, with the ids of all objects that were placed. Raises InputError."""
         ids = np.sort(np.concatenate([np.empty(0, np.int64), *self.seen]))
         twice = ids[1:][ids[1:] == ids[:-1]]
-        if len(twice):
-            named = "a text" if self.text else repr(twice[0].item())
-            if self.text and (matches := [i for i in self.last.tolist() if hash(i) == twice[0]]):
-                named = repr(matches[0])
-            raise InputError(f"catalog.object_id: holds {named} more than once; name a column of unique ids")
+        if not len(twice):
+            return
+        named = repr(twice[0].item())
+        if self.text:
+            placed = (i for path in tables for i in pq.read_table(path, columns=["object_id"])["object_id"].to_pylist())
+            named = next((repr(i) for i in placed if hash(i) in twice), "a text")
+        raise InputError(f"catalog.object_id: holds {named} more than once; name a column of unique ids")
 
 
 class Parts:

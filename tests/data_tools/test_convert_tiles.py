@@ -234,11 +234,14 @@ def test_a_full_disk_leaves_what_can_be_completed(folder, converted, tmp_path, m
 
 def test_room_is_asked_for_before_anything_is_written(folder, tmp_path, monkeypatch):
     free = os.statvfs(tmp_path)
-    for field, value, message in (("f_bavail", 1, "0.0 GB free, and"), ("f_favail", 3, "3 inodes free, and")):
+    for field, value, message in (
+        ("f_bavail", 1, r"has 0\.00\d+ MB free, and \d+(\.\d+)? MB are"),
+        ("f_favail", 3, "3 inodes free, and"),
+    ):
         values = list(free)
         values[{"f_bavail": 4, "f_favail": 7}[field]] = value
         with monkeypatch.context() as patch:
-            patch.setattr(convert.os, "statvfs", lambda path, values=values: os.statvfs_result(values))
+            patch.setattr(os, "statvfs", lambda path, values=values: os.statvfs_result(values))
             with pytest.raises(InputError, match=message):
                 convert.main(arguments(folder, tmp_path / "out", *MORE))
         assert list(tmp_path.iterdir()) == []
