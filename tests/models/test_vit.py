@@ -62,33 +62,6 @@ def test_kept_patches_are_encoded_with_their_own_positions(encoder, params):
     np.testing.assert_allclose(a.tokens[:, [2, 0, 3, 1]], b.tokens, atol=2e-6)
 
 
-def test_scanned_blocks_equal_a_loop():
-    make = lambda rngs: layers.stack(5, lambda r: layers.Block(16, 2, jnp.float32, rngs=r), rngs)
-    blocks = make(nnx.Rngs(0))
-    x = jax.random.normal(jax.random.key(2), (2, 7, 16))
-    graph, stacked = nnx.split(blocks)
-    looped = x
-    for n in range(5):
-        looped = nnx.merge(graph, jax.tree.map(lambda a, n=n: a[n], stacked))(looped)
-    np.testing.assert_allclose(layers.scan(blocks, x), looped, rtol=2e-5, atol=2e-6)
-
-
-def test_attention_against_its_formula():
-    layer = layers.Attention(8, 2, jnp.float32, rngs=nnx.Rngs(3))
-    x = np.asarray(jax.random.normal(jax.random.key(0), (1, 5, 8)), np.float64)
-    qkv = x @ np.asarray(layer.qkv.kernel[...], np.float64) + np.asarray(layer.qkv.bias[...])
-    q, k, v = np.split(qkv[0].reshape(5, 6, 4), 3, axis=1)
-    heads = []
-    for h in range(2):
-        scores = q[:, h] @ k[:, h].T / np.sqrt(4)
-        weights = np.exp(scores - scores.max(1, keepdims=True))
-        heads.append(weights / weights.sum(1, keepdims=True) @ v[:, h])
-    expected = np.concatenate(heads, 1) @ np.asarray(layer.out.kernel[...], np.float64) + np.asarray(
-        layer.out.bias[...]
-    )
-    np.testing.assert_allclose(layer(x.astype(np.float32))[0], expected, rtol=1e-4, atol=1e-5)
-
-
 def test_patches_run_row_by_row_and_back():
     image = jnp.arange(2 * 3 * 16 * 16.0).reshape(2, 3, 16, 16)
     patches = patchify(image, 8)
