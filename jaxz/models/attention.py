@@ -46,8 +46,8 @@ def choose_kernel(kernel: str, dtype, head: int, odd: bool) -> str:
     if kernel == "auto":
         return "xla"
     raise InputError(
-        "model.attention: 'cudnn' needs a GPU from the A100 on, model.dtype bfloat16 or float16, heads of a multiple of "
-        "8 up to 128 wide and, with stems that mask tokens, an even number of them; choose 'auto'"
+        "model.attention: 'cudnn' needs an A100 or newer, model.dtype bfloat16 or float16, heads of a multiple of 8 up "
+        "to 128 wide and, with stems that mask tokens, an even number of them; choose 'auto'"
     )
 
 

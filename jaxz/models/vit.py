@@ -107,7 +107,7 @@ class Backbone(nnx.Module):
             x = x + middle(self.position[...], x.shape[2]).astype(x.dtype)
         place = places(image.shape[2] // self.patch, image.shape[3] // self.patch)  # [N,2]
         if keep is not None:
-            x, place = jnp.take_along_axis(x, keep[:, None, :, None], axis=2), place[keep]
+            x, place = jnp.take_along_axis(x, keep[:, None, :, None], axis=2), jnp.asarray(place)[keep]
             observed = None if observed is None else jnp.take_along_axis(observed, keep[:, None], axis=2)
         own, x = self.transform(x, observed, place, path_key)
         return summarise(own, x, observed)

@@ -25,8 +25,8 @@ class Stem(nnx.Module):
 
 
 def sampled_bands(observed: jax.Array, key: jax.Array) -> jax.Array:
-    """bool [B,C]: some of the bands in `observed` [B,C] for each image; first their number is drawn, uniformly from 1 to
-    all, then which."""
+    """bool [B,C]: some of the bands in `observed` [B,C], for each image; first their number is drawn, uniformly from 1
+    to all, then which."""
     count, number = observed.sum(1), jax.random.uniform(jax.random.fold_in(key, 0), observed.shape[:1])
     draw = jnp.where(observed, jax.random.uniform(jax.random.fold_in(key, 1), observed.shape), 2)
     rank = draw.argsort(1).argsort(1)  # of each band in its image's random order, observed ones first
