@@ -31,6 +31,8 @@ class Attention(nnx.Module):
         if mask is not None:
             mask = jnp.broadcast_to(mask[:, None, None], (batch, 1, tokens, tokens))
         kernel = choose_kernel(self.kernel, q.dtype, q.shape[-1], mask is not None and tokens % 2)
+        if q.dtype == jnp.float16 and jax.default_backend() == "cpu":  # where XLA has no float32 products of float16
+            q, k, v = (a.astype(jnp.float32) for a in (q, k, v))
         return self.out(jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=kernel).reshape(x.shape))
 
 

@@ -119,7 +119,7 @@ class Backbone(nnx.Module):
         own = [token[...] for token in (self.cls_token, self.register_token) if token is not None]
         own = [jnp.broadcast_to(token, (batch, *token.shape)).astype(x.dtype) for token in own]
         x = jnp.concatenate([*own, x.reshape(batch, groups * patches, width)], axis=1)
-        count = x.shape[1] - groups * patches  # tokens of no patch: looked at by all, and never turned
+        count = x.shape[1] - groups * patches  # tokens of no patch, which all look at
         mask = angles = None
         if observed is not None:
             mask = jnp.pad(observed.reshape(batch, -1), ((0, 0), (count, 0)), constant_values=True)
@@ -148,8 +148,8 @@ def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def places(rows: int, columns: int) -> np.ndarray:
-    """float32 [N,2]: row and column of every patch."""
-    return np.indices((rows, columns), np.float32).reshape(2, -1).T
+    """float32 [N,2]: row and column of every patch from the middle, where tokens of no patch are."""
+    return (np.indices((rows, columns), np.float32).reshape(2, -1) - np.float32([[rows - 1], [columns - 1]]) / 2).T
 
 
 def middle(position: jax.Array, tokens: int) -> jax.Array:

@@ -118,7 +118,7 @@ def test_a_cls_token_sums_up_and_registers_count_nowhere():
         run = jax.jit(encoder.__call__)
         encoded = run(params, image, mask)
         assert encoded.tokens.shape == (4, 4, 32) and encoder.tokens == 4
-        others = run({**params, "register_token": 2 * params["register_token"]}, image, mask)
+        others = run({**params, "register_token": -params["register_token"]}, image, mask)
         assert np.abs(others.cls - encoded.cls).max() > 1e-4  # looked at, but not counted:
         mean = np.abs(encoded.cls - encoded.tokens.mean(1)).max()
         assert mean < 1e-6 if summary == "mean" else mean > 1e-2
@@ -126,7 +126,7 @@ def test_a_cls_token_sums_up_and_registers_count_nowhere():
 
 @pytest.mark.parametrize("position", ["learned", "rope"])
 def test_the_middle_cut_out_is_the_middle_patches_of_the_whole(position):
-    encoder = models.build(ConfigDict({**CONFIG, "patch": 4, "position": position}), BANDS, 16)
+    encoder = models.build(ConfigDict({**CONFIG, "patch": 4, "position": position, "registers": 2}), BANDS, 16)
     params, mask = parameters(encoder), jnp.ones((4, 3, 16, 16), bool)
     kept = jax.jit(encoder.__call__)(params, images(), mask, jnp.tile(jnp.array([5, 6, 9, 10]), (4, 1)))
     cut = jax.jit(encoder.__call__)(params, images()[..., 4:12, 4:12], mask[..., 4:12, 4:12])
@@ -135,7 +135,7 @@ def test_the_middle_cut_out_is_the_middle_patches_of_the_whole(position):
 
 def test_rotary_positions_know_no_middle():
     """A crop from the corner is the corner's patches; an image may be larger than the model's too."""
-    encoder = models.build(ConfigDict({**CONFIG, "patch": 4, "position": "rope", "registers": 2}), BANDS, 8)
+    encoder = models.build(ConfigDict({**CONFIG, "patch": 4, "position": "rope"}), BANDS, 8)
     params, mask = parameters(encoder), jnp.ones((4, 3, 16, 16), bool)
     kept = jax.jit(encoder.__call__)(params, images(), mask, jnp.tile(jnp.array([10, 11, 14, 15]), (4, 1)))
     cut = jax.jit(encoder.__call__)(params, images()[..., 8:, 8:], mask[..., 8:, 8:])
