@@ -11,13 +11,16 @@ from jaxz.models.functional import Functional
 
 
 class Encoder(Functional):
-    """encoder(params, image [B,C,H,W], mask [B,C,H,W], ...) -> Encoded(cls [B,width], tokens [B,N,width])."""
+    """encoder(params, image [B,C,H,W], mask [B,C,H,W], ...) -> Encoded(cls [B,width], tokens [B,N,width], observed).
+
+    Attributes: bands, size in pixels, tokens (N, the number of patches), width, dtype (of the computation).
+    """
 
     def __init__(self, config, bands, size: int):
         super().__init__(lambda rngs: backbone(config.name).Backbone(config, bands, size, rngs=rngs))
         image = jax.ShapeDtypeStruct((1, len(bands), size, size), jnp.float32)
         encoded = jax.eval_shape(self, jax.eval_shape(self.init, jax.random.key(0)), image, image)
-        self.bands, self.size = bands, size
+        self.bands, self.size, self.dtype = bands, size, jnp.dtype(config.dtype)
         self.tokens, self.width = encoded.tokens.shape[1:]
 
 

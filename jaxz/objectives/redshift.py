@@ -44,8 +44,8 @@ class Objective:
     def init(self, key):
         return self.head.init(key), {}
 
-    def logits(self, params, image, mask):
-        return self.head(params["redshift"], self.encoder(params["encoder"], image, mask).cls)
+    def logits(self, params, image, mask, key=None):
+        return self.head(params["redshift"], self.encoder(params["encoder"], image, mask, key=key).cls)
 
     def loss(self, params, ema, extra, batch, key, step):
         z, error = batch["z"].astype(jnp.float32), batch["z_err"].astype(jnp.float32)
@@ -54,7 +54,8 @@ class Objective:
         sigma = jnp.maximum(jnp.nan_to_num(error), self.settings.label_sigma * (1 + z))
         target = soft_labels(z, sigma, self.edges)
         hidden = hide_bands(batch["mask"], self.settings.band_mask, key)
-        logits = self.logits(params, batch["image"], batch["mask"] & ~hidden[..., None, None])
+        shown = batch["mask"] & ~hidden[..., None, None]
+        logits = self.logits(params, batch["image"], shown, jax.random.fold_in(key, 1))
         entropy = -(target * jax.nn.log_softmax(logits)).sum(1)
         count = labelled.sum()
         loss = jnp.where(labelled, entropy, 0).sum() / jnp.maximum(count, 1)
