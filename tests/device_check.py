@@ -36,9 +36,9 @@ def main(config_argument: str, workdir: str) -> None:
     for name, devices, data, fsdp in (("1", 1, 1, 1), ("8", 8, 8, 1), ("2x4", 8, 2, 4)):
         mesh = make_mesh(data, fsdp, jax.devices()[:devices])
         with jax.set_mesh(mesh):
-            abstract = abstract_state(objective, optimizer, 0.9, mesh)
+            abstract = abstract_state(objective, optimizer, config, mesh)
             step = make_step(objective, optimizer, prepare, config, abstract)
-            make = lambda: fresh_state(objective, optimizer, 0.9, 0)
+            make = lambda: fresh_state(objective, optimizer, config)
             state = jax.jit(make, out_shardings=jax.tree.map(lambda a: a.sharding, abstract))()
             stream = train.make_stream(config, dataset, objective, prepare, mesh)
             losses, rows = [], []
@@ -69,7 +69,7 @@ def main(config_argument: str, workdir: str) -> None:
                 "digest": digests({"params": state.params})["params"],
             }
         if name == "2x4":
-            result["resharded"] = reshard(state, workdir, objective, optimizer, mesh)
+            result["resharded"] = reshard(state, workdir, objective, optimizer, config, mesh)
     result["compact"] = decode_split(f"{workdir}_compact", normalisation)
     json.dump(result, sys.stdout)
 
@@ -84,7 +84,7 @@ def decode_split(path: str, normalisation: Normalisation) -> dict:
     return collectives(compiled)
 
 
-def reshard(state, workdir, objective, optimizer, mesh) -> bool:
+def reshard(state, workdir, objective, optimizer, config, mesh) -> bool:
     """Saved on 2 x 4, restored on 4 x 2 (digests are verified on the way) and on one device: the same values."""
     checkpoints = Checkpoints(workdir, keep=1)
     with jax.set_mesh(mesh):
@@ -94,7 +94,7 @@ def reshard(state, workdir, objective, optimizer, mesh) -> bool:
     for data, fsdp in ((4, 2), (1, 1)):
         mesh = make_mesh(data, fsdp, jax.devices()[: data * fsdp])
         with jax.set_mesh(mesh):
-            restored, _, _ = checkpoints.restore(abstract_state(objective, optimizer, 0.9, mesh))
+            restored, _, _ = checkpoints.restore(abstract_state(objective, optimizer, config, mesh))
         for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(restored), strict=True):
             same &= bool(np.array_equal(np.asarray(a), np.asarray(b)))
     checkpoints.close()

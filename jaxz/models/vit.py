@@ -15,7 +15,7 @@ CHECKS = {
     "depth": (lambda s: s.depth >= 1, "at least 1"),
     "heads": (lambda s: s.heads >= 1 and s.width % s.heads == 0, "a divisor of model.width"),
     "patch": (lambda s: s.patch >= 1, "at least 1"),
-    "dtype": (lambda s: s.dtype in ("float32", "bfloat16"), "float32 or bfloat16"),
+    "dtype": (lambda s: s.dtype in ("float32", "bfloat16", "float16"), "float32, bfloat16 or float16"),
 }
 
 
