@@ -87,10 +87,10 @@ BACKBONES = tuple(module.name for module in pkgutil.iter_modules([str(Path(__fil
 
 
 def are_rules(rules) -> bool:
-    """Whether all are pairs (regex, factor)."""
+    """Whether they are one or more pairs (regex, factor)."""
     number = lambda v: isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) and v >= 0
     pair = lambda rule: isinstance(rule, tuple | list) and len(rule) == 2
-    return all(pair(rule) and isinstance(rule[0], str) and number(rule[1]) for rule in rules)
+    return len(rules) > 0 and all(pair(rule) and isinstance(rule[0], str) and number(rule[1]) for rule in rules)
 
 
 # (field, test, what it must be)

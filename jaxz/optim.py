@@ -139,7 +139,7 @@ def factors(rules: list[tuple[str, str, float]], params) -> dict[str, float]:
             raise InputError(f"{field}: {regex!r} matches no parameter of {names}; mend it")
         found = {**dict.fromkeys(matched, factor), **found}
     if left := [name for name in names if name not in found]:
-        raise InputError(f"{rules[-1][0] if rules else 'optim'}: no rule covers {left[0]!r}; add a last one, ('', 1.0)")
+        raise InputError(f"{rules[-1][0]}: no rule covers {left[0]!r}; add a last one, ('.', 1.0)")
     return found
 
 

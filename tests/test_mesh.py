@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxz.errors import InputError
 from jaxz.mesh import local_slots, make_mesh, shardings
+from tests.device_check import MESHES
 from tests.helpers import small_config
 
 ROOT = Path(__file__).parents[1]
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def measured(blob_dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("mesh")
-    config = small_config(folder, blob_dataset, mae=0.1, fluxes=1.0, redshift=1.0)
+    config = small_config(folder, blob_dataset, depth=1, mae=0.1, fluxes=1.0, redshift=1.0)
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "tests.device_check", config, str(folder / "run")]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -31,21 +32,26 @@ def measured(blob_dataset, tmp_path_factory):
 
 
 @pytest.mark.parametrize("mesh", ["8", "2x4"])
-def test_eight_devices_train_as_one(measured, mesh):
-    assert measured[mesh]["rows"] == measured["1"]["rows"]
-    np.testing.assert_allclose(measured[mesh]["losses"], measured["1"]["losses"], rtol=1e-5)
+@pytest.mark.parametrize("kind", ["", " in parts"])
+def test_eight_devices_train_as_one(measured, mesh, kind):
+    """Also where a batch is worked through in slices, by two members at once."""
+    one, many = measured[f"1{kind}"], measured[f"{mesh}{kind}"]
+    assert many["rows"] == one["rows"]
+    np.testing.assert_allclose(many["losses"], one["losses"], rtol=1e-5)
 
 
 def test_the_state_is_donated(measured):
-    for mesh in ("1", "8", "2x4"):
+    for mesh in MESHES:
         assert measured[mesh]["donated"] == measured[mesh]["leaves"]
         assert measured[mesh]["aliased"] >= measured[mesh]["leaves"] - 1
 
 
 def test_collectives_of_the_compiled_step(measured):
     """Data parallel: one fused all-reduce. FSDP: weights are gathered, 66 all-gathers and 2 all-reduces measured."""
-    assert measured["1"]["collectives"] == {}
-    assert set(measured["8"]["collectives"]) == {"all-reduce"} and measured["8"]["collectives"]["all-reduce"] <= 2
+    for kind in ("", " in parts"):
+        assert measured[f"1{kind}"]["collectives"] == {}
+        found = measured[f"8{kind}"]["collectives"]
+        assert set(found) == {"all-reduce"} and found["all-reduce"] <= 2
     assert 0 < measured["2x4"]["collectives"]["all-gather"] <= 70
     assert measured["2x4"]["collectives"]["all-reduce"] <= 4
 
@@ -55,9 +61,13 @@ def test_compact_images_are_decoded_where_they_are(measured):
 
 
 def test_fsdp_splits_parameters_and_their_moments(measured):
-    assert measured["1"]["kernel_shard"] == [2, 32, 128]
-    assert measured["2x4"]["kernel_shard"] == [2, 8, 128]
-    assert measured["2x4"]["moment_shard"] == [[2, 8, 128]] * 2
+    def kernels(mesh):
+        shards = measured[mesh]["shards"]
+        return [shape for name, shape in shards.items() if name.endswith("encoder/blocks/up/kernel")]
+
+    assert kernels("1") == [[1, 32, 128]] * 4  # parameters, their average, two moments
+    assert kernels("2x4") == [[1, 8, 128]] * 4
+    assert kernels("2x4 in parts") == [[2, 1, 8, 128]] * 4
 
 
 def test_a_checkpoint_restores_onto_another_mesh(measured):
