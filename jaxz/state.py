@@ -115,7 +115,7 @@ def make_step(objective, optimizer, prepare, config, abstract: TrainState) -> Ca
     def move(state: TrainState, batch: dict, seed: jax.Array):
         scale = state.opt.scale if is_half(config) else None
         grads, extra, metrics = gradients(state, batch, seed, scale)
-        metrics["optim/grad_norm"] = optax.global_norm(grads)
+        metrics["optim/grad_norm"] = optax.tree.norm(grads)
         updates, opt = optimizer.update(grads, state.opt.inner if is_half(config) else state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = optax.incremental_update(params, state.ema, 1 - ema_decay(config.train, state.step)) if state.ema else {}

@@ -1,6 +1,7 @@
 """One device against eight: the same samples and losses, and what the compiled step holds."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -10,10 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
+from jaxz import objectives
+from jaxz.config import default, fill
+from jaxz.data.manifest import Band
+from jaxz.data.prepare import Normalisation
 from jaxz.errors import InputError
 from jaxz.mesh import local_slots, make_mesh, shardings
+from jaxz.models import build
+from jaxz.optim import make_optimizer
+from jaxz.state import abstract_state
 from tests.device_check import MESHES
 from tests.helpers import small_config
 
@@ -68,6 +77,31 @@ def test_fsdp_splits_parameters_and_their_moments(measured):
     assert kernels("1") == [[1, 32, 128]] * 4  # parameters, their average, two moments
     assert kernels("2x4") == [[1, 8, 128]] * 4
     assert kernels("2x4 in parts") == [[2, 1, 8, 128]] * 4
+
+
+def test_fsdp_over_eight_devices_leaves_each_an_eighth_of_a_giant():
+    """ViT-g of DINOv2 with its optimizer's moments and average, from the shapes alone: at most 1.10 of an eighth."""
+    config = default()
+    config.losses = dict(redshift=1.0)
+    config.train.ema_decay = 0.99
+    config.model.update(dict(width=1536, depth=40, heads=24, patch=8))
+    fill(config)
+    bands = tuple(Band(n, w, 100.0, 27.0, 0.2, 1.0, 1.0, 0.8) for n, w in (("g", 480.0), ("r", 620.0), ("i", 770.0)))
+    normalisation = Normalisation(bands, (1.0,) * 3, 64, 0.2, False)
+    objective = objectives.Objective(build(config.model, bands, 64), config, normalisation)
+    params = jax.eval_shape(lambda: objective.init(jax.random.key(0))[0])
+    optimizer = make_optimizer(config.optim, 100, params)
+    state = abstract_state(objective, optimizer, config, AbstractMesh((1, 8), ("data", "fsdp")))
+    assert sum(a.size for a in jax.tree.leaves(state.params)) > 1.1e9
+    leaves = jax.tree.leaves(state)
+    whole = sum(a.size * a.dtype.itemsize for a in leaves)
+    share = sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in leaves)
+    assert whole > 4 * 4 * 1.1e9 and share <= 1.1 * whole / 8
+
+
+def test_a_compiled_step_holds_a_share_of_the_state(measured):
+    """Of the 2 x 4 mesh: parameters, moments and average by four, but for what is too small to split."""
+    assert measured["2x4"]["room"] < 0.35 * measured["1"]["room"]
 
 
 def test_a_checkpoint_restores_onto_another_mesh(measured):

@@ -1,5 +1,7 @@
 """The step on a model small enough to follow: accumulation, float16's loss scale, members, what is compiled."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +35,8 @@ class Objective:
         noise = self.noise * jax.random.normal(key, predicted.shape)
         error = (predicted + noise - batch["y"]) ** 2
         loss = (batch.get("weight", 1.0) * error).mean() + batch["trouble"].max() * params["head"]["kernel"].sum()
-        return loss, {"metrics": {"first": batch["y"][0]}, "extra": {"head": {"seen": extra["head"]["seen"] + 1}}}
+        metrics = {"first": batch["y"][0], "draw": noise[0]}
+        return loss, {"metrics": metrics, "extra": {"head": {"seen": extra["head"]["seen"] + 1}}}
 
 
 def prepare(batch, key):
@@ -46,18 +49,25 @@ def batch_of(n: int, trouble: float = 0.0) -> dict:
     return {name: jnp.float32(a) for name, a in batch.items()} | {"row": jnp.arange(ROWS) + ROWS * n}
 
 
+@functools.cache
+def made(dtype: str, seed: int, noise: float, **train):
+    """(the state's shapes, the step, a function that makes the first state) of a config; compiled once a config."""
+    config = default()
+    config.model.dtype, config.seed = dtype, seed
+    config.train.update(dict(steps=100, ema_decay=0.9) | train)
+    config.optim.update(dict(lr=0.01, warmup_steps=0))
+    objective = Objective(noise)
+    optimizer = make_optimizer(config.optim, 100, jax.eval_shape(lambda: objective.init(jax.random.key(0))[0]))
+    abstract = abstract_state(objective, optimizer, config, make_mesh(1, 1))
+    fresh = lambda: fresh_state(objective, optimizer, config)
+    first = jax.jit(fresh, out_shardings=jax.tree.map(lambda a: a.sharding, abstract))
+    return abstract, make_step(objective, optimizer, prepare, config, abstract), first
+
+
 class Training:
-    def __init__(self, noise: float = 0.0, dtype: str = "float32", seed: int = 0, **train):
-        config = default()
-        config.model.dtype, config.seed = dtype, seed
-        config.train.update(dict(steps=100, ema_decay=0.9) | train)
-        config.optim.update(dict(lr=0.01, warmup_steps=0))
-        objective, mesh = Objective(noise), make_mesh(1, 1)
-        optimizer = make_optimizer(config.optim, 100, jax.eval_shape(lambda: objective.init(jax.random.key(0))[0]))
-        self.abstract = abstract_state(objective, optimizer, config, mesh)
-        self.step = make_step(objective, optimizer, prepare, config, self.abstract)
-        self.state = jax.jit(lambda: fresh_state(objective, optimizer, config))()
-        self.metrics: list[dict] = []
+    def __init__(self, dtype: str = "float32", seed: int = 5, noise: float = 0.0, **train):
+        self.abstract, self.step, first = made(dtype, seed, noise, **train)
+        self.state, self.metrics = first(), []
 
     def run(self, batches) -> "Training":
         for batch in batches:
@@ -79,8 +89,8 @@ def same(found, expected, **tolerance) -> None:
     jax.tree.map(lambda a, b: compare(a, b, **tolerance), jax.device_get(found), jax.device_get(expected))
 
 
-@pytest.mark.parametrize("count", [2, 8])
-def test_accumulated_slices_are_the_whole_batch(plain, count):
+def test_accumulated_slices_are_the_whole_batch(plain):
+    count = 4
     found = Training(accumulate=count).run(BATCHES)
     same(found.state.params, plain.state.params, rtol=2e-6)
     same(found.state.opt, plain.state.opt, rtol=1e-5, atol=1e-9)
@@ -92,9 +102,10 @@ def test_accumulated_slices_are_the_whole_batch(plain, count):
 
 
 def test_each_slice_draws_its_own_noise():
-    batch = {name: jnp.tile(a[:1], (ROWS, *[1] * (a.ndim - 1))) for name, a in batch_of(0).items()}
-    one, two = (Training(noise=1.0, accumulate=n).run([batch]).metrics[0]["loss"] for n in (1, 2))
-    assert abs(one - two) > 1e-3
+    found = Training(noise=0.3, accumulate=2).run(BATCHES[:1]).metrics[0]["draw"]
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(5), 1), 0)
+    draws = [0.3 * jax.random.normal(jax.random.fold_in(key, n), (ROWS // 2,))[0] for n in range(2)]
+    np.testing.assert_allclose(found, np.mean(draws), rtol=1e-5)
 
 
 def test_a_slice_is_every_so_manieth_row():
@@ -105,10 +116,10 @@ def test_a_slice_is_every_so_manieth_row():
 def test_a_scaled_loss_moves_as_one_that_is_not(plain):
     """The scale is a power of two, and this model computes in float32 all the same."""
     found = Training(dtype="float16").run(BATCHES)
-    same(found.state.params, plain.state.params)
-    same(found.state.opt.inner, plain.state.opt)
+    same(found.state.params, plain.state.params, rtol=1e-6)
+    same(found.state.opt.inner, plain.state.opt, rtol=1e-5, atol=1e-9)
     assert [m["optim/loss_scale"] for m in found.metrics] == [FIRST_SCALE] * STEPS
-    same([m["loss"] for m in found.metrics], [m["loss"] for m in plain.metrics])
+    same([m["loss"] for m in found.metrics], [m["loss"] for m in plain.metrics], rtol=1e-6)
 
 
 def test_gradients_that_overflow_leave_all_but_the_scale_as_it_was():
@@ -141,17 +152,20 @@ def test_what_no_scale_cures_is_not_hidden():
     assert np.isnan(training.metrics[16]["optim/grad_norm"]) and float(training.state.opt.scale) == 1
 
 
+PARTS = dict(noise=0.3, accumulate=2)
+
+
 def test_each_member_is_a_run_of_its_seed():
-    members = Training(noise=0.3, seed=5, members=3).run(BATCHES)
-    for m in range(3):
+    members = Training(**PARTS, members=2).run(BATCHES)
+    for m in range(2):
         key = jax.random.fold_in(jax.random.key(5 + m), 2)
-        own = Training(noise=0.3, seed=5 + m).run({**b, "weight": bootstrap(key, b)} for b in BATCHES)
+        own = Training(**PARTS, seed=5 + m).run({**b, "weight": bootstrap(key, b)} for b in BATCHES)
         for item in ("params", "ema", "opt", "extra"):
             one = jax.tree.map(lambda a, m=m: a[m], getattr(members.state, item))
             same(one, getattr(own.state, item), rtol=1e-5, atol=1e-7)
     assert int(members.state.step) == STEPS
     kernel = np.asarray(members.state.params["encoder"]["kernel"])
-    assert kernel.shape == (3, 4, 8) and np.abs(kernel[0] - kernel[1]).max() > 0.1
+    assert kernel.shape == (2, 4, 8) and np.abs(kernel[0] - kernel[1]).max() > 0.1
 
 
 def test_a_bootstrap_is_poisson_and_the_objects_own():
@@ -168,7 +182,7 @@ def test_a_bootstrap_is_poisson_and_the_objects_own():
         assert abs(np.corrcoef(other, counts)[0, 1]) < 0.02
 
 
-@pytest.mark.parametrize("train", [dict(), dict(accumulate=2, members=2), dict(dtype="float16")])
+@pytest.mark.parametrize("train", [dict(), dict(**PARTS, members=2), dict(dtype="float16")])
 def test_a_step_is_compiled_once_and_takes_the_room_of_its_state(train):
     training = Training(**train)
     for batch in BATCHES:

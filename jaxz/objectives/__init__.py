@@ -14,7 +14,8 @@
         def predict(self, params, extra, batch) -> dict[str, Array]
 
 `params` is {"encoder": ..., <name>: ...} for every objective of the run, `ema` the same, averaged, or {}; `batch` is
-what jaxz.data.prepare makes: image, mask, sky, and lists of views and crops, which each hold these three.
+what jaxz.data.prepare makes: image, mask, sky, and lists of views and crops, which each hold these three; where an
+ensemble is trained also weight [B], how often each row counts for this member.
 """
 
 import importlib
