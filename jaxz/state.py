@@ -149,28 +149,25 @@ def make_gradients(objective, prepare, config, abstract: TrainState) -> Callable
         if several:
             batch["weight"] = bootstrap(jax.random.fold_in(seed, 2), batch)
         (_, (loss, aux)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params, state, batch, key, scale)
+        if scale is not None:
+            grads = jax.tree.map(lambda a: a / scale, grads)
         metrics = {"loss": loss, **aux["metrics"], "data/nonfinite": batch["nonfinite"].mean()}
         return jax.lax.with_sharding_constraint(grads, placed), aux["extra"], metrics
 
     def gradients(state, batch, seed, scale):
-        key = jax.random.fold_in(jax.random.fold_in(seed, 1), state.step)
-        count = config.train.accumulate
+        key, count = jax.random.fold_in(jax.random.fold_in(seed, 1), state.step), config.train.accumulate
         if count == 1:
-            grads, extra, metrics = of_slice(state, batch, seed, key, scale)
-        else:
+            return of_slice(state, batch, seed, key, scale)
 
-            def add(carry, part):
-                n, batch = part
-                total, extra = carry
-                grads, extra, metrics = of_slice(
-                    state._replace(extra=extra), batch, seed, jax.random.fold_in(key, n), scale
-                )
-                return (jax.tree.map(jnp.add, total, grads), extra), metrics
+        def add(carry, part):
+            (total, extra), (n, batch) = carry, part
+            own = state._replace(extra=extra)
+            grads, extra, metrics = of_slice(own, batch, seed, jax.random.fold_in(key, n), scale)
+            return (jax.tree.map(jnp.add, total, grads), extra), metrics
 
-            start = jax.tree.map(jnp.zeros_like, state.params), state.extra
-            (total, extra), metrics = jax.lax.scan(add, start, (jnp.arange(count), slices(batch, count)))
-            grads, metrics = jax.tree.map(lambda a: a / count, total), jax.tree.map(lambda a: a.mean(0), metrics)
-        return grads if scale is None else jax.tree.map(lambda a: a / scale, grads), extra, metrics
+        start = jax.tree.map(jnp.zeros_like, state.params), state.extra
+        (total, extra), metrics = jax.lax.scan(add, start, (jnp.arange(count), slices(batch, count)))
+        return jax.tree.map(lambda a: a / count, total), extra, jax.tree.map(lambda a: a.mean(0), metrics)
 
     return gradients
 
