@@ -33,15 +33,13 @@ def runner(config, dataset, mesh, augment: bool, unroll: int):
     prepare = Prepare(dataset.manifest, normalisation, config.augment if augment else None, objective.views)
     stream = train.make_stream(config, dataset, objective, prepare, mesh)
     host = next(stream)
-    host.pop("row")
     stream.close()
     params = jax.eval_shape(lambda: objective.init(jax.random.key(0))[0])
     optimizer = make_optimizer(config.optim, config.train.steps, params)
-    abstract = abstract_state(objective, optimizer, 0.0, mesh)
+    abstract = abstract_state(objective, optimizer, config, mesh)
     step, batch = make_step(objective, optimizer, prepare, config, abstract), to_devices(host, mesh)
-    state = jax.jit(
-        lambda: fresh_state(objective, optimizer, 0.0, 0), out_shardings=jax.tree.map(lambda a: a.sharding, abstract)
-    )()
+    make = lambda: fresh_state(objective, optimizer, config)
+    state = jax.jit(make, out_shardings=jax.tree.map(lambda a: a.sharding, abstract))()
     state, _ = step(state, batch)
 
     def run() -> float:

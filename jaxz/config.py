@@ -54,16 +54,26 @@ def default() -> ml_collections.ConfigDict:
                 steps=1000,
                 batch_size=128,
                 log_every=10,
+                accumulate=1,  # slices of a batch whose gradients are averaged, one after another: needs less memory
+                members=1,  # models trained at once on the same batches, with the seeds seed, seed + 1, ...
                 ema_decay=0.0,  # of the averaged parameters, a teacher's too; 0: no average is kept
                 ema_final=0.0,  # what it rises to, on half a cosine; 0: it stays
             ),
             optim=dict(
+                name="adamw",  # or "lamb", "muon"
                 lr=1e-3,
+                schedule="cosine",  # or "wsd": constant, to zero in the last fifth
                 warmup_steps=100,
                 weight_decay=0.05,
                 b2=0.999,
                 clip_norm=1.0,
-                frozen="",  # regex of parameter paths that stay as they are, such as "^encoder/" for a probe
+                # (regex of parameter paths, factor of the rate); the first that matches counts, all must be covered
+                lr_rules=((".", 1.0),),
+                decay_rules=(("(kernel|basis)$", 1.0), (".", 0.0)),
+                frozen="",  # regex, short for a first of lr_rules with factor 0, such as "^encoder/" for a probe
+                layer_decay=1.0,  # factor of the rate from each block of the encoder to the one below
+                lora_rank=0,  # of the factors that alone are trained of the encoder (LoRA); 0: train its parameters
+                lora_kernels="blocks/.*kernel$",  # regex of the encoder's kernels that have such factors
             ),
             mesh=dict(data=-1, fsdp=1),  # devices; data -1: all that are left
             checkpoint=dict(every=500, keep=2),
@@ -74,6 +84,14 @@ def default() -> ml_collections.ConfigDict:
 # Names of the objectives, without importing jax.
 OBJECTIVES = tuple(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / "objectives")]))
 BACKBONES = tuple(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / "models")]))
+
+
+def are_rules(rules) -> bool:
+    """Whether they are one or more pairs (regex, factor)."""
+    number = lambda v: isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) and v >= 0
+    pair = lambda rule: isinstance(rule, tuple | list) and len(rule) == 2
+    return len(rules) > 0 and all(pair(rule) and isinstance(rule[0], str) and number(rule[1]) for rule in rules)
+
 
 # (field, test, what it must be)
 CHECKS = (
@@ -91,9 +109,17 @@ CHECKS = (
     ("train.steps", lambda v: v >= 1, "at least 1"),
     ("train.batch_size", lambda v: 1 <= v <= 1_000_000, "from 1 to 1000000"),
     ("train.log_every", lambda v: v >= 1, "at least 1"),
+    ("train.accumulate", lambda v: v >= 1, "at least 1"),
+    ("train.members", lambda v: 1 <= v <= 1000, "from 1 to 1000"),
     ("train.ema_decay", lambda v: 0 <= v < 1, "in [0, 1)"),
     ("train.ema_final", lambda v: 0 <= v <= 1, "in [0, 1]"),
+    ("optim.name", lambda v: v in ("adamw", "lamb", "muon"), "'adamw', 'lamb' or 'muon'"),
     ("optim.lr", lambda v: v > 0, "above 0"),
+    ("optim.schedule", lambda v: v in ("cosine", "wsd"), "'cosine' or 'wsd'"),
+    ("optim.lr_rules", are_rules, "pairs (regex, factor), a factor at least 0"),
+    ("optim.decay_rules", are_rules, "pairs (regex, factor), a factor at least 0"),
+    ("optim.layer_decay", lambda v: 0 < v <= 1, "above 0, at most 1"),
+    ("optim.lora_rank", lambda v: v >= 0, "at least 0"),
     ("optim.warmup_steps", lambda v: v >= 0, "at least 0"),
     ("optim.b2", lambda v: 0 < v < 1, "between 0 and 1"),
     ("optim.weight_decay", lambda v: v >= 0, "at least 0"),
@@ -157,6 +183,13 @@ def validate(config: ml_collections.ConfigDict) -> None:
             field = f"{group}.{name}"
             if all(map(is_finite, config[group].values())) and not test(config[group]):
                 problems.append(f"{field}: {config[group][name]!r} must be {rule}")
+    if config.train.batch_size % max(1, config.train.accumulate):
+        problems.append(
+            f"train.accumulate: {config.train.accumulate} does not divide train.batch_size {config.train.batch_size}; "
+            "choose a divisor"
+        )
+    if config.seed + config.train.members > 2**63:
+        problems.append(f"seed: {config.seed} and train.members {config.train.members} pass 64 bits; lower the seed")
     if config.train.ema_decay == 0:
         problems += [
             f"train.ema_decay: 0.0, but {name} needs an averaged teacher; set it to 0.99 or more"

@@ -26,11 +26,12 @@ from jaxz.data.mixture import Stage
 from jaxz.data.prepare import Normalisation, Prepare
 from jaxz.data.stream import Source, Stream
 from jaxz.files import read_json, replace
-from jaxz.mesh import local_slots, make_mesh, to_devices
+from jaxz.mesh import local_slots, make_mesh, shardings, to_devices
 from jaxz.models import build
+from jaxz.models.lora import lora_init
 from jaxz.optim import make_optimizer
 from jaxz.provenance import versions
-from jaxz.state import abstract_state, fresh_state, make_step, start_from
+from jaxz.state import abstract_state, fresh_state, make_step, of_one, start_from
 
 log = logs.log
 
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> int:
     params = jax.eval_shape(lambda: objective.init(jax.random.key(0))[0])
     optimizer = make_optimizer(config.optim, config.train.steps, params)
     with jax.set_mesh(mesh):
-        abstract = abstract_state(objective, optimizer, config.train.ema_decay, mesh)
+        abstract = abstract_state(objective, optimizer, config, mesh)
         step = make_step(objective, optimizer, prepare, config, abstract)
         if first:
             check_workdir(workdir, config, allow_change)
@@ -83,10 +84,10 @@ def main(argv: list[str]) -> int:
         if restored:
             log.info("%s: going on from step %d of %d", workdir, int(state.step), config.train.steps)
         else:
-            make = lambda: fresh_state(objective, optimizer, config.train.ema_decay, config.seed)
+            make = lambda: fresh_state(objective, optimizer, config)
             state = jax.jit(make, out_shardings=jax.tree.map(lambda a: a.sharding, abstract))()
             if config.init.path:
-                state = start_from(state, pretrained_params(config, abstract))
+                state = start_from(state, pretrained_params(config, abstract, mesh))
             seconds = 0.0
             count = sum(a.size for a in jax.tree.leaves(state.params))
             log.info(
@@ -249,17 +250,27 @@ def run_meta(path: str) -> dict:
         checkpoints.close()
 
 
-def pretrained_params(config, abstract) -> dict:
-    """The encoder of the run in init.path, and the heads of the objectives that both have with the same settings."""
-    then = run_meta(config.init.path)["config"]
-    shared = [
-        "encoder",
-        *(name for name in config.losses if name in then["losses"] and then.get(name) == resolved(config).get(name)),
-    ]
-    wanted = {name: abstract.params[name] for name in shared}
+def pretrained_params(config, abstract, mesh) -> dict:
+    """The encoder of the run in init.path, low-rank factors merged into it, and the heads of the objectives that both
+    have with the same settings. Raises InputError for a run of another number of members, unless of one."""
+    then, now = complete(run_meta(config.init.path)["config"]), resolved(config)
+    members, rank = then["train"]["members"], then["optim"]["lora_rank"]
+    if members not in (1, config.train.members):
+        raise errors.InputError(
+            f"init.path: {config.init.path!r} holds {members} members; set train.members={members}, or name another run"
+        )
+    heads = (name for name in config.losses if name in then["losses"] and then.get(name) == now.get(name))
+    wanted = {name: abstract.params[name] for name in ("encoder", *heads)}
+    if members < config.train.members:
+        wanted = jax.tree.map(of_one, wanted)
+    if rank:
+        make = lambda: lora_init(jax.random.key(0), wanted["encoder"], then["optim"]["lora_kernels"], rank)
+        factors = jax.eval_shape(lambda: {"lora": make()})
+        place = lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
+        wanted |= jax.tree.map(place, factors, shardings(factors, mesh))
     checkpoints = Checkpoints(Path(config.init.path))
     try:
-        return checkpoints.params(wanted, config.init.item)
+        return objectives.merged(checkpoints.params(wanted, config.init.item))
     finally:
         checkpoints.close()
 
@@ -271,7 +282,7 @@ def make_stream(config, dataset: Dataset, objective, prepare: Prepare, mesh) -> 
         config.train.batch_size,
         stages=[Stage(tuple(stage["ratios"]), stage.get("steps")) for stage in config.data.stages],
         seed=config.seed,
-        local=local_slots(mesh, config.train.batch_size),
+        local=local_slots(mesh, config.train.batch_size, config.train.accumulate),
         check=config.data.check,
         on_error=config.data.on_error,
         coalesce=1024 * config.data.coalesce_kib,
@@ -324,7 +335,6 @@ def prefetch(stream: Stream, mesh, depth: int = 2):
     def transfer():
         if (batch := next(stream, None)) is None:
             return None
-        batch.pop("row")
         return to_devices(batch, mesh), stream.state()
 
     pool = ThreadPoolExecutor(1, thread_name_prefix="jaxz-transfer")

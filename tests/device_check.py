@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jaxz import objectives, runtime, train
-from jaxz.checkpoint import Checkpoints, digests
+from jaxz.checkpoint import Checkpoints
 from jaxz.config import parse
 from jaxz.data.dataset import open_dataset
 from jaxz.data.prepare import Normalisation, Prepare
@@ -19,58 +19,75 @@ from jaxz.optim import make_optimizer
 from jaxz.state import abstract_state, fresh_state, make_step
 from tests.helpers import blobs
 
+MESHES = {"1": (1, 1), "8": (8, 1), "2x4": (2, 4)}
+
+
+class Case:
+    """A config of a run on `dataset` and what is made of it once for all meshes."""
+
+    def __init__(self, config, dataset):
+        self.config, self.dataset = config, dataset
+        self.normalisation = Normalisation.create(dataset.manifest, (), config.data.softening, config.data.deredden)
+        self.prepare = Prepare(dataset.manifest, self.normalisation, config.augment)
+        encoder = build(config.model, self.normalisation.bands, self.normalisation.size)
+        self.objective = objectives.Objective(encoder, config, self.normalisation)
+        params = jax.eval_shape(lambda: self.objective.init(jax.random.key(0))[0])
+        self.optimizer = make_optimizer(config.optim, config.train.steps, params)
+
+    def abstract(self, mesh):
+        return abstract_state(self.objective, self.optimizer, self.config, mesh)
+
+    def measure(self, mesh) -> tuple[dict, object]:
+        """What 20 steps gave, and the state after them."""
+        with jax.set_mesh(mesh):
+            abstract = self.abstract(mesh)
+            make = lambda: fresh_state(self.objective, self.optimizer, self.config)
+            state = jax.jit(make, out_shardings=jax.tree.map(lambda a: a.sharding, abstract))()
+            stream = train.make_stream(self.config, self.dataset, self.objective, self.prepare, mesh)
+            losses, rows, compiled = [], [], None
+            for _ in range(20):
+                host = next(stream)
+                rows.append(host["row"].tolist())
+                batch = to_devices(host, mesh)
+                if compiled is None:
+                    step = make_step(self.objective, self.optimizer, self.prepare, self.config, abstract)
+                    compiled, old = step.lower(state, batch).compile(), jax.tree.leaves(state)
+                state, metrics = compiled(state, batch)
+                losses.append(float(metrics["loss"]))
+            stream.close()
+        text = compiled.as_text()
+        return {
+            "losses": losses,
+            "rows": rows,
+            "collectives": collectives(compiled),
+            "leaves": len(old),
+            "donated": sum(a.is_deleted() for a in old),
+            "aliased": text.count("may-alias") + text.count("must-alias"),
+            "room": compiled.memory_analysis().argument_size_in_bytes,
+            "shards": {name: list(a.sharding.shard_shape(a.shape)) for name, a in named(state).items()},
+        }, state
+
+
+def named(state) -> dict:
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
 
 def main(config_argument: str, workdir: str) -> None:
     runtime.set_xla_flags()
     config = parse([config_argument])
     config.train.ema_decay = 0.9
-    dataset = open_dataset(config.data.path)
-    normalisation = Normalisation.create(dataset.manifest, (), config.data.softening, config.data.deredden)
-    prepare = Prepare(dataset.manifest, normalisation, config.augment)
-    objective = objectives.Objective(
-        build(config.model, normalisation.bands, normalisation.size), config, normalisation
-    )
-    params = jax.eval_shape(lambda: objective.init(jax.random.key(0))[0])
-    optimizer = make_optimizer(config.optim, config.train.steps, params)
-    result = {}
-    for name, devices, data, fsdp in (("1", 1, 1, 1), ("8", 8, 8, 1), ("2x4", 8, 2, 4)):
-        mesh = make_mesh(data, fsdp, jax.devices()[:devices])
-        with jax.set_mesh(mesh):
-            abstract = abstract_state(objective, optimizer, 0.9, mesh)
-            step = make_step(objective, optimizer, prepare, config, abstract)
-            make = lambda: fresh_state(objective, optimizer, 0.9, 0)
-            state = jax.jit(make, out_shardings=jax.tree.map(lambda a: a.sharding, abstract))()
-            stream = train.make_stream(config, dataset, objective, prepare, mesh)
-            losses, rows = [], []
-            for n in range(20):
-                host = next(stream)
-                rows.append(host.pop("row").tolist())
-                batch = to_devices(host, mesh)
-                if n == 0:
-                    compiled = step.lower(state, batch).compile()
-                    old = jax.tree.leaves(state)
-                state, metrics = step(state, batch)
-                if n == 0:
-                    donated = sum(a.is_deleted() for a in old)
-                losses.append(float(metrics["loss"]))
-            stream.close()
-            kernel = state.params["encoder"]["blocks"]["up"]["kernel"]
-            result[name] = {
-                "losses": losses,
-                "rows": rows,
-                "collectives": collectives(compiled),
-                "leaves": len(old),
-                "donated": donated,
-                "aliased": compiled.as_text().count("may-alias") + compiled.as_text().count("must-alias"),
-                "kernel_shard": list(kernel.sharding.shard_shape(kernel.shape)),
-                "moment_shard": [
-                    list(a.sharding.shard_shape(a.shape)) for a in jax.tree.leaves(state.opt) if a.shape == kernel.shape
-                ],
-                "digest": digests({"params": state.params})["params"],
-            }
-        if name == "2x4":
-            result["resharded"] = reshard(state, workdir, objective, optimizer, mesh)
-    result["compact"] = decode_split(f"{workdir}_compact", normalisation)
+    dataset, result = open_dataset(config.data.path), {}
+    whole = Case(config, dataset)
+    for name, (data, fsdp) in MESHES.items():
+        result[name], state = whole.measure(make_mesh(data, fsdp, jax.devices()[: data * fsdp]))
+    result["resharded"] = reshard(whole, state, workdir)
+    result["compact"] = decode_split(f"{workdir}_compact", whole.normalisation)
+    config.losses = dict(redshift=1.0)
+    config.train.update(dict(accumulate=2, members=2))
+    parts = Case(config, dataset)
+    for name, (data, fsdp) in MESHES.items():
+        result[f"{name} in parts"], _ = parts.measure(make_mesh(data, fsdp, jax.devices()[: data * fsdp]))
     json.dump(result, sys.stdout)
 
 
@@ -84,17 +101,14 @@ def decode_split(path: str, normalisation: Normalisation) -> dict:
     return collectives(compiled)
 
 
-def reshard(state, workdir, objective, optimizer, mesh) -> bool:
+def reshard(case: Case, state, workdir: str) -> bool:
     """Saved on 2 x 4, restored on 4 x 2 (digests are verified on the way) and on one device: the same values."""
     checkpoints = Checkpoints(workdir, keep=1)
-    with jax.set_mesh(mesh):
-        checkpoints.save(state, {}, {"config": {}})
+    checkpoints.save(state, {}, {"config": {}})
     checkpoints.finish()
     same = True
     for data, fsdp in ((4, 2), (1, 1)):
-        mesh = make_mesh(data, fsdp, jax.devices()[: data * fsdp])
-        with jax.set_mesh(mesh):
-            restored, _, _ = checkpoints.restore(abstract_state(objective, optimizer, 0.9, mesh))
+        restored, _, _ = checkpoints.restore(case.abstract(make_mesh(data, fsdp, jax.devices()[: data * fsdp])))
         for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(restored), strict=True):
             same &= bool(np.array_equal(np.asarray(a), np.asarray(b)))
     checkpoints.close()

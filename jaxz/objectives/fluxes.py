@@ -50,7 +50,8 @@ class Objective:
         measured = jnp.isfinite(flux)
         error = jnp.where(measured, predicted - jnp.arcsinh(jnp.where(measured, flux, 0)), 0)
         huber = jnp.where(jnp.abs(error) < 1, 0.5 * error**2, jnp.abs(error) - 0.5)
-        return huber.sum() / jnp.maximum(measured.sum(), 1), {"metrics": {}, "extra": extra}
+        weight = measured * batch.get("weight", jnp.ones(len(flux)))[:, None]
+        return (weight * huber).sum() / jnp.maximum(weight.sum(), 1), {"metrics": {}, "extra": extra}
 
     def predict(self, params, extra, batch):
         """flux [B,C] in microjansky, of the bands that the model knows; dereddened where the run's images are."""

@@ -57,9 +57,9 @@ class Objective:
         shown = batch["mask"] & ~hidden[..., None, None]
         logits = self.logits(params, batch["image"], shown, jax.random.fold_in(key, 1))
         entropy = -(target * jax.nn.log_softmax(logits)).sum(1)
-        count = labelled.sum()
-        loss = jnp.where(labelled, entropy, 0).sum() / jnp.maximum(count, 1)
-        return loss, {"metrics": {"labelled": count / len(z)}, "extra": extra}
+        weight = jnp.where(labelled, batch.get("weight", 1.0), 0)
+        loss = (weight * entropy).sum() / jnp.maximum(weight.sum(), 1)
+        return loss, {"metrics": {"labelled": labelled.mean()}, "extra": extra}
 
     def predict(self, params, extra, batch):
         """pdf [B,bins]: the probability of each redshift bin, averaged over the views."""
