@@ -128,7 +128,8 @@ class Prepare:
         true where observed, sky [B,C] is the background's sigma in the same unit; the catalog's flux_<band> and
         fluxerr_<band> are dereddened where the image is; nonfinite [B] is the share of the observed pixels that hold
         NaN or inf and are therefore masked; other entries pass. views and crops: lists of {image, mask, sky}, the first
-        view being the one above. `key` moves only augmentation, which depends on (key, number of the view, epoch, position)."""
+        view being the one above. `key` moves only augmentation, which depends on (key, number of the view, epoch,
+        position)."""
         stored = jnp.asarray(batch["image"])
         if "image_dither" in batch:
             stored = restore(stored, *(batch[name] for name in COMPACT), self.compact.steps)
