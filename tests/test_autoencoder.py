@@ -58,24 +58,18 @@ def trained_kl(beta: float) -> float:
     """The divergence in nats after training on images of one varying number."""
     objective, params, extra = make(dict(autoencoder=1.0), autoencoder=dict(latent=4, hidden=16, beta=beta))
     optimizer = optax.adam(3e-3)
-    profile = jnp.exp(-((jnp.mgrid[:16, :16] - 7.5) ** 2).sum(0) / 20)
+    rng, profile = np.random.default_rng(0), np.exp(-((np.mgrid[:16, :16] - 7.5) ** 2).sum(0) / 20)
+    images = rng.normal(0, 3, (200, 64, 1, 1, 1)) * profile + rng.normal(0, 0.5, (200, 64, 3, 16, 16))
 
-    def batch_of_blobs(key):
-        height, noise = jax.random.split(key)
-        image = 3 * jax.random.normal(height, (64, 1, 1, 1)) * profile
-        image += 0.5 * jax.random.normal(noise, (64, 3, 16, 16))
-        return {"image": image, "mask": jnp.ones(image.shape, bool), "sky": jnp.full((64, 3), 0.5)}
+    def step(state, data):
+        image, key = data
+        batch = {"image": image, "mask": jnp.ones(image.shape, bool), "sky": jnp.full((64, 3), 0.5)}
+        gradients, aux = jax.grad(lambda p: objective.loss(p, {}, extra, batch, key, 0), has_aux=True)(state[0])
+        updates, opt = optimizer.update(gradients, state[1])
+        return (optax.apply_updates(state[0], updates), opt), aux["metrics"]["autoencoder/kl"]
 
-    def step(state, key):
-        params, opt = state
-        loss = lambda p: objective.loss(p, {}, extra, batch_of_blobs(key), key, 0)
-        (_, aux), gradients = jax.value_and_grad(loss, has_aux=True)(params)
-        updates, opt = optimizer.update(gradients, opt)
-        return (optax.apply_updates(params, updates), opt), aux["metrics"]
-
-    keys = jax.random.split(KEY, 200)
-    metrics = jax.jit(lambda state: jax.lax.scan(step, state, keys)[1])((params, optimizer.init(params)))
-    return float(metrics["autoencoder/kl"][-20:].mean())
+    train = jax.jit(lambda *data: jax.lax.scan(step, (params, optimizer.init(params)), data)[1])
+    return float(train(images.astype(np.float32), jax.random.split(KEY, 200))[-20:].mean())
 
 
 def test_the_divergence_falls_with_beta():
