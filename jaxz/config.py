@@ -196,6 +196,12 @@ def validate(config: ml_collections.ConfigDict) -> None:
             for name, module in modules(config).items()
             if getattr(getattr(module, "Objective", None), "teacher", False)
         ]
+    if config.augment.square:
+        problems += [
+            f"augment.square: True, but {name} learns which way an image is turned; set it to False"
+            for name, module in modules(config).items()
+            if getattr(getattr(module, "Objective", None), "oriented", False)
+        ]
     if config.init.item == "ema" and not config.init.path:
         problems.append("init.item: 'ema' needs init.path, the run to start from")
     if problems:

@@ -81,16 +81,19 @@ class Model:
 
     def predict(self, batch: dict, manifest: Manifest | None = None) -> dict[str, np.ndarray]:
         """What the run's objectives predict, by name: embedding [B,D]; pdf [B,bins] (mass per redshift bin); flux [B,C]
-        (microjansky); reconstruction [B,C,H,W]. Of a run with E > 1 members all have their axis: [B,E,...].
+        (microjansky); reconstruction [B,C,H,W]; and what else their `predict` says. Of a run with E > 1 members all have
+        their axis: [B,E,...].
 
         batch: image [B,C,H,W] in stored units of `manifest`'s bands (default: those of the training dataset), and where
-        there are ebv [B], bands_observed [B], image_mask [B,C,H,W]. Without bands_observed a band that is zero in every
+        there are ebv [B], bands_observed [B], image_mask [B,C,H,W] and the columns that the objectives' `inputs` name,
+        such as flux_<band> [B], which count as missing (NaN) else. Without bands_observed a band that is zero in every
         pixel counts as not observed; without ebv there is a warning, and no reddening is corrected.
         Raises InputError for an image of another shape.
         """
         manifest = manifest or self.training_units
         prepare, function = self.compiled(manifest.to_json())
-        return jax.device_get(function(self.params, completed(batch, manifest, prepare.deredden)))
+        batch = completed(batch, manifest, prepare.deredden, self.objective.inputs)
+        return jax.device_get(function(self.params, batch))
 
     def embed(self, batch: dict, manifest: Manifest | None = None) -> np.ndarray:
         """float32 [B,D], of several members [B,E,D]: the encoder's summary of each image."""
@@ -123,7 +126,8 @@ class Model:
         Raises InputError where the dataset's bands, size or scale do not fit the model, or it has no such output.
         """
         prepare, _ = self.compiled(dataset.manifest.to_json())
-        source = Source(dataset, prepare.arrays, prepare.columns, where)
+        columns = {*prepare.columns, *self.objective.inputs} & dataset.manifest.columns.keys()
+        source = Source(dataset, prepare.arrays, tuple(sorted(columns)), where)
         stream = Stream(source, batch_size, shuffle=False, epochs=1)
         parts: dict[str, list] = {name: [] for name in ("row", *outputs)}
         with logs.Bar("predict", stream.batches) as bar:
@@ -141,7 +145,7 @@ class Model:
         return whole.pop("row"), whole
 
 
-def completed(batch: dict, manifest: Manifest, deredden: bool) -> dict[str, np.ndarray]:
+def completed(batch: dict, manifest: Manifest, deredden: bool, columns: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
     """The entries of a batch that a model reads, with what is missing of them filled in as Model.predict says."""
     wanted = manifest.arrays["image"].shape
     shape = np.shape(batch["image"]) if "image" in batch else "missing"
@@ -158,6 +162,7 @@ def completed(batch: dict, manifest: Manifest, deredden: bool) -> dict[str, np.n
         used["bands_observed"] = ((used["image"] != empty).any((2, 3)) * bits).sum(1, dtype=np.uint32)
     if deredden and "ebv" not in batch:
         warnings.warn("batch has no 'ebv': Galactic reddening is not corrected", stacklevel=3)
+    used |= {name: np.asarray(batch.get(name, np.full(shape[0], np.nan)), np.float32) for name in columns}
     return used | ({"ebv": np.asarray(batch.get("ebv", np.zeros(shape[0])), np.float32)} if deredden else {})
 
 

@@ -116,17 +116,20 @@ class Prepare:
                 "with E(B-V), or train with data.deredden=False"
             )
         self.extinction = np.array([band.a_over_ebv for band in normalisation.bands], np.float32)
-        self.fluxes = [f"flux_{band.name}" for band in normalisation.bands]
+        self.fluxes = [
+            (c, f"{kind}_{band.name}") for c, band in enumerate(normalisation.bands) for kind in ("flux", "fluxerr")
+        ]
         arrays = ["image", *(["image_mask"] if "image_mask" in manifest.arrays else [])]
         columns = [name for name in ("bands_observed",) if name in manifest.columns] + ["ebv"] * self.deredden
         self.arrays, self.columns = tuple(arrays), tuple(columns)  # of the dataset: what the stream must carry
 
     def __call__(self, batch: dict, key: jax.Array) -> dict:
         """image [B,C,H,W], in stored units or compact levels with their entries, becomes float32, mask [B,C,H,W] is
-        true where observed, sky [B,C] is the background's sigma in the same unit; the catalog's flux_<band> are
-        dereddened where the image is; nonfinite [B] is the share of the observed pixels that hold NaN or inf and are
-        therefore masked; other entries pass. views and crops: lists of {image, mask, sky}, the first view being the one
-        above. `key` moves only augmentation, which depends on (key, number of the view, epoch, position)."""
+        true where observed, sky [B,C] is the background's sigma in the same unit; the catalog's flux_<band> and
+        fluxerr_<band> are dereddened where the image is; nonfinite [B] is the share of the observed pixels that hold
+        NaN or inf and are therefore masked; other entries pass. views and crops: lists of {image, mask, sky}, the first
+        view being the one above. `key` moves only augmentation, which depends on (key, number of the view, epoch,
+        position)."""
         stored = jnp.asarray(batch["image"])
         if "image_dither" in batch:
             stored = restore(stored, *(batch[name] for name in COMPACT), self.compact.steps)
@@ -147,7 +150,7 @@ class Prepare:
             ebv = jnp.nan_to_num(batch["ebv"].astype(jnp.float32))  # unknown reddening: taken as none
             brighter = 10 ** (0.4 * ebv[:, None] * self.extinction)  # [B,C]
             flux, sky = flux * brighter[..., None, None], sky * brighter
-            rest |= {name: rest[name] * brighter[:, c] for c, name in enumerate(self.fluxes) if name in rest}
+            rest |= {name: rest[name] * brighter[:, c] for c, name in self.fluxes if name in rest}
         if self.augment is None:
             views, crops = [seen(flux, mask, sky)], []
         else:

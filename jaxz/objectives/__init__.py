@@ -5,9 +5,11 @@
 
     class Objective(Protocol):
         columns: tuple[str, ...]                               # index columns that its batches must carry
+        inputs: tuple[str, ...] = ()                           # those that predict reads too
         views: int = 1                                         # differently augmented images that it needs of an object
         crops: tuple[int, int] = (0, 0)                        # number and pixels of smaller ones beside them
         teacher: bool = False                                  # whether it needs `ema`, the averaged parameters
+        oriented: bool = False                                 # whether augmentation must not turn or mirror images
         def __init__(self, encoder, settings, normalisation)
         def init(self, key) -> (params, extra)                 # of its own, beside the encoder's
         def loss(self, params, ema, extra, batch, key, step) -> (float32 [], {"metrics": {...}, "extra": ...})
@@ -50,6 +52,7 @@ class Objective:
         self.terms = {name: find(name)(encoder, config.get(name), normalisation) for name in self.weights}
         self.rank, self.kernels = config.optim.lora_rank, config.optim.lora_kernels
         self.columns = tuple(sorted({column for term in self.terms.values() for column in term.columns}))
+        self.inputs = tuple(sorted({column for term in self.terms.values() for column in getattr(term, "inputs", ())}))
         self.views = max(getattr(term, "views", 1) for term in self.terms.values())
         crops = {name: term.crops for name, term in self.terms.items() if getattr(term, "crops", (0, 0))[0]}
         if len(set(crops.values())) > 1:
