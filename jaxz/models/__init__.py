@@ -17,7 +17,7 @@ class Encoder(Functional):
         super().__init__(lambda rngs: backbone(config.name).Backbone(config, bands, size, rngs=rngs))
         image = jax.ShapeDtypeStruct((1, len(bands), size, size), jnp.float32)
         encoded = jax.eval_shape(self, jax.eval_shape(self.init, jax.random.key(0)), image, image)
-        self.bands, self.size = bands, size
+        self.bands, self.size, self.dtype = bands, size, jnp.dtype(config.dtype)
         self.tokens, self.width = encoded.tokens.shape[1:]
 
 
