@@ -31,7 +31,7 @@ LAYERS = (
     ("data.stream",),
     ("models", "photoz", "logs"),
     ("objectives",),
-    ("optim", "state"),
+    ("optim", "state", "monitor"),
     ("checkpoint", "dry_run"),
     ("results", "report_data", "report_tables", "report_figures"),
     ("predict", "report", "photometry"),
