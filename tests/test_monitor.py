@@ -68,5 +68,7 @@ def test_a_forced_collapse_is_flagged_within_200_steps_and_a_healthy_run_is_not(
     assert train.main([healthy, f"--workdir={tmp_path / 'forced'}", *options, "--config.optim.lr=0.01"]) == errors.OK
     last = monitored(tmp_path / "forced")[-1]
     assert last["monitor/collapsed"] == 1.0, last
-    warnings = [line for line in (tmp_path / "forced" / "log.txt").read_text().splitlines() if "embeddings collapse" in line]
+    warnings = [
+        line for line in (tmp_path / "forced" / "log.txt").read_text().splitlines() if "embeddings collapse" in line
+    ]
     assert len(warnings) == 1 and "feature_std" in warnings[0] and "rankme" in warnings[0]

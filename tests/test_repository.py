@@ -35,7 +35,7 @@ LAYERS = (
     ("checkpoint", "dry_run"),
     ("results", "report_data", "report_tables", "report_figures"),
     ("predict", "report", "photometry"),
-    ("evaluate", "train"),
+    ("evaluate", "probe", "train"),
 )
 
 
