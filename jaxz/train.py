@@ -29,6 +29,7 @@ from jaxz.files import read_json, replace
 from jaxz.mesh import local_slots, make_mesh, shardings, to_devices
 from jaxz.models import build
 from jaxz.models.lora import lora_init
+from jaxz.monitor import EVERY, Monitor
 from jaxz.optim import make_optimizer
 from jaxz.provenance import versions
 from jaxz.state import abstract_state, fresh_state, make_step, of_one, start_from
@@ -73,12 +74,13 @@ def main(argv: list[str]) -> int:
         lock = runtime.lock(workdir / ".lock") if first else contextlib.nullcontext()
         runtime.wait_for_all("each has looked at the workdir, which changes now")
         logs.start_log(workdir if first else None)
+        monitor = Monitor(stream, dataset.manifest, normalisation, encoder, mesh)
         checkpoints = Checkpoints(workdir, config.checkpoint.keep)
         restored = checkpoints.restore(abstract)
         if restored:
             state, stream_state, meta = restored
             stream.restore(stream_state)
-            seconds = meta["seconds"]
+            seconds, initial = meta["seconds"], meta.get("monitor")
         if first:
             write_config(workdir, config)
         if restored:
@@ -88,7 +90,7 @@ def main(argv: list[str]) -> int:
             state = jax.jit(make, out_shardings=jax.tree.map(lambda a: a.sharding, abstract))()
             if config.init.path:
                 state = start_from(state, pretrained_params(config, abstract, mesh))
-            seconds = 0.0
+            seconds, initial = 0.0, None
             count = sum(a.size for a in jax.tree.leaves(state.params))
             log.info(
                 "%s: %d parameters on %d device(s), %d samples to train on", workdir, count, mesh.size, len(stream)
@@ -98,10 +100,11 @@ def main(argv: list[str]) -> int:
             "normalisation": normalisation.to_json(),
             "dataset": dataset.fingerprint(),
             "versions": versions(),
+            "monitor": initial or jax.tree.map(float, monitor.measure(state.params)),
         }
 
         # ---- loop ----------------------------------------------------------------------------------------------------
-        run = Run(workdir, config, checkpoints, meta, mesh, seconds)
+        run = Run(workdir, config, checkpoints, monitor, meta, mesh, seconds)
         with lock, contextlib.closing(stream), checkpoints, contextlib.closing(run):
             run.loop(step, state, stream)
     return errors.OK
@@ -111,8 +114,10 @@ class Run:
     """The loop, and what it writes to the run directory. Of several processes all take part in checkpoints; the first
     writes the rest."""
 
-    def __init__(self, workdir: Path, config, checkpoints: Checkpoints, meta: dict, mesh, seconds: float):
+    def __init__(self, workdir: Path, config, checkpoints: Checkpoints, monitor: Monitor, meta: dict, mesh, seconds):
         self.workdir, self.config, self.checkpoints, self.meta, self.mesh = workdir, config, checkpoints, meta, mesh
+        self.monitor, every = monitor, config.train.log_every
+        self.look_every = every * -(-EVERY // every)  # steps
         self.seconds, self.began = seconds, time.monotonic()  # spent before this process, and its own beginning
         self.waiting: deque = deque()  # metrics still on the device: read a step late, so that logging never blocks
         self.written = ""  # the newest loss on disk, with its step
@@ -134,6 +139,8 @@ class Run:
                 state, values = step(state, batch)
                 stop = signals.agreed()
                 if n % config.train.log_every == 0 or n == last:
+                    if n % self.look_every == 0 or n == last:
+                        values |= self.monitor(state.params, self.meta["monitor"])
                     self.waiting.append((n, values))
                     self.write_metrics(keep=1)
                     now = n, time.monotonic()
@@ -154,6 +161,7 @@ class Run:
             values = {name: float(value) for name, value in jax.device_get(values).items()}
             if self.metrics:
                 self.metrics.write(n, values)
+                self.monitor.warn(n, values, self.meta["monitor"])
             self.written = f"loss {values['loss']:.4g} at step {n}, "
             self.check_finite(n, values)
 

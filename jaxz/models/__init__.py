@@ -23,6 +23,16 @@ class Encoder(Functional):
         self.bands, self.size, self.dtype = bands, size, jnp.dtype(config.dtype)
         self.tokens, self.width = encoded.tokens.shape[1:]
 
+    def views(self, params: dict, views: list[dict], hidden: jax.Array | None = None, **kwargs):
+        """Encoded(cls [B,V,D], tokens [B,V,N,D]) of V views {image, mask} of each object, all of one size; hidden bool
+        [B,V,N]. One batch in which an object's views lie together: on a mesh they stay on its device."""
+        together = lambda arrays: jnp.stack(arrays, 1).reshape(-1, *arrays[0].shape[1:])
+        image, mask = (together([view[name] for view in views]) for name in ("image", "mask"))
+        if hidden is not None:
+            kwargs["hidden"] = hidden.reshape(-1, hidden.shape[-1])
+        encoded = self(params, image, mask, **kwargs)
+        return jax.tree.map(lambda a: a.reshape(-1, len(views), *a.shape[1:]), encoded)
+
 
 def build(config, bands, size: int) -> Encoder:
     """The encoder that the config's `model` group describes, for images of `size` pixels in `bands`.
