@@ -43,9 +43,15 @@ def default() -> ml_collections.ConfigDict:
                 softening=3.0,  # asinh scale, in units of the sky sigma per pixel
                 deredden=True,  # Galactic reddening, by the columns ebv and a_over_ebv
             ),
-            augment=dict(  # on the device, of linear flux, in training only
-                square=True,  # the 8 symmetries of the square, and moves ...
-                shift=0,  # ... by up to so many pixels
+            augment=dict(  # on the device, of linear flux, in training only; 0 and () change nothing
+                orientation="square",  # its 8 symmetries, "any" angle and mirrored, or "none"
+                shift=0,  # moves by up to so many whole pixels along each axis ...
+                subpixel=False,  # ... and by a part of a pixel
+                noise=(),  # (1.0, 2.0): white noise up to a sky sigma so many times each band's own
+                psf_fwhm=(),  # (0.8, 1.2): each band, if sharper, blurred to a FWHM between these, arcsec
+                ebv=0.0,  # Galactic reddening by up to so much E(B-V) more, mag; only without data.deredden
+                band_dropout=0.0,  # chance of a band to be masked; one always stays
+                hole=0,  # side of a square masked in all bands, pixels
             ),
             model=dict(name="vit"),  # and the settings of jaxz/models/<name>.py
             losses=dict(redshift=1.0),  # objectives by name, with their weights; each has a group of settings
@@ -81,6 +87,12 @@ def default() -> ml_collections.ConfigDict:
     )
 
 
+def is_range(values) -> bool:
+    """Whether it is empty, or two finite numbers in order."""
+    numbers = all(isinstance(v, int | float) and math.isfinite(v) for v in values)
+    return not values or (numbers and len(values) == 2 and values[0] <= values[1])
+
+
 # Names of the objectives, without importing jax.
 OBJECTIVES = tuple(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / "objectives")]))
 BACKBONES = tuple(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / "models")]))
@@ -104,7 +116,13 @@ CHECKS = (
     ("data.window", lambda v: v >= 0, "at least 0"),
     ("data.threads", lambda v: v >= 1, "at least 1"),
     ("data.softening", lambda v: v > 0, "above 0"),
+    ("augment.orientation", lambda v: v in ("square", "any", "none"), "'square', 'any' or 'none'"),
     ("augment.shift", lambda v: v >= 0, "at least 0"),
+    ("augment.noise", lambda v: is_range(v) and (not v or v[0] >= 1), "() or (low, high) of at least 1"),
+    ("augment.psf_fwhm", lambda v: is_range(v) and (not v or v[0] > 0), "() or (low, high) in arcsec"),
+    ("augment.ebv", lambda v: 0 <= v <= 10, "in 0..10"),
+    ("augment.band_dropout", lambda v: 0 <= v < 1, "in [0, 1)"),
+    ("augment.hole", lambda v: v >= 0, "at least 0"),
     ("init.item", lambda v: v in ("params", "ema"), "'params' or 'ema'"),
     ("train.steps", lambda v: v >= 1, "at least 1"),
     ("train.batch_size", lambda v: 1 <= v <= 1_000_000, "from 1 to 1000000"),
@@ -196,12 +214,18 @@ def validate(config: ml_collections.ConfigDict) -> None:
             for name, module in modules(config).items()
             if getattr(getattr(module, "Objective", None), "teacher", False)
         ]
-    if config.augment.square:
+    if config.augment.orientation != "none":
         problems += [
-            f"augment.square: True, but {name} learns which way an image is turned; set it to False"
+            f"augment.orientation: {config.augment.orientation!r}, but {name} learns which way an image is turned; set it "
+            "to 'none'"
             for name, module in modules(config).items()
             if getattr(getattr(module, "Objective", None), "oriented", False)
         ]
+    if config.augment.ebv and config.data.deredden:
+        problems.append(
+            f"augment.ebv: {config.augment.ebv} reddens images that data.deredden corrects; set it to 0, or "
+            "data.deredden=False"
+        )
     if config.init.item == "ema" and not config.init.path:
         problems.append("init.item: 'ema' needs init.path, the run to start from")
     if problems:
@@ -341,7 +365,9 @@ def check_known(config: ml_collections.ConfigDict, field: str, path: str) -> Non
 
 
 def complete(config: dict) -> dict:
-    """A resolved config as it was once written, with the defaults of the fields that have come since."""
+    """A resolved config as it was once written, with the defaults of the fields that have come since, and under their
+    present names those that were called otherwise."""
+    config = renamed(config)
     wanted = default()
     wanted.losses, wanted.model.name = config["losses"], config["model"]["name"]
     whole = {name: value for name, value in config.items() if name not in OBJECTIVES or name in config["losses"]}
@@ -352,6 +378,16 @@ def complete(config: dict) -> dict:
             value = config[name]
         whole[name] = value
     return whole
+
+
+def renamed(config: dict) -> dict:
+    """data.augment (bool) and data.shift became augment.orientation and augment.shift."""
+    if "augment" not in config["data"]:
+        return config
+    data = dict(config["data"])
+    augmented, shift = data.pop("augment"), data.pop("shift", 0)
+    own = dict(orientation="square" if augmented else "none", shift=shift if augmented else 0)
+    return {**config, "data": data, "augment": own}
 
 
 def difference(old, new, field: str = "") -> list[str]:

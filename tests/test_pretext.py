@@ -85,9 +85,9 @@ def test_augmentation_must_not_turn_what_is_to_be_told(name):
     config = default()
     config.data.path, config.losses = "somewhere", {name: 1.0}
     if name != "jigsaw":
-        with pytest.raises(InputError, match=f"augment.square: True, but {name} learns which way"):
+        with pytest.raises(InputError, match=f"augment.orientation: 'square', but {name} learns which way"):
             validate(fill(config))
-        config.augment.square = False
+        config.augment.orientation = "none"
     validate(fill(config))
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxz.data import compact
-from jaxz.data.augment import augmented
+from jaxz.data.augment import Augment
 from jaxz.data.manifest import Band, Manifest
 from jaxz.errors import InputError, suggest
 
@@ -109,7 +109,9 @@ class Prepare:
         self.factor = np.where(there, factor, 0).astype(np.float32)
         self.sky = np.where(there, [b.sky_sigma for b in bands] * self.factor, 1).astype(np.float32)
         self.there, self.deredden = there, normalisation.deredden
-        self.augment, self.views, self.crops = augment, views, crops
+        least = crops[1] if crops[0] else normalisation.size
+        self.augment = augment and Augment(augment, bands, normalisation.size, least)
+        self.views, self.crops = views, crops
         if self.deredden and "ebv" not in manifest.columns:
             raise InputError(
                 "data.deredden: the dataset has no column 'ebv', which the model's inputs are corrected by; convert it "
@@ -156,7 +158,7 @@ class Prepare:
         else:
             numbers = [batch[name].astype(jnp.uint32) for name in ("epoch", "position", "source") if name in batch]
             look = lambda n, size: seen(
-                *augmented(flux, mask, sky, jnp.stack(numbers, 1), jax.random.fold_in(key, n), self.augment, size)
+                *self.augment(flux, mask, sky, jnp.stack(numbers, 1), jax.random.fold_in(key, n), size)
             )
             views = [look(n, flux.shape[-1]) for n in range(self.views)]
             crops = [look(self.views + n, self.crops[1]) for n in range(self.crops[0])]

@@ -6,7 +6,7 @@ from jaxz.objectives import rotation
 
 
 class Objective(rotation.Objective):
-    """As rotation, of the image and its mirror image; augmentation must not mirror (augment.square=False)."""
+    """As rotation, of the image and its mirror image; augmentation must not mirror (augment.orientation="none")."""
 
     name = "flip"
 

@@ -15,7 +15,7 @@ from jaxz.models.functional import Functional
 
 class Objective:
     """Cross-entropy of telling which of K rearrangements of the pixels an image was given, K turns by 90 degrees here.
-    The objective draws them; augmentation must not turn the images before (augment.square=False)."""
+    The objective draws them; augmentation must not turn the images before (augment.orientation="none")."""
 
     name, columns, oriented = "rotation", (), True
 
