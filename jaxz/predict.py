@@ -81,8 +81,8 @@ class Model:
 
     def predict(self, batch: dict, manifest: Manifest | None = None) -> dict[str, np.ndarray]:
         """What the run's objectives predict, by name: embedding [B,D]; pdf [B,bins] (mass per redshift bin); flux [B,C]
-        (microjansky); reconstruction [B,C,H,W]; and what else their `predict` says. Of a run with E > 1 members all have
-        their axis: [B,E,...].
+        (microjansky); reconstruction [B,C,H,W]; and what else they say. Of a run with E > 1 members all have their
+        axis: [B,E,...].
 
         batch: image [B,C,H,W] in stored units of `manifest`'s bands (default: those of the training dataset), and where
         there are ebv [B], bands_observed [B], image_mask [B,C,H,W] and the columns that the objectives' `inputs` name,

@@ -49,7 +49,10 @@ LINES = [
     ),
     ("config.redshift = dict(bins='3')", r"own.py' sets redshift.bins to '3', which is no int"),
     ("del config.seed; config.seed = '3'", r"own.py' sets seed to '3', which is no int"),
-    ("del config.augment.square; config.augment.square = 1", r"own.py' sets augment.square to 1, which is no bool"),
+    (
+        "del config.augment.subpixel; config.augment.subpixel = 1",
+        r"own.py' sets augment.subpixel to 1, which is no bool",
+    ),
     ("config.train.steps = 'a'", r"own.py, line 4: TypeError"),
 ]
 
@@ -82,7 +85,7 @@ OVERRIDES = [
     ("train.stepz=3", r"train.stepz is no field of '.*own.py'. Did you mean 'steps'"),
     ("data.path.x=3", r"data.path.x is no field of '.*own.py'\.$"),
     ("train.steps=1.5", r"train.steps=1.5: invalid literal"),
-    ("augment.square=3", r"augment.square=3: .*Non-boolean"),
+    ("augment.subpixel=3", r"augment.subpixel=3: .*Non-boolean"),
     ("mae.mask_ratio=0.5", r"mae.mask_ratio is no field of '.*own.py'"),
     ("losses=3", r"losses=3: .*not a dict"),
 ]
@@ -104,7 +107,7 @@ VALUES = [
     ("mae.decoder_heads=3", "mae.decoder_heads: 3 must be a divisor of mae.decoder_width"),
     ("redshift.bins=10001", "redshift.bins: 10001 must be from 2 to 10000"),
     ("train.batch_size=1000001", "train.batch_size: 1000001 must be from 1 to 1000000"),
-    ("model.dtype=float64", "model.dtype: 'float64' must be float32, bfloat16 or float16"),
+    ("model.dtype=float64", "model.dtype: 'float64' must be one of float32, bfloat16, float16"),
     (f"seed={2**63}", f"seed: {2**63} must be of 64 bits"),
 ]
 
