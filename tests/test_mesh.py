@@ -77,11 +77,12 @@ def test_fsdp_splits_parameters_and_their_moments(measured):
     assert kernels("2x4 in parts") == [[2, 1, 8, 128]] * 4
 
 
-def test_fsdp_over_eight_devices_leaves_each_an_eighth_of_a_giant():
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_fsdp_over_eight_devices_leaves_each_an_eighth_of_a_giant(name):
     """ViT-g of DINOv2 with its optimizer's moments and average, from the shapes alone: at most 1.10 of an eighth."""
     config = default()
     config.losses = dict(redshift=1.0)
-    config.train.ema_decay = 0.99
+    config.train.ema_decay, config.optim.name = 0.99, name
     config.model.update(dict(width=1536, depth=40, heads=24, patch=8))
     fill(config)
     bands = tuple(Band(n, w, 100.0, 27.0, 0.2, 1.0, 1.0, 0.8) for n, w in (("g", 480.0), ("r", 620.0), ("i", 770.0)))
@@ -94,7 +95,7 @@ def test_fsdp_over_eight_devices_leaves_each_an_eighth_of_a_giant():
     leaves = jax.tree.leaves(state)
     whole = sum(a.size * a.dtype.itemsize for a in leaves)
     share = sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in leaves)
-    assert whole > 4 * 4 * 1.1e9 and share <= 1.1 * whole / 8
+    assert whole > 3 * 4 * 1.1e9 and share <= 1.1 * whole / 8
 
 
 def test_a_compiled_step_holds_a_share_of_the_state(measured):
