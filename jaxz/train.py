@@ -201,7 +201,7 @@ def arguments(argv: list[str]) -> tuple[Path, bool, bool, list[str]]:
 def starting_normalisation(workdir: Path, config, dataset: Dataset) -> Normalisation:
     """The run's own where it goes on, else that of the run in init.path, else a new one for this dataset.
 
-    Raises InputError where the run in init.path has another model or other inputs than the config says.
+    Raises InputError where the run in init.path has another model, number of members or inputs than the config says.
     """
     if (workdir / "checkpoints").is_dir():
         meta = None
@@ -219,6 +219,10 @@ def starting_normalisation(workdir: Path, config, dataset: Dataset) -> Normalisa
         use = " ".join(f"--config.model.{name}={value}" for name, value in then.items() if now.get(name) != value)
         raise errors.InputError(
             f"init.path: {config.init.path!r} has another model ({'; '.join(changed)}); use the same: {use}"
+        )
+    if (members := meta["config"]["train"].get("members", 1)) not in (1, config.train.members):
+        raise errors.InputError(
+            f"init.path: {config.init.path!r} holds {members} members; set train.members={members}, or name another run"
         )
     return inherited_normalisation(meta, config, f"init.path {config.init.path!r}")
 
@@ -252,13 +256,9 @@ def run_meta(path: str) -> dict:
 
 def pretrained_params(config, abstract, mesh) -> dict:
     """The encoder of the run in init.path, low-rank factors merged into it, and the heads of the objectives that both
-    have with the same settings. Raises InputError for a run of another number of members, unless of one."""
+    have with the same settings."""
     then, now = complete(run_meta(config.init.path)["config"]), resolved(config)
     members, rank = then["train"]["members"], then["optim"]["lora_rank"]
-    if members not in (1, config.train.members):
-        raise errors.InputError(
-            f"init.path: {config.init.path!r} holds {members} members; set train.members={members}, or name another run"
-        )
     heads = (name for name in config.losses if name in then["losses"] and then.get(name) == now.get(name))
     wanted = {name: abstract.params[name] for name in ("encoder", *heads)}
     if members < config.train.members:
