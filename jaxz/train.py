@@ -26,12 +26,12 @@ from jaxz.data.mixture import Stage
 from jaxz.data.prepare import Normalisation, Prepare
 from jaxz.data.stream import Source, Stream
 from jaxz.files import read_json, replace
-from jaxz.mesh import local_slots, make_mesh, shardings, to_devices
+from jaxz.mesh import local_slots, make_mesh, to_devices
 from jaxz.models import build
 from jaxz.models.lora import lora_init
 from jaxz.optim import make_optimizer
 from jaxz.provenance import versions
-from jaxz.state import abstract_state, fresh_state, make_step, of_one, start_from
+from jaxz.state import abstract_state, fresh_state, make_step, of_one, placed, start_from
 
 log = logs.log
 
@@ -264,10 +264,9 @@ def pretrained_params(config, abstract, mesh) -> dict:
     if members < config.train.members:
         wanted = jax.tree.map(of_one, wanted)
     if rank:
-        make = lambda: lora_init(jax.random.key(0), wanted["encoder"], then["optim"]["lora_kernels"], rank)
-        factors = jax.eval_shape(lambda: {"lora": make()})
-        place = lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
-        wanted |= jax.tree.map(place, factors, shardings(factors, mesh))
+        encoder, kernels = wanted["encoder"], then["optim"]["lora_kernels"]
+        make = lambda: lora_init(jax.random.key(0), encoder, kernels, rank)
+        wanted |= placed({"lora": jax.eval_shape(make)}, mesh)
     checkpoints = Checkpoints(Path(config.init.path))
     try:
         return objectives.merged(checkpoints.params(wanted, config.init.item))
