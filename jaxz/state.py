@@ -41,11 +41,16 @@ class Scaled(NamedTuple):
 def abstract_state(objective, optimizer, config, mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, without any array."""
     shapes = jax.eval_shape(lambda: fresh_member(objective, optimizer, config, jax.random.key(0)))
-    placed = lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
-    one = jax.tree.map(placed, shapes, shardings(shapes, mesh))
+    one = placed(shapes, mesh)
     if config.train.members == 1:
         return one
     return jax.tree.map(lambda a: of_all(a, config.train.members), one)._replace(step=one.step)
+
+
+def placed(shapes, mesh):
+    """`shapes` with the shardings that the rules of jaxz.mesh give them."""
+    place = lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
+    return jax.tree.map(place, shapes, shardings(shapes, mesh))
 
 
 def of_all(one: jax.ShapeDtypeStruct, members: int) -> jax.ShapeDtypeStruct:
@@ -137,7 +142,7 @@ def make_gradients(objective, prepare, config, abstract: TrainState) -> Callable
     train.accumulate. seed: the member's key; scale: the loss's, None without."""
     still = frozen(config.optim, abstract.params)
     several = config.train.members > 1
-    placed = jax.tree.map(lambda a: (of_one(a) if several else a).sharding, abstract.params)
+    split = jax.tree.map(lambda a: (of_one(a) if several else a).sharding, abstract.params)
 
     def loss_of(params, state, batch, key, scale):
         params = jax.tree.map(lambda p, stays: jax.lax.stop_gradient(p) if stays else p, params, still)
@@ -152,7 +157,7 @@ def make_gradients(objective, prepare, config, abstract: TrainState) -> Callable
         if scale is not None:
             grads = jax.tree.map(lambda a: a / scale, grads)
         metrics = {"loss": loss, **aux["metrics"], "data/nonfinite": batch["nonfinite"].mean()}
-        return jax.lax.with_sharding_constraint(grads, placed), aux["extra"], metrics
+        return jax.lax.with_sharding_constraint(grads, split), aux["extra"], metrics
 
     def gradients(state, batch, seed, scale):
         key, count = jax.random.fold_in(jax.random.fold_in(seed, 1), state.step), config.train.accumulate

@@ -26,13 +26,13 @@ from jaxz.data.mixture import Stage
 from jaxz.data.prepare import Normalisation, Prepare
 from jaxz.data.stream import Source, Stream
 from jaxz.files import read_json, replace
-from jaxz.mesh import local_slots, make_mesh, shardings, to_devices
+from jaxz.mesh import local_slots, make_mesh, to_devices
 from jaxz.models import build
 from jaxz.models.lora import lora_init
 from jaxz.monitor import EVERY, Monitor
 from jaxz.optim import make_optimizer
 from jaxz.provenance import versions
-from jaxz.state import abstract_state, fresh_state, make_step, of_one, start_from
+from jaxz.state import abstract_state, fresh_state, make_step, of_one, placed, start_from
 
 log = logs.log
 
@@ -209,7 +209,7 @@ def arguments(argv: list[str]) -> tuple[Path, bool, bool, list[str]]:
 def starting_normalisation(workdir: Path, config, dataset: Dataset) -> Normalisation:
     """The run's own where it goes on, else that of the run in init.path, else a new one for this dataset.
 
-    Raises InputError where the run in init.path has another model or other inputs than the config says.
+    Raises InputError where the run in init.path has another model, number of members or inputs than the config says.
     """
     if (workdir / "checkpoints").is_dir():
         meta = None
@@ -227,6 +227,10 @@ def starting_normalisation(workdir: Path, config, dataset: Dataset) -> Normalisa
         use = " ".join(f"--config.model.{name}={value}" for name, value in then.items() if now.get(name) != value)
         raise errors.InputError(
             f"init.path: {config.init.path!r} has another model ({'; '.join(changed)}); use the same: {use}"
+        )
+    if (members := meta["config"]["train"].get("members", 1)) not in (1, config.train.members):
+        raise errors.InputError(
+            f"init.path: {config.init.path!r} holds {members} members; set train.members={members}, or name another run"
         )
     return inherited_normalisation(meta, config, f"init.path {config.init.path!r}")
 
@@ -260,22 +264,17 @@ def run_meta(path: str) -> dict:
 
 def pretrained_params(config, abstract, mesh) -> dict:
     """The encoder of the run in init.path, low-rank factors merged into it, and the heads of the objectives that both
-    have with the same settings. Raises InputError for a run of another number of members, unless of one."""
+    have with the same settings."""
     then, now = complete(run_meta(config.init.path)["config"]), resolved(config)
     members, rank = then["train"]["members"], then["optim"]["lora_rank"]
-    if members not in (1, config.train.members):
-        raise errors.InputError(
-            f"init.path: {config.init.path!r} holds {members} members; set train.members={members}, or name another run"
-        )
     heads = (name for name in config.losses if name in then["losses"] and then.get(name) == now.get(name))
     wanted = {name: abstract.params[name] for name in ("encoder", *heads)}
     if members < config.train.members:
         wanted = jax.tree.map(of_one, wanted)
     if rank:
-        make = lambda: lora_init(jax.random.key(0), wanted["encoder"], then["optim"]["lora_kernels"], rank)
-        factors = jax.eval_shape(lambda: {"lora": make()})
-        place = lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
-        wanted |= jax.tree.map(place, factors, shardings(factors, mesh))
+        encoder, kernels = wanted["encoder"], then["optim"]["lora_kernels"]
+        make = lambda: lora_init(jax.random.key(0), encoder, kernels, rank)
+        wanted |= placed({"lora": jax.eval_shape(make)}, mesh)
     checkpoints = Checkpoints(Path(config.init.path))
     try:
         return objectives.merged(checkpoints.params(wanted, config.init.item))

@@ -33,6 +33,7 @@ class Case:
         self.objective = objectives.Objective(encoder, config, self.normalisation)
         params = jax.eval_shape(lambda: self.objective.init(jax.random.key(0))[0])
         self.optimizer = make_optimizer(config.optim, config.train.steps, params)
+        self.first = jax.device_get(jax.jit(lambda: fresh_state(self.objective, self.optimizer, config))())
 
     def abstract(self, mesh):
         return abstract_state(self.objective, self.optimizer, self.config, mesh)
@@ -41,24 +42,20 @@ class Case:
         """What 20 steps gave, and the state after them."""
         with jax.set_mesh(mesh):
             abstract = self.abstract(mesh)
-            make = lambda: fresh_state(self.objective, self.optimizer, self.config)
-            state = jax.jit(make, out_shardings=jax.tree.map(lambda a: a.sharding, abstract))()
+            state = jax.device_put(self.first, jax.tree.map(lambda a: a.sharding, abstract))
+            step = make_step(self.objective, self.optimizer, self.prepare, self.config, abstract)
             stream = train.make_stream(self.config, self.dataset, self.objective, self.prepare, mesh)
-            losses, rows, compiled = [], [], None
-            for _ in range(20):
-                host = next(stream)
-                rows.append(host["row"].tolist())
-                batch = to_devices(host, mesh)
-                if compiled is None:
-                    step = make_step(self.objective, self.optimizer, self.prepare, self.config, abstract)
-                    compiled, old = step.lower(state, batch).compile(), jax.tree.leaves(state)
-                state, metrics = compiled(state, batch)
-                losses.append(float(metrics["loss"]))
+            hosts = [next(stream) for _ in range(20)]
             stream.close()
+            compiled = step.lower(abstract, to_devices(hosts[0], mesh)).compile()
+            losses, old = [], jax.tree.leaves(state)
+            for host in hosts:
+                state, metrics = compiled(state, to_devices(host, mesh))
+                losses.append(float(metrics["loss"]))
         text = compiled.as_text()
         return {
             "losses": losses,
-            "rows": rows,
+            "rows": [host["row"].tolist() for host in hosts],
             "collectives": collectives(compiled),
             "leaves": len(old),
             "donated": sum(a.is_deleted() for a in old),
@@ -66,6 +63,11 @@ class Case:
             "room": compiled.memory_analysis().argument_size_in_bytes,
             "shards": {name: list(a.sharding.shard_shape(a.shape)) for name, a in named(state).items()},
         }, state
+
+
+def mesh_of(name: str):
+    data, fsdp = MESHES[name]
+    return make_mesh(data, fsdp, jax.devices()[: data * fsdp])
 
 
 def named(state) -> dict:
@@ -79,15 +81,15 @@ def main(config_argument: str, workdir: str) -> None:
     config.train.ema_decay = 0.9
     dataset, result = open_dataset(config.data.path), {}
     whole = Case(config, dataset)
-    for name, (data, fsdp) in MESHES.items():
-        result[name], state = whole.measure(make_mesh(data, fsdp, jax.devices()[: data * fsdp]))
+    for name in MESHES:
+        result[name], state = whole.measure(mesh_of(name))
     result["resharded"] = reshard(whole, state, workdir)
     result["compact"] = decode_split(f"{workdir}_compact", whole.normalisation)
     config.losses = dict(redshift=1.0)
     config.train.update(dict(accumulate=2, members=2))
     parts = Case(config, dataset)
-    for name, (data, fsdp) in MESHES.items():
-        result[f"{name} in parts"], _ = parts.measure(make_mesh(data, fsdp, jax.devices()[: data * fsdp]))
+    for name in ("1", "2x4"):
+        result[f"{name} in parts"], _ = parts.measure(mesh_of(name))
     json.dump(result, sys.stdout)
 
 

@@ -32,35 +32,33 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def measured(blob_dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("mesh")
-    config = small_config(folder, blob_dataset, depth=1, mae=0.1, fluxes=1.0, redshift=1.0)
+    config = small_config(folder, blob_dataset, depth=1, mae=0.1, redshift=1.0)
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "tests.device_check", config, str(folder / "run")]
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of the machine code: compiling takes half as long
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("mesh", ["8", "2x4"])
-@pytest.mark.parametrize("kind", ["", " in parts"])
-def test_eight_devices_train_as_one(measured, mesh, kind):
+@pytest.mark.parametrize(("mesh", "one"), [("8", "1"), ("2x4", "1"), ("2x4 in parts", "1 in parts")])
+def test_eight_devices_train_as_one(measured, mesh, one):
     """Also where a batch is worked through in slices, by two members at once."""
-    one, many = measured[f"1{kind}"], measured[f"{mesh}{kind}"]
+    one, many = measured[one], measured[mesh]
     assert many["rows"] == one["rows"]
     np.testing.assert_allclose(many["losses"], one["losses"], rtol=1e-5)
 
 
 def test_the_state_is_donated(measured):
-    for mesh in MESHES:
+    for mesh in (*MESHES, "2x4 in parts"):
         assert measured[mesh]["donated"] == measured[mesh]["leaves"]
         assert measured[mesh]["aliased"] >= measured[mesh]["leaves"] - 1
 
 
 def test_collectives_of_the_compiled_step(measured):
     """Data parallel: one fused all-reduce. FSDP: weights are gathered, 66 all-gathers and 2 all-reduces measured."""
-    for kind in ("", " in parts"):
-        assert measured[f"1{kind}"]["collectives"] == {}
-        found = measured[f"8{kind}"]["collectives"]
-        assert set(found) == {"all-reduce"} and found["all-reduce"] <= 2
+    assert measured["1"]["collectives"] == measured["1 in parts"]["collectives"] == {}
+    assert set(measured["8"]["collectives"]) == {"all-reduce"} and measured["8"]["collectives"]["all-reduce"] <= 2
     assert 0 < measured["2x4"]["collectives"]["all-gather"] <= 70
     assert measured["2x4"]["collectives"]["all-reduce"] <= 4
 
@@ -79,11 +77,12 @@ def test_fsdp_splits_parameters_and_their_moments(measured):
     assert kernels("2x4 in parts") == [[2, 1, 8, 128]] * 4
 
 
-def test_fsdp_over_eight_devices_leaves_each_an_eighth_of_a_giant():
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_fsdp_over_eight_devices_leaves_each_an_eighth_of_a_giant(name):
     """ViT-g of DINOv2 with its optimizer's moments and average, from the shapes alone: at most 1.10 of an eighth."""
     config = default()
     config.losses = dict(redshift=1.0)
-    config.train.ema_decay = 0.99
+    config.train.ema_decay, config.optim.name = 0.99, name
     config.model.update(dict(width=1536, depth=40, heads=24, patch=8))
     fill(config)
     bands = tuple(Band(n, w, 100.0, 27.0, 0.2, 1.0, 1.0, 0.8) for n, w in (("g", 480.0), ("r", 620.0), ("i", 770.0)))
@@ -96,7 +95,7 @@ def test_fsdp_over_eight_devices_leaves_each_an_eighth_of_a_giant():
     leaves = jax.tree.leaves(state)
     whole = sum(a.size * a.dtype.itemsize for a in leaves)
     share = sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in leaves)
-    assert whole > 4 * 4 * 1.1e9 and share <= 1.1 * whole / 8
+    assert whole > 3 * 4 * 1.1e9 and share <= 1.1 * whole / 8
 
 
 def test_a_compiled_step_holds_a_share_of_the_state(measured):

@@ -136,6 +136,7 @@ def test_an_ensemble_predicts_the_mean_and_its_spread(run, dataset, tmp_path):
     assert np.std(best, axis=0).min() > 0
     with pytest.raises(InputError, match="init.path: .* holds 3 members; set train.members=3"):
         train.main([config, f"--workdir={tmp_path / 'x'}", f"--config.init.path={workdir}"])
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_run_without_redshifts_gives_reconstructions_and_embeddings(dataset, tmp_path):
