@@ -2,7 +2,8 @@
 
     python -m jaxz.train --config=configs/pretrain_jigsaw.py --workdir=runs/demo/jigsaw
 
-Hardware: 2 CPU cores for a try on the demo's dataset, one GPU for a survey. Time: TTT. Expect: EEE
+Hardware: 2 CPU cores for a try on the demo's dataset, one GPU for a survey. Time: that of demo_pretrain. Expect:
+jigsaw/accuracy rises from 1/24: an object in the middle tells which corner a quarter was.
 """
 
 from configs import demo_direct

@@ -2,7 +2,9 @@
 
     python -m jaxz.train --config=configs/pretrain_moco.py --workdir=runs/demo/moco
 
-Hardware: 2 CPU cores for a try on the demo's dataset, one GPU for a survey. Time: TTT. Expect: EEE
+Hardware: 2 CPU cores for a try on the demo's dataset, one GPU for a survey. Time: 1.3 times demo_pretrain's a step.
+Expect: the loss falls at first, rises while the queue fills with keys of objects, and falls again; moco/accuracy
+rises.
 """
 
 from configs import demo_direct

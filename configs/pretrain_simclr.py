@@ -2,7 +2,9 @@
 
     python -m jaxz.train --config=configs/pretrain_simclr.py --workdir=runs/demo/simclr
 
-Hardware: 2 CPU cores for a try on the demo's dataset, one GPU for a survey. Time: TTT. Expect: EEE
+Hardware: 2 CPU cores for a try on the demo's dataset, one GPU for a survey. Time: twice demo_pretrain's a step of the
+same batch, for its two views. Expect: the loss begins at about ln(511) = 6.2, that of chance, and falls within 100
+steps; simclr/accuracy rises.
 """
 
 from configs import demo_direct
