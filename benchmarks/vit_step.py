@@ -101,9 +101,9 @@ def stepper(objective, prepare, config, host: dict, mesh) -> Callable[[], float]
     params = jax.eval_shape(lambda: objective.init(jax.random.key(0))[0])
     optimizer = make_optimizer(config.optim, config.train.steps, params)
     with jax.set_mesh(mesh):
-        abstract = abstract_state(objective, optimizer, 0.0, mesh)
+        abstract = abstract_state(objective, optimizer, config, mesh)
         step, batch = make_step(objective, optimizer, prepare, config, abstract), to_devices(host, mesh)
-        make = lambda: fresh_state(objective, optimizer, 0.0, 0)
+        make = lambda: fresh_state(objective, optimizer, config)
         state = jax.jit(make, out_shardings=jax.tree.map(lambda a: a.sharding, abstract))()
         state, _ = step(state, batch)
 

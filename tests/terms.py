@@ -8,6 +8,7 @@ from jaxz import objectives
 from jaxz.config import default, fill
 from jaxz.data.manifest import Band
 from jaxz.data.prepare import Normalisation
+from jaxz.models import Encoder
 from jaxz.models.vit import Encoded
 
 BANDS = tuple(
@@ -19,7 +20,8 @@ BANDS = tuple(
 class Dense:
     """A layer of the observed pixels, with the face of an Encoder of four patches."""
 
-    bands, size, tokens, width = BANDS, 16, 4, 32
+    bands, size, tokens, width, dtype = BANDS, 16, 4, 32, jnp.dtype("float32")
+    views = Encoder.views
 
     def init(self, key):
         return {"kernel": jax.random.normal(key, (3 * 16 * 16, self.width)) / 3 / 16}

@@ -1,6 +1,7 @@
 """SimCLR, MoCo, VICReg, supervised contrast and alignment: against the papers' formulas in float64, loop by loop."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxz import train
+from jaxz.data.dataset import open_dataset
 from jaxz.objectives.align import symmetric_info_nce
 from jaxz.objectives.moco import enqueue, info_nce
 from jaxz.objectives.simclr import nt_xent
 from jaxz.objectives.supcon import supcon
 from jaxz.objectives.vicreg import covariance, variance
+from jaxz.predict import load_run
+from tests.helpers import small_config
 from tests.terms import batch_of, make
 
 KEY = jax.random.key(3)
@@ -213,6 +218,8 @@ DEVICES = """
 import jax, numpy as np
 from jax.sharding import NamedSharding
 from jaxz.mesh import BATCH, make_mesh, shardings
+from jaxz.predict import load_run
+from tests.helpers import small_config
 from tests.terms import batch_of, make
 from tests.test_contrastive import ALL, KEY
 
@@ -245,3 +252,25 @@ def test_eight_devices_contrast_with_the_whole_batch_and_hold_their_own_rows_onl
         [sys.executable, "-c", DEVICES], cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_a_run_keeps_its_queue_and_predicts_where_images_and_fluxes_lie(blob_dataset, tmp_path):
+    path = Path(small_config(tmp_path, blob_dataset, depth=1, moco=1.0, align=1.0).removeprefix("--config="))
+    path.write_text(
+        path.read_text().replace("    return", "    config.moco = dict(projector=(16, 8), queue=40)\n    return")
+    )
+    command = [f"--config={path}", f"--workdir={tmp_path / 'run'}", "--config.train.steps=3"]
+    command += ["--config.train.ema_decay=0.9", "--config.checkpoint.every=1"]
+    train.main(command)
+    straight = (tmp_path / "run/metrics.jsonl").read_bytes()
+    for step in (2, 3):
+        shutil.rmtree(tmp_path / f"run/checkpoints/{step}")
+    train.main(command)
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == straight
+    model, dataset = load_run(tmp_path / "run"), open_dataset(blob_dataset)
+    rows, found = model.predict_dataset(dataset, "split == 'test'", ("aligned_image", "aligned_photometry"))
+    assert len(rows) and all(np.isfinite(values).all() for values in found.values())
+    image = np.zeros((1, 3, 16, 16), np.float32)
+    assert np.isnan(model.predict({"image": image, "ebv": np.zeros(1)})["aligned_photometry"]).all()
+    one = model.predict({"image": image, "ebv": np.zeros(1), "flux_r": np.ones(1)})["aligned_photometry"]
+    assert np.isfinite(one).all()

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxz.models import Encoder
 from jaxz.models.heads import unit
 from jaxz.objectives import simclr
-from jaxz.objectives.simclr import cosines, embed_views, projector
+from jaxz.objectives.simclr import cosines, projector
 
 SETTINGS = dict(projector=(512, 128), temperature=0.2, queue=4096)
 CHECKS = simclr.CHECKS | {"queue": (lambda s: s.queue >= 1, "at least 1")}
@@ -28,7 +28,8 @@ class Objective:
         return self.head.init(head_key), {"queue": unit(queue)}
 
     def project(self, params, view, key):
-        return self.head(params["moco"], embed_views(self.encoder, params["encoder"], [view], key)[:, 0])  # [B,E]
+        embedding = self.encoder(params["encoder"], view["image"], view["mask"], key=key).cls
+        return self.head(params["moco"], embedding)  # [B,E]
 
     def loss(self, params, ema, extra, batch, key, step):
         query = self.project(params, batch["views"][0], key)

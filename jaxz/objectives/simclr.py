@@ -30,7 +30,7 @@ class Objective:
         return self.head.init(key), {}
 
     def loss(self, params, ema, extra, batch, key, step):
-        z = self.head(params["simclr"], embed_views(self.encoder, params["encoder"], batch["views"], key))
+        z = self.head(params["simclr"], self.encoder.views(params["encoder"], batch["views"][:2], key=key).cls)
         loss, accuracy = nt_xent(z, self.settings.temperature)
         return loss, {"metrics": {"accuracy": accuracy}, "extra": extra}
 
@@ -40,15 +40,7 @@ class Objective:
 
 def projector(encoder: Encoder, settings) -> Functional:
     """The MLP from an embedding to where views are compared; it is thrown away after training."""
-    return Functional(lambda rngs: MLP((encoder.width, *settings.projector), norm=True, rngs=rngs))
-
-
-def embed_views(encoder: Encoder, params: dict, views: list[dict], key: jax.Array) -> jax.Array:
-    """[B,V,D]: the embeddings of V views of B objects, in one pass. The views of an object lie side by side in it, so
-    that a batch that is split over devices stays where it is."""
-    image, mask = (jnp.stack([view[name] for view in views], 1) for name in ("image", "mask"))
-    flat = lambda x: x.reshape(-1, *x.shape[2:])
-    return encoder(params, flat(image), flat(mask), key=key).cls.reshape(*image.shape[:2], -1)
+    return Functional(lambda rngs: MLP((encoder.width, *settings.projector), norm=True, dtype=encoder.dtype, rngs=rngs))
 
 
 def cosines(a: jax.Array, b: jax.Array) -> jax.Array:

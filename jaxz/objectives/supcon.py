@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from jaxz.models import Encoder
 from jaxz.objectives import simclr
-from jaxz.objectives.simclr import FAR, cosines, embed_views, projector
+from jaxz.objectives.simclr import FAR, cosines, projector
 
 SETTINGS = dict(projector=(512, 128), temperature=0.1, bin_width=0.05)
 CHECKS = simclr.CHECKS | {"bin_width": (lambda s: s.bin_width > 0, "above 0")}
@@ -28,7 +28,7 @@ class Objective:
         z = batch["z"].astype(jnp.float32)
         labelled = jnp.isfinite(z) & (z > -1)
         bins = jnp.floor(jnp.log1p(jnp.where(labelled, z, 0)) / self.settings.bin_width).astype(jnp.int32)
-        embedded = embed_views(self.encoder, params["encoder"], batch["views"], key)
+        embedded = self.encoder.views(params["encoder"], batch["views"][:2], key=key).cls
         loss = supcon(self.head(params["supcon"], embedded), bins, labelled, self.settings.temperature)
         return loss, {"metrics": {"labelled": labelled.mean()}, "extra": extra}
 

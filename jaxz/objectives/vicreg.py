@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from jaxz.models import Encoder
 from jaxz.objectives import simclr
-from jaxz.objectives.simclr import embed_views, projector
+from jaxz.objectives.simclr import projector
 
 SETTINGS = dict(projector=(512, 512, 512), invariance=25.0, variance=25.0, covariance=1.0)
 CHECKS = {
@@ -31,7 +31,8 @@ class Objective:
         return self.head.init(key), {}
 
     def loss(self, params, ema, extra, batch, key, step):
-        z = self.head(params["vicreg"], embed_views(self.encoder, params["encoder"], batch["views"], key))
+        embedding = self.encoder.views(params["encoder"], batch["views"][:2], key=key).cls
+        z = self.head(params["vicreg"], embedding).astype(jnp.float32)  # [B,2,E]
         terms = {
             "invariance": ((z[:, 0] - z[:, 1]) ** 2).mean(),
             "variance": variance(z[:, 0]) + variance(z[:, 1]),
