@@ -1,17 +1,20 @@
 """Self-supervised losses against NumPy in float64 written from the papers, and who may see and teach what."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxz import models, objectives
+from jaxz import errors, models, objectives, train
 from jaxz.config import default, fill
 from jaxz.data.dataset import open_dataset
 from jaxz.data.prepare import Normalisation
 from jaxz.errors import InputError
 from jaxz.models.stems import patchify, unpatchify
 from jaxz.objectives import byol, dino, masked_bands
+from tests.helpers import small_config
 
 KEY = jax.random.key(3)
 SMALL = {
@@ -289,3 +292,23 @@ def test_crops_are_whole_patches_or_refused(blob_dataset):
     assert make(blob_dataset, "dino", crop_scale=0.7)[3].crops == (2, 8)
     with pytest.raises(InputError, match="dino.crop_scale: 0.2 of 16 pixels is less than a patch of 4"):
         make(blob_dataset, "dino", crop_scale=0.2)
+
+
+def test_a_run_with_teacher_and_centres_goes_on_bit_for_bit(blob_dataset, tmp_path):
+    config = small_config(tmp_path, blob_dataset, depth=1, dino=1.0)
+    settings = dict(prototypes=16, hidden_width=16, bottleneck=8, crops=1, centering="mean", frozen_steps=2)
+    options = [f"--config.dino.{name}={value}" for name, value in settings.items()]
+    options += ["--config.train.ema_decay=0.9", "--config.train.ema_final=1.0", "--config.checkpoint.every=3"]
+
+    def run(name, *more):
+        assert train.main([config, f"--workdir={tmp_path / name}", *options, *more]) == errors.OK
+        return (tmp_path / name / "metrics.jsonl").read_text()
+
+    straight = run("straight", "--config.train.steps=6")
+    (tmp_path / "broken").mkdir()
+    for name in ("config.json", "log.txt"):
+        (tmp_path / "broken" / name).write_bytes((tmp_path / "straight" / name).read_bytes())
+    shutil.copytree(tmp_path / "straight" / "checkpoints" / "3", tmp_path / "broken" / "checkpoints" / "3")
+    first = straight.splitlines(keepends=True)[:3]
+    (tmp_path / "broken" / "metrics.jsonl").write_text("".join(first))
+    assert run("broken", "--config.train.steps=6") == straight
