@@ -22,6 +22,7 @@ from jaxz.predict import Model, catalog_of, load_run
 from jaxz.results import claim_scores, test_sets, truths_of, write_results
 
 SHOWN = 6  # reconstructed objects
+RECONSTRUCT = {"mae", "masked_bands"}  # objectives that do
 
 
 def main(argv: list[str]) -> None:
@@ -35,12 +36,13 @@ def main(argv: list[str]) -> None:
     model = load_run(options.workdir, options.item)
     dataset = model.open_dataset(options.dataset)
     evaluated = claim_scores(options.workdir, dataset, options.overwrite)
-    if "mae" in model.config.losses:
+    reconstructs = bool(RECONSTRUCT & set(model.config.losses))
+    if reconstructs:
         write_reconstructions(options.workdir / "reconstructions.npz", model, dataset)
         print(f"{options.workdir}: reconstructions.npz")
     if "redshift" in model.config.losses:
         score(options.workdir, model, dataset)
-    elif "mae" not in model.config.losses:
+    elif not reconstructs:
         raise errors.InputError(
             f"--workdir: {str(options.workdir)!r} predicts neither redshifts nor images; name another run"
         )

@@ -1,17 +1,20 @@
 """Self-supervised losses against NumPy in float64 written from the papers, and who may see and teach what."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxz import models, objectives
+from jaxz import errors, models, objectives, train
 from jaxz.config import default, fill
 from jaxz.data.dataset import open_dataset
 from jaxz.data.prepare import Normalisation
 from jaxz.errors import InputError
 from jaxz.models.stems import patchify, unpatchify
 from jaxz.objectives import byol, dino, masked_bands
+from tests.helpers import small_config
 
 KEY = jax.random.key(3)
 SMALL = {
@@ -128,13 +131,16 @@ def test_byol_is_twice_one_minus_the_cosine_of_each_view():
 
 
 def test_byol_predicts_the_target_of_the_other_view(blob_dataset):
-    loss, params, extra, term = make(blob_dataset, "byol")
+    loss, params, _, term = make(blob_dataset, "byol")
     ema, batch = jax.tree.map(lambda p: 1.1 * p + 0.01, params), batch_of()
     look = jax.jit(lambda params, v: term.encoder(params["encoder"], v["image"], v["mask"]).cls)
     online = [term.heads(params["byol"], look(params, v), predict=True) for v in batch["views"]]
     target = [term.heads(ema["byol"], look(ema, v), predict=False) for v in batch["views"]]
-    cosines = [(normed(float64(q)) * normed(float64(z))).sum(1) for q, z in zip(online, target[::-1], strict=True)]
-    np.testing.assert_allclose(jax.jit(loss)(params, ema, extra, batch)[0], 4 - 2 * np.mean(sum(cosines)), rtol=1e-5)
+    centre, target = np.linspace(-0.1, 0.1, 8), float64(target)
+    cosines = [(normed(float64(q)) * normed(z - centre)).sum(1) for q, z in zip(online, target[::-1], strict=True)]
+    found, aux = jax.jit(loss)(params, ema, {"byol": {"centre": np.float32(centre)}}, batch)
+    np.testing.assert_allclose(found, 4 - 2 * np.mean(sum(cosines)), rtol=1e-5)
+    np.testing.assert_allclose(aux["extra"]["byol"]["centre"], 0.9 * centre + 0.1 * np.mean(target, (0, 1)), rtol=1e-4)
 
 
 @pytest.mark.parametrize("centering", ["sinkhorn", "mean"])
@@ -286,3 +292,23 @@ def test_crops_are_whole_patches_or_refused(blob_dataset):
     assert make(blob_dataset, "dino", crop_scale=0.7)[3].crops == (2, 8)
     with pytest.raises(InputError, match="dino.crop_scale: 0.2 of 16 pixels is less than a patch of 4"):
         make(blob_dataset, "dino", crop_scale=0.2)
+
+
+def test_a_run_with_teacher_and_centres_goes_on_bit_for_bit(blob_dataset, tmp_path):
+    config = small_config(tmp_path, blob_dataset, depth=1, dino=1.0)
+    settings = dict(prototypes=16, hidden_width=16, bottleneck=8, crops=1, centering="mean", frozen_steps=2)
+    options = [f"--config.dino.{name}={value}" for name, value in settings.items()]
+    options += ["--config.train.ema_decay=0.9", "--config.train.ema_final=1.0", "--config.checkpoint.every=3"]
+
+    def run(name, *more):
+        assert train.main([config, f"--workdir={tmp_path / name}", *options, *more]) == errors.OK
+        return (tmp_path / name / "metrics.jsonl").read_text()
+
+    straight = run("straight", "--config.train.steps=6")
+    (tmp_path / "broken").mkdir()
+    for name in ("config.json", "log.txt"):
+        (tmp_path / "broken" / name).write_bytes((tmp_path / "straight" / name).read_bytes())
+    shutil.copytree(tmp_path / "straight" / "checkpoints" / "3", tmp_path / "broken" / "checkpoints" / "3")
+    first = straight.splitlines(keepends=True)[:3]
+    (tmp_path / "broken" / "metrics.jsonl").write_text("".join(first))
+    assert run("broken", "--config.train.steps=6") == straight
