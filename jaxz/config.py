@@ -62,6 +62,7 @@ def default() -> ml_collections.ConfigDict:
                 log_every=10,
                 ema_decay=0.0,  # of the averaged parameters, a teacher's too; 0: no average is kept
                 ema_final=0.0,  # what it rises to, on half a cosine; 0: it stays
+                profile=(),  # (10, 15): a trace of these steps goes to RUN/profile
             ),
             optim=dict(
                 lr=1e-3,
@@ -109,6 +110,7 @@ CHECKS = (
     ("train.steps", lambda v: v >= 1, "at least 1"),
     ("train.batch_size", lambda v: 1 <= v <= 1_000_000, "from 1 to 1000000"),
     ("train.log_every", lambda v: v >= 1, "at least 1"),
+    ("train.profile", lambda v: is_range(v) and all(type(n) is int and n >= 1 for n in v), "() or (first, last) step"),
     ("train.ema_decay", lambda v: 0 <= v < 1, "in [0, 1)"),
     ("train.ema_final", lambda v: 0 <= v <= 1, "in [0, 1]"),
     ("optim.lr", lambda v: v > 0, "above 0"),
