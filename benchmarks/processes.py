@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from jaxz import loop, runtime
+from jaxz import loop, runtime, train
 from jaxz.data.stream import Stream
 
 ROOT = Path(__file__).parents[1]

@@ -29,17 +29,17 @@ def describe(step, objective, prepare, abstract, batch: dict, mesh, config, clus
         group = jax.tree_util.keystr(path[:1], simple=True)
         parameters[group] = parameters.get(group, 0) + leaf.size
     kind, state_bytes = jax.devices()[0].device_kind, memory.argument_size_in_bytes
-    work_bytes, batch_size, found = memory.temp_size_in_bytes, config.train.batch_size, collectives(compiled)
+    needed, batch_size, found = state_bytes + memory.temp_size_in_bytes, config.train.batch_size, collectives(compiled)
     lines = [
         f"parameters       {sum(parameters.values()):,} ({', '.join(f'{g} {n:,}' for g, n in parameters.items())})",
         f"devices          {mesh.size} ({kind}): data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']}",
         f"batch            {batch_size} ({batch_size // mesh.size} a device), {config.train.steps} steps",
         f"operations       {flops / batch_size / 1e9:.3g} GFLOP a sample, in matrix multiplications, forward and back",
-        f"device memory    {mib(state_bytes + work_bytes)}: state and batch {mib(state_bytes)}, working {mib(work_bytes)}",
+        f"device memory    {mib(needed)}, state and batch {mib(state_bytes)} of them",
         f"collectives      {', '.join(listed(found)) or 'none'}",
     ]
     if cluster:
-        lines += predicted(cluster, flops / mesh.size, state_bytes + work_bytes, found, config)
+        lines += predicted(cluster, flops / mesh.size, needed, found, config)
     return "\n".join(lines)
 
 

@@ -17,6 +17,7 @@ from jaxz.files import replace
 from jaxz.mesh import to_devices
 from jaxz.perf import Garbage, Meter, Profile
 
+log = logs.log
 AHEAD = 2  # steps that wait on the device: it never idles, and waiting for a batch is waiting for data
 
 

@@ -1,6 +1,7 @@
 """The training loop of every run: pretraining, fine-tuning, probing, baselines. The objective is an argument.
 
-    python -m jaxz.train --config=configs/pretrain_mae.py --workdir=RUN [--config.train.steps=10] [--dry_run [--cluster=jean_zay_h100:4x4]]
+    python -m jaxz.train --config=configs/pretrain_mae.py --workdir=RUN [--config.train.steps=10]
+    python -m jaxz.train --config=configs/pretrain_mae.py --dry_run [--cluster=jean_zay_h100:4x4]
 
 Started again with the same workdir it goes on where it was. Exit codes: 0 done, 2 bad config or input, 75 stopped by a
 signal after saving.
@@ -61,7 +62,7 @@ def main(argv: list[str]) -> int:
     with jax.set_mesh(mesh):
         abstract = abstract_state(objective, optimizer, config.train.ema_decay, mesh)
         step = make_step(objective, optimizer, prepare, config, abstract)
-        if first:
+        if first and options["--workdir"]:
             check_workdir(workdir, config, options["--allow_config_change"])
         if options["--dry_run"]:
             batch = to_devices(next(stream), mesh)

@@ -2,18 +2,22 @@
 
 import json
 import sys
+from collections import Counter
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxz import objectives, runtime, train
 from jaxz.checkpoint import Checkpoints, digests
+from jaxz.collectives import collectives
 from jaxz.config import parse
 from jaxz.data.dataset import open_dataset
 from jaxz.data.prepare import Normalisation, Prepare
 from jaxz.data.stream import Source, Stream
-from jaxz.dry_run import collectives
-from jaxz.mesh import make_mesh, to_devices
+from jaxz.mesh import BATCH, make_mesh, to_devices
 from jaxz.models import build
 from jaxz.optim import make_optimizer
 from jaxz.state import abstract_state, fresh_state, make_step
@@ -58,7 +62,9 @@ def main(config_argument: str, workdir: str) -> None:
             result[name] = {
                 "losses": losses,
                 "rows": rows,
-                "collectives": collectives(compiled),
+                "collectives": by_name(compiled),
+                "moved": bytes_moved(compiled),
+                "gradient_bytes": sum(a.nbytes for a in jax.tree.leaves(state.params)),
                 "leaves": len(old),
                 "donated": donated,
                 "aliased": compiled.as_text().count("may-alias") + compiled.as_text().count("must-alias"),
@@ -70,8 +76,38 @@ def main(config_argument: str, workdir: str) -> None:
             }
         if name == "2x4":
             result["resharded"] = reshard(state, workdir, objective, optimizer, mesh)
+    result["scanned"] = scanned()
     result["compact"] = decode_split(f"{workdir}_compact", normalisation)
     json.dump(result, sys.stdout)
+
+
+def by_name(compiled) -> dict[str, int]:
+    return counted(compiled, lambda collective: 1)
+
+
+def bytes_moved(compiled) -> dict[str, int]:
+    return counted(compiled, lambda collective: collective.bytes)
+
+
+def counted(compiled, what) -> dict[str, int]:
+    total = Counter()
+    for collective, count in collectives(compiled).items():
+        total[collective.name] += count * what(collective)
+    return dict(total)
+
+
+def scanned() -> list:
+    """[name, group, bytes, how often] of the gradient of 5 scanned layers whose kernels are split over fsdp."""
+    mesh = make_mesh(2, 4)
+    split, rows = NamedSharding(mesh, P(None, "fsdp")), NamedSharding(mesh, BATCH)
+
+    def gradient(kernels, x):
+        loss = lambda k: jax.lax.scan(lambda x, kernel: (jnp.tanh(x @ kernel), None), x, k)[0].sum()
+        return jax.grad(loss)(kernels)
+
+    shapes = jax.ShapeDtypeStruct((5, 32, 32), "float32"), jax.ShapeDtypeStruct((16, 32), "float32")
+    compiled = jax.jit(gradient, in_shardings=(split, rows), out_shardings=split).lower(*shapes).compile()
+    return [[c.name, c.group, c.bytes, count] for c, count in collectives(compiled).items()]
 
 
 def decode_split(path: str, normalisation: Normalisation) -> dict:
@@ -81,7 +117,7 @@ def decode_split(path: str, normalisation: Normalisation) -> dict:
     batch = next(Stream(Source(dataset, prepare.arrays, ("bands_observed", "ebv")), 16))
     with jax.set_mesh(mesh):
         compiled = jax.jit(prepare).lower(to_devices(batch, mesh), jax.random.key(0)).compile()
-    return collectives(compiled)
+    return by_name(compiled)
 
 
 def reshard(state, workdir, objective, optimizer, mesh) -> bool:

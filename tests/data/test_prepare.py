@@ -22,7 +22,8 @@ AUGMENT = ConfigDict({**default().augment.to_dict(), "shift": 2})
 def turn_and_shift(image, mask, numbers, shift):
     settings = ConfigDict({**AUGMENT.to_dict(), "shift": shift})
     own = Augment(settings, (), image.shape[-1], image.shape[-1])
-    return own(image, mask, jnp.ones(image.shape[:2]), numbers, KEY, image.shape[-1])[:2]
+    run = jax.jit(lambda *arrays: own(*arrays, KEY, image.shape[-1])[:2])
+    return run(image, mask, jnp.ones(image.shape[:2]), numbers)
 
 
 @pytest.fixture
@@ -116,19 +117,20 @@ def test_symmetries_are_the_eight_of_the_square_by_position():
     rng = np.random.default_rng(0)
     image = jnp.asarray(np.repeat(rng.normal(size=(1, 2, 6, 6)), 400, 0))
     numbers = jnp.stack([jnp.zeros(400, jnp.uint32), jnp.arange(400, dtype=jnp.uint32)], 1)  # epoch, position
-    moved, mask = turn_and_shift(image, image > 0, numbers, 0)
-    np.testing.assert_array_equal(mask, moved > 0)
+    everywhere = jnp.ones(image.shape, bool)
+    moved, _ = turn_and_shift(image, everywhere, numbers, 0)
+    np.testing.assert_array_equal(turn_and_shift(image, image > 0, numbers, 0)[1], moved > 0)
     eight = [np.rot90(f, k, (1, 2)) for f in (image[0], image[0][:, :, ::-1]) for k in range(4)]
     which = [next(i for i, e in enumerate(eight) if np.array_equal(e, m)) for m in np.asarray(moved)]
     counts = np.bincount(which, minlength=8)
     assert counts.min() > 25 and counts.max() < 80  # 50 +- 7 expected of each
     shuffled = np.random.default_rng(1).permutation(400)  # the same sample, whichever batch it comes in
-    again, _ = turn_and_shift(image[shuffled], image[shuffled] > 0, numbers[shuffled], 0)
+    again, _ = turn_and_shift(image[shuffled], everywhere, numbers[shuffled], 0)
     np.testing.assert_array_equal(again, moved[shuffled])
     for more in ([1, 0], [0, 1]):
-        others, _ = turn_and_shift(image, image > 0, numbers + jnp.array(more, jnp.uint32), 0)
+        others, _ = turn_and_shift(image, everywhere, numbers + jnp.array(more, jnp.uint32), 0)
         assert not np.array_equal(others, moved)
-    sourced, _ = turn_and_shift(image, image > 0, jnp.pad(numbers, ((0, 0), (0, 1)), constant_values=1), 0)
+    sourced, _ = turn_and_shift(image, everywhere, jnp.pad(numbers, ((0, 0), (0, 1)), constant_values=1), 0)
     assert not np.array_equal(sourced, moved)
 
 
