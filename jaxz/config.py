@@ -64,6 +64,7 @@ def default() -> ml_collections.ConfigDict:
                 members=1,  # models trained at once on the same batches, with the seeds seed, seed + 1, ...
                 ema_decay=0.0,  # of the averaged parameters, a teacher's too; 0: no average is kept
                 ema_final=0.0,  # what it rises to, on half a cosine; 0: it stays
+                profile=(),  # (10, 15): a trace of these steps goes to RUN/profile
             ),
             optim=dict(
                 name="adamw",  # or "lamb", "muon"
@@ -129,6 +130,7 @@ CHECKS = (
     ("train.log_every", lambda v: v >= 1, "at least 1"),
     ("train.accumulate", lambda v: v >= 1, "at least 1"),
     ("train.members", lambda v: 1 <= v <= 1000, "from 1 to 1000"),
+    ("train.profile", lambda v: is_range(v) and all(type(n) is int and n >= 1 for n in v), "() or (first, last) step"),
     ("train.ema_decay", lambda v: 0 <= v < 1, "in [0, 1)"),
     ("train.ema_final", lambda v: 0 <= v <= 1, "in [0, 1]"),
     ("optim.name", lambda v: v in ("adamw", "lamb", "muon"), "'adamw', 'lamb' or 'muon'"),
@@ -216,8 +218,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         ]
     if config.augment.orientation != "none":
         problems += [
-            f"augment.orientation: {config.augment.orientation!r}, but {name} learns which way an image is turned; set it "
-            "to 'none'"
+            f"augment.orientation: {config.augment.orientation!r}, but {name} learns an image's turn; set it to 'none'"
             for name, module in modules(config).items()
             if getattr(getattr(module, "Objective", None), "oriented", False)
         ]

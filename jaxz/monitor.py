@@ -11,8 +11,8 @@ from jaxz.data.prepare import Normalisation, Prepare
 from jaxz.data.stream import Stream
 from jaxz.logs import log
 from jaxz.mesh import to_devices
-from jaxz.models import Encoder
 from jaxz.models.heads import unit
+from jaxz.objectives import Objective
 
 IMAGES, EVERY = 512, 50  # images at least, and steps at least, from one look to the next
 # Collapsed is what lies below both: this part of the value at the run's beginning, and this value.
@@ -23,9 +23,11 @@ RANK_PART, RANK_LEAST = 0.5, 1.5
 class Monitor:
     """monitor(params, initial) -> {"monitor/feature_std": ..., "monitor/rankme": ..., "monitor/collapsed": ...}.
 
-    It looks at the first batches of the run's stream, which is then where it was."""
+    It looks at the first batches of the run's stream, which is then where it was; of several members at the first."""
 
-    def __init__(self, stream: Stream, manifest: Manifest, normalisation: Normalisation, encoder: Encoder, mesh):
+    def __init__(
+        self, stream: Stream, manifest: Manifest, normalisation: Normalisation, objective: Objective, mesh, members: int
+    ):
         prepare, start = Prepare(manifest, normalisation), stream.state()
         self.batches = []
         for _ in range(-(-IMAGES // stream.batch_size)):
@@ -35,14 +37,15 @@ class Monitor:
         self.warned = False
 
         def embed(params, batch):
-            seen = prepare(batch, jax.random.key(0))
-            return encoder(params["encoder"], seen["image"], seen["mask"]).cls
+            if members > 1:
+                params = jax.tree.map(lambda a: a[0], params)
+            return objective.embed(params, prepare(batch, jax.random.key(0)))
 
         self.embed, self.statistics = jax.jit(embed), jax.jit(statistics)
 
     def measure(self, params: dict) -> dict[str, jax.Array]:
         """feature_std and rankme of the embeddings, on the device."""
-        return self.statistics([self.embed({"encoder": params["encoder"]}, batch) for batch in self.batches])
+        return self.statistics([self.embed(params, batch) for batch in self.batches])
 
     def __call__(self, params: dict, initial: dict[str, float]) -> dict[str, jax.Array]:
         """initial: what `measure` gave at the run's beginning."""

@@ -1,6 +1,7 @@
 """The training loop of every run: pretraining, fine-tuning, probing, baselines. The objective is an argument.
 
-    python -m jaxz.train --config=configs/pretrain_mae.py --workdir=RUN [--config.train.steps=10] [--dry_run]
+    python -m jaxz.train --config=configs/pretrain_mae.py --workdir=RUN [--config.train.steps=10]
+    python -m jaxz.train --config=configs/pretrain_mae.py --dry_run [--cluster=jean_zay_h100:4x4]
 
 Started again with the same workdir it goes on where it was. Exit codes: 0 done, 2 bad config or input, 75 stopped by a
 signal after saving.
@@ -9,15 +10,11 @@ signal after saving.
 import contextlib
 import json
 import sys
-import time
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
-import numpy as np
 
-from jaxz import errors, logs, objectives, runtime
+from jaxz import dry_run, errors, logs, objectives, runtime
 from jaxz.checkpoint import Checkpoints, Damaged
 from jaxz.config import SOURCE, complete, difference, parse, resolved, validate
 from jaxz.data import where as filters
@@ -26,10 +23,13 @@ from jaxz.data.mixture import Stage
 from jaxz.data.prepare import Normalisation, Prepare
 from jaxz.data.stream import Source, Stream
 from jaxz.files import read_json, replace
+from jaxz.flops import training_flops
+from jaxz.hardware import parse_cluster
+from jaxz.loop import Run
 from jaxz.mesh import local_slots, make_mesh, to_devices
 from jaxz.models import build
 from jaxz.models.lora import lora_init
-from jaxz.monitor import EVERY, Monitor
+from jaxz.monitor import Monitor
 from jaxz.optim import make_optimizer
 from jaxz.provenance import versions
 from jaxz.state import abstract_state, fresh_state, make_step, of_one, placed, start_from
@@ -39,9 +39,12 @@ log = logs.log
 
 def main(argv: list[str]) -> int:
     runtime.set_xla_flags()
-    workdir, dry_run, allow_change, rest = arguments(argv)
-    config = parse(rest)
+    options, rest = arguments(argv)
+    workdir, config = Path(options["--workdir"]), parse(rest)
     validate(config)
+    cluster = parse_cluster(options["--cluster"]) if options["--cluster"] else None
+    if cluster:
+        dry_run.pretend(cluster)
     runtime.start()
     first = runtime.is_first()
 
@@ -61,12 +64,11 @@ def main(argv: list[str]) -> int:
     with jax.set_mesh(mesh):
         abstract = abstract_state(objective, optimizer, config, mesh)
         step = make_step(objective, optimizer, prepare, config, abstract)
-        if first:
-            check_workdir(workdir, config, allow_change)
-        if dry_run:
-            from jaxz.dry_run import describe
-
-            described = describe(step, abstract, to_devices(next(stream), mesh), mesh, config)
+        if first and options["--workdir"]:
+            check_workdir(workdir, config, options["--allow_config_change"])
+        if options["--dry_run"]:
+            batch = to_devices(next(stream), mesh)
+            described = dry_run.describe(step, objective, prepare, abstract, batch, mesh, config, cluster)
             if first:
                 print(described)
             stream.close()
@@ -74,7 +76,7 @@ def main(argv: list[str]) -> int:
         lock = runtime.lock(workdir / ".lock") if first else contextlib.nullcontext()
         runtime.wait_for_all("each has looked at the workdir, which changes now")
         logs.start_log(workdir if first else None)
-        monitor = Monitor(stream, dataset.manifest, normalisation, encoder, mesh)
+        monitor = Monitor(stream, dataset.manifest, normalisation, objective, mesh, config.train.members)
         checkpoints = Checkpoints(workdir, config.checkpoint.keep)
         restored = checkpoints.restore(abstract)
         if restored:
@@ -106,104 +108,31 @@ def main(argv: list[str]) -> int:
         # ---- loop ----------------------------------------------------------------------------------------------------
         run = Run(workdir, config, checkpoints, monitor, meta, mesh, seconds)
         with lock, contextlib.closing(stream), checkpoints, contextlib.closing(run):
-            run.loop(step, state, stream)
+            run.loop(step, state, stream, lambda batch: training_flops(step, objective, prepare, abstract, batch))
     return errors.OK
 
 
-class Run:
-    """The loop, and what it writes to the run directory. Of several processes all take part in checkpoints; the first
-    writes the rest."""
-
-    def __init__(self, workdir: Path, config, checkpoints: Checkpoints, monitor: Monitor, meta: dict, mesh, seconds):
-        self.workdir, self.config, self.checkpoints, self.meta, self.mesh = workdir, config, checkpoints, meta, mesh
-        self.monitor, every = monitor, config.train.log_every
-        self.look_every = every * -(-EVERY // every)  # steps
-        self.seconds, self.began = seconds, time.monotonic()  # spent before this process, and its own beginning
-        self.waiting: deque = deque()  # metrics still on the device: read a step late, so that logging never blocks
-        self.written = ""  # the newest loss on disk, with its step
-        self.metrics: logs.Metrics | None = None
-
-    def loop(self, step, state, stream: Stream) -> None:
-        """Train to the last step. Raises Stopped after saving where a signal came, FloatingPointError for a loss that
-        is not finite."""
-        config = self.config
-        first, last = int(state.step), config.train.steps
-        if runtime.is_first():
-            self.metrics = logs.Metrics(self.workdir / "metrics.jsonl", first)
-        shown = self.metrics is not None
-        batches = prefetch(stream, self.mesh)
-        before = first, time.monotonic()
-        with logs.Bar(self.workdir.name, last, first, shown) as bar, runtime.StopSignal(self.mesh) as signals:
-            for n in range(first + 1, last + 1):
-                batch, stream_state = next(batches)
-                state, values = step(state, batch)
-                stop = signals.agreed()
-                if n % config.train.log_every == 0 or n == last:
-                    if n % self.look_every == 0 or n == last:
-                        values |= self.monitor(state.params, self.meta["monitor"])
-                    self.waiting.append((n, values))
-                    self.write_metrics(keep=1)
-                    now = n, time.monotonic()
-                    rate = config.train.batch_size * (now[0] - before[0]) / (now[1] - before[1])
-                    bar.update(n, f"{self.written}{rate:.0f} images/s")
-                    before = now
-                if stop or n == last or n % config.checkpoint.every == 0:
-                    self.save(n, state, values, stream_state)
-                if stop and n < last:
-                    self.checkpoints.close()
-                    raise errors.Stopped(f"{stop} at step {n} of {last}, saved; run the same command again to go on")
-        log.info("%s: done, %d steps, %s", self.workdir, last, self.written.removesuffix(", "))
-
-    def write_metrics(self, keep: int) -> None:
-        """Write all but the newest `keep` waiting lines."""
-        while len(self.waiting) > keep:
-            n, values = self.waiting.popleft()
-            values = {name: float(value) for name, value in jax.device_get(values).items()}
-            if self.metrics:
-                self.metrics.write(n, values)
-                self.monitor.warn(n, values, self.meta["monitor"])
-            self.written = f"loss {values['loss']:.4g} at step {n}, "
-            self.check_finite(n, values)
-
-    def check_finite(self, n: int, values: dict) -> None:
-        """A gradient that is not finite has spoilt the parameters, whatever the loss was before it."""
-        for name in ("loss", "optim/grad_norm"):
-            if not np.isfinite(values[name]):
-                raise FloatingPointError(f"{name} is {values[name]} at step {n}; lower optim.lr or look at the data")
-
-    def save(self, n: int, state, values: dict, stream_state: dict) -> None:
-        """Metrics first: every line up to a step is on disk before the step's checkpoint commits."""
-        self.write_metrics(keep=0)
-        self.check_finite(n, jax.device_get(values))
-        if self.metrics:
-            self.metrics.flush()
-        seconds = self.seconds + time.monotonic() - self.began
-        self.checkpoints.save(state, stream_state, {**self.meta, "seconds": seconds})
-        if self.metrics:
-            write_compute(self.workdir, self.config, state, seconds, self.mesh)
-
-    def close(self) -> None:
-        if self.metrics:
-            self.metrics.close()
-
-
-def arguments(argv: list[str]) -> tuple[Path, bool, bool, list[str]]:
-    """workdir, dry_run, allow_config_change and the rest. Raises InputError where workdir is missing."""
-    flags = {"--dry_run": False, "--allow_config_change": False}
-    workdir, rest = "", []
+def arguments(argv: list[str]) -> tuple[dict, list[str]]:
+    """The command's own options, and the rest. Raises InputError where workdir is missing, or a cluster is named for
+    what is no dry run."""
+    options: dict = {"--workdir": "", "--cluster": "", "--dry_run": False, "--allow_config_change": False}
+    rest = []
     for argument in argv:
         if argument in ("-h", "--help"):
             print(__doc__.strip())
             raise SystemExit(errors.OK)
-        if argument in flags:
-            flags[argument] = True
-        elif argument.startswith("--workdir="):
-            workdir = argument.split("=", 1)[1]
+        name, equals, value = argument.partition("=")
+        if argument in options and isinstance(options[argument], bool):
+            options[argument] = True
+        elif equals and options.get(name) is not None and not isinstance(options[name], bool):
+            options[name] = value
         else:
             rest.append(argument)
-    if not workdir and not flags["--dry_run"]:
+    if not options["--workdir"] and not options["--dry_run"]:
         raise errors.InputError("--workdir: is missing; name a run directory with --workdir=RUN")
-    return Path(workdir), flags["--dry_run"], flags["--allow_config_change"], rest
+    if options["--cluster"] and not options["--dry_run"]:
+        raise errors.InputError("--cluster: predicts what a run would take there; add --dry_run")
+    return options, rest
 
 
 def starting_normalisation(workdir: Path, config, dataset: Dataset) -> Normalisation:
@@ -336,24 +265,6 @@ def make_sources(config, dataset: Dataset, arrays: tuple[str, ...], columns: set
     return sources
 
 
-def prefetch(stream: Stream, mesh, depth: int = 2):
-    """(batch on the devices, state of the stream after it), `depth` transfers ahead, by a thread of their own."""
-
-    def transfer():
-        if (batch := next(stream, None)) is None:
-            return None
-        return to_devices(batch, mesh), stream.state()
-
-    pool = ThreadPoolExecutor(1, thread_name_prefix="jaxz-transfer")
-    ready = deque(pool.submit(transfer) for _ in range(depth + 1))
-    try:
-        while (pair := ready.popleft().result()) is not None:
-            ready.append(pool.submit(transfer))
-            yield pair
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def check_workdir(workdir: Path, config, allow_change: bool) -> None:
     """Hold the config against RUN/config.json. Raises InputError with the differences, or for a directory that is
     no run's."""
@@ -371,20 +282,6 @@ def check_workdir(workdir: Path, config, allow_change: bool) -> None:
 
 def write_config(workdir: Path, config) -> None:
     replace(workdir / "config.json", json.dumps(resolved(config), indent=1).encode())
-
-
-def write_compute(workdir: Path, config, state, seconds: float, mesh) -> None:
-    """RUN/compute.json: what the run has cost so far, without the run that it started from."""
-    done = int(state.step)
-    cost = {
-        "steps": done,
-        "batch_size": config.train.batch_size,
-        "images": done * config.train.batch_size,
-        "seconds": round(seconds, 1),
-        "parameters": sum(a.size for a in jax.tree.leaves(state.params)),
-        "devices": f"{mesh.size} x {jax.devices()[0].device_kind}",
-    }
-    replace(workdir / "compute.json", json.dumps(cost, indent=1).encode())
 
 
 def fail_cleanly(argv: list[str]) -> int:

@@ -2,18 +2,22 @@
 
 import json
 import sys
+from collections import Counter
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxz import objectives, runtime, train
 from jaxz.checkpoint import Checkpoints
+from jaxz.collectives import collectives
 from jaxz.config import parse
 from jaxz.data.dataset import open_dataset
 from jaxz.data.prepare import Normalisation, Prepare
 from jaxz.data.stream import Source, Stream
-from jaxz.dry_run import collectives
-from jaxz.mesh import make_mesh, to_devices
+from jaxz.mesh import BATCH, make_mesh, to_devices
 from jaxz.models import build
 from jaxz.optim import make_optimizer
 from jaxz.state import abstract_state, fresh_state, make_step
@@ -56,7 +60,9 @@ class Case:
         return {
             "losses": losses,
             "rows": [host["row"].tolist() for host in hosts],
-            "collectives": collectives(compiled),
+            "collectives": by_name(compiled),
+            "moved": bytes_moved(compiled),
+            "gradient_bytes": sum(a.nbytes for a in jax.tree.leaves(state.params)),
             "leaves": len(old),
             "donated": sum(a.is_deleted() for a in old),
             "aliased": text.count("may-alias") + text.count("must-alias"),
@@ -84,6 +90,7 @@ def main(config_argument: str, workdir: str) -> None:
     for name in MESHES:
         result[name], state = whole.measure(mesh_of(name))
     result["resharded"] = reshard(whole, state, workdir)
+    result["scanned"] = scanned()
     result["compact"] = decode_split(f"{workdir}_compact", whole.normalisation)
     config.losses = dict(redshift=1.0)
     config.train.update(dict(accumulate=2, members=2))
@@ -93,6 +100,35 @@ def main(config_argument: str, workdir: str) -> None:
     json.dump(result, sys.stdout)
 
 
+def by_name(compiled) -> dict[str, int]:
+    return counted(compiled, lambda collective: 1)
+
+
+def bytes_moved(compiled) -> dict[str, int]:
+    return counted(compiled, lambda collective: collective.bytes)
+
+
+def counted(compiled, what) -> dict[str, int]:
+    total = Counter()
+    for collective, count in collectives(compiled).items():
+        total[collective.name] += count * what(collective)
+    return dict(total)
+
+
+def scanned() -> list:
+    """[name, group, bytes, how often] of the gradient of 5 scanned layers whose kernels are split over fsdp."""
+    mesh = make_mesh(2, 4)
+    split, rows = NamedSharding(mesh, P(None, "fsdp")), NamedSharding(mesh, BATCH)
+
+    def gradient(kernels, x):
+        loss = lambda k: jax.lax.scan(lambda x, kernel: (jnp.tanh(x @ kernel), None), x, k)[0].sum()
+        return jax.grad(loss)(kernels)
+
+    shapes = jax.ShapeDtypeStruct((5, 32, 32), "float32"), jax.ShapeDtypeStruct((16, 32), "float32")
+    compiled = jax.jit(gradient, in_shardings=(split, rows), out_shardings=split).lower(*shapes).compile()
+    return [[c.name, c.group, c.bytes, count] for c, count in collectives(compiled).items()]
+
+
 def decode_split(path: str, normalisation: Normalisation) -> dict:
     """The collectives of decoding a compact batch that is split over 2 x 4 devices."""
     dataset = open_dataset(blobs(path, samples=16, encoding="compact"))
@@ -100,7 +136,7 @@ def decode_split(path: str, normalisation: Normalisation) -> dict:
     batch = next(Stream(Source(dataset, prepare.arrays, ("bands_observed", "ebv")), 16))
     with jax.set_mesh(mesh):
         compiled = jax.jit(prepare).lower(to_devices(batch, mesh), jax.random.key(0)).compile()
-    return collectives(compiled)
+    return by_name(compiled)
 
 
 def reshard(case: Case, state, workdir: str) -> bool:

@@ -1,5 +1,7 @@
 """Configs: what a file and the command line may say, and how the rest is refused."""
 
+import json
+
 import pytest
 
 from jaxz.config import complete, default, difference, fill, parse, resolved, validate
@@ -108,6 +110,11 @@ VALUES = [
     ("redshift.bins=10001", "redshift.bins: 10001 must be from 2 to 10000"),
     ("train.batch_size=1000001", "train.batch_size: 1000001 must be from 1 to 1000000"),
     ("model.dtype=float64", "model.dtype: 'float64' must be one of float32, bfloat16, float16"),
+    ("augment.orientation=cube", "augment.orientation: 'cube' must be 'square', 'any' or 'none'"),
+    ("augment.noise=(0.5,2.0)", r"augment.noise: \(0.5, 2.0\) must be \(\) or \(low, high\) of at least 1"),
+    ("augment.noise=(2.0,)", r"augment.noise: \(2.0,\) must be"),
+    ("augment.psf_fwhm=(1.0,'x')", r"augment.psf_fwhm: \(1.0, 'x'\) must be \(\) or \(low, high\) in arcsec"),
+    ("augment.ebv=0.1", "augment.ebv: 0.1 reddens images that data.deredden corrects"),
     (f"seed={2**63}", f"seed: {2**63} must be of 64 bits"),
 ]
 
@@ -154,6 +161,19 @@ def test_an_old_config_is_completed_with_the_defaults():
     old = {**whole, "data": {"path": "d"}, "redshift": {"bins": 3}}
     del old["mesh"]
     assert complete(old) == {**whole, "data": {**whole["data"], "path": "d"}}
+
+
+@pytest.mark.parametrize(("augmented", "shift", "orientation"), [(True, 2, "square"), (False, 3, "none")])
+def test_an_old_config_is_completed_under_the_present_names(augmented, shift, orientation):
+    """Moves belonged to what data.augment switched."""
+    whole = default()
+    whole.losses, whole.data.path = dict(mae=0.5), "d"
+    whole.augment.orientation, whole.augment.shift = orientation, shift if augmented else 0
+    whole = resolved(fill(whole))
+    old = {**whole, "data": {**whole["data"], "augment": augmented, "shift": shift}}
+    del old["augment"]
+    before = json.dumps(old)
+    assert complete(old) == whole and json.dumps(old) == before
 
 
 def test_difference_names_the_field():

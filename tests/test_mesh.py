@@ -63,6 +63,21 @@ def test_collectives_of_the_compiled_step(measured):
     assert measured["2x4"]["collectives"]["all-reduce"] <= 4
 
 
+def test_the_bytes_of_collectives_are_those_of_gradients_and_parameters(measured):
+    """Data parallel: each gradient is summed once, beside some scalars. FSDP: kernels are gathered forward and back;
+    the CPU's compiler sums their gradients whole among the four that share them, then over the other axis the part that
+    each keeps (on GPUs the first becomes a reduce-scatter)."""
+    assert measured["1"]["moved"] == {}
+    extra = measured["8"]["moved"]["all-reduce"] - measured["8"]["gradient_bytes"]
+    assert 0 <= extra <= 100
+    layer = 32 * 32 * 4
+    assert sorted(measured["scanned"]) == [
+        ["all-gather", [0, 1, 2, 3], layer, 2 * 5],
+        ["all-reduce", [0, 1, 2, 3], layer, 5],
+        ["all-reduce", [0, 4], layer // 4, 5],
+    ]
+
+
 def test_compact_images_are_decoded_where_they_are(measured):
     assert measured["compact"] == {}
 

@@ -85,7 +85,7 @@ def test_augmentation_must_not_turn_what_is_to_be_told(name):
     config = default()
     config.data.path, config.losses = "somewhere", {name: 1.0}
     if name != "jigsaw":
-        with pytest.raises(InputError, match=f"augment.orientation: 'square', but {name} learns which way"):
+        with pytest.raises(InputError, match=f"augment.orientation: 'square', but {name} learns an image's turn"):
             validate(fill(config))
         config.augment.orientation = "none"
     validate(fill(config))

@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("errors", "files", "progress", "provenance", "data.compact", "data.resample", "data.augment"),
     ("data.manifest", "data.order", "data.where", "data.cache", "data.transport", "config", "mesh", "runtime"),
+    ("collectives", "events", "flops", "hardware"),
     ("data.index", "data.overlays", "data.quarantine", "data.staging", "data.columns", "data.tars"),
     ("data.astropy_views",),
     ("data.dataset", "data.layers", "data.writer"),
@@ -32,7 +33,8 @@ LAYERS = (
     ("models", "photoz", "logs"),
     ("objectives",),
     ("optim", "state", "monitor"),
-    ("checkpoint", "dry_run"),
+    ("checkpoint", "dry_run", "perf"),
+    ("loop",),
     ("results", "report_data", "report_tables", "report_figures"),
     ("predict", "report", "photometry"),
     ("evaluate", "probe", "train"),

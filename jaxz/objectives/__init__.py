@@ -80,10 +80,13 @@ class Objective:
             kept[name] = aux["extra"]
         return total, {"metrics": metrics, "extra": kept}
 
+    def embed(self, params, batch) -> jax.Array:
+        """[B,D]: the encoder's summary of each image."""
+        return self.encoder(merged(params)["encoder"], batch["image"], batch["mask"]).cls
+
     def predict(self, params, extra, batch) -> dict[str, jax.Array]:
         """embedding [B,D] and what each term predicts."""
-        params = merged(params)
-        result = {"embedding": self.encoder(params["encoder"], batch["image"], batch["mask"]).cls}
+        result, params = {"embedding": self.embed(params, batch)}, merged(params)
         for name, term in self.terms.items():
             result |= term.predict(params, extra[name], batch)
         return result

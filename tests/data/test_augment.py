@@ -80,16 +80,12 @@ def test_nothing_changes_where_all_is_off():
     assert mask.all() and (sigma == sky).all()
 
 
-@pytest.mark.parametrize("name", ON)
-def test_each_setting_changes_what_it_should_and_draws_apart_from_the_others(name):
-    """Alone it changes the images; and beside it, symmetry and move of the others stay bit for bit."""
+def test_settings_draw_apart_from_one_another():
+    """What is hidden beside symmetry and move leaves these bit for bit as they are without it."""
     flux = noisy(50)
-    alone = augment(flux, numbers=NUMBERS[:50], **{name: ON[name]})
-    assert not np.array_equal(alone[0], flux)
-    if name in ("band_dropout", "hole"):
-        kept, mask, _ = augment(flux, numbers=NUMBERS[:50], orientation="square", shift=2, **{name: ON[name]})
-        before, _, _ = augment(flux, numbers=NUMBERS[:50], orientation="square", shift=2)
-        np.testing.assert_array_equal(kept, np.where(mask, before, 0))
+    moved, _, _ = augment(flux, numbers=NUMBERS[:50], orientation="square", shift=2)
+    kept, mask, _ = augment(flux, numbers=NUMBERS[:50], orientation="square", shift=2, band_dropout=0.3, hole=5)
+    np.testing.assert_array_equal(kept, np.where(mask, moved, 0))
 
 
 def test_a_sample_draws_the_same_whichever_batch_it_comes_in_and_each_number_counts():
@@ -151,26 +147,28 @@ def test_a_slide_moves_by_what_is_asked_and_keeps_flux_and_size(fwhm, error):
 def test_a_rotation_turns_by_its_angle_and_keeps_the_flux():
     angle = np.linspace(-np.pi / 4, np.pi / 4, 9).astype(np.float32)
     dy, dx = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 9)).astype(np.float32)
-    image = np.broadcast_to(gaussian(3.0, x=3.0, y=-2.0), (9, 2, SIZE, SIZE))
+    image = np.broadcast_to(gaussian(3.0, x=5.0, y=-3.0, size=48), (9, 2, 48, 48))
     turned, *_ = jax.jit(rotate)(image, angle, dy, dx)
     flux, x, y, _ = moments(np.nan_to_num(turned))
     # pixel p shows what was at R(angle) p + (dx, dy), so the source is at the inverse of that
-    x0, y0 = 3.0 - dx, -2.0 - dy
+    x0, y0 = 5.0 - dx, -3.0 - dy
     wanted_x, wanted_y = np.cos(angle) * x0 + np.sin(angle) * y0, -np.sin(angle) * x0 + np.cos(angle) * y0
     np.testing.assert_allclose(flux, 1000, rtol=1e-4)
     np.testing.assert_allclose(x, np.stack([wanted_x] * 2, 1), atol=1e-3)
     np.testing.assert_allclose(y, np.stack([wanted_y] * 2, 1), atol=1e-3)
-    truth = np.stack([gaussian(3.0, x=a, y=b) for a, b in zip(wanted_x, wanted_y, strict=True)])
+    truth = np.stack([gaussian(3.0, x=a, y=b, size=48) for a, b in zip(wanted_x, wanted_y, strict=True)])
     assert np.abs(np.where(np.isnan(turned), 0, turned - truth)).max() < 0.03 * image.max()
-    same, down, across = jax.jit(rotate)(image, np.zeros(9), np.zeros(9), np.zeros(9))
-    np.testing.assert_array_equal(same, image.astype(np.float32))
+    same, down, across = jax.jit(rotate)(noisy(9), np.zeros(9), np.zeros(9), np.zeros(9))
+    np.testing.assert_array_equal(same, noisy(9))
     assert (down == 1).all() and (across == 1).all()
 
 
 def test_every_angle_comes_equally_often_and_every_part_of_a_pixel():
-    flux, _, _ = augment(gaussian(3.0, x=4.0), orientation="any", numbers=np.arange(800, dtype=np.uint32)[:, None])
+    flux, _, _ = augment(
+        gaussian(3.0, x=3.0, size=32), orientation="any", numbers=np.arange(800, dtype=np.uint32)[:, None]
+    )
     total, x, y, _ = moments(flux[:, 0])
-    np.testing.assert_allclose(np.hypot(x, y), 4, atol=0.02)
+    np.testing.assert_allclose(np.hypot(x, y), 3, atol=0.02)
     np.testing.assert_allclose(total, 1000, rtol=1e-3)
     counts, _ = np.histogram(np.arctan2(y, x), 12, (-np.pi, np.pi))
     assert counts.min() > 35 and counts.max() < 100  # 67 +- 8
@@ -192,7 +190,7 @@ def test_a_crop_is_cut_at_random_and_keeps_the_middle_a_quarter_away_from_its_bo
 
 
 def test_a_crop_takes_from_around_it_what_interpolation_needs():
-    assert augment(noisy_field(), size=16, subpixel=True)[1].all()
+    assert augment(noisy_field(), size=12, subpixel=True)[1].all()
 
 
 def noisy_field():
@@ -245,22 +243,17 @@ def test_bands_are_blurred_to_a_fwhm_within_the_range_where_they_are_sharper():
     assert abs(untouched.mean() - 0.5) < 0.1 and fwhm[~untouched, 0].min() > 0.9
 
 
-FILTERS = [
-    {"psf_fwhm": (1.0, 1.0)},
-    {"subpixel": True},
-    {"orientation": "any"},
-    {"orientation": "any", "subpixel": True, "psf_fwhm": (1.0, 1.0)},
-]
-
-
-@pytest.mark.parametrize("settings", FILTERS)
-def test_the_sky_sigma_follows_what_is_done_to_the_noise(settings):
+@pytest.mark.parametrize(
+    ("settings", "error"), [({"subpixel": True, "psf_fwhm": (1.0, 1.0)}, 0.015), ({"orientation": "any"}, 0.03)]
+)
+def test_the_sky_sigma_follows_what_is_done_to_the_noise(settings, error):
+    """Within the error of the sample, and the 2 % that is left out of rotations."""
     noise = np.random.default_rng(0).normal(size=(COUNT, 2, SIZE, SIZE))
     flux, mask, sigma = augment(noise, **settings)
     inner = np.s_[:, :, 8:-8, 8:-8]
     assert mask[inner].all() and sigma.max() < 1
     ratio = (flux[inner].var((0, 2, 3)) / (sigma**2).mean(0)) ** 0.5
-    np.testing.assert_allclose(ratio, 1, atol=0.02)
+    np.testing.assert_allclose(ratio, 1, atol=error)
 
 
 def test_reddening_follows_the_extinction_law_and_dims_the_noise_too():

@@ -13,9 +13,9 @@ from pathlib import Path
 import jax
 
 from benchmarks.processes import record
-from jaxz import errors, runtime, train
+from jaxz import errors, loop, runtime, train
 
-handed = train.prefetch
+handed = loop.prefetch
 
 
 def at(step: int, process: int, action) -> None:
@@ -27,7 +27,7 @@ def at(step: int, process: int, action) -> None:
                 action()
             yield batch
 
-    train.prefetch = handing
+    loop.prefetch = handing
 
 
 def fail():
@@ -37,7 +37,7 @@ def fail():
 def main(argv: list[str]) -> None:
     runs = json.loads(Path(argv[0]).read_text())
     for run in runs:
-        train.prefetch = handed
+        loop.prefetch = handed
         if "stop" in run:
             *place, name = run["stop"]
             at(*place, lambda name=name: os.kill(os.getpid(), signal.Signals[name]))
