@@ -28,7 +28,7 @@ class Dense:
 
     def __call__(self, params, image, mask, key=None) -> Encoded:
         cls = jnp.tanh(jnp.where(mask, image, 0).reshape(len(image), -1) @ params["kernel"])
-        return Encoded(cls, jnp.repeat(cls[:, None], self.tokens, 1))
+        return Encoded(cls, jnp.repeat(cls[:, None], self.tokens, 1), jnp.ones((len(cls), self.tokens), bool))
 
 
 def make(losses: dict, **settings):
