@@ -12,6 +12,7 @@ from jaxz.errors import InputError
 from jaxz.models import stems, vit
 from jaxz.models.functional import Functional
 from jaxz.models.stems.per_band import sampled_bands
+from jaxz.objectives import mae
 from tests.models.drawn import parameters
 
 KEY = jax.random.key(1)
@@ -156,6 +157,22 @@ def test_groups_are_fused_neighbours_in_wavelength():
             expected = expected + seen[:, c].mean(-1, keepdims=True) * presence[band]
         np.testing.assert_allclose(found[:, n], expected, rtol=1e-5, atol=1e-5)
         np.testing.assert_array_equal(observed[:, n], seen.any((1, 3)))
+
+
+def test_objectives_see_one_token_a_patch(stem):
+    """MAE on every stem: an error in units of the sky, which garbage where nothing is observed leaves as it is."""
+    encoder, _, params = stem
+    settings = ConfigDict({**mae.SETTINGS, **dict(decoder_width=8, decoder_depth=1, decoder_heads=1)})
+    objective = mae.Objective(encoder, settings, None)
+    params = {"encoder": params, "mae": parameters(objective.decoder)}
+    loss = jax.jit(
+        lambda image: objective.loss(
+            params, {}, {}, {"image": image, "mask": jnp.asarray(MASK), "sky": jnp.ones((5, 4))}, KEY, 0
+        )[0]
+    )
+    value = loss(np.where(MASK, IMAGE, 0))
+    assert np.isfinite(value) and value > 0
+    assert loss(np.where(MASK, IMAGE, np.float32(1e6))) == value
 
 
 def test_more_groups_than_bands_are_refused():
