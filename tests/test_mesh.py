@@ -56,11 +56,13 @@ def test_the_state_is_donated(measured):
 
 
 def test_collectives_of_the_compiled_step(measured):
-    """Data parallel: one fused all-reduce. FSDP: weights are gathered, 66 all-gathers and 2 all-reduces measured."""
+    """Data parallel: one fused all-reduce. FSDP: weights are gathered, 38 all-gathers and 3 all-reduces measured."""
     assert measured["1"]["collectives"] == measured["1 in parts"]["collectives"] == {}
     assert set(measured["8"]["collectives"]) == {"all-reduce"} and measured["8"]["collectives"]["all-reduce"] <= 2
-    assert 0 < measured["2x4"]["collectives"]["all-gather"] <= 70
+    assert 0 < measured["2x4"]["collectives"]["all-gather"] <= 42
     assert measured["2x4"]["collectives"]["all-reduce"] <= 4
+    assert 0 < measured["2x4 in parts"]["collectives"]["all-gather"] <= 18
+    assert measured["2x4 in parts"]["collectives"]["all-reduce"] <= 2
 
 
 def test_the_bytes_of_collectives_are_those_of_gradients_and_parameters(measured):
@@ -115,7 +117,8 @@ def test_fsdp_over_eight_devices_leaves_each_an_eighth_of_a_giant(name):
 
 def test_a_compiled_step_holds_a_share_of_the_state(measured):
     """Of the 2 x 4 mesh: parameters, moments and average by four, but for what is too small to split."""
-    assert measured["2x4"]["room"] < 0.35 * measured["1"]["room"]
+    for kind in ("", " in parts"):
+        assert measured[f"2x4{kind}"]["room"] < 0.26 * measured[f"1{kind}"]["room"]
 
 
 def test_a_checkpoint_restores_onto_another_mesh(measured):
