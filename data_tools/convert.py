@@ -175,10 +175,8 @@ def plan_work(made: Path, survey: Survey, args: argparse.Namespace, tiles: list[
         measure = partial(stamps.typical_sigma, survey, args.images, names)
         places = stamps.Placed(survey, objects_in(catalog), args.size, "ra" in catalog.columns)
     else:
-        measure, places = (
-            partial(typical_sigma, survey, args.images, tiles),
-            Places(tiles, survey, args.size, survey.detection.band if catalog is None else ""),
-        )
+        measure = partial(typical_sigma, survey, args.images, tiles)
+        places = Places(tiles, survey, args.size, survey.detection.band if catalog is None else "")
     sigmas = in_threads(measure, survey.bands, args.workers, "bands")
     if catalog is None:
         chunks = detected(survey, args.images, tiles, args.workers)

@@ -5,12 +5,13 @@ shard takes its share: whole, or as cutouts where these are smaller. What is com
 goes once the block's shards are written.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +24,7 @@ from astropy.io import fits
 from astropy_healpix import lonlat_to_healpix
 
 from data_tools.measure import (
+    Sky,
     aperture_flux,
     aperture_noise,
     cut,
@@ -39,7 +41,8 @@ from jaxz.data.writer import DatasetWriter
 from jaxz.errors import InputError
 from jaxz.files import replace
 
-SAMPLED_TILES = 4  # whose sky says what the stored numbers are in
+SAMPLED_TILES = 4  # whose sky says what the stored numbers are in ...
+SAMPLED_PIXELS = 4_000_000  # ... and about how many pixels of each
 CUT_AT_ONCE = 512
 HIGHEST_SKY = 512  # sigma: from here on float16 is in steps of half of one
 MEASURED = ("flux", "fluxerr", "sky_sigma")  # float32 [N] a plane, in stored units but for the fluxes (microjansky)
@@ -83,26 +86,41 @@ def header_number(tile: Tile, band: BandSource, field: str) -> float:
 
 def typical_sigma(survey: Survey, images: Path, tiles: list[Tile], band: BandSource) -> float:
     """Sigma of the sky per pixel, in microjansky, on the cutouts' grid: the median over a few tiles. Raises InputError
-    where the sky's level is so high that float16 would not resolve its noise."""
+    where no tile has a sky with noise, or its level is too high."""
     holding = [tile for tile in tiles if band.name in tile.files]
-    chosen = [holding[n] for n in np.unique(np.linspace(0, len(holding) - 1, SAMPLED_TILES).astype(int))]
+    chosen = np.unique(np.linspace(0, len(holding) - 1, min(SAMPLED_TILES, len(holding))).astype(int))
     sigmas, problem = [], None
-    for tile in chosen if len(holding) > SAMPLED_TILES else holding:
+    for tile in (holding[n] for n in chosen):
         pixels, flags, _ = read_band(survey, images, tile, band)
         try:
-            sky = measure_sky(pixels, flags, survey.photometry.background_box_px, f"bands.{band.name}.file")
+            sky = sampled_sky(pixels, flags, survey.photometry.background_box_px, f"bands.{band.name}.file")
         except InputError as error:
             problem = error
             continue
-        if not survey.subtract_background and abs(sky.level) > HIGHEST_SKY * sky.sigma:
-            raise InputError(
-                f"subtract_background: false, but the sky of {str(tile.files[band.name])!r} lies "
-                f"{sky.level / sky.sigma:.0f} sigma from 0, where float16 does not resolve it; say true"
-            )
+        check_level(survey, tile.files[band.name], sky.level, sky.sigma)
         sigmas.append(sky.sigma * to_ujy(zero_point(tile, band)))
     if not sigmas:
         raise problem
     return float(np.median(sigmas))
+
+
+def check_level(survey: Survey, path: Path, level: float, sigma: float) -> None:
+    """Raises InputError for a sky that stays in the cutouts and is so high that float16 would not resolve its noise."""
+    if not survey.subtract_background and abs(level) > HIGHEST_SKY * sigma:
+        raise InputError(
+            f"subtract_background: false, but the sky of {str(path)!r} lies {level / sigma:.0f} sigma from 0, where "
+            "float16 does not resolve it; say true"
+        )
+
+
+def sampled_sky(pixels: np.ndarray, flags: np.ndarray, box: int, where: str) -> Sky:
+    """The sky on every n-th row of boxes of the mesh, on all where these have none. Raises InputError."""
+    step = pixels.size // SAMPLED_PIXELS
+    if step > 1 and len(pixels) > step * box:
+        rows = np.arange(len(pixels) // box * box).reshape(-1, box)[::step].ravel()
+        with contextlib.suppress(InputError):
+            return measure_sky(pixels[rows], flags[rows], box, where)
+    return measure_sky(pixels, flags, box, where)
 
 
 def measured_name(columns) -> Callable[[str, str], str]:
@@ -192,14 +210,18 @@ def keep(path: Path, plane: np.ndarray, x: np.ndarray, y: np.ndarray, size: int,
     aside.replace(path)
 
 
-def kept(path: Path, x: np.ndarray, y: np.ndarray, low: int, high: int, size: int, fill: int) -> np.ndarray:
-    """[N, size, size]: of what `keep` wrote for a plane, the objects low..high-1, which lie at x, y [N]. Raises
-    InputError where it is damaged."""
+def fetch(path: Path, x: np.ndarray, y: np.ndarray, rows: slice, size: int, fill: int, out: Sequence) -> None:
+    """Copy, of what `keep` wrote for a plane, the cutouts of the objects `rows`, which lie at x, y [N], to `out`, N
+    arrays [size, size]. Raises InputError where it is damaged."""
     try:
-        values = np.load(path, mmap_mode="r")
+        values = np.load(path, mmap_mode="r").view(np.ndarray)  # whose slices take a third of a memmap's time
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is damaged ({error}); delete its folder and give the same command again") from None
-    return values[low:high] if values.ndim == 3 else cut(values, x, y, size, fill)
+    if values.ndim == 2:
+        cut(values, x, y, size, fill, out)
+        return
+    for into, value in zip(out, values[rows], strict=True):
+        into[:] = value
 
 
 def write_plane(path: Path, facts: dict, columns: dict[str, np.ndarray]) -> None:
@@ -220,6 +242,12 @@ def block_objects(work: Path, block: int) -> pa.Table:
     return objects_of(work, block)
 
 
+@lru_cache(maxsize=1)
+def buffers(shape: tuple[int, ...], dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images and masks of a shard, which the next takes again: new memory costs as much as what is written to it."""
+    return np.empty(shape, dtype), np.empty(shape, np.uint8)
+
+
 def write_shard(writer: DatasetWriter, number: int, block: Block, n: int) -> None:
     """Write shard n, which is one of block `number`'s, of the cutouts of its objects that have a good pixel."""
     job = shared["job"]
@@ -228,8 +256,9 @@ def write_shard(writer: DatasetWriter, number: int, block: Block, n: int) -> Non
     rows = np.arange(start, min(start + job.samples_per_shard, len(objects)))
     columns = {name: objects.column(name).slice(start, len(rows)).to_numpy() for name in objects.column_names}
     shape, bands = (len(rows), len(job.survey.bands), job.size, job.size), job.survey.bands
-    names = {band.name for band in bands}
-    image, mask = np.zeros(shape, job.dtype), np.full(shape, MASK_BITS["nodata"], np.uint8)
+    suffixes = tuple(f"_{band.name}" for band in bands)
+    image, mask = (buffer[: len(rows)] for buffer in buffers((job.samples_per_shard, *shape[1:]), job.dtype))
+    image[:], mask[:] = 0, MASK_BITS["nodata"]
     observed = np.zeros((len(rows), len(bands)), bool)
     named = measured_name(columns)
     measured = {named(what, band.name): np.full(len(rows), np.nan, np.float32) for band in bands for what in MEASURED}
@@ -244,13 +273,14 @@ def write_shard(writer: DatasetWriter, number: int, block: Block, n: int) -> Non
             continue
         found = {what: found[what].to_numpy()[low:high] for what in found.column_names}
         where = [found[axis] if axis in found else columns[axis][here] for axis in "xy"]
-        image[here, b] = kept(path.with_suffix(".pixels.npy"), *where, low, high, job.size, 0)
-        mask[here, b] = kept(path.with_suffix(".flags.npy"), *where, low, high, job.size, MASK_BITS["nodata"])
+        for suffix, array, fill in ((".pixels.npy", image, 0), (".flags.npy", mask, MASK_BITS["nodata"])):
+            out = [array[row, b] for row in here.tolist()]
+            fetch(path.with_suffix(suffix), *where, slice(low, high), job.size, fill, out)
         observed[here, b] = found.pop("observed")
         for what, values in found.items():
             measured.setdefault(named(what, bands[b].name), np.full(len(rows), np.nan))[here] = values
     columns = measured | columns
-    lacking = [name for name in writer.manifest.columns if name.rpartition("_")[2] in names and name not in columns]
+    lacking = [name for name in writer.manifest.columns if name.endswith(suffixes) and name not in columns]
     columns |= {name: np.full(len(rows), np.nan) for name in lacking}  # of bands without a plane here
     columns["bands_observed"] = (observed << np.arange(len(bands), dtype=np.uint32)).sum(1).astype(np.uint32)
     columns |= describe(columns, job)

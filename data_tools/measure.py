@@ -177,16 +177,17 @@ def nearest_pixel(x: np.ndarray) -> np.ndarray:
     return np.floor(np.asarray(x, float) + 0.5).astype(np.int64)
 
 
-def cut(plane: np.ndarray, x: np.ndarray, y: np.ndarray, size: int, fill=0) -> np.ndarray:
-    """[N, size, size]: the nearest pixel to (x, y) is pixel [size // 2, size // 2]; `fill` past the tile's edges."""
+def cut(plane: np.ndarray, x: np.ndarray, y: np.ndarray, size: int, fill=0, out=None) -> np.ndarray:
+    """[N, size, size]: the nearest pixel to (x, y) is pixel [size // 2, size // 2]; `fill` past the tile's edges. out:
+    N arrays [size, size] to write to."""
     height, width = plane.shape
     lefts, lows = nearest_pixel(x) - size // 2, nearest_pixel(y) - size // 2
-    cutouts = np.empty((len(lefts), size, size), plane.dtype)
-    for out, left, low in zip(cutouts, lefts.tolist(), lows.tolist(), strict=True):
+    cutouts = np.empty((len(lefts), size, size), plane.dtype) if out is None else out
+    for into, left, low in zip(cutouts, lefts.tolist(), lows.tolist(), strict=True):
         x0, x1, y0, y1 = max(left, 0), min(left + size, width), max(low, 0), min(low + size, height)
         if (x1 - x0, y1 - y0) != (size, size):
-            out[:] = fill
+            into[:] = fill
             if x1 <= x0 or y1 <= y0:
                 continue
-        out[y0 - low : y1 - low, x0 - left : x1 - left] = plane[y0:y1, x0:x1]
+        into[y0 - low : y1 - low, x0 - left : x1 - left] = plane[y0:y1, x0:x1]
     return cutouts

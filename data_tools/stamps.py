@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.compute as pc
 from astropy.stats import mad_std
 
-from data_tools.cutting import header_number, keep, plane_path, shared, to_ujy, write_plane, zero_point
+from data_tools.cutting import check_level, header_number, keep, plane_path, shared, to_ujy, write_plane, zero_point
 from data_tools.measure import aperture_flux, cut, noise_area, to_stored
 from data_tools.plan import objects_of
 from data_tools.splits import assign_splits, healpix_order
@@ -22,7 +22,7 @@ from data_tools.tiles import MASK_BITS, Grid, Tile, band_grid, named, read_band,
 from jaxz.data.order import derive, permute
 from jaxz.errors import InputError
 
-GROUP = 1000  # objects
+GROUP, MOST_GROUPS = 1000, 8000  # objects in a group, more where there would be too many groups
 SAMPLED = 300  # objects whose sky says what the stored numbers are in
 EDGE = 8  # the sky is what lies within 1 / EDGE of a stamp's side from its edges
 
@@ -30,7 +30,11 @@ EDGE = 8  # the sky is what lies within 1 / EDGE of a stamp's side from its edge
 def groups(survey: Survey, objects: int) -> list[Tile]:
     """What stands for tiles: as many as the objects need."""
     files = {band.name: Path(band.file) for band in survey.bands}
-    return [Tile("", files, Grid((0, 0), None)) for _ in range(math.ceil(objects / GROUP))]
+    return [Tile("", files, Grid((0, 0), None)) for _ in range(math.ceil(objects / group_size(objects)))]
+
+
+def group_size(objects: int) -> int:
+    return max(GROUP, math.ceil(objects / MOST_GROUPS))
 
 
 class Placed:
@@ -47,7 +51,7 @@ class Placed:
         known = np.isfinite(chunk["ra"]) if self.sky else np.ones(number, bool)
         at = np.arange(self.seen, self.seen + number)
         self.seen += number
-        placed = {**chunk, "tile": (permute(at, self.objects, self.key) // GROUP).astype(np.int32)}
+        placed = {**chunk, "tile": (permute(at, self.objects, self.key) // group_size(self.objects)).astype(np.int32)}
         placed = {name: values[known] for name, values in placed.items()}
         rule = self.survey.splits
         if self.sky:
@@ -83,12 +87,15 @@ def read_stamp(survey: Survey, images: Path, band: BandSource, name: str) -> tup
     return tile, band, pixels, flags
 
 
-def border(pixels: np.ndarray, flags: np.ndarray) -> np.ndarray:
-    """The good pixels near the edges."""
+def measure_border(pixels: np.ndarray, flags: np.ndarray) -> tuple[float, float]:
+    """Level and sigma of the good pixels near the edges; a sigma of NaN where these have no noise, as a padded edge."""
     width = max(1, min(pixels.shape) // EDGE)
     ring = np.ones(pixels.shape, bool)
     ring[width:-width, width:-width] = False
-    return pixels[ring & (flags == 0)]
+    sky = pixels[ring & (flags == 0)]
+    if not len(sky):
+        return 0.0, math.nan
+    return float(np.median(sky)), float(mad_std(sky)) or math.nan
 
 
 def typical_sigma(survey: Survey, images: Path, names: list[str], band: BandSource) -> float:
@@ -99,8 +106,9 @@ def typical_sigma(survey: Survey, images: Path, names: list[str], band: BandSour
     for n in chosen.tolist():
         if (found := read_stamp(survey, images, band, names[n])) is not None:
             tile, own, pixels, flags = found
-            sky = border(pixels, flags)
-            sigmas.append(mad_std(sky) * to_ujy(zero_point(tile, own)) if len(sky) else 0)
+            level, sigma = measure_border(pixels, flags)
+            check_level(survey, tile.files[band.name], level, sigma)
+            sigmas.append(np.nan_to_num(sigma) * to_ujy(zero_point(tile, own)))
     if not any(sigma > 0 for sigma in sigmas):
         path = str(images / named(band.file, band, "{image}"))
         raise InputError(
@@ -123,18 +131,17 @@ def cut_group(block: int, group: int, band_number: int) -> None:
     columns = {name: np.full(len(objects), np.nan, np.float32) for name in ("flux", "fluxerr", "sky_sigma")}
     columns |= {"x": np.full(len(objects), np.nan), "y": np.full(len(objects), np.nan)}
     radius = job.survey.photometry.aperture_diameter_arcsec / 2 / job.survey.stored_scale(band)
+    spread = math.sqrt(noise_area(radius))
     given = {name: objects[name].to_numpy() for name in ("ra", "dec", "x", "y") if name in objects.column_names}
     for row, name in enumerate(names_of({name: objects[name] for name in objects.column_names})):
         if (found := read_stamp(job.survey, job.images, band, name)) is None:
             continue
         tile, own, pixels, flags = found
         x, y = centre(tile.grid, {name: values[row] for name, values in given.items()})
-        sky, unit = border(pixels, flags), to_ujy(zero_point(tile, own))
-        level, sigma = (float(np.median(sky)), float(mad_std(sky))) if len(sky) else (0.0, math.nan)
-        residual = np.where(flags > 0, 0, pixels - level).astype(np.float32)
+        unit, (level, sigma) = to_ujy(zero_point(tile, own)), measure_border(pixels, flags)
+        residual = np.where(flags & (MASK_BITS["bad"] | MASK_BITS["nodata"]) > 0, 0, pixels - level).astype(np.float32)
         flux = aperture_flux(residual, flags, np.array([[x, y]]), radius)[0]
-        sigma = sigma if sigma > 0 else math.nan  # a padded edge is no sky
-        noise = sigma * math.sqrt(noise_area(radius)) if math.isfinite(flux) else math.nan
+        noise = sigma * spread if math.isfinite(flux) else math.nan
         scale = unit / job.sigma_ujy[band.name]
         stored, flags = to_stored(residual if job.survey.subtract_background else pixels, flags, scale, job.dtype)
         at = np.array([x]), np.array([y])

@@ -16,7 +16,7 @@ from astropy.io import fits
 from astropy.wcs import WCS, WcsError
 from astropy.wcs.utils import proj_plane_pixel_area, wcs_to_celestial_frame
 from reproject import reproject_adaptive, reproject_interp
-from scipy.ndimage import binary_dilation
+from scipy.ndimage import binary_dilation, zoom
 
 from data_tools.survey import BandSource, Survey
 from jaxz.errors import InputError, suggest
@@ -29,6 +29,7 @@ SCALE_TOLERANCE = 0.01
 SMALL = 32 << 20  # bytes
 COARSER = 1.2  # ratio of areas from which on new pixels are averages of old ones
 STRIP = 256  # rows that are resampled at a time
+LATTICE = 8  # points along each side at which the areas of pixels are compared
 TILE = "{tile}"
 last = threading.local()
 
@@ -346,16 +347,27 @@ def flag_pixels(pixels: np.ndarray, saturation: float) -> np.ndarray:
     return flags
 
 
+def area_ratio(old: Grid, new: Grid) -> np.ndarray:
+    """[LATTICE, LATTICE]: how many old pixels a new one covers, the determinant of the Jacobian, at the middles of
+    equal parts of the new grid; 1 where it has no place on the old. In a cylindrical projection it varies."""
+    y, x = ((np.arange(LATTICE) + 0.5) / LATTICE * side - 0.5 for side in new.shape)
+    x, y = np.meshgrid(x, y)
+    at = lambda dx, dy: np.stack(sky_to_pixel(old.wcs, new.wcs.pixel_to_world(x + dx, y + dy)))
+    along_x, along_y = at(0.5, 0) - at(-0.5, 0), at(0, 0.5) - at(0, -0.5)
+    return np.nan_to_num(np.abs(along_x[0] * along_y[1] - along_x[1] * along_y[0]), nan=1.0)
+
+
 def to_grid(pixels: np.ndarray, flags: np.ndarray, old: Grid, new: Grid) -> tuple[np.ndarray, np.ndarray]:
     """Pixels and flags on another grid, the flux of sources conserved: a pixel holds flux, not surface brightness.
 
-    Bicubic splines, times the ratio of the pixels' areas, keep positions to 0.002 pixels; to larger pixels it is
+    Bicubic splines, times the ratio of the pixels' areas there, keep positions to 0.002 pixels; to larger pixels it is
     averaged instead, with the local Jacobian (DeForest 2004, Solar Physics 219 3), or the noise of the small ones would
     stay. A new pixel with a share in a bad one is bad.
     """
     lost = flags & (MASK_BITS["bad"] | MASK_BITS["nodata"]) > 0
     whole = np.where(lost, np.median(pixels[~lost][::7]) if not lost.all() else 0, pixels).astype(np.float64)
-    area = (new.scale_arcsec / old.scale_arcsec) ** 2
+    areas = area_ratio(old, new)
+    area = float(np.nanmedian(areas))
     strips = {"shape_out": new.shape, "block_size": (STRIP, new.shape[1])}  # or 140 bytes a pixel are needed
     if area > COARSER:
         moved, _ = reproject_adaptive(
@@ -364,7 +376,7 @@ def to_grid(pixels: np.ndarray, flags: np.ndarray, old: Grid, new: Grid) -> tupl
         )  # fmt: skip
     else:
         moved, _ = reproject_interp((whole, old.wcs), new.wcs, order="bicubic", **strips)
-        moved *= area
+        moved *= zoom(areas, np.divide(new.shape, areas.shape), order=1, mode="nearest", grid_mode=True)
     reach = 1 + math.ceil(max(1.0, math.sqrt(area)) / math.sqrt(2))  # of a new pixel, or of the spline
     for kind in ("bad", "saturated"):
         near = binary_dilation(lost if kind == "bad" else flags & MASK_BITS[kind] > 0, iterations=reach)

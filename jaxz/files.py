@@ -5,9 +5,9 @@ import errno
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from jaxz.errors import InputError
 
@@ -16,17 +16,20 @@ TRIES, PAUSE = 4, 0.05  # of reads, and seconds before the second; each later on
 PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EREMOTEIO)  # what storage may get over
 
 
-def replace(path: Path, content) -> None:
-    """Write bytes to `path` so that a reader finds the old file or the new one, also after a crash.
+@contextlib.contextmanager
+def replacing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of `path` at the end, so that a reader finds the old file or the new one:
+    where it is durable, also after a crash of the system.
 
     Raises OSError that names `path`.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         error.filename, error.filename2 = str(path), None  # not the temporary name, or none where a disk is full
@@ -34,6 +37,12 @@ def replace(path: Path, content) -> None:
     finally:
         with contextlib.suppress(OSError):  # renamed, or never made
             temporary.unlink()
+
+
+def replace(path: Path, content) -> None:
+    """Write bytes to `path` as `replacing` does."""
+    with replacing(path) as file:
+        file.write(content)
 
 
 def read_json(path: Path | str, what: str) -> dict:

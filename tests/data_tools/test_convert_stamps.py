@@ -1,5 +1,6 @@
 """Conversion of surveys with an image an object."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -140,3 +141,32 @@ def test_a_band_without_any_image_is_refused(folder, tmp_path):
     argv[1] = str(tmp_path / "survey.toml")
     with pytest.raises(InputError, match=r"bands\.g\.file: .*G/\{image\}.fits' is there for 0 of 40 objects"):
         convert.main(argv)
+
+
+def test_a_saturated_pixel_keeps_its_value_above_the_sky(folder, tmp_path):
+    sky = 20.0
+    shutil.copytree(folder, tmp_path / "in")
+    for path in (tmp_path / "in" / "g").glob("?.fits"):
+        with fits.open(path, mode="update") as hdus:
+            hdus[0].data += sky
+    survey = tmp_path / "in" / "survey.toml"
+    survey.write_text("subtract_background = true\n" + SURVEY.replace("480\n", "480\nsaturation = 400.0\n", 1))
+    convert.main(arguments(tmp_path / "in", tmp_path / "out"))
+    dataset, (g, _) = jaxz.open_dataset(tmp_path / "out"), images()
+    factor = 10 ** (0.4 * (dataset.manifest.bands[0].zero_point_ab - 23.9))
+    for row, name in enumerate(dataset.column("object_id")):
+        n = int(name.split(".")[1].split("/")[0])
+        if n < 9 and n % 7 != 3:  # images 1 to 9
+            sample = dataset.cutout(row)
+            assert sample["image_mask"][0, SIZE // 2, SIZE // 2] == MASK_BITS["saturated"]
+            np.testing.assert_allclose(sample["image"][0, SIZE // 2, SIZE // 2], g[n][9, 12] * factor, rtol=0.01)
+
+
+def test_a_sky_that_float16_does_not_resolve_is_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "in")
+    for path in (tmp_path / "in" / "g").glob("*[0-9].fits"):
+        with fits.open(path, mode="update") as hdus:
+            hdus[0].data += 3000
+    with pytest.raises(InputError, match=r"subtract_background: false, but the sky of .*g/1.fits.* sigma from 0"):
+        convert.main(arguments(tmp_path / "in", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

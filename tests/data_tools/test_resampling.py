@@ -49,6 +49,21 @@ def test_gaussians_keep_their_flux_and_place(scale, angle):
         assert np.hypot(found[0] - true_x, found[1] - true_y) < 0.05
 
 
+@pytest.mark.parametrize("scale", [0.4, 0.9])
+def test_pixels_of_a_cylindrical_projection_far_from_its_equator_are_small(scale):
+    """A plate carree pixel at declination 60 has half of the area that it has at its reference point."""
+    old = grid(0.4)
+    old.wcs.wcs.crval = [150.0, 60.0]
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype, wcs.wcs.crval, wcs.wcs.cunit = ["RA---CAR", "DEC--CAR"], [150.0, 0.0], ["deg", "deg"]
+    wcs.wcs.cdelt = [-scale / 3600, scale / 3600]
+    side = int(PIXELS * 0.4 / scale * 1.2)
+    wcs.wcs.crpix = [side, side / 2 + 0.5 - 60 * 3600 / scale]
+    new = Grid((side, 2 * side), wcs)
+    moved, flags = to_grid(gaussian(old, 80.0, 75.0).astype(np.float32), np.zeros(old.shape, np.uint8), old, new)
+    assert np.where(flags == 0, moved, 0).sum() == pytest.approx(FLUX, rel=0.01)
+
+
 @pytest.mark.parametrize("scale", [0.2, 0.8])
 def test_flags_follow(scale):
     """A new pixel is flagged where a flagged old one lies at its place, and not far from there."""
