@@ -21,7 +21,7 @@ SMALL = {
     "mae": dict(band_mask=0.3, decoder_width=16, decoder_depth=1, decoder_heads=2),
     "masked_bands": dict(head_width=16),
     "byol": dict(hidden_width=16, width=8),
-    "dino": dict(prototypes=12, hidden_width=16, bottleneck=8, crops=2, crop_scale=0.5),
+    "dino": dict(prototypes=12, hidden_width=16, bottleneck=8, crops=2, crop_scale=0.5, frozen_steps=5),
 }
 
 
@@ -195,11 +195,8 @@ def test_dino_is_the_sum_of_its_terms_from_what_student_and_teacher_saw(blob_dat
     np.testing.assert_allclose(aux["metrics"]["dino/patches"], patch_loss, rtol=1e-5)
 
 
-def test_the_teacher_warms_and_the_prototypes_rest_at_first(blob_dataset):
-    loss, params, extra, term = make(blob_dataset, "dino", frozen_steps=5, warmup_steps=100)
-    slope = jax.jit(jax.grad(lambda p, step: loss(p, params, extra, batch_of(), step)[0]))
-    assert not np.any(slope(params, 4)["dino"]["last"]["kernel"])
-    assert np.any(slope(params, 5)["dino"]["last"]["kernel"])
+def test_the_teacher_warms(blob_dataset):
+    term = make(blob_dataset, "dino", warmup_steps=100)[3]
     for step, temperature in ((0, 0.04), (50, 0.055), (100, 0.07), (900, 0.07)):
         np.testing.assert_allclose(term.temperature(step), temperature, rtol=1e-6)
 
@@ -208,16 +205,19 @@ def test_the_teacher_warms_and_the_prototypes_rest_at_first(blob_dataset):
 def test_what_is_not_observed_changes_nothing_and_all_of_the_encoder_learns(blob_dataset, name):
     loss, params, extra, _ = make(blob_dataset, name)
     ema = jax.tree.map(lambda p: 1.1 * p, params)
-    slopes = jax.jit(jax.value_and_grad(lambda p, e, b: loss(p, e, extra, b)[0], argnums=(0, 1)))
+    slopes = jax.jit(jax.value_and_grad(lambda p, e, b, step: loss(p, e, extra, b, step)[0], argnums=(0, 1)))
     batch = batch_of()  # NaN where not observed
     fill = lambda v: {**v, "image": np.where(v["mask"], v["image"], np.float32(1e5))}
     filled = {**fill(batch), **{name: [fill(v) for v in batch[name]] for name in ("views", "crops")}}
-    (a, (student, teacher)), (b, others) = slopes(params, ema, batch), slopes(params, ema, filled)
+    (a, (student, teacher)), (b, others) = slopes(params, ema, batch, 5), slopes(params, ema, filled, 5)
     assert a == b and np.isfinite(a)
     jax.tree.map(np.testing.assert_array_equal, (student, teacher), others)
     assert not any(np.any(g) for g in jax.tree.leaves(teacher))
     for path, slope in jax.tree_util.tree_leaves_with_path(student["encoder"]):
         assert np.isfinite(slope).all() and np.any(slope), path
+    if name == "dino":  # the prototypes rest at first
+        early = slopes(params, ema, batch, 4)[1][0]
+        assert not np.any(early["dino"]["last"]["kernel"]) and np.any(student["dino"]["last"]["kernel"])
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -229,29 +229,24 @@ def test_losses_are_float32_in_a_bfloat16_run(blob_dataset, name):
 
 
 def test_the_maes_decoder_computes_in_the_encoders_dtype(blob_dataset):
-    loss, params, extra, term = make(blob_dataset, "mae", "bfloat16")
-    exact = make(blob_dataset, "mae")[0]
+    _, params, _, term = make(blob_dataset, "mae", "bfloat16")
     tokens, place = np.ones((2, 4, 32), np.float32), np.tile(np.arange(16), (2, 1))
     program = str(jax.make_jaxpr(term.decoder)(params["mae"], tokens, place))
     products = [line for line in program.splitlines() if "dot_general" in line]
     assert sum("bf16" in line for line in products) >= 5 and len(products) <= 9  # all but the last, to pixels
-    found, expected = (jax.jit(f)(params, {}, extra, batch_of())[0] for f in (loss, exact))
-    assert found != expected
-    np.testing.assert_allclose(found, expected, rtol=0.03)
 
 
 def test_masked_bands_is_the_error_of_hidden_bands_in_units_of_the_sky(blob_dataset):
     loss, params, extra, term = make(blob_dataset, "masked_bands")
     batch, key = batch_of(), jax.random.fold_in(KEY, 0)  # of the first term
-    found = jax.jit(loss)(params, {}, extra, batch)[0]
-    look = jax.jit(lambda b: term.reconstruct(params, b, key))
-    predicted, hidden = map(np.asarray, look(batch))
+    look = jax.jit(lambda b: (loss(params, {}, extra, b)[0], *term.reconstruct(params, b, key)))
+    found, predicted, hidden = map(np.asarray, look(batch))
     target, observed = (np.asarray(patchify(jnp.asarray(batch[name]), 4)) for name in ("image", "mask"))
     np.testing.assert_array_equal(hidden, hidden.any((1, 3), keepdims=True) & observed)  # whole bands
     error = ((predicted.astype(float) - target) / batch["sky"][:, None, :, None]) ** 2
     np.testing.assert_allclose(found, error[hidden].mean(), rtol=1e-5)
     changed = {**batch, "image": np.where(unpatchify(jnp.asarray(hidden), 4), np.float32(77), batch["image"])}
-    np.testing.assert_array_equal(look(changed)[0], predicted)
+    np.testing.assert_array_equal(look(changed)[1], predicted)
 
 
 def test_every_number_of_hidden_bands_is_equally_frequent():
@@ -275,7 +270,8 @@ def test_hidden_patches_are_blocks_of_the_stated_share():
     np.testing.assert_allclose(often, often[::-1, ::-1].T, atol=0.06)
     together = (hidden[:, 1:] & hidden[:, :-1]).sum() / hidden[:, 1:].sum()  # of hidden ones: the neighbour is, too
     assert together > 0.6
-    assert (dino.hide_blocks(KEY, 50, 2, (0.1, 0.1)).sum(1) == 1).all()
+    least = jax.jit(lambda key: dino.hide_blocks(key, 50, 2, (0.1, 0.1)))(KEY)
+    assert (least.sum(1) == 1).all()
 
 
 def test_views_are_encoded_as_if_alone(blob_dataset):
