@@ -3,7 +3,7 @@
     python -m jaxz.train --config=configs/pretrain_supcon.py --workdir=runs/demo/supcon
 
 Hardware: 2 CPU cores for a try on the demo's dataset, one GPU for a survey. Time: twice demo_pretrain's a step of the
-same batch, for its two views. Expect: the loss falls to the entropy within a bin, not to 0; the demo's 5,000 labels
+same batch, for its two views. Expect: the loss falls to the entropy within a bin, not to 0; few labels
 are learned by heart in long runs.
 """
 

@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
         score(options.workdir, model, dataset)
     elif not reconstructs:
         raise errors.InputError(
-            f"--workdir: {str(options.workdir)!r} predicts neither redshifts nor images; name another run"
+            f"--workdir: {str(options.workdir)!r} predicts neither redshifts nor hidden pixels; name another run"
         )
     replace(options.workdir / "evaluated.json", json.dumps(evaluated, indent=1).encode())
 

@@ -41,13 +41,15 @@ def batch_of(rng, count=5, bands=3, size=16):
 
 def test_the_stretch_is_asinh_of_dereddened_flux_over_three_sky_sigma(manifest):
     batch = batch_of(np.random.default_rng(0)) | {"flux_r": np.array([5, -1, 0, np.nan, 9], np.float32)}
+    batch["fluxerr_r"] = np.array([1, 2, np.nan, 3, 4], np.float32)
     prepared = Prepare(manifest, Normalisation.create(manifest, (), 3.0, True))(batch, KEY)
     extinction = np.array([3.2, 2.3, 1.7])  # magnitudes per unit of E(B-V)
     flux = batch["image"].astype(np.float64) * 10 ** (0.4 * batch["ebv"][:, None] * extinction)[..., None, None]
     np.testing.assert_allclose(prepared["image"], np.arcsinh(flux / 3), rtol=2e-5, atol=1e-6)
     assert prepared["mask"].all()
     np.testing.assert_allclose(prepared["sky"], 10 ** (0.4 * batch["ebv"][:, None] * extinction) / 3, rtol=1e-6)
-    np.testing.assert_allclose(prepared["flux_r"], batch["flux_r"] * 10 ** (0.4 * batch["ebv"] * 2.3), rtol=1e-6)
+    for name in ("flux_r", "fluxerr_r"):
+        np.testing.assert_allclose(prepared[name], batch[name] * 10 ** (0.4 * batch["ebv"] * 2.3), rtol=1e-6)
     as_seen = Prepare(manifest, Normalisation.create(manifest, (), 3.0, False))(batch, KEY)
     np.testing.assert_array_equal(as_seen["flux_r"], batch["flux_r"])
     np.testing.assert_allclose(as_seen["sky"], np.full((5, 3), 1 / 3), rtol=1e-6)
