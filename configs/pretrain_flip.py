@@ -12,7 +12,7 @@ from configs import demo_direct
 def get_config():
     config = demo_direct.get_config()
     config.data.where = ""
-    config.augment.square = False  # the objective mirrors the images
+    config.augment.orientation = "none"  # the objective mirrors the images
     config.losses = dict(flip=1.0)
     config.train.steps = 1000
     return config

@@ -42,7 +42,7 @@ def test_a_file_that_is_no_config_is_named(tmp_path, body, message):
 LINES = [
     ("config.trian = dict(steps=3)", r"own.py' sets trian.steps, which is no field. Did you mean 'train.steps'"),
     ("config.train.stepz = 3", r"own.py' sets train.stepz, which is no field. Did you mean 'train.steps'"),
-    ("config.train = dict(steps=3)", r"own.py' leaves out train.accumulate and 5 other"),
+    ("config.train = dict(steps=3)", r"own.py' leaves out train.accumulate and 6 other"),
     ("del config.optim", r"own.py' leaves out optim.b2 and 12 other"),
     ("del config.losses", r"own.py' has no losses; set config.losses = dict\(NAME=1.0\)"),
     (

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from jaxz.data.dataset import open_dataset
 from jaxz.flops import matmul_flops
 from jaxz.models import build
+from jaxz.models.vit import SETTINGS
 from tests.helpers import BANDS, blobs
 
 A, B = Shape((4, 8), "float32"), Shape((8, 16), "float32")
@@ -53,7 +54,7 @@ def test_a_loop_of_unknown_length_is_refused_where_it_multiplies():
 def test_a_vit_is_counted_as_by_hand(tmp_path):
     """Per token: 24 D^2 of a block's dense layers and 4 N D of its attention; and the stem."""
     width, depth, patch, size, batch = 32, 3, 4, 16, 2
-    config = ConfigDict(dict(name="vit", width=width, depth=depth, heads=2, patch=patch, dtype="float32"))
+    config = ConfigDict(SETTINGS | dict(name="vit", width=width, depth=depth, heads=2, patch=patch))
     bands = open_dataset(blobs(tmp_path / "d", samples=4, shards=1)).manifest.bands
     encoder = build(config, bands, size)
     params = jax.eval_shape(encoder.init, jax.random.key(0))

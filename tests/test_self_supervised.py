@@ -161,7 +161,7 @@ def test_dino_is_the_sum_of_its_terms_from_what_student_and_teacher_saw(blob_dat
         calls.clear()
         found = loss(params, ema, extra, batch, 500)
         heads = [
-            [term.head(p["dino"], x) for x in call[0]] for p, call in zip((params, ema, params), calls, strict=True)
+            [term.head(p["dino"], x) for x in call[0][:2]] for p, call in zip((params, ema, params), calls, strict=True)
         ]
         return found, list(calls), heads
 
