@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 NAMES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-OPERATION = re.compile(rf"= ([^=]*?) ({'|'.join(NAMES)})(-start)?\(")
+OPERATION = re.compile(rf"^ *(?:ROOT )?%[\w.-]+ = (.*?) ({'|'.join(NAMES)})(-start)?\(")
 SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 CALL = re.compile(r"\b(body|calls|to_apply|branch_computations)=\{?((?:%[\w.-]+(?:, )?)+)")

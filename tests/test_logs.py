@@ -67,7 +67,8 @@ def event_type():
     for message, name, number, kind in FIELDS:
         field = messages[message].field.add(name=name, number=number, label=3 if name == "value" else 1)
         field.type = 11 if kind in messages else getattr(field, f"TYPE_{kind.upper()}")
-        field.type_name = f".t.{kind}" if kind in messages else ""
+        if kind in messages:
+            field.type_name = f".t.{kind}"
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("t.Event"))
