@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 NAMES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-OPERATION = re.compile(rf"= ([^=]*?) ({'|'.join(NAMES)})(-start)?\(")
+OPERATION = re.compile(rf"^ *(?:ROOT )?%[\w.-]+ = (.*?) ({'|'.join(NAMES)})(-start)?\(")
 SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 CALL = re.compile(r"\b(body|calls|to_apply|branch_computations)=\{?((?:%[\w.-]+(?:, )?)+)")
@@ -29,9 +29,10 @@ class Collective:
 
 def collectives(compiled) -> Counter[Collective]:
     """How often each runs in a step; those of a loop count every turn that the compiler knows of, else once."""
-    devices = len(compiled.input_shardings[0][0].device_set) if compiled.input_shardings[0] else 1
+    text = compiled.as_text()
+    devices = int(re.search(r"num_partitions=(\d+)|$", text)[1] or 1)
     found, calls, entry, name = {}, {}, "", ""
-    for line in compiled.as_text().splitlines():
+    for line in text.splitlines():
         if header := COMPUTATION.match(line):
             name = header[2]
             entry = name if header[1] else entry
