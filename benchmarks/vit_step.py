@@ -126,8 +126,8 @@ def jax_arm(task: Task, batch_size: int) -> Callable[[], float]:
     return stepper(objective, lambda batch, key: batch, config, batch_of(task, batch_size), make_mesh(1, 1))
 
 
-def medians(arms: dict[str, Callable[[], float]]) -> dict[str, float]:
-    """Median seconds of each arm's STEPS steps over interleaved rounds."""
+def medians(arms: dict) -> dict:
+    """{arm: median seconds of its STEPS steps} over interleaved rounds, of {arm: run}."""
     seconds = {name: [] for name in arms}
     for _ in range(ROUNDS):
         for name, run in arms.items():
@@ -135,46 +135,52 @@ def medians(arms: dict[str, Callable[[], float]]) -> dict[str, float]:
     return {name: float(np.median(times)) for name, times in seconds.items()}
 
 
-def best(arm, task: Task, batch_sizes: list[int]) -> tuple[int, dict[int, float | None]]:
-    """The batch size with the most images a second, and that rate of each; None where memory is too small.
+class Chosen(NamedTuple):
+    batch: int
+    run: Callable[[], float]
+    first_s: float  # until the first steps are done: mostly compiling
+    by_batch: dict[int, float | None]  # images a second of every batch size; None where memory is too small
 
-    Raises MemoryError where it is too small for all.
-    """
-    rates = {}
+
+def best(arm, task: Task, batch_sizes: list[int]) -> Chosen:
+    """The batch size with the most images a second. Raises MemoryError where memory is too small for all."""
+    chosen, rates = None, {}
     for size in batch_sizes:
-        gc.collect()  # the last one's arrays
+        run = None  # frees the last one's arrays
+        gc.collect()
         try:
+            began = time.perf_counter()
             run = arm(task, size)
+            first = time.perf_counter() - began
             rates[size] = size * STEPS / min(run(), run())
         except RuntimeError as error:  # jax's and torch's
             if "out of memory" not in str(error).lower():
                 raise
             rates[size] = None
-        run = None
-    if not any(rates.values()):
+            continue
+        if chosen is None or rates[size] > rates[chosen.batch]:
+            chosen = Chosen(size, run, first, rates)
+    if chosen is None:
         raise MemoryError(f"no batch of {batch_sizes} fits the device; give smaller ones with --batch")
-    return max(batch_sizes, key=lambda size: rates[size] or 0), rates
+    return chosen
 
 
 def compare(tasks: list[Task], batch_sizes: list[int], peers: list[str]) -> list[dict]:
     """A row for each task and library at its best batch size, from interleaved rounds."""
     libraries = {"jaxz": jax_arm} | {peer: importlib.import_module(f"benchmarks.{peer}_step").arm for peer in peers}
-    rows, arms = [], {}
-    for task in tasks:
-        for name, arm in libraries.items():
-            size, rates = best(arm, task, batch_sizes)
-            began = time.perf_counter()
-            arms[len(rows)] = arm(task, size)
-            first = time.perf_counter() - began
-            rows.append({"library": name, **task._asdict(), "batch": size, "first_s": first, "by_batch": rates})
+    chosen = {(task, name): best(arm, task, batch_sizes) for task in tasks for name, arm in libraries.items()}
+    seconds = medians({case: own.run for case, own in chosen.items()})
     device = jax.devices()[0].device_kind
-    peak = peak_flops(device)
-    for n, seconds in medians(arms).items():
-        task, batch = tasks[n // len(libraries)], rows[n]["batch"]
-        rate = batch * STEPS / seconds
+    peak, rows = peak_flops(device), []
+    for (task, name), own in chosen.items():
+        taken = seconds[task, name]
+        rate = own.batch * STEPS / taken
         flops = 3 * forward_flops(task) * rate  # a backward pass is two forward passes; recomputation does not count
-        rows[n] |= {"images_per_second": rate, "step_ms": 1e3 * seconds / STEPS, "flops_per_second": flops}
-        rows[n] |= {"mfu": flops / peak if peak else None, "device": device}
+        rows.append(
+            {"library": name, **task._asdict(), "batch": own.batch, "by_batch": own.by_batch, "first_s": own.first_s}
+            | {"images_per_second": rate, "step_ms": 1e3 * taken / STEPS, "flops_per_second": flops}
+            | {"mfu": flops / peak if peak else None, "device": device}
+        )
     return rows
 
 
