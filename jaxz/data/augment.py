@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxz.data.resample import TAPS, blurred, gaussian_kernels, power, rotate, slide
+from jaxz.data.resample import ANGLES, TAPS, blurred, gaussian_kernels, power, rotate, slide
 from jaxz.errors import InputError
 
 FWHM = math.sqrt(8 * math.log(2))  # of a Gaussian, over its sigma
@@ -45,7 +45,7 @@ class Augment:
     `augment`. What is not observed is NaN between here and the end: it spreads to all that is made from it.
 
     Raises InputError for moves and holes that would take the object out of an image, or of a crop of the size `least`,
-    and where a band's PSF is to be widened that is not known.
+    and where a band's PSF is to be widened that is not known, or beyond half the image.
     """
 
     def __init__(self, settings, bands, size: int, least: int):
@@ -68,6 +68,11 @@ class Augment:
                     )
             widest = widening(settings.psf_fwhm[1], self.fwhm) / self.scale
             self.reach = math.ceil(3.5 * float(widest.max()))
+            if self.reach >= size / 2 or self.reach >= ANGLES / 2:
+                raise InputError(
+                    f"augment.psf_fwhm: {settings.psf_fwhm[1]} arcsec would blur over {self.reach} of {size} pixels; "
+                    "lower it"
+                )
 
     def __call__(self, flux, mask, sky, numbers, key, size: int):
         """(flux, mask [B,C,size,size], sky [B,C]) of flux, mask [B,C,H,H] and the sky's sigma per pixel; numbers

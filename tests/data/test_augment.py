@@ -300,6 +300,8 @@ def test_what_would_hide_the_object_or_is_not_known_is_refused():
     for name, size in (("shift", 32), ("hole", 16)):
         with pytest.raises(InputError, match=rf"augment.{name}: 16 would hide the object in {size} pixels"):
             Augment(ConfigDict(OFF | {name: 16}), BANDS, 32, 16)
+    with pytest.raises(InputError, match="augment.psf_fwhm: 9.0 arcsec would blur over 67 of 32 pixels"):
+        Augment(ConfigDict(OFF | {"psf_fwhm": (1.0, 9.0)}), BANDS, 32, 32)
     blank = (Band("g", 480.0, 100.0, 27.0, SCALE, 3.2, 1.0, 0.0),)
     with pytest.raises(InputError, match=r"augment.psf_fwhm: bands.g.psf_fwhm_arcsec is 0, which is unknown"):
         Augment(ConfigDict(OFF | {"psf_fwhm": (1.0, 1.0)}), blank, 32, 32)
