@@ -19,10 +19,9 @@ from jaxz.data.prepare import Normalisation, Prepare
 from jaxz.data.stream import Source, Stream
 from jaxz.mesh import BATCH, make_mesh, to_devices
 from jaxz.models import build
-from jaxz.models.stems import CENTRES
 from jaxz.optim import make_optimizer
 from jaxz.state import abstract_state, fresh_state, make_step
-from tests.helpers import BANDS, blobs
+from tests.helpers import blobs
 
 MESHES = {"1": (1, 1), "8": (8, 1), "2x4": (2, 4)}
 
@@ -121,13 +120,6 @@ def counted(compiled, what) -> dict[str, int]:
     for collective, count in collectives(compiled).items():
         total[collective.name] += count * what(collective)
     return dict(total)
-
-
-def gradient_bytes(params) -> int:
-    """A basis of wavelengths sees the batch through its bands' kernels alone, whose gradients are what is summed."""
-    named = jax.tree_util.tree_flatten_with_path(params)[0]
-    own = lambda path, a: a.nbytes * len(BANDS) // len(CENTRES) if path[-1].key == "basis" else a.nbytes
-    return sum(own(path, a) for path, a in named)
 
 
 def scanned() -> list:
