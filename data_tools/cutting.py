@@ -34,8 +34,9 @@ from data_tools.measure import (
     to_stored,
 )
 from data_tools.plan import Block, objects_of, rows_of_tile
+from data_tools.planes import read_band
 from data_tools.survey import BandSource, Survey
-from data_tools.tiles import MASK_BITS, Tile, common_grid, read_band, read_hdu, to_pixels
+from data_tools.tiles import MASK_BITS, Tile, common_grid, read_hdu, to_pixels
 from jaxz.data.manifest import ZERO_POINT_UJY
 from jaxz.data.writer import DatasetWriter
 from jaxz.errors import InputError
@@ -171,7 +172,9 @@ def cut_plane(block: int, tile_number: int, band_number: int) -> None:
         return
     residual, sigma, unit = sky.subtracted(pixels, flags), sky.sigma, to_ujy(zero_point(tile, band))
     radius = job.survey.photometry.aperture_diameter_arcsec / 2 / job.survey.stored_scale(band)
-    noise = aperture_noise(residual, flags, radius)
+    noise, uncorrelated = aperture_noise(residual, flags, sky.rms, radius), sigma * math.sqrt(noise_area(radius))
+    facts = {"sigma": sigma, "noise_ratio": noise / uncorrelated}
+    noise = noise if math.isfinite(noise) else uncorrelated
     flux = aperture_flux(residual, flags, np.stack([x, y], 1), radius)
     column = np.clip(nearest_pixel(x), 0, pixels.shape[1] - 1)
     row = np.clip(nearest_pixel(y), 0, pixels.shape[0] - 1)
@@ -188,7 +191,6 @@ def cut_plane(block: int, tile_number: int, band_number: int) -> None:
     columns["observed"] = is_observed(flags, x, y, job.size)
     keep(path.with_suffix(".flags.npy"), flags, x, y, job.size, MASK_BITS["nodata"])
     keep(path.with_suffix(".pixels.npy"), stored, x, y, job.size, 0)
-    facts = {"sigma": sigma, "noise_ratio": noise / (sigma * math.sqrt(noise_area(radius)))}
     if band.psf_fwhm_header:
         columns["psf_fwhm"] = np.full(len(x), header_number(tile, band, "psf_fwhm_header"), np.float32)
     write_plane(path, facts, columns)

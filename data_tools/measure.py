@@ -7,13 +7,15 @@ from functools import cached_property
 import numpy as np
 import sep
 from astropy.stats import gaussian_fwhm_to_sigma, mad_std, sigma_clip
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, maximum_filter, uniform_filter
 
 from data_tools.survey import Detection
 from data_tools.tiles import MASK_BITS
 from jaxz.errors import InputError
 
 EMPTY_APERTURES = 4000
+FEWEST_APERTURES = 30  # side by side: of fewer, the scatter is uncertain by a fifth and more
+SOURCE = 2.0  # sigma a pixel, in the mean of 3 x 3: what may be noise is not left out
 CLIPPED = 0.98658  # sigma of a Gaussian cut off at 3 sigma, in units of its own: SEP's estimate is that of what is left
 FLOAT16_MAX = 65504.0
 FINE = 50  # points a pixel and axis, for areas of overlap
@@ -151,16 +153,23 @@ def noise_area(radius_px: float) -> float:
     return float((inside.mean((1, 3)) ** 2).sum())
 
 
-def aperture_noise(residual: np.ndarray, flags: np.ndarray, radius_px: float) -> float:
-    """The sigma of apertures laid at random on the sky, sources clipped: it holds the noise's correlation between
-    pixels, which the noise of one pixel does not (Labbe et al. 2003, AJ 125 1107). NaN where no aperture fits."""
+def aperture_noise(residual: np.ndarray, flags: np.ndarray, rms: np.ndarray, radius_px: float) -> float:
+    """The sigma of apertures laid at random beside the sources, the rest of which are clipped: it holds the noise's
+    correlation between pixels, which the noise of one pixel, rms [H, W], does not (Labbe et al. 2003, AJ 125 1107). NaN
+    where there is no room for FEWEST_APERTURES that do not overlap."""
     height, width = residual.shape
+    above = uniform_filter(residual, 3)
+    above = np.divide(above, rms, out=above) > SOURCE
+    taken = maximum_filter(above, 2 * round(radius_px / 2) + 1) | (flags > 0)
     edge = min(radius_px + 1, (min(height, width) - 1) / 2)
     rng = np.random.default_rng(0)
     xy = rng.uniform((edge, edge), (width - 1 - edge, height - 1 - edge), (EMPTY_APERTURES, 2))
-    flux = aperture_flux(residual, flags, xy, radius_px)
-    kept = sigma_clip(flux[np.isfinite(flux)], sigma=3, maxiters=10, stdfunc="mad_std", masked=False)
-    return float(mad_std(kept)) if len(kept) else math.nan
+    flux = aperture_flux(residual, taken, xy, radius_px)
+    flux = flux[np.isfinite(flux)]
+    room = len(flux) / EMPTY_APERTURES * (height - 1 - 2 * edge) * (width - 1 - 2 * edge)
+    if room < FEWEST_APERTURES * math.pi * radius_px**2:
+        return math.nan
+    return float(mad_std(sigma_clip(flux, sigma=3, maxiters=10, stdfunc="mad_std", masked=False)))
 
 
 def to_stored(pixels: np.ndarray, flags: np.ndarray, scale: float, dtype: str) -> tuple[np.ndarray, np.ndarray]:
