@@ -9,6 +9,7 @@ and is what data_tools.from_mmu needs. An interrupted export goes on when the sa
 import argparse
 import hashlib
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -54,7 +55,9 @@ def main(argv: list[str]) -> int | None:
         return None
     begin(args.out, dataset, rows, argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
-    with selection.reading(dataset) as stream:
+    pixels_beside = len(rows) * math.prod(dataset.manifest.arrays["image"].shape) * 5  # ivar, image_mask
+    needed = selection.output_bytes(dataset.manifest, len(rows)) + pixels_beside
+    with selection.reading(dataset) as stream, selection.room_at(args.out, needed):
         for cell in progress(cells.tolist(), len(cells), "files"):
             path = args.out / f"healpix={cell}" / "001-of-001.hdf5"
             if not path.exists():
