@@ -16,7 +16,7 @@ BATCH = P(("data", "fsdp"))
 # at the end of the optimizer's paths too. Stacked blocks have a leading axis of depth.
 RULES = (
     (r"blocks/.*/kernel$", P(None, "fsdp")),
-    (r"(kernel|basis|position|mask_token)$", P("fsdp")),
+    (r"(kernel|basis|position|token)$", P("fsdp")),
     (r"(bias|scale)$", P()),
     (r"(count|step)$", P()),
     (r"^extra/", P()),  # what an objective keeps beside parameters, unless named like one of them
