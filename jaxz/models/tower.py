@@ -295,11 +295,11 @@ class TwoTowers(nnx.Module):
     def __init__(self, s: Pair, *, rngs: nnx.Rngs):
         self.image = ImageTower(s.image, rngs=rngs)
         self.text = TextTower(s.text, rngs=rngs) if s.text else None
-        linear = lambda tower, width, bias: nnx.Linear(tower.blocks.width, width, use_bias=bias, rngs=rngs)
-        self.image_projection = linear(s.image, s.image_projection, False) if s.image_projection else None
-        self.text_projection = None
-        if s.text_projection:
-            self.text_projection = linear(s.text, s.text_projection, s.text_projection_bias)
+        linear = lambda tower, width, bias=False: (
+            nnx.Linear(tower.blocks.width, width, use_bias=bias, rngs=rngs) if width else None
+        )
+        self.image_projection = linear(s.image, s.image_projection)
+        self.text_projection = linear(s.text, s.text_projection, s.text_projection_bias)
         self.logit_scale = zeros() if s.logit_scale else None
         self.logit_bias = zeros() if s.logit_bias else None
 

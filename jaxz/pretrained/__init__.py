@@ -1,24 +1,25 @@
 """Published weights as encoders: DINOv2, CLIP and their kin, exact to rounding.
 
-    graphdef, params, report = load_pretrained("dinov2_vitb14_pretrain.pth")
-    encoded = nnx.merge(graphdef, params)(image, mask)             # Encoded(cls [B,D], tokens [B,N,D])
+graphdef, params, report = load_pretrained("dinov2_vitb14_pretrain.pth")
+encoded = nnx.merge(graphdef, params)(image, mask)             # Encoded(cls [B,D], tokens [B,N,D])
 
-    python -m jaxz.pretrained inspect PATH                         # what is in a file, without building anything
+python -m jaxz.pretrained inspect PATH                         # what is in a file, without building anything
 """
 
 import dataclasses
 from pathlib import Path
 
-import jax
 from flax import nnx
 
 from jaxz.errors import InputError, suggest
 from jaxz.models.resize import VARIANTS
-from jaxz.pretrained import dinov2, family
+from jaxz.models.tower import Pair
+from jaxz.pretrained import clip, dino, dinov2, dinov3, family, mae, siglip
 from jaxz.pretrained.formats import Checkpoint, open_checkpoint
 from jaxz.pretrained.layouts import Plan, fill, make_plan
 
-FAMILIES = {module.__name__.rpartition(".")[2]: module for module in (dinov2,)}
+# In the order in which a file is asked whether it is of them.
+FAMILIES = {"dinov3": dinov3, "dinov2": dinov2, "clip": clip, "siglip": siglip, "mae": mae, "dino": dino}
 
 
 def load_pretrained(
@@ -105,7 +106,17 @@ def recognised(checkpoint: Checkpoint) -> str:
 def interpolated(model: family.Model, variant: str) -> family.Model:
     if variant not in VARIANTS:
         raise InputError(f"pos_interp: {variant!r} is no way to resize positions.{suggest(variant, VARIANTS)}")
-    return dataclasses.replace(model, settings=dataclasses.replace(model.settings, interpolation=variant))
+    return change_image(model, interpolation=variant)
+
+
+def change_image(model: family.Model, **changes) -> family.Model:
+    """The model with other settings of its image tower."""
+    settings = model.settings
+    if isinstance(settings, Pair):
+        changed = dataclasses.replace(settings, image=dataclasses.replace(settings.image, **changes))
+    else:
+        changed = dataclasses.replace(settings, **changes)
+    return dataclasses.replace(model, settings=changed)
 
 
 def plan_of(checkpoint: Checkpoint, model: family.Model, strict: bool) -> Plan:

@@ -1,8 +1,10 @@
 """DINOv2 (Oquab et al. 2023), with and without registers: files of its own code and directories of Hugging Face."""
 
-from jaxz.models.tower import Blocks, Image, ImageTower
+from dataclasses import replace
+
+from jaxz.models.tower import ImageTower
 from jaxz.pretrained import family, vit
-from jaxz.pretrained.layouts import Row, convolution, depth, linear, norm, positions, tokens
+from jaxz.pretrained.layouts import Row, convolution, linear, norm, positions, tokens
 
 PUBLISHED = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1536, 40): 24}  # (width, depth) -> heads
 IGNORED = {r"classifier\..*|linear_head\..*": "a classifier of ImageNet's classes"}
@@ -30,6 +32,18 @@ HUGGING_FACE = [
     Row(LAYER + "layer_scale2.lambda1", "blocks/mlp_scale"),
     *norm("layernorm", "norm"),
 ]
+OWN_NAMES = replace(vit.NAMES, register="register_tokens")
+HUGGING_FACE_NAMES = family.Names(
+    norm=LAYER + "norm1.weight",
+    down=LAYER + "mlp.fc2.weight",
+    gate=LAYER + "mlp.weights_out.weight",
+    gated_down=LAYER + "mlp.weights_out.weight",
+    scale=LAYER + "layer_scale1.lambda1",
+    stem=EMBEDDINGS + "patch_embeddings.projection.weight",
+    position=EMBEDDINGS + "position_embeddings",
+    register=EMBEDDINGS + "register_tokens",
+    mask_token=EMBEDDINGS + "mask_token",
+)
 
 
 def recognises(checkpoint) -> bool:
@@ -41,14 +55,15 @@ def recognises(checkpoint) -> bool:
 
 def describe(checkpoint, arch: dict) -> family.Model:
     shapes = checkpoint.shapes
-    if "patch_embed.proj.weight" in shapes:
-        registers = shapes["register_tokens"][1] if "register_tokens" in shapes else 0
-        options = dict(registers=registers, mask_token="mask_token" in shapes, eps=1e-6)
-        options |= dict(interpolation="bicubic_antialias" if registers else "offset0.1")
-        image, rows, layout = vit.describe(shapes, arch, PUBLISHED, **options), vit.ROWS, "dinov2"
-    else:
-        image, rows, layout = hugging_face(shapes, said(checkpoint.config) | arch), HUGGING_FACE, "hugging face"
-    return family.Model(layout, image, ImageTower, rows, IGNORED, vit.arch_of(image), vit.seen(image))
+    own = vit.NAMES.stem in shapes
+    names = OWN_NAMES if own else HUGGING_FACE_NAMES
+    arch = said(checkpoint.config) | arch
+    inner = family.blocks(shapes, arch, names, PUBLISHED, act="gelu", eps=1e-6)
+    plain = "offset0.1" if own else "bicubic"
+    interpolation = "bicubic_antialias" if names.register in shapes else plain
+    image = family.image(shapes, arch, names, inner, interpolation=interpolation)
+    rows, layout = (vit.ROWS, "dinov2") if own else (HUGGING_FACE, "hugging face")
+    return family.Model(layout, image, ImageTower, rows, IGNORED, family.arch_of(image), family.seen(image))
 
 
 def said(config: dict) -> dict:
@@ -59,30 +74,4 @@ def said(config: dict) -> dict:
         heads=config.get("num_attention_heads", 12),
         act="silu" if config.get("use_swiglu_ffn") else config.get("hidden_act", "gelu"),
         layernorm_eps=config.get("layer_norm_eps", 1e-6),
-    )
-
-
-def hugging_face(shapes: dict, arch: dict) -> Image:
-    width, _, patch, _ = family.shape_of(shapes, EMBEDDINGS + "patch_embeddings.projection.weight", 4)
-    count = depth(shapes, LAYER + "norm1.weight")
-    first = LAYER.format(0)
-    gated = first + "mlp.weights_out.weight" in shapes
-    blocks = Blocks(
-        width=width,
-        depth=count,
-        heads=family.heads(arch, width, count, PUBLISHED),
-        hidden=family.shape_of(shapes, first + ("mlp.weights_out.weight" if gated else "mlp.fc2.weight"), 2)[1],
-        activation=family.activation(arch.get("act", "silu" if gated else "gelu")),
-        gated=gated,
-        eps=arch.get("layernorm_eps", 1e-6),
-        layer_scale=True,
-    )
-    registers = EMBEDDINGS + "register_tokens"
-    return Image(
-        blocks=blocks,
-        patch=patch,
-        registers=family.shape_of(shapes, registers, 3)[1] if registers in shapes else 0,
-        grid=family.grid(arch, family.shape_of(shapes, EMBEDDINGS + "position_embeddings", 3)[1] - 1),
-        interpolation="bicubic_antialias" if registers in shapes else "bicubic",
-        mask_token=EMBEDDINGS + "mask_token" in shapes,
     )

@@ -108,7 +108,9 @@ def make_plan(shapes: dict, rows: list[Row], ignored: dict[str, str], parameters
     left = sorted(set(shapes) - set(fed))
     reasons = {name: why for name in left for regex, why in ignored.items() if re.fullmatch(regex, name)}
     unexpected = tuple(name for name in left if name not in reasons)
-    missing = {f"{t}" + ("" if b is None else f" of block {b}"): n for (t, b), n in absent.items() if (t, b) not in done}
+    missing = {
+        f"{t}" + ("" if b is None else f" of block {b}"): n for (t, b), n in absent.items() if (t, b) not in done
+    }
     if strict and unexpected:
         raise InputError(
             f"checkpoint: {len(unexpected)} tensors have no place in the model, such as {unexpected[0]!r}; another "
@@ -116,8 +118,8 @@ def make_plan(shapes: dict, rows: list[Row], ignored: dict[str, str], parameters
         )
     if strict and missing:
         raise InputError(
-            f"checkpoint: {len(missing)} tensors are missing, such as {next(iter(missing.values()))!r}; fetch the whole "
-            "checkpoint, or strict=False fills them at random"
+            f"checkpoint: {len(missing)} tensors are missing, such as {next(iter(missing.values()))!r}; fetch the "
+            "whole checkpoint, or strict=False fills them at random"
         )
     return Plan(wanted, fed, reasons, missing, unexpected)
 
@@ -129,8 +131,8 @@ def check_shape(name: str, shape: tuple[int, ...], transform: Transform, wanted:
         found = None
     if found != wanted:
         raise InputError(
-            f"checkpoint: {name!r} has the shape {list(shape)}, which does not make the model's {list(wanted)}; give the "
-            "arch that the weights were made with"
+            f"checkpoint: {name!r} has the shape {list(shape)}, which does not make the model's {list(wanted)}; give "
+            "the arch that the weights were made with"
         )
 
 
