@@ -4,6 +4,7 @@ Weights come from jaxz.pretrained; the arithmetic is that of the models' own cod
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +49,7 @@ class Image:
     patch: int
     bands: int = 3
     mixed: int = 0  # bands that a 1 x 1 projection makes of `bands` in front of the stem; 0: no projection
+    band_tokens: bool = False  # a token per band and patch (Bao et al. 2024, sec. 3), all by one kernel
     stem_bias: bool = True
     cls: bool = True  # a token for the whole image
     registers: int = 0
@@ -89,12 +91,19 @@ class Attention(nnx.Module):
             nnx.Linear(s.width, s.width, use_bias=bias, rngs=rngs) for bias in (*s.qkv_bias, True)
         )
 
-    def __call__(self, x, context, angles=None, causal=False) -> jax.Array:
-        """x [B,M,D] looks at context [B,N,D]; angles [B or 1,N,D/heads/2] turn both, where they are the same."""
+    def __call__(self, x, context, angles=None, observed=None, causal=False) -> jax.Array:
+        """x [B,M,D] looks at context [B,N,D], where `observed` bool [B,N] allows it; angles [B or 1,N,D/heads/2] turn
+        both, where they are the same."""
         q, k, v = (f(y).reshape(*y.shape[:2], self.heads, -1) for f, y in self.projections(x, context))
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        return self.out(jax.nn.dot_product_attention(q, k, v, is_causal=causal).reshape(x.shape))
+        mask = True if observed is None else observed[:, None, None]  # [B,1,1,N]
+        if causal:
+            mask = mask & np.tri(x.shape[1], context.shape[1], dtype=bool)
+        logits = jnp.einsum("bmhd,bnhd->bhmn", q, k) * q.shape[-1] ** -0.5
+        # jax.nn.dot_product_attention would take the softmax in float32 also of float64
+        looks = jax.nn.softmax(jnp.where(mask, logits, jnp.finfo(logits.dtype).min), axis=-1)
+        return self.out(jnp.einsum("bhmn,bnhd->bmhd", looks, v).reshape(x.shape))
 
     def projections(self, x, context):
         return (self.query, x), (self.key, context), (self.value, context)
@@ -129,18 +138,19 @@ class Block(nnx.Module):
         self.mlp = Mlp(s, rngs=rngs)
         self.mlp_scale = zeros(s.width) if s.layer_scale else None
 
-    def __call__(self, x: jax.Array, angles=None, causal=False) -> jax.Array:
+    def __call__(self, x: jax.Array, angles=None, observed=None, causal=False) -> jax.Array:
         scaled = lambda branch, scale: branch if scale is None else branch * scale[...]
         y = self.norm1(x)
-        x = x + scaled(self.attention(y, y, angles, causal), self.attention_scale)
+        x = x + scaled(self.attention(y, y, angles, observed, causal), self.attention_scale)
         return constrain_batch(x + scaled(self.mlp(self.norm2(x)), self.mlp_scale))
 
 
-def run(blocks: Block, x: jax.Array, angles=None, causal=False, states=False):
-    """x [B,N,D] behind the stacked blocks; with `states`, also [depth+1,B,N,D]: x in front of and behind each."""
+def run(blocks: Block, x: jax.Array, angles=None, observed=None, causal=False, states=False):
+    """x [B,N,D] behind the stacked blocks; with `states`, also [depth+1,B,N,D]: x in front of and behind each. angles,
+    observed: see Attention."""
 
     def body(x, block):
-        y = block(x, angles, causal)
+        y = block(x, angles, observed, causal)
         return y, y if states else None
 
     end, each = jax.lax.scan(body, x, blocks)
@@ -156,29 +166,45 @@ class Probe(nnx.Module):
         self.norm = layer_norm(s, rngs)
         self.mlp = Mlp(s, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, observed=None) -> jax.Array:
         query = jnp.broadcast_to(self.token[...], (len(x), *self.token.shape))
-        x = self.attention(query, x)
+        x = self.attention(query, x, observed=observed)
         return (x + self.mlp(self.norm(x)))[:, 0]
 
 
 class Stem(nnx.Module):
-    """A token per patch, from all bands; what is masked counts as 0, the mean of normalised input."""
+    """A token per patch, from all bands, or one per band and patch; what is masked counts as 0."""
 
     def __init__(self, s: Image, *, rngs: nnx.Rngs):
         self.patch = s.patch
         self.projection = nnx.Linear(s.bands, s.mixed, use_bias=False, rngs=rngs) if s.mixed else None
-        self.kernel = zeros(s.mixed or s.bands, s.patch**2, s.blocks.width)
+        self.kernel = zeros(1 if s.band_tokens else s.mixed or s.bands, s.patch**2, s.blocks.width)
         self.bias = zeros(s.blocks.width) if s.stem_bias else None
+        self.band_token = zeros(s.bands, s.blocks.width) if s.band_tokens else None
 
-    def __call__(self, image: jax.Array, mask: jax.Array) -> jax.Array:
-        image = jnp.where(mask, image, 0)  # [B,C,H,W]
+    def __call__(self, image: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """image, mask [B,C,H,W] -> tokens [B,G,N,D] and, where G is the number of bands and not 1, which of them hold
+        an observed pixel, bool [B,G,N]."""
+        image = jnp.where(mask, image, 0)
         if self.projection is not None:
             image = jnp.moveaxis(self.projection(jnp.moveaxis(image, 1, -1)), -1, 1)
-        kernel = self.kernel[...]  # [C,PP,D]
+        kernel = self.kernel[...]  # [C or 1,PP,D]
         pixels = patchify(image, self.patch)  # [B,N,C,PP]
-        tokens = pixels.reshape(*pixels.shape[:2], -1) @ kernel.reshape(-1, kernel.shape[-1])
-        return tokens if self.bias is None else tokens + self.bias[...]
+        if self.band_token is None:
+            tokens, observed = pixels.reshape(*pixels.shape[:2], -1) @ kernel.reshape(-1, kernel.shape[-1]), None
+            tokens = tokens[:, None]
+        else:
+            tokens = (pixels @ kernel[0]).swapaxes(1, 2) + self.band_token[...][:, None]
+            observed = patchify(jnp.broadcast_to(mask, image.shape), self.patch).any(-1).swapaxes(1, 2)
+        return (tokens if self.bias is None else tokens + self.bias[...]), observed
+
+
+class Embedded(NamedTuple):
+    """What goes into the blocks: cls and registers, then patches, band by band where each has its own."""
+
+    x: jax.Array  # [B,T,D]
+    angles: jax.Array | None  # [B or 1,T,D/heads/2] by which they are turned
+    observed: jax.Array | None  # bool [B,T], where some may not be looked at
 
 
 class ImageTower(nnx.Module):
@@ -206,48 +232,66 @@ class ImageTower(nnx.Module):
         stands for these patches. key: there for encoders that are random in training; this one never is.
         Raises InputError for a size that the patches do not divide.
         """
-        x, angles = self.embed(image, mask, keep, hidden, mask_token)
-        return self.summarise(run(self.blocks, x, angles))
+        embedded = self.embed(image, mask, keep, hidden, mask_token)
+        return self.summarise(run(self.blocks, *embedded), embedded.observed)
 
-    def embed(self, image, mask, keep=None, hidden=None, mask_token=None):
-        """Tokens [B,T,D] in front of the blocks (cls, registers, patches) and the angles that turn them, or None."""
+    def embed(self, image, mask, keep=None, hidden=None, mask_token=None) -> Embedded:
         s = self.settings
         size = image.shape[2:]
         if size[0] % s.patch or size[1] % s.patch:
             raise InputError(f"image: {size[0]} x {size[1]} pixels are no multiple of the model's patches of {s.patch}")
-        x = self.stem(image, mask)
+        x, observed = self.stem(image, mask)  # [B,G,N,D], [B,G,N]
         if hidden is not None:
             token = self.mask_token[...] if mask_token is None else mask_token
-            x = jnp.where(hidden[..., None], token.astype(x.dtype), x)
+            x = jnp.where(hidden[:, None, :, None], token.astype(x.dtype), x)
         grid = (size[0] // s.patch, size[1] // s.patch)
         if s.grid:
             x = x + resize(self.position[...], s.grid, grid, s.interpolation)
         angles = rotary_angles(grid, s.rope, x.dtype)[None] if s.rope else None
         if keep is not None:
-            x = jnp.take_along_axis(x, keep[..., None], axis=1)
+            x = jnp.take_along_axis(x, keep[:, None, :, None], axis=2)
             angles = None if angles is None else angles[0, keep]
+            observed = None if observed is None else jnp.take_along_axis(observed, keep[:, None], axis=2)
+        return self.with_own_tokens(x, angles, observed)
+
+    def with_own_tokens(self, x, angles, observed) -> Embedded:
+        """Patches [B,G,N,D] behind the tokens of no patch, which are not turned and always looked at."""
+        batch, groups, _, width = x.shape
         own = []
-        if s.cls:
-            own = [self.cls_token[...] + (self.cls_position[...] if s.grid else 0)]
-        if s.registers:
+        if self.cls_token is not None:
+            own = [self.cls_token[...] if self.cls_position is None else self.cls_token[...] + self.cls_position[...]]
+        if self.register_token is not None:
             own.append(self.register_token[...])
-        x = jnp.concatenate([*(jnp.broadcast_to(t, (len(x), *t.shape)) for t in own), x], axis=1)
+        own = [jnp.broadcast_to(token, (batch, *token.shape)) for token in own]
+        x = jnp.concatenate([*own, x.reshape(batch, -1, width)], axis=1)
         if angles is not None:
-            angles = jnp.pad(angles, ((0, 0), (self.extra, 0), (0, 0)))  # tokens of no patch are not turned
-        return (x if self.stem_norm is None else self.stem_norm(x)), angles
+            angles = jnp.pad(jnp.tile(angles, (1, groups, 1)), ((0, 0), (self.extra, 0), (0, 0)))
+        if observed is not None:
+            observed = jnp.pad(observed.reshape(batch, -1), ((0, 0), (self.extra, 0)), constant_values=True)
+        return Embedded(x if self.stem_norm is None else self.stem_norm(x), angles, observed)
 
     @property
     def extra(self) -> int:
         """Tokens of no patch: they come first."""
         return self.settings.cls + self.settings.registers
 
-    def summarise(self, x: jax.Array) -> Encoded:
-        """Of the tokens [B,T,D] behind the blocks."""
+    def summarise(self, x: jax.Array, observed: jax.Array | None = None) -> Encoded:
+        """Of the tokens [B,T,D] behind the blocks; a patch with a token for each band is the mean of those observed."""
+        mean = self.settings.summary == "mean"
+        x = x if mean else self.norm(x)
         patches = x[:, self.extra :]
-        if self.settings.summary == "mean":
+        if observed is not None:
+            shape = (len(x), self.settings.bands, -1)
+            patches = masked_mean(patches.reshape(*shape, x.shape[-1]), observed[:, self.extra :].reshape(shape))
+        if mean:
             return Encoded(self.norm(patches.mean(1)), patches)
-        x = self.norm(x)
-        return Encoded(x[:, 0] if self.probe is None else self.probe(x), x[:, self.extra :])
+        return Encoded(x[:, 0] if self.probe is None else self.probe(x, observed), patches)
+
+
+def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """The mean over axis 1 of x [B,M,N,D] where mask [B,M,N] says so; 0 where it nowhere does."""
+    mask = mask[..., None]
+    return jnp.where(mask, x, 0).sum(1) / jnp.maximum(mask.sum(1), 1)
 
 
 def rotary_angles(grid: tuple[int, int], periods: tuple[float, ...], dtype) -> jax.Array:

@@ -13,8 +13,7 @@ from flax import nnx
 
 from jaxz.errors import InputError, suggest
 from jaxz.models.resize import VARIANTS
-from jaxz.models.tower import Pair
-from jaxz.pretrained import clip, dino, dinov2, dinov3, family, mae, siglip
+from jaxz.pretrained import adapt, clip, dino, dinov2, dinov3, family, mae, siglip
 from jaxz.pretrained.formats import Checkpoint, open_checkpoint
 from jaxz.pretrained.layouts import Plan, fill, make_plan
 
@@ -38,7 +37,8 @@ def load_pretrained(
     params: float32, a plain nested dict. report: what was found, used, left out and changed, as JSON has it.
     family: a name in FAMILIES. arch: what no tensor says, such as dict(heads=12, act="gelu").
     pos_interp: how positions are resized for other sizes, a name in jaxz.models.resize.VARIANTS; "family": as the code
-    that the file is of does it. image_size: pixels (one side, or rows and columns) to resize them for once and for all.
+    that the file is of does it. bands, band_init: see jaxz.pretrained.adapt.with_bands; None: red, green, blue.
+    image_size: pixels (one side, or rows and columns) to resize them for once and for all.
     strict: refuse tensors without a place and places without a tensor; otherwise they are left out, or random.
     Raises InputError for all that is unsafe, damaged, ambiguous or does not fit.
     """
@@ -47,8 +47,23 @@ def load_pretrained(
     plan = plan_of(checkpoint, model, strict)
     fresh = nnx.to_pure_dict(nnx.state(model.make(model.settings, rngs=nnx.Rngs(0)))) if plan.missing else {}
     params = fill(plan, checkpoint.tensors, fresh)
-    graphdef, _ = nnx.split(nnx.eval_shape(lambda: model.make(model.settings, rngs=nnx.Rngs(0))))
-    return graphdef, params, report | summary(plan)
+    report |= summary(plan) | {"resized": {}, "adapted": {}}
+    if image_size is not None:
+        model, params, report["resized"] = adapt.with_size(model, params, image_size)
+    if bands is not None:
+        model, params, report["adapted"] = adapt.with_bands(model, params, bands, band_init)
+    report["settings"] = dataclasses.asdict(model.settings)
+    graphdef, _ = nnx.split(abstract(model))
+    return graphdef, params, report
+
+
+def abstract(model: family.Model) -> nnx.Module:
+    return nnx.eval_shape(lambda: model.make(model.settings, rngs=nnx.Rngs(0)))
+
+
+def image_tower(graphdef: nnx.GraphDef, params: dict) -> tuple[nnx.GraphDef, dict]:
+    """The encoder of images alone, of CLIP or SigLIP: without texts' parameters and the projections."""
+    return nnx.split(nnx.merge(graphdef, params).image)[0], params["image"]
 
 
 def inspect_checkpoint(path: Path | str, *, family: str = "auto", arch: dict | None = None) -> dict:
@@ -89,7 +104,6 @@ def describe(checkpoint: Checkpoint, name: str, arch: dict | None, pos_interp: s
         "layout": model.layout,
         "files": [str(file) for file in checkpoint.files],
         "arch": model.arch,
-        "settings": dataclasses.asdict(model.settings),
         "published_input": model.published_input,
     }
     return model, report
@@ -106,22 +120,12 @@ def recognised(checkpoint: Checkpoint) -> str:
 def interpolated(model: family.Model, variant: str) -> family.Model:
     if variant not in VARIANTS:
         raise InputError(f"pos_interp: {variant!r} is no way to resize positions.{suggest(variant, VARIANTS)}")
-    return change_image(model, interpolation=variant)
-
-
-def change_image(model: family.Model, **changes) -> family.Model:
-    """The model with other settings of its image tower."""
-    settings = model.settings
-    if isinstance(settings, Pair):
-        changed = dataclasses.replace(settings, image=dataclasses.replace(settings.image, **changes))
-    else:
-        changed = dataclasses.replace(settings, **changes)
-    return dataclasses.replace(model, settings=changed)
+    return adapt.changed(model, interpolation=variant)
 
 
 def plan_of(checkpoint: Checkpoint, model: family.Model, strict: bool) -> Plan:
-    abstract = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: model.make(model.settings, rngs=nnx.Rngs(0)))))
-    return make_plan(checkpoint.shapes, model.rows, model.ignored, abstract, strict)
+    parameters = nnx.to_pure_dict(nnx.state(abstract(model)))
+    return make_plan(checkpoint.shapes, model.rows, model.ignored, parameters, strict)
 
 
 def summary(plan: Plan) -> dict:

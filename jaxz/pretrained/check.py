@@ -21,8 +21,7 @@ DEFAULT_BAR_X64 = 1e-7
 
 def image_outputs(tower: ImageTower, image: jax.Array, hidden=None) -> dict:
     """Everything that references call an output of an image tower."""
-    x, angles = tower.embed(image, jnp.ones(image.shape, bool), hidden=hidden)
-    x, states = run(tower.blocks, x, angles, states=True)
+    x, states = run(tower.blocks, *tower.embed(image, jnp.ones(image.shape, bool), hidden=hidden), states=True)
     encoded = tower.summarise(x)
     found = {"hidden_states_item0": states[:, 0], "before_norm": x, "pooler_output": encoded.cls, "pooled": encoded.cls}
     if tower.settings.summary != "mean":
