@@ -11,6 +11,7 @@ import numpy as np
 from jaxz.errors import InputError
 from jaxz.pretrained.tensors import Tensor
 
+FLOATS = ("F64", "F32", "F16", "BF16")
 Transform = Callable[[np.ndarray], np.ndarray]
 
 
@@ -140,7 +141,7 @@ def fill(plan: Plan, tensors: dict[str, Tensor], fresh: dict) -> dict:
     """The parameters, float32, as a nested dict; each tensor is read once, and a stacked parameter allocated once.
 
     fresh: where parameters are missing, those to take instead; read for these alone.
-    Raises InputError for a tensor with a value that is not finite.
+    Raises InputError for a tensor of integers, or with a value that is not finite.
     """
     arrays = {path: np.empty(shape, np.float32) for path, shape in plan.shapes.items()}
     for path in {name.split(" of block ")[0] for name in plan.missing}:
@@ -149,6 +150,8 @@ def fill(plan: Plan, tensors: dict[str, Tensor], fresh: dict) -> dict:
             leaf = leaf[part]
         arrays[path][...] = leaf
     for name, feeds in plan.fed.items():
+        if tensors[name].dtype not in FLOATS:
+            raise InputError(f"checkpoint: {name!r} holds {tensors[name].dtype}, not real numbers; fetch it again")
         values = tensors[name].read()
         for path, block, transform in feeds:
             used = transform(values)

@@ -1,6 +1,7 @@
 """A tensor in a file, which is read when asked for, and how damage to a file is reported."""
 
 import contextlib
+import errno
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -56,10 +57,9 @@ def damaged(path: Path, kind: str) -> Iterator[None]:
     """Turns whatever fails in reading a file, which for damaged ones is anything, into one InputError."""
     try:
         yield
-    except (InputError, OSError) as error:
-        if isinstance(error, InputError) or error.errno is not None:
-            raise
-        raise InputError(f"{path}: cannot be read as {kind} ({error}); fetch it again") from None
     except Exception as error:
+        system = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)  # EINVAL: no such place in it
+        if system or isinstance(error, InputError):
+            raise
         why = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise InputError(f"{path}: cannot be read as {kind} ({why}); fetch it again or name another file") from None

@@ -1,4 +1,4 @@
-"""CLIP's tokenizer (Radford et al. 2021): byte-level byte pair encoding (Sennrich et al. 2016, alg. 1) of lower-case text.
+"""CLIP's tokenizer (Radford et al. 2021): byte pair encoding (Sennrich et al. 2016, alg. 1) of lower-case text's bytes.
 
 The vocabulary is a list of merges, bpe_simple_vocab_16e6.txt.gz as OpenAI published it, which open_clip_torch holds, or
 merges.txt in a directory of Hugging Face. Text is taken as it is: what ftfy would mend first (mojibake, curly quotes)

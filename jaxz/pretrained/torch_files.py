@@ -4,6 +4,7 @@ The pickles in them are followed by a small machine that knows dicts, lists, ten
 else they name is refused. A tensor is read only within the bounds of its storage, a storage only within its file.
 """
 
+import io
 import math
 import mmap
 import pickletools
@@ -171,7 +172,7 @@ class Machine:
             return Inert({})
         if self.script and function.module == "torch.jit._pickle":
             return arguments[0]  # a typed list
-        raise ValueError(f"it names {name}, which only running code could make; {CONVERT}")
+        raise InputError(f"checkpoint: it names {name}, which only running code could make; {CONVERT}")
 
     def persistent(self, what) -> Storage:
         need(isinstance(what, tuple) and len(what) in (5, 6) and what[0] == "storage", "an unknown kind of storage")
@@ -236,8 +237,7 @@ def read_zip(path: Path):
 
     script = f"{root}constants.pkl" in entries
     machine = Machine(storage, path.stat().st_size, script)
-    with archive.open(checked(entries[pickle])) as file:
-        found = machine.run(file)
+    found = machine.run(io.BytesIO(content(archive, entries[pickle])))
     return flatten(found, "") if script else found
 
 
