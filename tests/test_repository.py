@@ -30,6 +30,7 @@ LAYERS = (
     ("data.mixture",),
     ("data.stream",),
     ("models", "photoz", "logs"),
+    ("pretrained",),
     ("objectives",),
     ("optim", "state"),
     ("checkpoint", "dry_run"),
