@@ -31,6 +31,7 @@ LAYERS = (
     ("data.mixture",),
     ("data.stream",),
     ("models", "photoz", "logs"),
+    ("pretrained",),
     ("objectives",),
     ("optim", "state", "monitor"),
     ("checkpoint", "dry_run", "perf"),
