@@ -1,7 +1,7 @@
 """Published weights as encoders: DINOv2, CLIP and their kin, exact to rounding.
 
 graphdef, params, report = load_pretrained("dinov2_vitb14_pretrain.pth")
-encoded = nnx.merge(graphdef, params)(image, mask)             # Encoded(cls [B,D], tokens [B,N,D])
+encoded = nnx.merge(graphdef, params)(image, mask)             # Encoded(cls [B,D], tokens [B,N,D], observed)
 
 python -m jaxz.pretrained inspect PATH                         # what is in a file, without building anything
 """
