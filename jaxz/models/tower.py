@@ -351,9 +351,8 @@ class TwoTowers(nnx.Module):
         """[B,D] of Encoded.cls -> [B,E] in the common space, not normalised."""
         return summary if self.image_projection is None else self.image_projection(summary)
 
-    def embed_text(self, ids: jax.Array) -> jax.Array:
-        """ids int [B,S] -> [B,E] in the common space, not normalised."""
-        summary = self.text(ids).cls
+    def embed_text(self, summary: jax.Array) -> jax.Array:
+        """The same of text(ids).cls."""
         return summary if self.text_projection is None else self.text_projection(summary)
 
     def logits(self, images: jax.Array, texts: jax.Array) -> jax.Array:

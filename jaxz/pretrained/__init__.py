@@ -20,6 +20,12 @@ from jaxz.pretrained.layouts import Plan, fill, make_plan
 # In the order in which a file is asked whether it is of them.
 FAMILIES = {"dinov3": dinov3, "dinov2": dinov2, "clip": clip, "siglip": siglip, "mae": mae, "dino": dino}
 
+CHECKED = (
+    "nothing in the file was run, and no class is named that running code alone could make",
+    "every tensor lies within its storage, every storage within its file, and the file is whole",
+    "the files of an index lie beside it and hold what it says",
+)
+
 
 def load_pretrained(
     path: Path | str,
@@ -67,7 +73,11 @@ def image_tower(graphdef: nnx.GraphDef, params: dict) -> tuple[nnx.GraphDef, dic
 
 
 def inspect_checkpoint(path: Path | str, *, family: str = "auto", arch: dict | None = None) -> dict:
-    """What load_pretrained would make of a checkpoint, without reading a tensor; where it would ask, what it asks."""
+    """What load_pretrained would make of a checkpoint; where it would ask or refuse, the sentence. Every tensor is read,
+    one at a time, so that checksums are compared, and none is kept.
+
+    Raises InputError for a file that is damaged or unsafe.
+    """
     checkpoint = open_checkpoint(path)
     found = contents(checkpoint)
     try:
@@ -80,8 +90,10 @@ def inspect_checkpoint(path: Path | str, *, family: str = "auto", arch: dict | N
 def contents(checkpoint: Checkpoint) -> dict:
     dtypes: dict[str, int] = {}
     for tensor in checkpoint.tensors.values():
+        tensor.read()
         dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + 1
     return {
+        "checked": CHECKED,
         "files": [str(file) for file in checkpoint.files],
         "bytes": checkpoint.nbytes,
         "wrapper": checkpoint.wrapper,
@@ -104,6 +116,7 @@ def describe(checkpoint: Checkpoint, name: str, arch: dict | None, pos_interp: s
         "layout": model.layout,
         "files": [str(file) for file in checkpoint.files],
         "arch": model.arch,
+        "settings": dataclasses.asdict(model.settings),
         "published_input": model.published_input,
     }
     return model, report

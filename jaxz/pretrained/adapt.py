@@ -74,15 +74,16 @@ def with_bands(model: Model, params: dict, bands, init: str) -> tuple[Model, dic
     record = {"bands": names, "init": init}
     if init == "project":
         changes["mixed"] = 3
-        stem |= {"projection": {"kernel": jnp.array(projection(count))}}
+        stem["projection"] = {"kernel": jnp.array(projection(count))}
     elif init == "per_band":
         changes["band_tokens"] = True  # of one band at a time: a grey image of it
-        stem |= {"kernel": jnp.array(mean(kernel, 1)), "band_token": jnp.zeros((count, kernel.shape[-1]))}
+        stem["kernel"] = jnp.array(mean(kernel, 1))
+        stem["band_token"] = jnp.zeros((count, kernel.shape[-1]))
     elif init == "rgb_map":
         record["roles"] = roles_of(bands)
-        stem |= {"kernel": jnp.array(rgb_map(kernel, record["roles"]))}
+        stem["kernel"] = jnp.array(rgb_map(kernel, record["roles"]))
     else:
-        stem |= {"kernel": jnp.array({"mean": mean, "repeat": repeat}[init](kernel, count))}
+        stem["kernel"] = jnp.array({"mean": mean, "repeat": repeat}[init](kernel, count))
     return changed(model, **changes), params, record
 
 
@@ -100,7 +101,7 @@ def with_size(model: Model, params: dict, size) -> tuple[Model, dict, dict]:
         return model, params, {}
     tower = image_of(params, model.settings)
     with jax.default_matmul_precision("highest"):
-        tower |= {"position": resize(tower["position"], image.grid, new, image.interpolation)}
+        tower["position"] = resize(tower["position"], image.grid, new, image.interpolation)
     record = {"from": list(image.grid), "to": list(new), "variant": image.interpolation}
     return changed(model, grid=new), params, record
 

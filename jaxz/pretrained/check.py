@@ -34,7 +34,8 @@ def image_outputs(tower: ImageTower, image: jax.Array, hidden=None) -> dict:
 def pair_outputs(pair: TwoTowers, image: jax.Array, ids: jax.Array) -> dict:
     """Everything that references call an output of two towers."""
     seen = image_outputs(pair.image, image)
-    images, texts, text = pair.embed_image(seen["pooled"]), pair.embed_text(ids), pair.text(ids).tokens
+    summary, text = pair.text(ids)[:2]
+    images, texts = pair.embed_image(seen["pooled"]), pair.embed_text(summary)
     probed = pair.image.probe is not None
     return {
         "image_embeds_unnormalised": images,

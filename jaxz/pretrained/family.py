@@ -40,9 +40,7 @@ class Model:
     ignored: dict[str, str]  # regex of names -> why they are left out
     arch: dict  # the numbers that no tensor says; given as `arch`, they load the same file again
     seen: dict = field(default_factory=dict)  # numbers that the tensors say
-    published_input: dict = field(
-        default_factory=lambda: IMAGENET
-    )  # mean and std of RGB in [0, 1] that it was made for
+    published_input: dict = field(default_factory=lambda: IMAGENET)  # mean and std of RGB in [0, 1] as it was trained
 
 
 def flat_arch(arch: dict | None) -> dict:
