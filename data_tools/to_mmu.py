@@ -31,7 +31,7 @@ from jaxz.files import read_json, replace
 from jaxz.progress import progress
 
 NSIDE = 16
-OWN = ("image", "image_mask")
+OWN = ("image", "image_mask", "bands_observed", "key")  # which the layout has its own of, or makes anew
 
 
 def main(argv: list[str]) -> int | None:
@@ -108,6 +108,9 @@ def write_file(path: Path, stream: Stream, rows: np.ndarray, cell: int) -> None:
                 for name, values in fields(manifest, arrays, scalars, cell).items():
                     selection.append(file, name, values, at, len(rows))
                 at += len(some)
+            for name in manifest.columns.keys() & file.keys() - {"healpix"}:
+                column = manifest.columns[name]
+                file[name].attrs.update({"unit": column.unit, "description": column.description})
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -129,9 +132,8 @@ def fields(manifest: Manifest, arrays: dict, scalars: dict, cell: int) -> dict[s
         "image_scale": np.tile(np.float32([band.pixel_scale_arcsec for band in bands]), (len(image), 1)),
         "healpix": np.full(len(image), cell, np.int64),
     }
-    made = {f"{what}_{band.name}" for what in ("sky_sigma", "psf_fwhm") for band in bands} | {"key", "bands_observed"}
-    rest = {name: values for name, values in {**arrays, **scalars}.items() if name not in made}
-    return found | {name: values for name, values in rest.items() if name not in found and name not in OWN}
+    rest = {name: values for name, values in {**arrays, **scalars}.items() if name not in OWN}
+    return found | {name: values for name, values in rest.items() if name not in found}
 
 
 def observed(manifest: Manifest, arrays: dict, scalars: dict) -> np.ndarray:
