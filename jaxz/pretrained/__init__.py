@@ -73,8 +73,8 @@ def image_tower(graphdef: nnx.GraphDef, params: dict) -> tuple[nnx.GraphDef, dic
 
 
 def inspect_checkpoint(path: Path | str, *, family: str = "auto", arch: dict | None = None) -> dict:
-    """What load_pretrained would make of a checkpoint; where it would ask or refuse, the sentence. Every tensor is read,
-    one at a time, so that checksums are compared, and none is kept.
+    """What load_pretrained would make of a checkpoint; where it would ask or refuse, the sentence. Every tensor is read
+    once, so that checksums are compared, and none is kept.
 
     Raises InputError for a file that is damaged or unsafe.
     """
