@@ -5,7 +5,6 @@ shard takes its share: whole, or as cutouts where these are smaller. What is com
 goes once the block's shards are written.
 """
 
-import contextlib
 import dataclasses
 import itertools
 import json
@@ -24,13 +23,13 @@ from astropy.io import fits
 from astropy_healpix import lonlat_to_healpix
 
 from data_tools.measure import (
-    Sky,
     aperture_flux,
     aperture_noise,
     cut,
     measure_sky,
     nearest_pixel,
     noise_area,
+    sampled_sky,
     to_stored,
 )
 from data_tools.plan import Block, objects_of, rows_of_tile
@@ -42,8 +41,7 @@ from jaxz.data.writer import DatasetWriter
 from jaxz.errors import InputError
 from jaxz.files import replace
 
-SAMPLED_TILES = 4  # whose sky says what the stored numbers are in ...
-SAMPLED_PIXELS = 4_000_000  # ... and about how many pixels of each
+SAMPLED_TILES = 4  # whose sky says what the stored numbers are in
 CUT_AT_ONCE = 512
 HIGHEST_SKY = 512  # sigma: from here on float16 is in steps of half of one
 MEASURED = ("flux", "fluxerr", "sky_sigma")  # float32 [N] a plane, in stored units but for the fluxes (microjansky)
@@ -112,16 +110,6 @@ def check_level(survey: Survey, path: Path, level: float, sigma: float) -> None:
             f"subtract_background: false, but the sky of {str(path)!r} lies {level / sigma:.0f} sigma from 0, where "
             "float16 does not resolve it; say true"
         )
-
-
-def sampled_sky(pixels: np.ndarray, flags: np.ndarray, box: int, where: str) -> Sky:
-    """The sky on every n-th row of boxes of the mesh, on all where these have none. Raises InputError."""
-    step = pixels.size // SAMPLED_PIXELS
-    if step > 1 and len(pixels) > step * box:
-        rows = np.arange(len(pixels) // box * box).reshape(-1, box)[::step].ravel()
-        with contextlib.suppress(InputError):
-            return measure_sky(pixels[rows], flags[rows], box, where)
-    return measure_sky(pixels, flags, box, where)
 
 
 def measured_name(columns) -> Callable[[str, str], str]:

@@ -1,6 +1,7 @@
 """Measures one band of a tile: its sky, its sources, and fluxes in fixed apertures; by SEP, Source Extractor's core
 (Bertin & Arnouts 1996, A&AS 117 393; Barbary 2016, JOSS 1 58)."""
 
+import contextlib
 import math
 from functools import cached_property
 
@@ -15,6 +16,7 @@ from jaxz.errors import InputError
 
 EMPTY_APERTURES = 4000
 FEWEST_APERTURES = 30  # side by side: of fewer, the scatter is uncertain by a fifth and more
+STRIP_APERTURES = 10  # high is a strip of them
 SOURCE = 2.0  # sigma a pixel, in the mean of 3 x 3: what may be noise is not left out
 CLIPPED = 0.98658  # sigma of a Gaussian cut off at 3 sigma, in units of its own: SEP's estimate is that of what is left
 FLOAT16_MAX = 65504.0
@@ -23,7 +25,8 @@ MOST_PIXELS = 10_000_000  # above the threshold at a time, for SEP's buffers
 TIED = 0.1  # share of pixels with one value from which on they hold too few photons to clip
 PHOTONS = 16  # a block that can be clipped
 LEAST_BOX = 8  # blocks across a box of the mesh
-SAMPLED_PIXELS = 1_000_000
+SAMPLED_PIXELS = 1_000_000  # for the share of ties
+ENOUGH_PIXELS = 4_000_000  # of a tile, for its typical noise
 
 sep.set_extract_pixstack(MOST_PIXELS)
 sep.set_sub_object_limit(100_000)
@@ -89,6 +92,22 @@ def measure_sky(pixels: np.ndarray, flags: np.ndarray, box: int, where: str) -> 
     if not (math.isfinite(sky.sigma) and sky.sigma > 0):
         raise InputError(f"{where}: the sky has a sigma of {sky.sigma:g}, no noise; drop the band")
     return sky
+
+
+def sampled_sky(pixels: np.ndarray, flags: np.ndarray, box: int, where: str) -> Sky:
+    """The sky on every n-th row of boxes of the mesh, on all where these have none. Raises InputError."""
+    if (rows := every_nth_strip(pixels.shape, box)) is not None:
+        with contextlib.suppress(InputError):
+            return measure_sky(pixels[rows], flags[rows], box, where)
+    return measure_sky(pixels, flags, box, where)
+
+
+def every_nth_strip(shape: tuple[int, int], height: int) -> np.ndarray | None:
+    """The numbers of rows, in strips of `height`, of about ENOUGH_PIXELS; None where that is all of an image."""
+    step = math.prod(shape) // ENOUGH_PIXELS
+    if step < 2 or shape[0] <= step * height:
+        return None
+    return np.arange(shape[0] // height * height).reshape(-1, height)[::step].ravel()
 
 
 def tied(values: np.ndarray, bad: np.ndarray) -> float:
@@ -157,6 +176,9 @@ def aperture_noise(residual: np.ndarray, flags: np.ndarray, rms: np.ndarray, rad
     """The sigma of apertures laid at random beside the sources, the rest of which are clipped: it holds the noise's
     correlation between pixels, which the noise of one pixel, rms [H, W], does not (Labbe et al. 2003, AJ 125 1107). NaN
     where there is no room for FEWEST_APERTURES that do not overlap."""
+    rows = every_nth_strip(residual.shape, STRIP_APERTURES * math.ceil(2 * radius_px))
+    if rows is not None and math.isfinite(found := aperture_noise(residual[rows], flags[rows], rms[rows], radius_px)):
+        return found
     height, width = residual.shape
     above = uniform_filter(residual, 3)
     above = np.divide(above, rms, out=above) > SOURCE

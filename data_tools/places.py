@@ -11,8 +11,7 @@ import numpy as np
 from astropy.coordinates import SkyCoord
 from scipy.ndimage import map_coordinates
 
-from data_tools.cutting import sampled_sky
-from data_tools.measure import nearest_pixel
+from data_tools.measure import nearest_pixel, sampled_sky
 from data_tools.planes import read_own
 from data_tools.splits import assign_splits, healpix_order
 from data_tools.survey import BandSource, Survey
