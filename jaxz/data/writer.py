@@ -150,11 +150,7 @@ class DatasetWriter:
             raise InputError(f"key {key!r} of shard {found[n].name} stands in an earlier shard; ids must be unique")
         empty = {*range(shards)} - {int(shard.name) for shard in found}
         killed = [left for folder in ("shards", "index") for left in (self.path / folder).glob(".*.tmp")]
-        for path in [
-            *map(self._index, empty),
-            *map(self._tar, empty),
-            *killed,
-        ]:  # before the end, or a kill leaves them
+        for path in (*map(self._index, empty), *map(self._tar, empty), *killed):  # first: a kill here leaves no stray
             path.unlink(missing_ok=True)
         provenance = {**self.manifest.provenance, **(provenance or {}), "plan": self.plan}
         manifest = dataclasses.replace(self.manifest, shards=tuple(found), splits=splits, provenance=provenance)
