@@ -9,6 +9,7 @@ python -m jaxz.pretrained inspect PATH                         # what is in a fi
 import dataclasses
 from pathlib import Path
 
+import jax
 from flax import nnx
 
 from jaxz.errors import InputError, suggest
@@ -51,8 +52,8 @@ def load_pretrained(
     checkpoint = open_checkpoint(path)
     model, report = describe(checkpoint, family, arch, pos_interp)
     plan = plan_of(checkpoint, model, strict)
-    fresh = nnx.to_pure_dict(nnx.state(model.make(model.settings, rngs=nnx.Rngs(0)))) if plan.missing else {}
-    params = fill(plan, checkpoint.tensors, fresh)
+    fresh = jax.jit(lambda: nnx.to_pure_dict(nnx.state(model.make(model.settings, rngs=nnx.Rngs(0)))))
+    params = fill(plan, checkpoint.tensors, fresh() if plan.missing else {})
     report |= summary(plan) | {"resized": {}, "adapted": {}}
     if image_size is not None:
         model, params, report["resized"] = adapt.with_size(model, params, image_size)
@@ -73,8 +74,8 @@ def image_tower(graphdef: nnx.GraphDef, params: dict) -> tuple[nnx.GraphDef, dic
 
 
 def inspect_checkpoint(path: Path | str, *, family: str = "auto", arch: dict | None = None) -> dict:
-    """What load_pretrained would make of a checkpoint; where it would ask or refuse, the sentence. Every tensor is read,
-    one at a time, so that checksums are compared, and none is kept.
+    """What load_pretrained would make of a checkpoint; where it would ask or refuse, the sentence. Every tensor is
+    read, one at a time, so that checksums are compared.
 
     Raises InputError for a file that is damaged or unsafe.
     """
