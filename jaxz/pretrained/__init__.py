@@ -9,7 +9,6 @@ python -m jaxz.pretrained inspect PATH                         # what is in a fi
 import dataclasses
 from pathlib import Path
 
-import jax
 from flax import nnx
 
 from jaxz.errors import InputError, suggest
@@ -46,14 +45,13 @@ def load_pretrained(
     pos_interp: how positions are resized for other sizes, a name in jaxz.models.resize.VARIANTS; "family": as the code
     that the file is of does it. bands, band_init: see jaxz.pretrained.adapt.with_bands; None: red, green, blue.
     image_size: pixels (one side, or rows and columns) to resize them for once and for all.
-    strict: refuse tensors without a place and places without a tensor; otherwise they are left out, or random.
+    strict: refuse tensors without a place and places without a tensor; otherwise they are left out, or 0.
     Raises InputError for all that is unsafe, damaged, ambiguous or does not fit.
     """
     checkpoint = open_checkpoint(path)
     model, report = describe(checkpoint, family, arch, pos_interp)
     plan = plan_of(checkpoint, model, strict)
-    fresh = jax.jit(lambda: nnx.to_pure_dict(nnx.state(model.make(model.settings, rngs=nnx.Rngs(0)))))
-    params = fill(plan, checkpoint.tensors, fresh() if plan.missing else {})
+    params = fill(plan, checkpoint.tensors)
     report |= summary(plan) | {"resized": {}, "adapted": {}}
     if image_size is not None:
         model, params, report["resized"] = adapt.with_size(model, params, image_size)
