@@ -17,7 +17,7 @@ from jaxz.mesh import constrain_batch
 from jaxz.models import layers
 from jaxz.models.resize import resize
 from jaxz.models.stems import patchify
-from jaxz.models.vit import Encoded
+from jaxz.models.vit import Encoded, masked_mean
 
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -285,18 +285,14 @@ class ImageTower(nnx.Module):
         mean = self.settings.summary == "mean"
         x = x if mean else self.norm(x)
         patches = x[:, self.extra :]
+        seen = jnp.ones(patches.shape[:2], bool)
         if observed is not None:
             shape = (len(x), self.settings.bands, -1)
-            patches = masked_mean(patches.reshape(*shape, x.shape[-1]), observed[:, self.extra :].reshape(shape))
+            of_bands = observed[:, self.extra :].reshape(shape)
+            patches, seen = masked_mean(patches.reshape(*shape, x.shape[-1]), of_bands), of_bands.any(1)
         if mean:
-            return Encoded(self.norm(patches.mean(1)), patches)
-        return Encoded(x[:, 0] if self.probe is None else self.probe(x, observed), patches)
-
-
-def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """The mean over axis 1 of x [B,M,N,D] where mask [B,M,N] says so; 0 where it nowhere does."""
-    mask = mask[..., None]
-    return jnp.where(mask, x, 0).sum(1) / jnp.maximum(mask.sum(1), 1)
+            return Encoded(self.norm(patches.mean(1)), patches, seen)
+        return Encoded(x[:, 0] if self.probe is None else self.probe(x, observed), patches, seen)
 
 
 def rotary_angles(grid: tuple[int, int], periods: tuple[float, ...], dtype) -> jax.Array:
@@ -318,10 +314,11 @@ class TextTower(nnx.Module):
         """ids int [B,S] -> Encoded(the token that stands for the text [B,D], all of them [B,S,D])."""
         x = self.token[...][ids] + self.position[...][: ids.shape[1]]
         x = self.norm(run(self.blocks, x, causal=self.settings.causal))
+        every = jnp.ones(ids.shape, bool)
         if self.settings.pool == "last":
-            return Encoded(x[:, -1], x)
+            return Encoded(x[:, -1], x, every)
         at = ids if self.settings.pool == "argmax" else (ids == self.settings.eos).astype(jnp.int32)
-        return Encoded(jnp.take_along_axis(x, at.argmax(1)[:, None, None], axis=1)[:, 0], x)
+        return Encoded(jnp.take_along_axis(x, at.argmax(1)[:, None, None], axis=1)[:, 0], x, every)
 
 
 @dataclass(frozen=True)

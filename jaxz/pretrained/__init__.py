@@ -1,7 +1,7 @@
 """Published weights as encoders: DINOv2, CLIP and their kin, exact to rounding.
 
 graphdef, params, report = load_pretrained("dinov2_vitb14_pretrain.pth")
-encoded = nnx.merge(graphdef, params)(image, mask)             # Encoded(cls [B,D], tokens [B,N,D])
+encoded = nnx.merge(graphdef, params)(image, mask)             # Encoded(cls [B,D], tokens [B,N,D], observed)
 
 python -m jaxz.pretrained inspect PATH                         # what is in a file, without building anything
 """
@@ -72,8 +72,8 @@ def image_tower(graphdef: nnx.GraphDef, params: dict) -> tuple[nnx.GraphDef, dic
 
 
 def inspect_checkpoint(path: Path | str, *, family: str = "auto", arch: dict | None = None) -> dict:
-    """What load_pretrained would make of a checkpoint; where it would ask or refuse, the sentence. Every tensor is
-    read, one at a time, so that checksums are compared.
+    """What load_pretrained would make of a checkpoint; where it would ask or refuse, the sentence. Every tensor is read
+    once, so that checksums are compared, and none is kept.
 
     Raises InputError for a file that is damaged or unsafe.
     """
