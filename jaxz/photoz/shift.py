@@ -116,20 +116,24 @@ def density_ratio_knn(train: np.ndarray, target: np.ndarray, neighbours: int | N
     so does the ball. Raises ValueError as `common_space` does, and where the domains do not meet.
     """
     train, target = common_space(train, target)
-    neighbours = neighbours or max(NEIGHBOURS, round(len(train) ** 0.5))
-    radius = KDTree(train).query(train, [neighbours + 1])[0][:, 0]  # the first neighbour is itself
+    _, radius = training_balls(train, neighbours or max(NEIGHBOURS, round(len(train) ** 0.5)))
     count = KDTree(target).query_ball_point(train, radius, return_length=True)
     if not count.any():
         raise ValueError("no target object lies near any training object: there are no weights")
     return truncated(count)
 
 
+def training_balls(train: np.ndarray, neighbours: int) -> tuple[KDTree, np.ndarray]:
+    """A tree of [N,G], and the distance of each object to its k-th neighbour there, or to the last one."""
+    tree = KDTree(train)
+    return tree, tree.query(train, [min(neighbours + 1, len(train))])[0][:, 0]  # the first neighbour is itself
+
+
 def covered(train: np.ndarray, target: np.ndarray, neighbours: int = NEIGHBOURS) -> np.ndarray:
     """bool [M]: whether a target object [M,F] lies within the ball of the training object [N,F] nearest to it, which
     reaches to that one's k-th training neighbour. Of others no weight and no training label says anything."""
     train, target = common_space(train, target)
-    tree = KDTree(train)
-    radius = tree.query(train, [neighbours + 1])[0][:, 0]
+    tree, radius = training_balls(train, neighbours)
     distance, nearest = tree.query(target)
     return distance <= radius[nearest]
 
@@ -140,7 +144,7 @@ def effective_sample_size(weights: np.ndarray) -> float:
 
 
 def propensity_strata(probability: np.ndarray, strata: int = 5) -> np.ndarray:
-    """int [N+M]: the quantile group of each object's probability to be a training one, 0 where it is highest.
+    """int [N+M]: the quantile group of each object's probability to be a target one, from 0, the likest to training.
 
     Within a group training and target objects have about the same features, so one model a group, trained without
     weights, holds for both (StratLearn: Autenrieth et al. 2024). probability: [N+M] of `domain_probability`.
