@@ -18,7 +18,7 @@ PIT_KNOTS = 20
 
 def recalibrate(pdf: PDF, pit: np.ndarray, weights: np.ndarray | None = None) -> PDF:
     """p(z) whose CDF is R(CDF), R being the distribution of `pit` [N]: CDF(z_true) of held-out objects under p(z)
-    of the same model, with weights [N] where these stand for others (Bordoloi et al. 2010; Kuleshov et al. 2018, alg. 1).
+    of the same model, with weights [N] where these stand for others (Bordoloi et al. 2010; Kuleshov et al. 2018).
 
     R is linear between 21 knots, with one object's weight spread evenly: it rises everywhere, so that what was
     possible stays so. It mends p(z) on average over objects like the held-out ones, not for each kind of them.

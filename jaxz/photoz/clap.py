@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.spatial import KDTree
 from sklearn.neural_network import MLPClassifier
+from sklearn.preprocessing import StandardScaler
 
 from jaxz.photoz.pdf import PDF
 
@@ -23,8 +24,8 @@ LEAST = 1e-9  # mass of a bin in the harmonic mean: one member alone does not fo
 def adaptive_neighbours(
     latent: np.ndarray, z: np.ndarray, wanted: np.ndarray, edges: np.ndarray
 ) -> tuple[PDF, np.ndarray]:
-    """p(z) of objects `wanted` [M,L], the histogram of the redshifts of their k nearest among `latent` [N,L] with z [N],
-    and k [M]: of NEIGHBOURS the one at which the PIT of those neighbours is nearest to uniform (1-Wasserstein).
+    """p(z) of objects `wanted` [M,L], the histogram of the redshifts of their k nearest among `latent` [N,L] of
+    z [N], and k [M]: of NEIGHBOURS the one at which the PIT of those neighbours is nearest to uniform (1-Wasserstein).
 
     The PIT of an object with z under k is the share of its own k neighbours, without itself, below z, ties by halves.
     Redshifts beyond edges [n+1] count in the outermost bins. Raises ValueError for fewer than 6 objects with z.
@@ -78,7 +79,7 @@ def from_uniform(level: np.ndarray) -> np.ndarray:
 
 
 def recalibrate_locally(pdf: PDF, latent: np.ndarray, held: np.ndarray, pit: np.ndarray, neighbours: int = 200) -> PDF:
-    """p(z) [M] times a parabola in its own CDF, fitted to the PIT histogram of the nearest held-out objects and cut at 0.
+    """p(z) [M] times a parabola in its own CDF, fitted to the PIT histogram of the nearest held-out objects, cut at 0.
 
     latent: [M,L] of the objects, held: [H,L] of objects of known redshift that trained neither the latent nor p(z),
     and pit [H], theirs. A row that the parabola would empty stays as it is.
@@ -98,18 +99,16 @@ def recalibrate_locally(pdf: PDF, latent: np.ndarray, held: np.ndarray, pit: np.
     return PDF(pdf.edges, result)
 
 
-def refit(pool: np.ndarray, pdf: PDF, wanted: np.ndarray, seed: int, draws: int = 10) -> PDF:
+def refit(pool: np.ndarray, pdf: PDF, wanted: np.ndarray, seed: int, passes: int = 40) -> PDF:
     """p(z) of `wanted` [M,L] by an MLP that learned p(z) [P] of `pool` [P,L], which must hold no wanted object: smooth
-    where neighbours are few. The cross-entropy with soft labels is that with redshifts drawn from them, on average."""
-    levels = (np.arange(draws) + np.random.default_rng(seed).uniform(size=(len(pool), draws))) / draws
-    drawn = (pdf.cumulative[:, 1:-1, None] < levels[:, None]).sum(axis=1)
-    model = MLPClassifier(HIDDEN, batch_size=128, early_stopping=True, max_iter=30, random_state=seed)
-    centre, scale = pool.mean(axis=0), pool.std(axis=0)
-    scale = np.where(scale > 0, scale, 1)
-    model.fit(np.repeat((pool - centre) / scale, draws, axis=0), drawn.ravel())
-    probability = np.zeros((len(wanted), len(pdf.edges) - 1))
-    probability[:, model.classes_] = model.predict_proba((wanted - centre) / scale)
-    return PDF(pdf.edges, probability)
+    where neighbours are few. In each pass redshifts are drawn from p(z): on average, soft labels' cross-entropy."""
+    draw, bins = np.random.default_rng(seed), np.arange(len(pdf.edges) - 1)
+    scaler = StandardScaler().fit(pool)
+    model, x = MLPClassifier(HIDDEN, batch_size=min(128, len(pool)), random_state=seed), scaler.transform(pool)
+    for _ in range(passes):
+        drawn = (pdf.cumulative[:, 1:-1] <= draw.uniform(size=(len(pool), 1))).sum(axis=1)
+        model.partial_fit(x, drawn, bins)
+    return PDF(pdf.edges, model.predict_proba(scaler.transform(wanted)))
 
 
 def harmonic_mean(members: Sequence[PDF]) -> PDF:

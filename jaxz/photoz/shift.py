@@ -14,7 +14,6 @@ from scipy.special import expit
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import PCA
 from sklearn.ensemble import HistGradientBoostingClassifier
-from sklearn.feature_selection import VarianceThreshold
 from sklearn.impute import SimpleImputer
 from sklearn.kernel_approximation import Nystroem
 from sklearn.linear_model import LogisticRegression
@@ -35,7 +34,7 @@ def common_space(train: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.
     """[N,G] and [M,G] of features [N,F] and [M,F]: in units of the standard deviation over both, unknown ones at the
     median, with whether they are known as features of their own: an object of other bands is another kind of object.
 
-    Raises ValueError where the features do not fit, or where there are fewer than 5 objects or none that differ.
+    Raises ValueError where the features do not fit, for fewer than 5 objects, or where all of them are the same.
     """
     train, target = np.asarray(train, np.float64), np.asarray(target, np.float64)
     if train.ndim != 2 or target.ndim != 2 or train.shape[1] != target.shape[1]:
@@ -44,9 +43,11 @@ def common_space(train: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.
         raise ValueError(f"{len(train)} training and {len(target)} target objects: at least {FOLDS} of each are needed")
     x = np.concatenate([train, target])
     complete = SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)
-    x = make_pipeline(complete, VarianceThreshold(), StandardScaler()).fit_transform(
-        np.where(np.isfinite(x), x, np.nan)
-    )
+    x = complete.fit_transform(np.where(np.isfinite(x), x, np.nan))
+    x = x[:, np.ptp(x, axis=0) > 0]
+    if not x.shape[1]:
+        raise ValueError("features: all objects have the same")
+    x = StandardScaler().fit_transform(x)
     if x.shape[1] > MOST_FEATURES:
         x = StandardScaler().fit_transform(PCA(MOST_FEATURES, random_state=0).fit_transform(x))
     return x[: len(train)], x[len(train) :]
@@ -71,8 +72,8 @@ def domain_probability(train: np.ndarray, target: np.ndarray, seed: int) -> np.n
     """[N+M]: the probability that an object of known features is from target [M,F], not from train [N,F].
 
     Cross-fitted: by classifiers that have not seen the object. The classifiers' out-of-fold logits are combined with
-    non-negative coefficients that minimise the log loss (a super learner: van der Laan, Polley & Hubbard 2007), which
-    calibrates them too. Raises ValueError as `common_space` does.
+    non-negative coefficients that minimise the log loss (a super learner: van der Laan, Polley & Hubbard 2007), and
+    calibrated by a spline. Raises ValueError as `common_space` does.
     """
     x, y = np.concatenate(common_space(train, target)), np.repeat([0, 1], [len(train), len(target)])
     models, draw = classifiers(x.shape[1], seed), np.random.default_rng(seed)
@@ -81,7 +82,11 @@ def domain_probability(train: np.ndarray, target: np.ndarray, seed: int) -> np.n
         seen = draw.permutation(seen)[:MOST_ROWS]
         for n, model in enumerate(models):
             logits[held, n] = model.fit(x[seen], y[seen]).decision_function(x[held])
-    return np.clip(expit(combined(logits, y)), LEAST, 1 - LEAST)
+    logit = combined(logits, y)[:, None]
+    spline = SplineTransformer(5, knots="quantile", extrapolation="linear")
+    return np.clip(
+        make_pipeline(spline, LogisticRegression()).fit(logit, y).predict_proba(logit)[:, 1], LEAST, 1 - LEAST
+    )
 
 
 def classifiers(features: int, seed: int) -> list:
@@ -157,14 +162,16 @@ def label_shift(probability: np.ndarray, prior: np.ndarray, steps: int = 1000) -
     """p(z) [M,n] of target objects, adapted, and the target's n(z) [n], where p(x|z) is that of training and n(z) not.
 
     probability: [M,n] of a calibrated model whose training set had the n(z) `prior` [n]. Expectation-maximisation
-    (Saerens, Latinne & Decaestecker 2002, eq. 2.9) until no bin of n(z) moves by 1e-6 of itself or 1e-9.
+    (Saerens, Latinne & Decaestecker 2002, eq. 2.9) until no bin of n(z) moves by 1e-6 of itself or 1e-9. An object
+    that only bins without training objects explain is as likely anywhere as n(z) says.
     """
     known = prior > 0  # a bin without training objects says nothing, and stays empty
     ratio = np.divide(probability, prior, where=known, out=np.zeros_like(probability, dtype=np.float64))
     found = np.where(known, prior / prior.sum(), 0)
     for _ in range(steps):
         adapted = ratio * found
-        adapted /= adapted.sum(axis=1, keepdims=True)
+        total = adapted.sum(axis=1, keepdims=True)
+        adapted = np.where(total > 0, adapted / np.where(total > 0, total, 1), found)
         found, last = adapted.mean(axis=0), found
         if (np.abs(found - last) <= 1e-6 * last + 1e-9).all():
             break
