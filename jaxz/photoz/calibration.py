@@ -105,7 +105,7 @@ def gaussian_bins(mean: np.ndarray, sigma: np.ndarray | float, edges: np.ndarray
 
 def scatter_profile(z_phot: np.ndarray, z_spec: np.ndarray, edges: np.ndarray, sigma: float) -> np.ndarray:
     """[n] sigma_scatter in bins of z_spec: its square is half the median plus half the mean of (z_phot - z_spec)^2,
-    plus sigma^2 of the labels, smoothed over two bins (Lin et al. 2022, step 3); empty bins have that of their surroundings."""
+    plus sigma^2 of the labels, smoothed over two bins (Lin et al. 2022, step 3); empty bins are as those around."""
     square, centres = (z_phot - z_spec) ** 2, (edges[1:] + edges[:-1]) / 2
     number = np.digitize(z_spec, edges) - 1
     filled = [n for n in range(len(centres)) if (number == n).any()]

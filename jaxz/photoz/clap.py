@@ -28,9 +28,10 @@ def adaptive_neighbours(
     z [N], and k [M]: of NEIGHBOURS the one at which the PIT of those neighbours is nearest to uniform (1-Wasserstein).
 
     The PIT of an object with z under k is the share of its own k neighbours, without itself, below z, ties by halves.
-    Redshifts beyond edges [n+1] count in the outermost bins. Raises ValueError for fewer than 6 objects with z.
+    At most 3 sqrt(N) neighbours are tried, the paper's 2,000 for its 393,219 objects: of a large share of all objects
+    PIT is uniform whatever p(z) is worth. Redshifts beyond edges [n+1] count in the outermost bins. Raises ValueError for fewer than 6 objects with z.
     """
-    choices = np.array([k for k in NEIGHBOURS if k < len(z)])
+    choices = np.array([k for k in NEIGHBOURS if k < min(len(z), max(3 * len(z) ** 0.5, 6))])
     if not len(choices):
         raise ValueError(f"{len(z)} objects with redshift: more than {NEIGHBOURS[0]} are needed")
     tree, bins = KDTree(latent), len(edges) - 1
@@ -107,7 +108,7 @@ def refit(pool: np.ndarray, pdf: PDF, wanted: np.ndarray, seed: int, passes: int
     model, x = MLPClassifier(HIDDEN, batch_size=min(128, len(pool)), random_state=seed), scaler.transform(pool)
     for _ in range(passes):
         drawn = (pdf.cumulative[:, 1:-1] <= draw.uniform(size=(len(pool), 1))).sum(axis=1)
-        model.partial_fit(x, drawn, bins)
+        model.partial_fit(x, drawn, classes=bins)
     return PDF(pdf.edges, model.predict_proba(scaler.transform(wanted)))
 
 

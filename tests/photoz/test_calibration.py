@@ -36,8 +36,8 @@ def test_recalibration_by_hand():
 
 
 def test_recalibration_by_weights_is_that_by_repetition():
-    pdf, pit = gaussians(np.array([1.0, 2.0]), 0.1), np.linspace(0.1, 0.9, 400) ** 2
-    times = 1 + np.arange(400) // 200
+    pdf, pit = gaussians(np.array([1.0, 2.0]), 0.1), np.linspace(0.1, 0.9, 10000) ** 2
+    times = 1 + np.arange(10000) // 5000
     weighted, repeated = calibration.recalibrate(pdf, pit, times), calibration.recalibrate(pdf, np.repeat(pit, times))
     assert weighted.cumulative == pytest.approx(repeated.cumulative, abs=2e-3)
     assert np.abs(weighted.cumulative - calibration.recalibrate(pdf, pit).cumulative).max() > 0.1
