@@ -102,12 +102,12 @@ class Objective:
         own = own | {"last": jax.tree.map(lambda p: frozen(p, step < settings.frozen_steps), own["last"])}
 
         token = own["mask_token"]
-        whole = self.encoder.views(params["encoder"], views, hidden, mask_token=token, key=encoder_keys[0])
-        seen = self.encoder.views(teacher["encoder"], views)
+        whole = self.encoder.views(params["encoder"], views, batch, hidden, mask_token=token, key=encoder_keys[0])
+        seen = self.encoder.views(teacher["encoder"], views, batch)
         small = batch["crops"][: settings.crops]
         images = [whole.cls]
         if small:
-            images.append(self.encoder.views(params["encoder"], small, key=encoder_keys[1]).cls)
+            images.append(self.encoder.views(params["encoder"], small, batch, key=encoder_keys[1]).cls)
 
         temperature = self.temperature(step)
         target, extra = self.sort(teacher, seen.cls, jnp.ones(seen.cls.shape[:2]), temperature, extra, "images")

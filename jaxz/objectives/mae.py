@@ -73,7 +73,7 @@ class Objective:
         hidden_band = hide_bands(mask, self.settings.band_mask, bands_key)
         shown = mask & ~hidden_band[..., None, None]
         kept, encoder_key = order[:, : self.keep], encoder_key if training else None
-        tokens = self.encoder(params["encoder"], image, shown, kept, key=encoder_key).tokens
+        tokens = self.encoder(params["encoder"], image, shown, kept, columns=batch, key=encoder_key).tokens
         hidden = (place >= self.keep)[..., None, None] | hidden_band[:, None, :, None]  # [B,N,C,1]
         return self.decoder(params["mae"], tokens, place), hidden & patchify(mask, self.patch)
 

@@ -49,7 +49,8 @@ class Objective:
         bands_key, encoder_key = jax.random.split(key)
         hidden = draw_bands(batch["mask"], bands_key)[..., None, None]
         shown = batch["mask"] & ~hidden
-        encoded = self.encoder(params["encoder"], batch["image"], shown, key=encoder_key if training else None)
+        key = encoder_key if training else None
+        encoded = self.encoder(params["encoder"], batch["image"], shown, columns=batch, key=key)
         return self.head(params["masked_bands"], encoded.tokens), patchify(batch["mask"] & hidden, self.patch)
 
     def loss(self, params, ema, extra, batch, key, step):

@@ -44,8 +44,9 @@ class Objective:
     def init(self, key):
         return self.head.init(key), {}
 
-    def logits(self, params, image, mask, key=None):
-        return self.head(params["redshift"], self.encoder(params["encoder"], image, mask, key=key).cls)
+    def logits(self, params, image, mask, columns, key=None):
+        encoded = self.encoder(params["encoder"], image, mask, columns=columns, key=key)
+        return self.head(params["redshift"], encoded.cls)
 
     def loss(self, params, ema, extra, batch, key, step):
         z, error = batch["z"].astype(jnp.float32), batch["z_err"].astype(jnp.float32)
@@ -55,7 +56,7 @@ class Objective:
         target = soft_labels(z, sigma, self.edges)
         hidden = hide_bands(batch["mask"], self.settings.band_mask, key)
         shown = batch["mask"] & ~hidden[..., None, None]
-        logits = self.logits(params, batch["image"], shown, jax.random.fold_in(key, 1))
+        logits = self.logits(params, batch["image"], shown, batch, jax.random.fold_in(key, 1))
         entropy = -(target * jax.nn.log_softmax(logits)).sum(1)
         weight = jnp.where(labelled, batch.get("weight", 1.0), 0)
         loss = (weight * entropy).sum() / jnp.maximum(weight.sum(), 1)
@@ -65,7 +66,8 @@ class Objective:
         """pdf [B,bins]: the probability of each redshift bin, averaged over the views."""
 
         def seen(view):
-            return jax.nn.softmax(self.logits(params, turn(batch["image"], view), turn(batch["mask"], view)))
+            image, mask = turn(batch["image"], view), turn(batch["mask"], view)
+            return jax.nn.softmax(self.logits(params, image, mask, batch))
 
         return {"pdf": jax.lax.map(seen, jnp.arange(self.settings.views)).mean(0)}
 

@@ -30,7 +30,7 @@ class Objective:
         return self.head.init(key), {}
 
     def loss(self, params, ema, extra, batch, key, step):
-        z = self.head(params["simclr"], self.encoder.views(params["encoder"], batch["views"][:2], key=key).cls)
+        z = self.head(params["simclr"], self.encoder.views(params["encoder"], batch["views"][:2], batch, key=key).cls)
         loss, accuracy = nt_xent(z, self.settings.temperature)
         return loss, {"metrics": {"accuracy": accuracy}, "extra": extra}
 
