@@ -26,9 +26,7 @@ class Encoder(Functional):
         image = jax.ShapeDtypeStruct((1, len(bands), size, size), jnp.float32)
         columns = {name: jax.ShapeDtypeStruct((1,), jnp.float32) for name in self.columns}
         params = jax.eval_shape(self.init, jax.random.key(0))
-        encoded = jax.eval_shape(
-            lambda *arguments: self(*arguments[:3], columns=arguments[3]), params, image, image, columns
-        )
+        encoded = jax.eval_shape(self, params, image, image, columns=columns)
         self.bands, self.size, self.dtype = bands, size, jnp.dtype(config.dtype)
         self.tokens, self.width = encoded.tokens.shape[1:]
 
@@ -37,7 +35,9 @@ class Encoder(Functional):
             kwargs["columns"] = {name: columns[name].astype(jnp.float32) for name in self.columns}
         return super().__call__(params, image, mask, *parts, **kwargs)
 
-    def views(self, params: dict, views: list[dict], columns: dict, hidden: jax.Array | None = None, **kwargs):
+    def views(
+        self, params: dict, views: list[dict], hidden: jax.Array | None = None, columns: dict | None = None, **kwargs
+    ):
         """Encoded(cls [B,V,D], tokens [B,V,N,D]) of V views {image, mask} of each object, all of one size; hidden bool
         [B,V,N]. One batch in which an object's views lie together: on a mesh they stay on its device."""
         together = lambda arrays: jnp.stack(arrays, 1).reshape(-1, *arrays[0].shape[1:])
