@@ -20,7 +20,7 @@ BANDS = tuple(
 class Dense:
     """A layer of the observed pixels, with the face of an Encoder of four patches."""
 
-    bands, size, tokens, width, dtype = BANDS, 16, 4, 32, jnp.dtype("float32")
+    bands, size, tokens, width, token_width, dtype = BANDS, 16, 4, 32, 32, jnp.dtype("float32")
     columns = ()
     views = Encoder.views
 

@@ -2,6 +2,7 @@
 `columns(bands)` where it reads numbers of the catalogue beside images."""
 
 import importlib
+import inspect
 import pkgutil
 
 import jax
@@ -15,25 +16,33 @@ class Encoder(Functional):
     """encoder(params, image [B,C,H,W], mask [B,C,H,W], columns=batch, ...) -> Encoded(cls [B,width],
     tokens [B,N,width], observed).
 
-    Attributes: bands, size in pixels, tokens (N, the number of patches), width, dtype (of the computation), columns
-    (those of the catalogue, [B] each, that it reads of a batch beside the image).
+    Attributes: bands, size in pixels, tokens (N, the number of patches), width and token_width, dtype (of the
+    computation), columns (those of the catalogue, [B] each, that it reads of a batch beside the image), parts (whether
+    it encodes some patches of an image, or crops). Raises InputError where it does not and is to.
     """
 
     def __init__(self, config, bands, size: int):
         module = backbone(config.name)
         super().__init__(lambda rngs: module.Backbone(config, bands, size, rngs=rngs))
+        self.name, self.bands, self.size, self.dtype = config.name, bands, size, jnp.dtype(config.dtype)
+        self.parts = "keep" in inspect.signature(module.Backbone.__call__).parameters
         self.columns = module.columns(bands) if hasattr(module, "columns") else ()
         image = jax.ShapeDtypeStruct((1, len(bands), size, size), jnp.float32)
         columns = {name: jax.ShapeDtypeStruct((1,), jnp.float32) for name in self.columns}
         params = jax.eval_shape(self.init, jax.random.key(0))
         encoded = jax.eval_shape(self, params, image, image, columns=columns)
-        self.bands, self.size, self.dtype = bands, size, jnp.dtype(config.dtype)
-        self.tokens, self.width = encoded.tokens.shape[1:]
+        self.width, (self.tokens, self.token_width) = encoded.cls.shape[1], encoded.tokens.shape[1:]
 
-    def __call__(self, params: dict, image: jax.Array, mask: jax.Array, *parts, columns: dict | None = None, **kwargs):
+    def __call__(self, params: dict, image, mask, keep=None, hidden=None, columns: dict | None = None, **kwargs):
         if self.columns:
             kwargs["columns"] = {name: columns[name].astype(jnp.float32) for name in self.columns}
-        return super().__call__(params, image, mask, *parts, **kwargs)
+        if self.parts:
+            kwargs |= {"keep": keep, "hidden": hidden}
+        elif keep is not None or hidden is not None or image.shape[2:] != (self.size, self.size):
+            raise InputError(
+                f"model.name: {self.name!r} sees whole images, and an objective in losses shows it parts; use 'vit'"
+            )
+        return super().__call__(params, image, mask, **kwargs)
 
     def views(
         self, params: dict, views: list[dict], hidden: jax.Array | None = None, columns: dict | None = None, **kwargs

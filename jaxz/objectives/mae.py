@@ -31,7 +31,7 @@ class Decoder(nnx.Module):
 
     def __init__(self, settings, encoder: Encoder, patch: int, *, rngs: nnx.Rngs):
         inner = settings.decoder_width
-        self.embed = nnx.Linear(encoder.width, inner, dtype=encoder.dtype, rngs=rngs)
+        self.embed = nnx.Linear(encoder.token_width, inner, dtype=encoder.dtype, rngs=rngs)
         self.mask_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (inner,)))
         self.position = nnx.Param(0.02 * jax.random.normal(rngs.params(), (encoder.tokens, inner)))
         block = lambda r: layers.Block(inner, settings.decoder_heads, encoder.dtype, rngs=r)

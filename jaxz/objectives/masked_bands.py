@@ -23,7 +23,7 @@ class Head(nnx.Module):
     """From each token to the pixels of its patch in all bands, [B,N,D] -> [B,N,C,PP]."""
 
     def __init__(self, width: int, encoder: Encoder, patch: int, *, rngs: nnx.Rngs):
-        self.mlp = MLP((encoder.width, width, width), norm=False, dtype=encoder.dtype, rngs=rngs)
+        self.mlp = MLP((encoder.token_width, width, width), norm=False, dtype=encoder.dtype, rngs=rngs)
         self.norm = nnx.LayerNorm(width, rngs=rngs)
         self.kernel = WavelengthKernel(encoder.bands, (width, patch * patch), width**-0.5, rngs=rngs)
 

@@ -9,7 +9,7 @@ from jaxz.data.augment import hide_bands, turn
 from jaxz.models import Encoder
 from jaxz.models.functional import Functional
 
-SETTINGS = dict(z_min=0.0, z_max=3.0, bins=150, label_sigma=0.01, band_mask=0.0, views=8)
+SETTINGS = dict(z_min=0.0, z_max=3.0, bins=150, label_sigma=0.01, band_mask=0.0, views=8, norm=True)
 CHECKS = {
     "z_max": (lambda s: s.z_max > s.z_min, "above redshift.z_min"),
     "bins": (lambda s: 2 <= s.bins <= 10_000, "from 2 to 10000"),
@@ -20,26 +20,27 @@ CHECKS = {
 
 
 class Head(nnx.Module):
-    def __init__(self, width: int, bins: int, *, rngs: nnx.Rngs):
-        self.norm = nnx.LayerNorm(width, rngs=rngs)
+    def __init__(self, width: int, bins: int, norm: bool, *, rngs: nnx.Rngs):
+        self.norm = nnx.LayerNorm(width, rngs=rngs) if norm else None
         self.out = nnx.Linear(width, bins, kernel_init=nnx.initializers.normal(0.01), rngs=rngs)
 
     def __call__(self, embedding: jax.Array) -> jax.Array:
-        return self.out(self.norm(embedding))
+        return self.out(embedding if self.norm is None else self.norm(embedding))
 
 
 class Objective:
     """Cross-entropy with p(z) in `bins` equal bins over [z_min, z_max]; rows without a redshift, or with one outside of
     the range, have no weight. settings: z_min, z_max, bins, label_sigma (least smoothing, in units of 1+z), band_mask
     (chance of an observed band to be hidden in training: few labels are otherwise learned by heart), views (how many of
-    the square's 8 symmetries a prediction is averaged over: which way the sky is up must not change a redshift)."""
+    the square's 8 symmetries a prediction is averaged over: which way the sky is up must not change a redshift), norm
+    (whether the embedding is normalised before the one layer to the bins; the published CNNs' is not)."""
 
     columns = ("z", "z_err")
 
     def __init__(self, encoder: Encoder, settings, normalisation):
         self.encoder, self.settings = encoder, settings
         self.edges = np.linspace(settings.z_min, settings.z_max, settings.bins + 1, dtype=np.float32)
-        self.head = Functional(lambda rngs: Head(encoder.width, settings.bins, rngs=rngs))
+        self.head = Functional(lambda rngs: Head(encoder.width, settings.bins, settings.norm, rngs=rngs))
 
     def init(self, key):
         return self.head.init(key), {}
