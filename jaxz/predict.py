@@ -120,14 +120,18 @@ class Model:
         overlays = settings.overlays if path == settings.path else ()
         return open_dataset(path, settings.cache, settings.cache_gib, overlays)
 
+    def columns(self, dataset: Dataset) -> tuple[str, ...]:
+        """Those of the dataset's columns that `predict` reads."""
+        prepare, _ = self.compiled(dataset.manifest.to_json())
+        return tuple(sorted({*prepare.columns, *self.objective.inputs} & dataset.manifest.columns.keys()))
+
     def predict_dataset(self, dataset: Dataset, where: str | None, outputs: tuple[str, ...], batch_size: int = 256):
         """(rows int64 [N], {output: [N, ...]}) for the rows that pass `where`, in order; shows progress.
 
         Raises InputError where the dataset's bands, size or scale do not fit the model, or it has no such output.
         """
         prepare, _ = self.compiled(dataset.manifest.to_json())
-        columns = {*prepare.columns, *self.objective.inputs} & dataset.manifest.columns.keys()
-        source = Source(dataset, prepare.arrays, tuple(sorted(columns)), where)
+        source = Source(dataset, prepare.arrays, self.columns(dataset), where)
         stream = Stream(source, batch_size, shuffle=False, epochs=1)
         parts: dict[str, list] = {name: [] for name in ("row", *outputs)}
         with logs.Bar("predict", stream.batches) as bar:

@@ -148,7 +148,11 @@ def starting_normalisation(workdir: Path, config, dataset: Dataset) -> Normalisa
             return inherited_normalisation(meta, config, "the checkpoint")
     if not config.init.path:
         return Normalisation.create(
-            dataset.manifest, tuple(config.data.bands), config.data.softening, config.data.deredden
+            dataset.manifest,
+            tuple(config.data.bands),
+            config.data.softening,
+            config.data.deredden,
+            config.data.stretch,
         )
     meta = run_meta(config.init.path)
     then, now = meta["config"]["model"], resolved(config)["model"]
@@ -168,9 +172,9 @@ def inherited_normalisation(meta: dict, config, origin: str) -> Normalisation:
     """That of a trained run, whose inputs' units its parameters are tied to."""
     normalisation = Normalisation.from_json(meta["normalisation"])
     bands = [band.name for band in normalisation.bands]
-    then = {**meta["config"]["data"], "bands": bands}
+    then = {**complete(meta["config"])["data"], "bands": bands}
     now = {**resolved(config)["data"], "bands": list(config.data.bands) or bands}
-    for name in ("bands", "softening", "deredden"):
+    for name in ("bands", "softening", "deredden", "stretch"):
         if now[name] != then[name]:
             raise errors.InputError(
                 f"data.{name}: {now[name]!r} is not what {origin} was trained with; set data.{name}={then[name]!r}"

@@ -17,7 +17,8 @@
 
 `params` is {"encoder": ..., <name>: ...} for every objective of the run, `ema` the same, averaged, or {}; `batch` is
 what jaxz.data.prepare makes: image, mask, sky, and lists of views and crops, which each hold these three; where an
-ensemble is trained also weight [B], how often each row counts for this member.
+ensemble is trained also weight [B], how often each row counts for this member. Every call of the encoder is given the
+batch as `columns`, of which it takes what it reads beside images.
 """
 
 import importlib
@@ -42,7 +43,8 @@ def find(name: str):
 
 
 class Objective:
-    """The weighted sum of the terms in `config.losses` over one encoder; itself an objective.
+    """The weighted sum of the terms in `config.losses` over one encoder; itself an objective, whose columns and inputs
+    hold those that the encoder reads.
 
     With optim.lora_rank its parameters hold low-rank factors beside the encoder's, `lora`, which the terms see merged.
     """
@@ -51,8 +53,9 @@ class Objective:
         self.encoder, self.weights = encoder, dict(config.losses)
         self.terms = {name: find(name)(encoder, config.get(name), normalisation) for name in self.weights}
         self.rank, self.kernels = config.optim.lora_rank, config.optim.lora_kernels
-        self.columns = tuple(sorted({column for term in self.terms.values() for column in term.columns}))
-        self.inputs = tuple(sorted({column for term in self.terms.values() for column in getattr(term, "inputs", ())}))
+        every = lambda name: {column for term in self.terms.values() for column in getattr(term, name, ())}
+        self.columns = tuple(sorted(every("columns").union(encoder.columns)))
+        self.inputs = tuple(sorted(every("inputs").union(encoder.columns)))
         self.views = max(getattr(term, "views", 1) for term in self.terms.values())
         crops = {name: term.crops for name, term in self.terms.items() if getattr(term, "crops", (0, 0))[0]}
         if len(set(crops.values())) > 1:
@@ -82,7 +85,7 @@ class Objective:
 
     def embed(self, params, batch) -> jax.Array:
         """[B,D]: the encoder's summary of each image."""
-        return self.encoder(merged(params)["encoder"], batch["image"], batch["mask"]).cls
+        return self.encoder(merged(params)["encoder"], batch["image"], batch["mask"], columns=batch).cls
 
     def predict(self, params, extra, batch) -> dict[str, jax.Array]:
         """embedding [B,D] and what each term predicts."""

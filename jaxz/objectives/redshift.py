@@ -9,7 +9,7 @@ from jaxz.data.augment import hide_bands, turn
 from jaxz.models import Encoder
 from jaxz.models.functional import Functional
 
-SETTINGS = dict(z_min=0.0, z_max=3.0, bins=150, label_sigma=0.01, band_mask=0.0, views=8)
+SETTINGS = dict(z_min=0.0, z_max=3.0, bins=150, label_sigma=0.01, band_mask=0.0, views=8, norm=True)
 CHECKS = {
     "z_max": (lambda s: s.z_max > s.z_min, "above redshift.z_min"),
     "bins": (lambda s: 2 <= s.bins <= 10_000, "from 2 to 10000"),
@@ -20,32 +20,34 @@ CHECKS = {
 
 
 class Head(nnx.Module):
-    def __init__(self, width: int, bins: int, *, rngs: nnx.Rngs):
-        self.norm = nnx.LayerNorm(width, rngs=rngs)
+    def __init__(self, width: int, bins: int, norm: bool, *, rngs: nnx.Rngs):
+        self.norm = nnx.LayerNorm(width, rngs=rngs) if norm else None
         self.out = nnx.Linear(width, bins, kernel_init=nnx.initializers.normal(0.01), rngs=rngs)
 
     def __call__(self, embedding: jax.Array) -> jax.Array:
-        return self.out(self.norm(embedding))
+        return self.out(embedding if self.norm is None else self.norm(embedding))
 
 
 class Objective:
     """Cross-entropy with p(z) in `bins` equal bins over [z_min, z_max]; rows without a redshift, or with one outside of
     the range, have no weight. settings: z_min, z_max, bins, label_sigma (least smoothing, in units of 1+z), band_mask
     (chance of an observed band to be hidden in training: few labels are otherwise learned by heart), views (how many of
-    the square's 8 symmetries a prediction is averaged over: which way the sky is up must not change a redshift)."""
+    the square's 8 symmetries a prediction is averaged over: which way the sky is up must not change a redshift), norm
+    (whether the embedding is normalised before the one layer to the bins; the published CNNs' is not)."""
 
     columns = ("z", "z_err")
 
     def __init__(self, encoder: Encoder, settings, normalisation):
         self.encoder, self.settings = encoder, settings
         self.edges = np.linspace(settings.z_min, settings.z_max, settings.bins + 1, dtype=np.float32)
-        self.head = Functional(lambda rngs: Head(encoder.width, settings.bins, rngs=rngs))
+        self.head = Functional(lambda rngs: Head(encoder.width, settings.bins, settings.norm, rngs=rngs))
 
     def init(self, key):
         return self.head.init(key), {}
 
-    def logits(self, params, image, mask, key=None):
-        return self.head(params["redshift"], self.encoder(params["encoder"], image, mask, key=key).cls)
+    def logits(self, params, image, mask, columns, key=None):
+        encoded = self.encoder(params["encoder"], image, mask, columns=columns, key=key)
+        return self.head(params["redshift"], encoded.cls)
 
     def loss(self, params, ema, extra, batch, key, step):
         z, error = batch["z"].astype(jnp.float32), batch["z_err"].astype(jnp.float32)
@@ -55,7 +57,7 @@ class Objective:
         target = soft_labels(z, sigma, self.edges)
         hidden = hide_bands(batch["mask"], self.settings.band_mask, key)
         shown = batch["mask"] & ~hidden[..., None, None]
-        logits = self.logits(params, batch["image"], shown, jax.random.fold_in(key, 1))
+        logits = self.logits(params, batch["image"], shown, batch, jax.random.fold_in(key, 1))
         entropy = -(target * jax.nn.log_softmax(logits)).sum(1)
         weight = jnp.where(labelled, batch.get("weight", 1.0), 0)
         loss = (weight * entropy).sum() / jnp.maximum(weight.sum(), 1)
@@ -65,7 +67,8 @@ class Objective:
         """pdf [B,bins]: the probability of each redshift bin, averaged over the views."""
 
         def seen(view):
-            return jax.nn.softmax(self.logits(params, turn(batch["image"], view), turn(batch["mask"], view)))
+            image, mask = turn(batch["image"], view), turn(batch["mask"], view)
+            return jax.nn.softmax(self.logits(params, image, mask, batch))
 
         return {"pdf": jax.lax.map(seen, jnp.arange(self.settings.views)).mean(0)}
 
