@@ -59,6 +59,8 @@ def main(argv: list[str]) -> int:
     objective = objectives.Objective(encoder, config, normalisation)
     prepare = Prepare(dataset.manifest, normalisation, config.augment, objective.views, objective.crops)
     stream = make_stream(config, dataset, objective, prepare, mesh)
+    if objective.edges is not None:
+        objective.count_labels(*stream.drawn("z"))
     params = jax.eval_shape(lambda: objective.init(jax.random.key(0))[0])
     optimizer = make_optimizer(config.optim, config.train.steps, params)
     with jax.set_mesh(mesh):
