@@ -33,6 +33,7 @@ from jaxz.provenance import versions
 from jaxz.state import abstract_state, fresh_state, make_step, start_from
 
 log = logs.log
+OTHERS = ("log.txt", "slurm")  # may lie in a run directory before the run
 
 
 def main(argv: list[str]) -> int:
@@ -69,7 +70,7 @@ def main(argv: list[str]) -> int:
                 print(described)
             stream.close()
             return errors.OK
-        lock = runtime.lock(workdir / ".lock") if first else contextlib.nullcontext()
+        lock = runtime.Lock(workdir / ".lock") if first else contextlib.nullcontext()
         runtime.wait_for_all("each has looked at the workdir, which changes now")
         logs.start_log(workdir if first else None)
         checkpoints = Checkpoints(workdir, config.checkpoint.keep)
@@ -100,7 +101,7 @@ def main(argv: list[str]) -> int:
         }
 
         # ---- loop ----------------------------------------------------------------------------------------------------
-        run = Run(workdir, config, checkpoints, meta, mesh, seconds)
+        run = Run(workdir, config, checkpoints, meta, mesh, seconds, lock)
         with lock, contextlib.closing(stream), checkpoints, contextlib.closing(run):
             run.loop(step, state, stream)
     return errors.OK
@@ -110,8 +111,15 @@ class Run:
     """The loop, and what it writes to the run directory. Of several processes all take part in checkpoints; the first
     writes the rest."""
 
-    def __init__(self, workdir: Path, config, checkpoints: Checkpoints, meta: dict, mesh, seconds: float):
-        self.workdir, self.config, self.checkpoints, self.meta, self.mesh = workdir, config, checkpoints, meta, mesh
+    def __init__(self, workdir: Path, config, checkpoints: Checkpoints, meta: dict, mesh, seconds: float, lock):
+        self.lock, self.workdir, self.config, self.checkpoints, self.meta, self.mesh = (
+            lock,
+            workdir,
+            config,
+            checkpoints,
+            meta,
+            mesh,
+        )
         self.seconds, self.began = seconds, time.monotonic()  # spent before this process, and its own beginning
         self.waiting: deque = deque()  # metrics still on the device: read a step late, so that logging never blocks
         self.written = ""  # the newest loss on disk, with its step
@@ -152,6 +160,7 @@ class Run:
             n, values = self.waiting.popleft()
             values = {name: float(value) for name, value in jax.device_get(values).items()}
             if self.metrics:
+                self.lock.check()
                 self.metrics.write(n, values)
             self.written = f"loss {values['loss']:.4g} at step {n}, "
             self.check_finite(n, values)
@@ -167,6 +176,7 @@ class Run:
         self.write_metrics(keep=0)
         self.check_finite(n, jax.device_get(values))
         if self.metrics:
+            self.lock.check()
             self.metrics.flush()
         seconds = self.seconds + time.monotonic() - self.began
         self.checkpoints.save(state, stream_state, {**self.meta, "seconds": seconds})
@@ -348,7 +358,7 @@ def check_workdir(workdir: Path, config, allow_change: bool) -> None:
                 f"--workdir: {str(workdir)!r} was begun with another config ({'; '.join(changed)}); use another "
                 "workdir, the same config, or --allow_config_change"
             )
-    elif workdir.is_dir() and any(not p.name.startswith(".") and p.name != "log.txt" for p in workdir.iterdir()):
+    elif workdir.is_dir() and any(not p.name.startswith(".") and p.name not in OTHERS for p in workdir.iterdir()):
         raise errors.InputError(f"--workdir: {str(workdir)!r} holds files but no config.json; name an empty directory")
 
 
