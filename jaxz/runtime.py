@@ -143,8 +143,8 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """errors.run for a program that goes on where it was and may have several processes.
 
     They end together where all are done or stopped. One that fails otherwise ends at once and closes its connections,
-    by which the others notice; jax's own exit would wait minutes for them, and they for it. SIGTERM and SIGUSR2 are kept
-    from here to the end of the process: before the first step for StopSignal, after the last since `srun
+    by which the others notice; jax's own exit would wait minutes for them, and they for it. SIGTERM and SIGUSR2 are
+    kept from here to the end of the process: before the first step for StopSignal, after the last since `srun
     --kill-on-bad-exit` sends one to all when the first has ended with 75.
     """
 
@@ -176,8 +176,8 @@ class Lock:
     """RUN/.lock: one process trains in a directory, until it closes this or ends in whatever way.
 
     Raises InputError where another holds it. A job that Slurm has requeued takes it over instead: its former life may
-    live on where a node was cut off. The file's content names the holder, and `check` tells one that has lost it; a file
-    system without locks, or with such that end at the node, is trusted for that alone.
+    live on where a node was cut off. The file's content names the holder, and `check` tells one that has lost it, also
+    where the file system has no locks, or such that end at the node.
     """
 
     def __init__(self, path: Path, environ: Mapping[str, str] = os.environ):

@@ -36,7 +36,7 @@ def check(request: Request) -> None:
             problems.append(str(error))
             continue
         problems += [*precision(request, config), *division(request, config), *folders(request, run, config)]
-        there = not comes_first(request, config)
+        there = not (comes_first(request, config) or is_remote(config.data.path))
         for path in {config.data.path, *(source.get("path", "") for source in config.data.sources)} - {"", *seen}:
             problems += complete(request, path, config) if there else []
             seen.add(path)
@@ -121,7 +121,7 @@ def folders(request: Request, run: Path, config) -> Iterator[str]:
     for field, path in (("--workdir", run), ("data.path", config.data.path), ("init.path", config.init.path)):
         for place in files.avoid:
             if path and not is_remote(path) and absolute(request, path).is_relative_to(expand(place)):
-                yield f"{field}: {str(path)!r} is in {place}, which is too small or unreadable in jobs; use {files.scratch}"
+                yield f"{field}: {str(path)!r} is in {place}, which is small or unreadable in jobs; use {files.scratch}"
     if request.profile.job.offline and is_remote(config.data.path):
         yield f"data.path: {config.data.path!r} is remote, and jobs have no internet; copy it to {files.scratch}"
 

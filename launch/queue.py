@@ -48,7 +48,7 @@ def accounts(jobs: list[str]) -> list[dict[str, str]]:
     """A row for every life of the jobs: job, state, seconds, tres. [] on a cluster without accounting."""
     fields = "JobID,State,ElapsedRaw,AllocTRES"
     try:
-        text = slurm("sacct", "-D", "-X", "-n", "-P", "--array", f"--jobs={','.join(jobs)}", f"--format={fields}")
+        text = slurm("sacct", "-D", "-X", "-n", "-P", f"--jobs={','.join(jobs)}", f"--format={fields}")
     except InputError:
         return []
     return [dict(zip(("job", "state", "seconds", "tres"), line.split("|"), strict=True)) for line in text.splitlines()]

@@ -1,14 +1,16 @@
 """How runs on Slurm stand: a table of their directories, squeue and sacct."""
 
 import json
+import os
 import re
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 
 from jaxz.errors import InputError
 from jaxz.files import read_json
@@ -16,10 +18,11 @@ from launch import queue
 
 COLUMNS = ("run", "job", "state", "restarts", "step", "samples/s", "to go", "GPU h", "checkpoint", "last metric")
 PAUSE = 15  # seconds
+WIDE = 200  # columns of text where there is no terminal
 
 
 def show(runs: list[Path]) -> None:
-    Console().print(table(runs))
+    Console(width=None if sys.stdout.isatty() else WIDE).print(table(runs))
 
 
 def watch(runs: list[Path]) -> None:
@@ -31,7 +34,7 @@ def watch(runs: list[Path]) -> None:
 
 
 def table(runs: list[Path]) -> Table:
-    made = Table(*COLUMNS, box=None, pad_edge=False)
+    made = Table(*(Column(name, no_wrap=True) for name in COLUMNS), box=None, pad_edge=False)
     for row in rows(runs):
         made.add_row(*row)
     return made
@@ -51,7 +54,7 @@ def rows(folders: list[Path]) -> Iterator[tuple[str, ...]]:
     for run, names in runs.items():
         job, state, restarts, hours = of_jobs(names, queued, lives)
         step, rate, left, checkpoint, metric = of_files(Path(run))
-        yield run, job, state, restarts, step, rate, left, hours, checkpoint, metric
+        yield os.path.relpath(run), job, state, restarts, step, rate, left, hours, checkpoint, metric
 
 
 def of_jobs(jobs: list[str], queued: dict, lives: list[dict]) -> tuple[str, str, str, str]:
