@@ -1,0 +1,40 @@
+"""One Slurm for all tests here; without root, or without the script that brings it up, they are skipped, loudly."""
+
+import os
+import subprocess
+import warnings
+
+import pytest
+
+from tests.helpers import blobs, small_config
+from tests.slurm.lab import ROOT, Lab
+
+SCRIPTS = ROOT.parent / "shared" / "slurm"
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.parent.name == "slurm":
+            item.add_marker(pytest.mark.slurm)
+
+
+@pytest.fixture(scope="session")
+def slurm():
+    """A Slurm that is up, and known to this process and those that it starts."""
+    missing = "root" if os.geteuid() else "" if (SCRIPTS / "slurm_up.sh").exists() else f"{SCRIPTS}/slurm_up.sh"
+    if missing:
+        warnings.warn(f"NOTHING OF SLURM IS TESTED: {missing} is not here", stacklevel=1)
+        pytest.skip(f"{missing} is not here")
+    was_up = os.path.exists("/run/slurm-lab/lab/env.sh")
+    subprocess.run([SCRIPTS / "slurm_up.sh", "--nodes", "4"], check=True, timeout=600)
+    os.environ["SLURM_CONF"] = "/run/slurm-lab/lab/slurm.conf"
+    os.environ["PYTHONPATH"] = str(ROOT)
+    yield
+    if not was_up:
+        subprocess.run([SCRIPTS / "slurm_down.sh"], check=True, timeout=120)
+
+
+@pytest.fixture(scope="session")
+def lab(slurm, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lab")
+    return Lab(folder, small_config(folder, blobs(folder / "data"), depth=1, redshift=1.0))
