@@ -16,12 +16,13 @@ account_suffix, account    written behind --account; and whether an account must
 [data.convert], [data.stage]   options of sbatch for conversion, and for copying from the archive
 """
 
+import importlib.metadata
 import os
 import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from jaxz.errors import InputError, suggest
+from jaxz.errors import InputError, run, suggest
 
 FOLDER = Path(__file__).parent / "profiles"
 
@@ -119,3 +120,16 @@ def build(kind: type, values, where: str):
 def expand(path: str) -> Path:
     """A path with $NAME and ~ filled in."""
     return Path(os.path.expandvars(path)).expanduser()
+
+
+def print_requirements(argv: list[str]) -> None:
+    """What pip has to install for `python -m launch.profile PROFILE` beside requirements.txt, a line each."""
+    profile = load_profile(argv[0])
+    if profile.jax_extra:
+        print(f"jax[{profile.jax_extra}]=={importlib.metadata.version('jax')}")
+    for pin in profile.pins:
+        print(pin)
+
+
+if __name__ == "__main__":
+    run(print_requirements)

@@ -1,7 +1,7 @@
 """A Slurm on this machine, brought up by ../shared/slurm/slurm_up.sh, and what the tests do with it.
 
-Four nodes, each with an address of its own. Jobs of the tests leave jzn4 alone unless they ask for it: it is preempted and
-cut off.
+Four nodes, each with an address of its own. Jobs of the tests leave jzn4 alone unless they ask for it: there they are
+preempted and cut off.
 """
 
 import json
