@@ -6,13 +6,15 @@ from pathlib import Path
 from jaxz.errors import BAD_INPUT, OK, REQUEUE
 from launch.request import Request
 
-TERMINATED = 143  # 128 + SIGTERM: of a task that had not come far enough to keep the signal
+EARLY = "140-no | 143-no"  # SIGUSR2, SIGTERM + 128: of tasks that had not come far enough to keep them
 CONVERT_RESTARTS = 20  # of a conversion that reaches its time limit
 
 TRAIN = """\
 {environment}
 set -u
+trap : USR2 # until there is somebody to tell
 cd {folder}
+
 # ---- what to run -----------------------------------------------------------------------------------------------------
 logs={logs}
 {what}
@@ -43,7 +45,7 @@ advanced=no; [ "$after" -gt "$before" ] && advanced=yes
 case $code-$advanced in
   {ok}-* | {bad}-*) again=no ;;
   {stopped}-yes) again=yes ;; # stopped and saved: the usual way
-  {stopped}-no | {terminated}-no | *-yes) again=counted ;; # stopped before the first step; or failed, but not at once
+  {stopped}-no | {early} | *-yes) again=counted ;; # stopped before the first step; or failed, but not at once
   *) again=no ;;
 esac
 if [ $again = counted ]; then
@@ -105,9 +107,7 @@ def train_script(request: Request, steps: int) -> str:
         **({"array": f"0-{len(request.points) - 1}{f'%{request.limit}' if request.limit else ''}"} if array else {}),
         **dict(option.partition("=")[::2] for option in request.options),
     }
-    rule = REQUEUE_RULE.format(
-        ok=OK, bad=BAD_INPUT, stopped=REQUEUE, terminated=TERMINATED, retries=profile.job.retries
-    )
+    rule = REQUEUE_RULE.format(ok=OK, bad=BAD_INPUT, stopped=REQUEUE, early=EARLY, retries=profile.job.retries)
     body = TRAIN.format(
         folder=quote(request.folder), environment=environment(request, devices=True), logs=quote(logs(request)),
         what=what(request), finished=FINISHED.format(steps=steps) if request.chain else "", tasks=request.tasks,

@@ -63,7 +63,7 @@ def test_a_stop_after_a_save_is_requeued_without_end(job):
     assert [job(75, step) for step in (10, 20, 30, 40, 50, 60)] == [(75, True)] * 6
 
 
-@pytest.mark.parametrize("code", [75, 143])
+@pytest.mark.parametrize("code", [75, 140, 143])
 def test_a_stop_before_the_first_step_is_requeued_three_times(job, code):
     assert [job(code, 0)[1] for _ in range(5)] == [True, True, True, False, False]
 

@@ -29,6 +29,8 @@ def slurm():
     subprocess.run([SCRIPTS / "slurm_up.sh", "--nodes", "4"], check=True, timeout=600)
     os.environ["SLURM_CONF"] = "/run/slurm-lab/lab/slurm.conf"
     os.environ["PYTHONPATH"] = str(ROOT)
+    for name in ("cpu_p1", "prepost", "archive"):  # that script makes one partition with a comma in its name of them
+        subprocess.run(["scontrol", "create", f"PartitionName={name}", "Nodes=ALL", "MaxTime=100:00:00"], check=False)
     yield
     if not was_up:
         subprocess.run([SCRIPTS / "slurm_down.sh"], check=True, timeout=120)

@@ -29,7 +29,7 @@ cores = 2
 partition = "{partition}"
 {nodes}
 [job]
-lead = 15
+lead = 30
 [data.convert]
 partition = "prepost"
 exclude = "jzn4"

@@ -17,12 +17,13 @@ import pytest
 from jaxz import errors, train
 from launch.status import rows as status_rows
 from tests.data_tools.survey_files import write_survey
+from tests.launch.requests import golden
 from tests.slurm.lab import Lab, Run, call, until
 
 STEPS = 20
-LONG = 230  # steps of half a second, of which a life of two minutes does a part
+LONG = 230  # steps of 0.7 s, of which a life of three minutes does a part
 TWO = ("--nodes", "2")
-LIMIT = ("--time", "0:02:00")
+LIMIT = ("--time", "0:03:00")
 jzn4 = threading.Lock()  # for scenarios that need that node alone
 
 
@@ -41,7 +42,7 @@ def unbroken(lab: Lab) -> Run:
 
 def requeued(lab: Lab) -> Run:
     """As before, with the signal of the time limit, twice sent by hand, then by Slurm."""
-    run = lab.submit("requeued", *TWO, *LIMIT, train=(f"--config.train.steps={LONG}",), sleep=[0.5])
+    run = lab.submit("requeued", *TWO, *LIMIT, train=(f"--config.train.steps={LONG}",), sleep=[0.7])
     for life, step in enumerate((4, 12)):
         run.restarted(life)
         run.at(step)
@@ -66,7 +67,7 @@ def preempted(lab: Lab) -> tuple[Run, int]:
 def cut_off(lab: Lab) -> Run:
     """The network of the only node is cut: its processes live on beside those of the next life."""
     with jzn4:
-        run = lab.submit("cut_off", nodes="jzn[1-3]", tasks=2, sleep=[8, 0])
+        run = lab.submit("cut_off", nodes="jzn[1-3]", tasks=2, sleep=[15, 0], slow_from=9)
         run.at(8)
         call("ip", "link", "set", "sllab4", "down")
         try:
@@ -106,7 +107,7 @@ def stopped(lab: Lab) -> tuple[Run, float]:
 def cancelled(lab: Lab) -> Run:
     """And gone on with by another number of nodes."""
     run = lab.submit("cancelled", *TWO, sleep=[1])
-    run.at(5)
+    run.at(9)
     call("scancel", run.job)
     assert run.end() == "CANCELLED"
     time.sleep(15)  # in which it could be requeued
@@ -114,6 +115,17 @@ def cancelled(lab: Lab) -> Run:
     again = lab.submit("cancelled", "--nodes", "1")
     assert again.end() == "COMPLETED"
     return again
+
+
+def shrunk(lab: Lab) -> Run:
+    """Requeued to fewer nodes."""
+    run = lab.submit("shrunk", "--nodes", "1-2", sleep=[1])
+    run.at(4)
+    run.stop()
+    until(lambda: run.restarts() == 1, "the requeue")
+    call("scontrol", "update", f"JobId={run.job}", "NumNodes=1")
+    assert run.end() == "COMPLETED"
+    return run
 
 
 def sweep(lab: Lab) -> Run:
@@ -125,7 +137,7 @@ def sweep(lab: Lab) -> Run:
 def chain(lab: Lab) -> list[Run]:
     run = lab.submit("chain", "--chain", "3", sleep=[1])
     links = [Run(run.workdir, [job]) for job in run.jobs]
-    for link, step in zip(links[:2], (3, 8), strict=True):
+    for link, step in zip(links[:2], (3, 10), strict=True):
         until(lambda link=link: link.state() == "RUNNING", "a link of the chain")
         link.at(step)
         link.stop()
@@ -157,6 +169,7 @@ SCENARIOS = (
     killed,
     raising,
     cancelled,
+    shrunk,
     chain,
     sweep,
     converted,
@@ -238,7 +251,13 @@ def test_a_node_that_is_cut_off_damages_nothing(left, alone):
 def test_a_cancelled_job_stays_so_and_another_number_of_nodes_goes_on(left, alone):
     run = left["cancelled"].result()
     first = int(run.log().split("from step ")[1].split(":")[0])
-    assert 5 <= first < STEPS
+    assert 7 <= first < STEPS
+    np.testing.assert_allclose(run.losses(), alone.losses(), rtol=1e-5)
+
+
+def test_a_job_may_come_back_with_fewer_nodes(left, alone):
+    run = left["shrunk"].result()
+    assert "start 0 on jzn[1-2]" in run.log() and "start 1 on jzn1," in run.log()
     np.testing.assert_allclose(run.losses(), alone.losses(), rtol=1e-5)
 
 
@@ -275,14 +294,12 @@ def test_a_part_that_fails_cancels_what_waits_for_it(lab):
     assert run.end() == "CANCELLED"
 
 
-def test_every_golden_script_is_accepted(slurm):
-    from tests.launch.requests import PROFILES, golden
-
-    for name, script in golden().items():
-        if name in ("gpu", "cpu"):  # for clusters with other partitions
-            assert name in PROFILES
-            script = script.replace("--partition=gpu", "--partition=gpu_p13\n#SBATCH --account=abc@v100", 1)
-            script = script.replace("--account=abc\n", "--account=abc@cpu\n").replace(
-                "--partition=cpu", "--partition=cpu_p1"
-            )
-        subprocess.run(["sbatch", "--test-only"], input=script.replace("--nodes=4", "--nodes=2"), text=True, check=True)
+@pytest.mark.parametrize("name", golden())
+def test_every_golden_script_is_accepted(slurm, name):
+    """As it stands but for the names of other clusters, and two nodes, all that this one has of a kind."""
+    ours = {"--nodes=4": "--nodes=2", "--account=abc\n": "--account=abc@cpu\n"}
+    ours |= {"--partition=gpu\n": "--partition=gpu_p13\n", "--partition=cpu\n": "--partition=cpu_p1\n"}
+    script = golden()[name]
+    for theirs, our in ours.items():
+        script = script.replace(theirs, our)
+    subprocess.run(["sbatch", "--test-only"], input=script, text=True, check=True)

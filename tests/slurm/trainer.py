@@ -1,6 +1,6 @@
 """A training of a job, slowed and recorded: `python -m tests.slurm.trainer OPTIONS -m jaxz.train ARGUMENTS ...`.
 
-OPTIONS is JSON: {"sleep": seconds before each step, for each life of the job, "raise": [step, process]:
+OPTIONS is JSON: {"sleep": seconds before a step, for each life of the job, "slow_from": step, "raise": [step, process]:
 that one raises there, in the first life}.
 The rows of every step are added to WORKDIR.rows.PROCESS.
 """
@@ -25,7 +25,8 @@ def main(argv: list[str]) -> None:
 
     def handing(*arguments):
         for n, batch in enumerate(handed(*arguments), 1):
-            time.sleep(sleeps[min(life, len(sleeps) - 1)])
+            if n >= options.get("slow_from", 0):
+                time.sleep(sleeps[min(life, len(sleeps) - 1)])
             if [n, int(process)] == fails:
                 raise RuntimeError(f"process {process} alone, at {time.time()}")
             yield batch

@@ -24,7 +24,9 @@ unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY # with which the processes w
 export JAX_PLATFORMS=cuda,cpu # and no other in silence
 
 set -u
+trap : USR2 # until there is somebody to tell
 cd /work/jaxz
+
 # ---- what to run -----------------------------------------------------------------------------------------------------
 logs=/runs/pretrain/slurm
 run=/runs/pretrain

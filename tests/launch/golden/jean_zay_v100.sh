@@ -22,7 +22,9 @@ unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY # with which the processes w
 export JAX_PLATFORMS=cuda,cpu # and no other in silence
 
 set -u
+trap : USR2 # until there is somebody to tell
 cd /work/jaxz
+
 # ---- what to run -----------------------------------------------------------------------------------------------------
 logs=/runs/pretrain/slurm
 run=/runs/pretrain
@@ -51,7 +53,7 @@ advanced=no; [ "$after" -gt "$before" ] && advanced=yes
 case $code-$advanced in
   0-* | 2-*) again=no ;;
   75-yes) again=yes ;; # stopped and saved: the usual way
-  75-no | 143-no | *-yes) again=counted ;; # stopped before the first step; or failed, but not at once
+  75-no | 140-no | 143-no | *-yes) again=counted ;; # stopped before the first step; or failed, but not at once
   *) again=no ;;
 esac
 if [ $again = counted ]; then
