@@ -3,6 +3,7 @@
 import collections
 import fcntl
 import importlib.metadata
+import logging
 import os
 import platform
 import signal
@@ -24,6 +25,7 @@ from jaxz import errors
 from jaxz.errors import InputError
 from jaxz.mesh import to_devices
 
+log = logging.getLogger("jaxz")
 ADDRESS, COUNT, ID = "JAX_COORDINATOR_ADDRESS", "JAXZ_PROCESS_COUNT", "JAXZ_PROCESS_ID"  # jax itself reads the first
 SLURM_STEP = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 DEVICES, RESTARTS = "JAXZ_DEVICES", "SLURM_RESTART_COUNT"  # what a batch script expects; how often Slurm requeued it
@@ -189,7 +191,8 @@ class Lock:
         if takes_over:
             self._claim()
         while not (free := self._acquired()) and time.monotonic() < end:
-            time.sleep(0.5)
+            log.warning("%s: waiting for the process that holds it, at most %d s", path, end - time.monotonic())
+            time.sleep(5)
         if not free and not takes_over:
             self.close()
             where = str(path.parent)

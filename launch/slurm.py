@@ -14,7 +14,6 @@ puts itself back into the queue until the training is done. --array seed=0,1,2 m
 import argparse
 import datetime
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -23,7 +22,6 @@ from jaxz.errors import InputError, run, suggest
 from jaxz.files import replace
 from jaxz.provenance import versions
 from launch import queue
-from launch.preflight import check
 from launch.render import convert_script, logs, stage_script, train_script
 from launch.request import Request, make_request, parser
 from launch.status import read_jobs, show, watch
@@ -41,8 +39,11 @@ def main(argv: list[str]) -> int | None:
 
 def submit(argv: list[str]) -> None:
     """Check, submit what comes before the training, and the training; print a line a job."""
+    from launch.preflight import check  # imports jax, which the other actions need not wait for
+
     args, request = read(argv, "submit")
     check(request)
+    refuse_a_second(request)
     scripts = scripts_of(request)
     for script in scripts.values():
         queue.try_out(script)
@@ -82,6 +83,17 @@ def cancel(argv: list[str]) -> None:
     print(f"cancelled: {' '.join(left) or 'nothing was left'}")
 
 
+def refuse_a_second(request: Request) -> None:
+    """Raises InputError where a job of the workdir is in the queue already, unless this one is to come after it."""
+    if (logs(request) / "jobs.jsonl").exists():
+        jobs = {entry["job"] for entry in read_jobs(request.workdir)} - {request.after}
+        if left := sorted(queue.waiting_and_running(list(jobs))):
+            raise InputError(
+                f"--workdir: {str(request.workdir)!r} has job {left[0]} in the queue; wait for it, or "
+                f"`python -m launch.slurm cancel {request.workdir}`"
+            )
+
+
 def scripts_of(request: Request) -> dict[str, str]:
     """{name: script} in the order in which they run."""
     steps = configs.parse([*request.arguments, *request.points[0].overrides]).train.steps
@@ -100,8 +112,6 @@ def record(request: Request, job: str, name: str) -> None:
         "profile": request.profile.name,
         "commit": versions()["commit"],
         "submitted": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "python": sys.version.split()[0],
-        "user": os.environ.get("USER", ""),
     }
     with open(logs(request) / "jobs.jsonl", "a") as file:
         file.write(json.dumps(entry) + "\n")

@@ -75,6 +75,7 @@ REQUEUED = {"SLURM_JOB_ID": "7", runtime.RESTARTS: "1"}
 
 def test_a_requeued_job_takes_over_and_its_former_life_learns_of_it(tmp_path, monkeypatch):
     monkeypatch.setattr(runtime, "LOCK_PATIENCE", 0.1)
+    monkeypatch.setattr(runtime.time, "sleep", lambda _: None)
     with runtime.Lock(tmp_path / ".lock", {}) as former:
         with pytest.raises(InputError, match="another process is training in"):
             runtime.Lock(tmp_path / ".lock", {})
