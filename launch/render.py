@@ -10,9 +10,9 @@ EARLY = "140-no | 143-no"  # SIGUSR2, SIGTERM + 128: of tasks that had not come 
 CONVERT_RESTARTS = 20  # of a conversion that reaches its time limit
 
 TRAIN = """\
+trap : USR2 # until there is somebody to tell
 {environment}
 set -u
-trap : USR2 # until there is somebody to tell
 cd {folder}
 
 # ---- what to run -----------------------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ def train_script(request: Request, steps: int) -> str:
         "open-mode": "append",
         "output": logs(request) / f"{number}.log",
         **({"array": f"0-{len(request.points) - 1}{f'%{request.limit}' if request.limit else ''}"} if array else {}),
-        **dict(option.partition("=")[::2] for option in request.options),
+        **{name: value or True for name, _, value in (option.partition("=") for option in request.options)},
     }
     rule = REQUEUE_RULE.format(ok=OK, bad=BAD_INPUT, stopped=REQUEUE, early=EARLY, retries=profile.job.retries)
     body = TRAIN.format(

@@ -97,8 +97,18 @@ def test_times_are_slurms(text, seconds):
 
 
 def test_nodes_gpus_and_lead_follow_the_request():
-    script = train_script(request("jean_zay_h100", "--nodes", "2-4", "--gpus-per-node", "2", "--time", "0:10:00"), 1)
-    for line in ("--nodes=2-4", "--ntasks-per-node=2", "--gres=gpu:2", "--signal=B:USR2@200"):
+    more = ["--option", "exclusive", "--option", "mail-type=END"]
+    script = train_script(
+        request("jean_zay_h100", "--nodes", "2-4", "--gpus-per-node", "2", "--time", "0:10:00", *more), 1
+    )
+    for line in (
+        "--exclusive",
+        "--mail-type=END",
+        "--nodes=2-4",
+        "--ntasks-per-node=2",
+        "--gres=gpu:2",
+        "--signal=B:USR2@200",
+    ):
         assert f"#SBATCH {line}\n" in script
     assert "JAXZ_DEVICES=$((SLURM_JOB_NUM_NODES * 2))" in script
 

@@ -16,6 +16,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=/runs/pretrain/slurm/%j.log
 
+trap : USR2 # until there is somebody to tell
 module purge
 module load arch/h100
 export XDG_CACHE_HOME="$WORK/.cache"
@@ -24,7 +25,6 @@ unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY # with which the processes w
 export JAX_PLATFORMS=cuda,cpu # and no other in silence
 
 set -u
-trap : USR2 # until there is somebody to tell
 cd /work/jaxz
 
 # ---- what to run -----------------------------------------------------------------------------------------------------

@@ -15,13 +15,13 @@
 #SBATCH --open-mode=append
 #SBATCH --output=/runs/pretrain/slurm/%j.log
 
+trap : USR2 # until there is somebody to tell
 export XDG_CACHE_HOME="$WORK/.cache"
 export JAXZ_CACHE="$SCRATCH/jaxz_cache"
 unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY # with which the processes would not find each other
 export JAX_PLATFORMS=cuda,cpu # and no other in silence
 
 set -u
-trap : USR2 # until there is somebody to tell
 cd /work/jaxz
 
 # ---- what to run -----------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@
 #SBATCH --output=/runs/pretrain/slurm/%A_%a.log
 #SBATCH --array=0-3%2
 
+trap : USR2 # until there is somebody to tell
 module purge
 module load arch/a100
 export XDG_CACHE_HOME="$WORK/.cache"
@@ -25,7 +26,6 @@ unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY # with which the processes w
 export JAX_PLATFORMS=cuda,cpu # and no other in silence
 
 set -u
-trap : USR2 # until there is somebody to tell
 cd /work/jaxz
 
 # ---- what to run -----------------------------------------------------------------------------------------------------
