@@ -160,11 +160,14 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
             jax.distributed.shutdown()
         return code
 
-    for number in (signal.SIGTERM, signal.SIGUSR2):
+    kept = (signal.SIGTERM, signal.SIGUSR2)
+    for number in kept:
         signal.signal(number, lambda number, _: early.append(number))
     try:
         errors.run(together, resumes=True)
     except BaseException as error:
+        for number in kept:  # a handler of Python's ends before the process does
+            signal.signal(number, signal.SIG_IGN)
         if not jax.distributed.is_initialized():
             raise
         if not isinstance(error, SystemExit):

@@ -1,5 +1,6 @@
 """What would make a job fail, found on the login node: all at once, each with its fix, before anything is submitted."""
 
+import argparse
 import importlib.metadata
 import os
 import sys
@@ -130,8 +131,9 @@ def comes_first(request: Request, config) -> bool:
     """Whether the dataset is yet to be made or copied by the jobs before."""
     made = [request.stage[1]] if request.stage else []
     if request.convert:
-        joined = "\0".join(request.convert).replace("--out=", "--out\0").split("\0")
-        made = [absolute(request, joined[joined.index("--out") + 1])] if "--out" in joined[:-1] else []
+        parser = argparse.ArgumentParser(add_help=False)
+        parser.add_argument("--out", default="")
+        made = [absolute(request, parser.parse_known_args(request.convert)[0].out)]
     return absolute(request, config.data.path) in made
 
 

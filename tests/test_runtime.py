@@ -1,5 +1,6 @@
 """How several processes are told to be so, and what is said where they cannot be."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -105,6 +106,10 @@ def test_a_signal_before_the_first_step_stops_at_it_and_one_after_the_last_is_to
     code = f"""
 import os, signal
 from jaxz import errors, runtime
+class Last:
+    def __del__(self, kill=os.kill, process=os.getpid()):  # when Python has taken its handlers away
+        kill(process, {int(signal.Signals[name])})
+last = Last()
 def main(argv):
     os.kill(os.getpid(), signal.{name})
     with runtime.StopSignal(None) as signals:
