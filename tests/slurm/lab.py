@@ -29,7 +29,7 @@ cores = 2
 partition = "{partition}"
 {nodes}
 [job]
-lead = 30
+lead = 60
 [data.convert]
 partition = "prepost"
 exclude = "jzn4"
