@@ -119,7 +119,7 @@ def cancelled(lab: Lab) -> Run:
 
 def shrunk(lab: Lab) -> Run:
     """Requeued to fewer nodes."""
-    run = lab.submit("shrunk", "--nodes", "1-2", sleep=[1])
+    run = lab.submit("shrunk", *TWO, sleep=[1])
     run.at(4)
     run.stop()
     until(lambda: run.restarts() == 1, "the requeue")
