@@ -196,7 +196,9 @@ class Lock:
         while not (free := self._acquired()) and time.monotonic() < end:
             log.warning("%s: waiting for the process that holds it, at most %d s", path, end - time.monotonic())
             time.sleep(5)
-        if not free and not takes_over:
+        if takes_over:
+            return
+        if not free:
             self.close()
             where = str(path.parent)
             raise InputError(f"--workdir: another process is training in {where!r}; stop it or name another")
