@@ -25,7 +25,7 @@ before=$(newest); before=${{before:-0}}
 
 # ---- the processes: each has its own log, and one that fails ends all ------------------------------------------------
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export JAX_COORDINATOR_ADDRESS="$first:$((61440 + (SLURM_JOB_ID + ${{SLURM_RESTART_COUNT:-0}}) % 4096))"
+export JAX_COORDINATOR_ADDRESS="$first:$((61440 + SLURM_JOB_ID % 4096))" # jobs that share a node must not meet
 export JAXZ_DEVICES=$((SLURM_JOB_NUM_NODES * {tasks}))
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 srun --kill-on-bad-exit=1 --open-mode=append --output="$logs/$SLURM_JOB_ID.%t.log" \\
