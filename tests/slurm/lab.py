@@ -79,7 +79,7 @@ class Run:
         return call("sacct", "-D", "-X", "-n", "-P", f"--jobs={self.job}", "--format=State").split("\n")[:-1]
 
     def restarts(self) -> int:
-        return int(call("scontrol", "show", "job", self.job).split("Restarts=")[1].split()[0])
+        return len(self.lives()) - 1
 
     def state(self) -> str:
         return call("scontrol", "show", "job", self.job).split("JobState=")[1].split()[0]
