@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -156,7 +157,9 @@ def main(argv: list[str]) -> None:
     make(folder, options.tiles, options.objects)
     ours, loop = [], []
     for n in range(options.rounds):
+        os.sync()  # what the one before wrote goes to the disk, or the next would wait for it
         ours.append(converted(folder, options.workers))
+        os.sync()
         loop.append(bare(folder))
         print(f"round {n + 1}/{options.rounds}: {ours[-1]['seconds']:.1f} s against {loop[-1]:.1f} s", file=sys.stderr)
     seconds, base = np.median([o["seconds"] for o in ours]), np.median(loop)

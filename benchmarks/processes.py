@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from jaxz import runtime, train
+from jaxz import loop, runtime, train
 from jaxz.data.stream import Stream
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 @contextlib.contextmanager
 def record(path: str):
     """Within it, in this process. A line is one write, so that a kill leaves whole lines."""
-    read, loop, prefetch = Stream.__next__, train.Run.loop, train.prefetch
+    read, run_loop, prefetch = Stream.__next__, loop.Run.loop, loop.prefetch
     file = os.open(f"{path}.{os.environ.get(runtime.ID, '0')}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     rows: collections.deque = collections.deque()
     first = 0
@@ -35,11 +35,11 @@ def record(path: str):
         rows.append(batch["row"].tolist())
         return batch
 
-    def looping(run, step, state, stream):
+    def looping(run, step, state, stream, flops):
         nonlocal first
         first = int(state.step)
         rows.clear()
-        return loop(run, step, state, stream)
+        return run_loop(run, step, state, stream, flops)
 
     def handing(*arguments):
         for n, batch in enumerate(prefetch(*arguments), first + 1):
@@ -47,11 +47,11 @@ def record(path: str):
             os.write(file, json.dumps(line).encode() + b"\n")
             yield batch
 
-    Stream.__next__, train.Run.loop, train.prefetch = reading, looping, handing
+    Stream.__next__, loop.Run.loop, loop.prefetch = reading, looping, handing
     try:
         yield
     finally:
-        Stream.__next__, train.Run.loop, train.prefetch = read, loop, prefetch
+        Stream.__next__, loop.Run.loop, loop.prefetch = read, run_loop, prefetch
         os.close(file)
 
 

@@ -18,8 +18,8 @@ from benchmarks.loader import BATCH, make
 from jaxz import errors
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.stream import Source, Stream
+from jaxz.loop import prefetch
 from jaxz.mesh import make_mesh
-from jaxz.train import prefetch
 
 SHARE, STEPS, WARM, EPOCHS = 0.8, 60, 12, 10
 

@@ -1,30 +1,33 @@
-"""What a training step takes, and what each choice in it is worth, interleaved in one process.
+"""What a training step takes, in one process, interleaved.
 
-python -m benchmarks.step --dataset DATASET [--config configs/demo_direct.py] [--json FILE]
+Of a dataset, and what each choice in it is worth:
+
+    python -m benchmarks.step --dataset DATASET [--config configs/demo_direct.py] [--json FILE]
+
+Of a ViT on synthetic images at the best of the batch sizes, with its share of the chip's FLOPs, beside PyTorch:
+
+    python -m benchmarks.step --size B --batch 64,128,256 [--patch 8] [--image 64] [--bands 9] [--dtype bfloat16]
+        [--attention auto] [--objective supervised,mae] [--peer torch] [--json FILE]
 """
 
 import argparse
 import json
-import time
+import os
 from pathlib import Path
 
 import jax
-import numpy as np
 
+from benchmarks import vit_step
 from jaxz import errors, objectives, runtime, train
 from jaxz.config import parse
 from jaxz.data.dataset import open_dataset
 from jaxz.data.prepare import Normalisation, Prepare
-from jaxz.mesh import make_mesh, to_devices
-from jaxz.models import build, layers
-from jaxz.optim import make_optimizer
-from jaxz.state import abstract_state, fresh_state, make_step
-
-ROUNDS, STEPS = 5, 10
+from jaxz.mesh import make_mesh
+from jaxz.models import attention, build, layers, vit
 
 
 def runner(config, dataset, mesh, augment: bool, unroll: int):
-    """A function that takes STEPS training steps on one batch and returns their seconds."""
+    """A function that takes training steps on one batch of a dataset and returns their seconds."""
     layers.UNROLL = unroll
     normalisation = Normalisation.create(dataset.manifest, (), config.data.softening, config.data.deredden)
     objective = objectives.Objective(
@@ -33,52 +36,59 @@ def runner(config, dataset, mesh, augment: bool, unroll: int):
     prepare = Prepare(dataset.manifest, normalisation, config.augment if augment else None, objective.views)
     stream = train.make_stream(config, dataset, objective, prepare, mesh)
     host = next(stream)
-    host.pop("row")
     stream.close()
-    params = jax.eval_shape(lambda: objective.init(jax.random.key(0))[0])
-    optimizer = make_optimizer(config.optim, config.train.steps, params)
-    abstract = abstract_state(objective, optimizer, 0.0, mesh)
-    step, batch = make_step(objective, optimizer, prepare, config, abstract), to_devices(host, mesh)
-    state = jax.jit(
-        lambda: fresh_state(objective, optimizer, 0.0, 0), out_shardings=jax.tree.map(lambda a: a.sharding, abstract)
-    )()
-    state, _ = step(state, batch)
+    return vit_step.stepper(objective, prepare, config, host, mesh)
 
-    def run() -> float:
-        nonlocal state
-        began = time.perf_counter()
-        for _ in range(STEPS):
-            state, _ = step(state, batch)
-        jax.block_until_ready(state)
-        return time.perf_counter() - began
 
-    return run
+def of_dataset(options) -> dict:
+    """Images a second as trained, and without what is done for speed or variety."""
+    config, dataset, mesh = parse([f"--config={options.config}"]), open_dataset(options.dataset), make_mesh(1, 1)
+    arms = {
+        "as trained": runner(config, dataset, mesh, True, layers.UNROLL),
+        "no augmentation": runner(config, dataset, mesh, False, layers.UNROLL),
+        "blocks not unrolled": runner(config, dataset, mesh, True, 1),
+    }
+    images = config.train.batch_size * vit_step.STEPS
+    rates = {name: images / seconds for name, seconds in vit_step.medians(arms).items()}
+    for name, rate in rates.items():
+        print(f"{name:22} {rate:8.0f} images/s   {rate / rates['as trained']:.2f} of as trained")
+    return {"images_per_second": rates, "devices": jax.devices()[0].device_kind}
+
+
+def of_synthetic(options) -> list[dict]:
+    tasks = [
+        vit_step.Task(
+            options.size, options.patch, options.image, options.bands, options.dtype, options.attention, objective
+        )
+        for objective in options.objective.split(",")
+    ]
+    rows = vit_step.compare(tasks, [int(size) for size in options.batch.split(",")], options.peer)
+    vit_step.show(rows)
+    return rows
 
 
 def main(argv: list[str]) -> None:
     runtime.set_xla_flags()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--dataset", required=True)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--dataset")
+    what.add_argument("--size", choices=vit.SIZES)
     parser.add_argument("--config", default="configs/demo_direct.py")
+    parser.add_argument("--patch", type=int, default=8)
+    parser.add_argument("--image", type=int, default=64, help="pixels on a side")
+    parser.add_argument("--bands", type=int, default=9)
+    parser.add_argument("--batch", default="64", help="sizes to try, such as 64,128")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--attention", default="auto", choices=attention.KERNELS)
+    parser.add_argument("--objective", default="supervised", help="supervised, mae or both, with a comma")
+    parser.add_argument("--peer", action="append", default=[], choices=("torch",))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(argv)
-    config, dataset = parse([f"--config={options.config}"]), open_dataset(options.dataset)
-    mesh = make_mesh(1, 1)
-    with jax.set_mesh(mesh):
-        arms = {
-            "as trained": runner(config, dataset, mesh, True, layers.UNROLL),
-            "no augmentation": runner(config, dataset, mesh, False, layers.UNROLL),
-            "blocks not unrolled": runner(config, dataset, mesh, True, 1),
-        }
-        seconds = {name: [] for name in arms}
-        for _ in range(ROUNDS):
-            for name, run in arms.items():
-                seconds[name].append(run())
-    rates = {name: config.train.batch_size * STEPS / float(np.median(times)) for name, times in seconds.items()}
-    for name, rate in rates.items():
-        print(f"{name:22} {rate:8.0f} images/s   {rate / rates['as trained']:.2f} of as trained")
+    if options.peer:
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave the peer its memory
+    report = of_dataset(options) if options.dataset else of_synthetic(options)
     if options.json:
-        options.json.write_text(json.dumps({"images_per_second": rates, "devices": jax.devices()[0].device_kind}))
+        options.json.write_text(json.dumps(report))
 
 
 if __name__ == "__main__":

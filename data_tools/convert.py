@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import json
 import math
-import os
 import platform
 import shutil
 import signal
@@ -30,13 +29,15 @@ from data_tools import stamps
 from data_tools.catalogs.catalog import COLUMNS, Catalog, open_catalog
 from data_tools.catalogs.spec import Match
 from data_tools.cutting import Job, cut_plane, share, typical_sigma, write_shard
-from data_tools.inputs import check_begun, check_out, identity, inputs, versions
+from data_tools.inputs import check_begun, check_out, check_space, identity, input_paths, inputs, unmatched, versions
 from data_tools.measure import detect, measure_sky
-from data_tools.outline import estimate, make_manifest, policy
-from data_tools.plan import Places, Plan, make_plan, publish, scratch, tile_pairs
+from data_tools.outline import count_splits, estimate, least_cell_arcmin, make_manifest, policy, split_problem
+from data_tools.places import Places, good_maps
+from data_tools.plan import Plan, make_plan, publish, scratch, tile_pairs
+from data_tools.planes import read_band
 from data_tools.splits import GAP, healpix_order
 from data_tools.survey import Survey, load_survey, survey_path
-from data_tools.tiles import Tile, find_tiles, read_band, to_sky
+from data_tools.tiles import Tile, find_tiles, to_sky
 from jaxz.data.index import read_index
 from jaxz.data.manifest import Column, Manifest
 from jaxz.data.writer import ENCODINGS, DatasetWriter
@@ -72,14 +73,16 @@ def convert(args: argparse.Namespace) -> dict:
     else:
         tiles = find_tiles(survey, args.images)
         check_size(args.size, survey, tiles)
-    read = inputs(survey, args, tiles)
+    paths = input_paths(survey, args, tiles)
+    others = {} if survey.stamped else count_unmatched(args.images, paths)
+    read = inputs(paths)
     plan_of = identity(args, read)
     if not args.dry_run:
         check_begun(args.out, plan_of)
         if (args.out / "dataset.json").exists():
             shutil.rmtree(args.out / "work", ignore_errors=True)  # what a kill at the very end left
             print(f"{args.out} is complete already", file=sys.stderr)
-            return summary_of(args, Manifest.load(args.out), tiles)
+            return summary_of(args, Manifest.load(args.out), tiles) | others
     work = args.out / "work"
     made = work if (work / "plan.json").exists() and not args.dry_run else scratch(args.out)
     try:
@@ -89,10 +92,14 @@ def convert(args: argparse.Namespace) -> dict:
             plan = plan_work(made, survey, args, tiles, catalog or read_catalog(survey, args))
         placed = {*pq.read_schema(made / "objects" / "00000.parquet").names}
         manifest = make_manifest(survey, plan, placed, args)
-        expected = estimate(manifest, plan, tiles)
+        expected, dealt = estimate(manifest, plan, tiles), count_splits(made, plan, survey)
+        if problem := split_problem(dealt, survey, args.size):
+            print(problem, file=sys.stderr)
         if args.dry_run:
-            return {**expected, "out": str(args.out), "dry_run": True, "dropped": plan.dropped, "catalog": plan.choices}
-        check_space(args.out, expected)
+            told = {"out": str(args.out), "dry_run": True, "dropped": plan.dropped, "invalid": plan.invalid}
+            return expected | dealt | told | {"catalog": plan.choices} | others
+        fix = "choose another disk, fewer tiles_per_block or encoding=compact"
+        check_space(args.out, expected["bytes"] + expected["work_bytes"], fix, expected["files"])
         manifest = dataclasses.replace(manifest, provenance=provenance(survey, args, read, plan))
         writer = DatasetWriter(args.out, manifest, plan_of)
         if made != work:
@@ -111,7 +118,7 @@ def convert(args: argparse.Namespace) -> dict:
         if args.part != (1, 1):
             done = sum(writer.done(n) for n in range(plan.shards))
             return {"out": str(args.out), "part": "{}/{}".format(*args.part), "shards": [done, plan.shards]}
-    summary = finish(job, plan, writer, args)
+    summary = finish(job, plan, writer, args) | others
     print(f"{summary['samples']} cutouts in {time.monotonic() - began:.0f} s", file=sys.stderr)
     return summary
 
@@ -160,12 +167,20 @@ def check_size(size: int, survey: Survey, tiles: list[Tile]) -> None:
         raise InputError(
             f"size: {size} is larger than the tile, {[int(height), int(width)]} pixels; give a smaller size"
         )
-    needed = 4 * size * math.sqrt(2) * survey.coarsest_arcsec / 60
+    needed = least_cell_arcmin(size, survey)
     if survey.splits.cell_arcmin < needed:
         cell = survey.splits.cell_arcmin
         raise InputError(
-            f"splits.cell_arcmin: {cell} is too small for cutouts of {size} pixels; use at least {needed:.3g}"
+            f"splits.cell_arcmin: {cell} is too small for cutouts of {size} pixels of {survey.coarsest_arcsec:g} "
+            f"arcsec; use at least {needed:.3g}"
         )
+
+
+def count_unmatched(images: Path, paths: dict[str, Path]) -> dict[str, int]:
+    """Of the summary: how many FITS files of the folder are not read. Says which the first is."""
+    if others := unmatched(images, paths):
+        print(f"{len(others)} FITS files fit no band's pattern and are not read, first: {others[0]}", file=sys.stderr)
+    return {"unmatched_files": len(others)}
 
 
 def plan_work(made: Path, survey: Survey, args: argparse.Namespace, tiles: list[Tile], catalog: Catalog | None) -> Plan:
@@ -176,7 +191,10 @@ def plan_work(made: Path, survey: Survey, args: argparse.Namespace, tiles: list[
         places = stamps.Placed(survey, objects_in(catalog), args.size, "ra" in catalog.columns)
     else:
         measure = partial(typical_sigma, survey, args.images, tiles)
-        places = Places(tiles, survey, args.size, survey.detection.band if catalog is None else "")
+        among = survey.detection.band if catalog is None else ""
+        by_sky = catalog is None or "ra" in catalog.columns
+        maps = good_maps(survey, args.images, tiles, args.size, among, args.workers) if by_sky else {}
+        places = Places(tiles, survey, args.size, maps, among)
     sigmas = in_threads(measure, survey.bands, args.workers, "bands")
     if catalog is None:
         chunks = detected(survey, args.images, tiles, args.workers)
@@ -188,7 +206,7 @@ def plan_work(made: Path, survey: Survey, args: argparse.Namespace, tiles: list[
         if catalog.rows is not None:
             chunks = progress(chunks, math.ceil(catalog.rows / CHUNK), "catalogue")
     return make_plan(
-        made, chunks, survey, tiles, places, samples_per_shard=args.samples_per_shard,
+        made, chunks, survey, tiles, places.place, samples_per_shard=args.samples_per_shard,
         tiles_per_block=args.tiles_per_block, size=args.size, finish=read,
         sigma_ujy={band.name: sigma for band, sigma in zip(survey.bands, sigmas, strict=True)},
     )  # fmt: skip
@@ -241,24 +259,6 @@ def detected(survey: Survey, images: Path, tiles: list[Tile], workers: int) -> I
             "z": unknown, "z_err": unknown, "z_kind": np.full(len(x), "none"),
         }  # fmt: skip
         first += len(x)
-
-
-def check_space(out: Path, expected: dict) -> None:
-    """Raises InputError where the file system has not the room, in bytes or files, for what is going to be written."""
-    folder = next(path for path in (out, *out.absolute().parents) if path.exists())
-    free = os.statvfs(folder)
-    there = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if out.exists() else 0
-    needed = expected["bytes"] + expected["work_bytes"] - there
-    if needed > free.f_bavail * free.f_frsize:
-        raise InputError(
-            f"out: {str(out)!r} has {free.f_bavail * free.f_frsize / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB are "
-            "needed; make room, choose another disk, fewer tiles_per_block or encoding=compact"
-        )
-    if free.f_files and expected["files"] > free.f_favail:
-        raise InputError(
-            f"out: {str(out)!r} has {free.f_favail} inodes free, and {expected['files']} are needed; give more "
-            "samples_per_shard"
-        )
 
 
 def provenance(survey: Survey, args: argparse.Namespace, read: list[dict], plan: Plan) -> dict:
@@ -324,21 +324,31 @@ def split_rule(job: Job, counts: dict[str, int], size: int, sky: bool) -> dict:
 
 
 def measured_bands(job: Job) -> dict[str, dict]:
-    """What the planes of each band have said: the median ratio of their noise, and the tiles without a good sky."""
-    found = {band.name: {"uncertain": band.uncertain, "blank": {}, "ratios": []} for band in job.survey.bands}
+    """What the planes of each band have said: the median ratio of their noise, the tiles without a good sky, and those
+    on which it could not be measured."""
+    found = {
+        band.name: {"uncertain": band.uncertain, "blank": {}, "crowded": [], "ratios": []} for band in job.survey.bands
+    }
     for path in sorted((job.work / "measured").glob("*.json")):
         _, tile, band = path.stem.split("_")
         facts, entry = json.loads(path.read_bytes()), found[job.survey.bands[int(band)].name]
         if "blank" in facts:
             entry["blank"][job.tiles[int(tile)].name] = facts["blank"]
+        elif math.isnan(facts["noise_ratio"]):
+            entry["crowded"].append(job.tiles[int(tile)].name)
         else:
             entry["ratios"].append(facts["noise_ratio"])
     for band in job.survey.bands:
         entry = found[band.name]
         ratios = entry.pop("ratios")
         entry["scale_per_ujy"] = 1 / job.sigma_ujy[band.name]
-        ratios = [ratio for ratio in ratios if math.isfinite(ratio)]
         entry["aperture_to_pixel_noise"] = float(np.median(ratios)) if ratios else None
+    if doubtful := {name: len(entry["crowded"]) for name, entry in found.items() if entry["crowded"]}:
+        print(
+            f"fluxerr is doubtful: too few empty apertures on so many tiles, {doubtful}; it is there that of pixels "
+            "without correlation",
+            file=sys.stderr,
+        )
     return found
 
 

@@ -5,7 +5,6 @@ shard takes its share: whole, or as cutouts where these are smaller. What is com
 goes once the block's shards are written.
 """
 
-import contextlib
 import dataclasses
 import itertools
 import json
@@ -24,25 +23,25 @@ from astropy.io import fits
 from astropy_healpix import lonlat_to_healpix
 
 from data_tools.measure import (
-    Sky,
     aperture_flux,
     aperture_noise,
     cut,
     measure_sky,
     nearest_pixel,
     noise_area,
+    sampled_sky,
     to_stored,
 )
 from data_tools.plan import Block, objects_of, rows_of_tile
+from data_tools.planes import read_band
 from data_tools.survey import BandSource, Survey
-from data_tools.tiles import MASK_BITS, Tile, common_grid, read_band, read_hdu, to_pixels
+from data_tools.tiles import MASK_BITS, Tile, common_grid, read_hdu, to_pixels
 from jaxz.data.manifest import ZERO_POINT_UJY
 from jaxz.data.writer import DatasetWriter
 from jaxz.errors import InputError
 from jaxz.files import replace
 
-SAMPLED_TILES = 4  # whose sky says what the stored numbers are in ...
-SAMPLED_PIXELS = 4_000_000  # ... and about how many pixels of each
+SAMPLED_TILES = 4  # whose sky says what the stored numbers are in
 CUT_AT_ONCE = 512
 HIGHEST_SKY = 512  # sigma: from here on float16 is in steps of half of one
 MEASURED = ("flux", "fluxerr", "sky_sigma")  # float32 [N] a plane, in stored units but for the fluxes (microjansky)
@@ -113,16 +112,6 @@ def check_level(survey: Survey, path: Path, level: float, sigma: float) -> None:
         )
 
 
-def sampled_sky(pixels: np.ndarray, flags: np.ndarray, box: int, where: str) -> Sky:
-    """The sky on every n-th row of boxes of the mesh, on all where these have none. Raises InputError."""
-    step = pixels.size // SAMPLED_PIXELS
-    if step > 1 and len(pixels) > step * box:
-        rows = np.arange(len(pixels) // box * box).reshape(-1, box)[::step].ravel()
-        with contextlib.suppress(InputError):
-            return measure_sky(pixels[rows], flags[rows], box, where)
-    return measure_sky(pixels, flags, box, where)
-
-
 def measured_name(columns) -> Callable[[str, str], str]:
     """(quantity, band) -> the column of what is measured in a band: of fluxes it says so where the catalogue has its
     own, whose columns are given."""
@@ -171,7 +160,9 @@ def cut_plane(block: int, tile_number: int, band_number: int) -> None:
         return
     residual, sigma, unit = sky.subtracted(pixels, flags), sky.sigma, to_ujy(zero_point(tile, band))
     radius = job.survey.photometry.aperture_diameter_arcsec / 2 / job.survey.stored_scale(band)
-    noise = aperture_noise(residual, flags, radius)
+    noise, uncorrelated = aperture_noise(residual, flags, sky.rms, radius), sigma * math.sqrt(noise_area(radius))
+    facts = {"sigma": sigma, "noise_ratio": noise / uncorrelated}
+    noise = noise if math.isfinite(noise) else uncorrelated
     flux = aperture_flux(residual, flags, np.stack([x, y], 1), radius)
     column = np.clip(nearest_pixel(x), 0, pixels.shape[1] - 1)
     row = np.clip(nearest_pixel(y), 0, pixels.shape[0] - 1)
@@ -188,7 +179,6 @@ def cut_plane(block: int, tile_number: int, band_number: int) -> None:
     columns["observed"] = is_observed(flags, x, y, job.size)
     keep(path.with_suffix(".flags.npy"), flags, x, y, job.size, MASK_BITS["nodata"])
     keep(path.with_suffix(".pixels.npy"), stored, x, y, job.size, 0)
-    facts = {"sigma": sigma, "noise_ratio": noise / (sigma * math.sqrt(noise_area(radius)))}
     if band.psf_fwhm_header:
         columns["psf_fwhm"] = np.full(len(x), header_number(tile, band, "psf_fwhm_header"), np.float32)
     write_plane(path, facts, columns)

@@ -8,13 +8,14 @@ or not at all; one that exists is refused. docs/formats.md has the layouts.
 """
 
 import argparse
+import csv
 import dataclasses
 import json
 import os
 import re
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import astropy.units as u
@@ -51,11 +52,11 @@ def main(argv: list[str]) -> int | None:
         raise InputError(f"out: {str(args.out.parent)!r} is no folder; make it first")
     dataset = open_dataset(args.dataset)
     rows = selection.select(dataset, args)
-    nbytes = len(rows) * sum(array.nbytes for array in dataset.manifest.arrays.values())
+    nbytes = selection.output_bytes(dataset.manifest, len(rows))
     summary = {"out": str(args.out), "objects": len(rows), "bytes_of_arrays": nbytes}
     if not args.dry_run:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
-        with selection.reading(dataset) as stream:
+        with selection.reading(dataset) as stream, selection.room_at(args.out, nbytes):
             if args.out.suffix:
                 whole(args.out, lambda path: write_hdf5(path, stream, rows, argv))
             else:
@@ -104,13 +105,18 @@ def is_flux(array: Array, manifest: Manifest) -> bool:
 
 
 def write_fits(folder: Path, stream: Stream, rows: np.ndarray) -> None:
-    """A file per object."""
+    """A file per object, and index.csv, which says whose each is."""
     folder.mkdir()
+    names = []
     for arrays, scalars in progress(each(stream, rows), len(rows), "objects"):
         hdus = cube(stream.sources[0].dataset.manifest, arrays, scalars)
         for hdu in hdus:
             hdu.add_checksum(when="of this HDU")  # instead of the time: equal content is an equal file
-        hdus.writeto(file_name(folder, scalars))
+        path = file_name(folder, scalars)
+        hdus.writeto(path)
+        names.append((path.name, scalars["key"], scalars.get("object_id", "")))
+    with open(folder / "index.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("file", "key", "object_id"), *names])
 
 
 def each(stream: Stream, rows: np.ndarray) -> Iterator[tuple[dict, dict]]:
@@ -130,14 +136,18 @@ def file_name(folder: Path, scalars: dict) -> Path:
 
 
 def cube(manifest: Manifest, arrays: dict[str, tuple[np.ndarray, str]], scalars: dict) -> fits.HDUList:
-    """The file of one object: `image` in the primary HDU, every other array in one of its name, CATALOG."""
+    """The file of one object: `image` in the primary HDU, every other array in one of its name, CATALOG. Fluxes on
+    several grids are in an HDU a band."""
     hdus = [fits.PrimaryHDU()]
     for name, (values, unit) in sorted(arrays.items()):
         values = values.astype(WIDER.get(values.dtype.name, values.dtype.name))
         array = manifest.arrays.get(name)
         header = fits.Header()
         if array is not None and is_flux(array, manifest):
-            header = flux_header(manifest, values.shape[1:], scalars)
+            header = flux_header(manifest.bands, values.shape, scalars)
+            if has_own_grids(manifest):
+                hdus += one_by_one(manifest.bands, name, values, scalars)
+                continue
         for bit, value in ((array.bits if array else None) or {}).items():
             header[f"BIT_{value}"] = (bit, "set where a pixel is so")
         if unit == UNIT:
@@ -150,19 +160,36 @@ def cube(manifest: Manifest, arrays: dict[str, tuple[np.ndarray, str]], scalars:
     return fits.HDUList([*hdus, fits.table_to_hdu(catalog(manifest, scalars))])
 
 
-def flux_header(manifest: Manifest, shape: tuple[int, int], scalars: dict) -> fits.Header:
-    """WCS and bands of a cube. The cutout's own rotation is not stored: north is up, as in the tile it is cut from."""
-    header, scale = fits.Header(), manifest.bands[0].pixel_scale_arcsec / 3600
+def has_own_grids(manifest: Manifest) -> bool:
+    """Whether each band was cut on a pixel grid of its own, with its scale and its centre, x_<band> and y_<band>."""
+    return len({b.pixel_scale_arcsec for b in manifest.bands}) > 1 or f"x_{manifest.bands[0].name}" in manifest.columns
+
+
+def one_by_one(bands: Sequence[Band], name: str, values: np.ndarray, scalars: dict) -> list[fits.ImageHDU]:
+    """The planes [C,H,W] of bands on grids of their own, each with its WCS: HDUs of one name, by version from 1."""
+    hdus = []
+    for n, (band, plane) in enumerate(zip(bands, values, strict=True), 1):
+        header = flux_header([band], plane.shape, scalars, f"_{band.name}")
+        header["BUNIT"] = UNIT
+        hdus.append(fits.ImageHDU(plane, header, name=name, ver=n))
+    return hdus
+
+
+def flux_header(bands: Sequence[Band], shape: tuple[int, ...], scalars: dict, own: str = "") -> fits.Header:
+    """WCS and bands of a cube [C,H,W], or of the image [H,W] of one, the columns of whose centre are x<own> and y<own>.
+    The cutout's own rotation is not stored: north is up, as in the tile it is cut from."""
+    header, scale, axes = fits.Header(), bands[0].pixel_scale_arcsec / 3600, len(shape)
     ra, dec = scalars.get("ra", np.nan), scalars.get("dec", np.nan)
     if np.isfinite(ra) and np.isfinite(dec):
-        wcs = WCS(naxis=3)
-        wcs.wcs.ctype = ["RA---TAN", "DEC--TAN", "BAND"]
-        wcs.wcs.crval, wcs.wcs.cdelt, wcs.wcs.cunit = [ra, dec, 1], [-scale, scale, 1], ["deg", "deg", ""]
-        wcs.wcs.crpix = [*centre(shape, scalars), 1]
+        wcs = WCS(naxis=axes)
+        wcs.wcs.ctype = ["RA---TAN", "DEC--TAN", "BAND"][:axes]
+        wcs.wcs.crval, wcs.wcs.cdelt = [ra, dec, 1][:axes], [-scale, scale, 1][:axes]
+        wcs.wcs.cunit = ["deg", "deg", ""][:axes]
+        wcs.wcs.crpix = [*centre(shape[-2:], scalars, own), 1][:axes]
         wcs.wcs.radesys = "ICRS"
         header.update(wcs.to_header())
     header["ZP_AB"] = (ZERO_POINT_UJY, "AB magnitude of 1 uJy")
-    for n, band in enumerate(manifest.bands, 1):
+    for n, band in enumerate(bands, 1):
         header[f"BAND{n}"] = (printable(band.name), f"plane {n}")
         header[f"WAVE{n}"] = (band.wavelength_nm, "[nm] effective wavelength")
         header[f"SKY{n}"] = (band.sky_sigma * band.ujy_per_unit, "[uJy] sky sigma per pixel")
@@ -170,9 +197,11 @@ def flux_header(manifest: Manifest, shape: tuple[int, int], scalars: dict) -> fi
     return header
 
 
-def centre(shape: tuple[int, int], scalars: dict) -> tuple[float, float]:
-    """The 1-based pixel of (ra, dec): the middle one, and how far x, y are from the pixel nearest to them."""
-    off = [scalars.get(name, 0.0) - np.floor(scalars.get(name, 0.0) + 0.5) for name in ("x", "y")]
+def centre(shape: tuple[int, int], scalars: dict, own: str = "") -> tuple[float, float]:
+    """The 1-based pixel of (ra, dec): the middle one, and how far x, y are from the pixel nearest to them; 0 where a
+    band was not observed."""
+    places = [np.nan_to_num(scalars.get(f"{axis}{own}", 0.0)) for axis in "xy"]
+    off = [place - np.floor(place + 0.5) for place in places]
     return shape[1] // 2 + 1 + float(off[0]), shape[0] // 2 + 1 + float(off[1])
 
 

@@ -22,7 +22,16 @@ import numpy as np
 from astropy_healpix import lonlat_to_healpix
 
 from data_tools.bands import load_bands
-from data_tools.importing import Import, Names, Samples, add_arguments, check_arguments, import_dataset, row_shards
+from data_tools.importing import (
+    Import,
+    Names,
+    Samples,
+    add_arguments,
+    check_arguments,
+    described,
+    import_dataset,
+    row_shards,
+)
 from data_tools.measure import to_stored
 from data_tools.splits import assign_splits
 from data_tools.tiles import MASK_BITS
@@ -74,15 +83,16 @@ def plan_import(args: argparse.Namespace) -> Import:
         "image": Array("image", dtype, shape, unit="flux: m_AB = zero_point_ab - 2.5 log10(image)"),
         "image_mask": Array("mask", "uint8", shape, bits=MASK_BITS),
     }
+    with open_file(files.paths[0]) as file:
+        kept = {field: dict(file[field].attrs) for field in files.fields}
     columns, other = {}, [name for name in files.fields if name not in {*IMAGE, *BESIDE}]
     for field in other:
         kind, row = files.fields[field]
         if row:
             arrays[names(field)] = Array("array", kind.name, row)
         elif field != "healpix":
-            columns[names(field)] = Column("string" if kind.kind in "SO" else kind.name, "", f"{field} of the MMU file")
-    if "z" in columns:
-        columns["z"] = Column("float32", "", columns["z"].description)
+            of = "string" if kind.kind in "SO" else "float32" if names(field) == "z" else kind.name
+            columns[names(field)] = described(names(field), of, kept[field], f"{field} of the MMU file")
     columns |= made_columns(files, columns, bands)
     shards, rows_of = row_shards(files.starts[-1], args.samples_per_shard)
     stored = tuple(as_stored(band) for band in bands)
@@ -172,10 +182,10 @@ def made_columns(files: Files, columns: dict[str, Column], bands: tuple[Band, ..
         if "split" not in columns:
             made["split"] = Column("string", "", "sky cell's split; gap: too near to another split to use")
     for band in bands:
-        if "image_psf_fwhm" in files.fields:
-            made[f"psf_fwhm_{band.name}"] = Column("float32", "arcsec", "of this image's PSF")
-        if "image_ivar" in files.fields:
-            made[f"sky_sigma_{band.name}"] = Column("float32", "", "median over this image, stored units")
+        if "image_psf_fwhm" in files.fields and (name := f"psf_fwhm_{band.name}") not in columns:
+            made[name] = Column("float32", "arcsec", "of this image's PSF")
+        if "image_ivar" in files.fields and (name := f"sky_sigma_{band.name}") not in columns:
+            made[name] = Column("float32", "", "median over this image, stored units")
     return made
 
 
@@ -263,7 +273,10 @@ class Rows:
         stored = np.empty(pixels.shape, self.dtype)
         for c, band in enumerate(self.bands):
             stored[:, c], flags[:, c] = to_stored(pixels[:, c], flags[:, c], 1 / band.sky_sigma, self.dtype)
-            values |= of_band(image, band, place[:, c], there[:, c], None if ivar is None else ivar[:, c], flags[:, c])
+            made = of_band(image, band, place[:, c], there[:, c], None if ivar is None else ivar[:, c], flags[:, c])
+            if (own := f"sky_sigma_{band.name}") in values:  # a jaxz dataset's own, in the units of its images
+                made[own] = values.pop(own) / band.sky_sigma
+            values = made | values
         values["bands_observed"] = ((flags == 0).any((2, 3)) << np.arange(len(self.bands))).sum(1)
         values.setdefault("survey", np.full(len(rows), self.files.root.resolve().name))
         if "healpix" in self.columns:

@@ -26,6 +26,7 @@ from data_tools.importing import (
     add_array_arguments,
     array_kind,
     check_arguments,
+    described,
     import_dataset,
     row_shards,
 )
@@ -83,9 +84,11 @@ def plan_import(args: argparse.Namespace) -> Import:
     taken = {path: field for path, field in fields.items() if path not in names.skipped}
     last = channels_last(args, taken)
     arrays, columns, longest = {}, {}, maxima(args, taken)
+    kept = (builder.info.metadata or {}).get("columns", {})  # of a dataset that to_tfds wrote
     for path, field in taken.items():
         if field.shape == ():
-            columns[names(path)] = Column(field.dtype, "", f"{path} of {builder.info.full_name}")
+            of = f"{path} of {builder.info.full_name}"
+            columns[names(path)] = described(names(path), field.dtype, kept.get(path, {}), of)
             continue
         shape = (field.shape[-1], *field.shape[:-1]) if path in last else field.shape
         arrays[names(path)] = Array(array_kind(names(path), shape, bands), field.dtype, shape, max=longest.get(path))

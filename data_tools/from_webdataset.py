@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_tools.bands import load_bands
+from data_tools.catalogs.catalog import COLUMNS
 from data_tools.importing import (
     Import,
     Names,
@@ -32,6 +33,7 @@ from data_tools.importing import (
     add_array_arguments,
     array_kind,
     check_arguments,
+    described,
     import_dataset,
 )
 from data_tools.webdataset_tars import (
@@ -66,6 +68,7 @@ class Schema:
     fields: set[str] = field(default_factory=set)
     present: Counter = field(default_factory=Counter)
     hashes: list[np.ndarray] = field(default_factory=list)
+    wide: set[str] = field(default_factory=set)  # with numbers that float32 does not hold exactly
     encoded: str = ""  # a member that has to be decoded, and so cannot be linked
 
     def join(self, other: "Schema") -> None:
@@ -73,6 +76,7 @@ class Schema:
             for name, kinds in its.items():
                 mine.setdefault(name, set()).update(kinds)
         self.fields |= other.fields
+        self.wide |= other.wide
         self.present += other.present
         self.hashes += other.hashes
         self.encoded = self.encoded or other.encoded
@@ -114,7 +118,10 @@ def plan_import(args: argparse.Namespace) -> Import:
     }
     if not arrays:
         raise InputError(f"tars: their fields {sorted(schema.fields)} hold no array; write .npy members")
-    columns = {names(path): column_of(path, kinds) for path, kinds in sorted(schema.columns.items())}
+    columns = {
+        names(path): column_of(names(path), path, kinds, path in schema.wide)
+        for path, kinds in sorted(schema.columns.items())
+    }
     repeated = len(np.unique(np.concatenate(schema.hashes))) < total
     if "key_orig" in columns:
         raise InputError(
@@ -158,6 +165,8 @@ def scan(path: Path, skipped: set[str]) -> Schema:
                         found.encoded = found.encoded or ("" if plain else where)
                     elif isinstance(value, bool | int | float | str | None):
                         found.columns.setdefault(name, set()).add(type(value))
+                        if isinstance(value, int | float) and not is_float32(value):
+                            found.wide.add(name)
                     else:
                         raise InputError(f"{where}: {name!r} is no scalar; write lists as .npy, or --skip {name}")
     found.hashes = [hash_keys(keys)]
@@ -210,13 +219,21 @@ def array_of(
     return Array(array_kind(name, shape, bands), dtypes.pop().name, shape, max=longest)
 
 
-def column_of(path: str, kinds: set[type]) -> Column:
-    """The column of values of some Python types. Raises InputError where they do not go together."""
-    real = kinds - {type(None)}
+def is_float32(value: float) -> bool:
+    """Whether float32 holds a number exactly, as it does all that come from float32; NaN and inf count."""
+    with np.errstate(over="ignore"):
+        return not math.isfinite(value) or float(np.float32(value)) == value
+
+
+def column_of(name: str, path: str, kinds: set[type], wide: bool) -> Column:
+    """The column of values of some Python types. wide: they need float64. Raises InputError where they do not go
+    together."""
+    real, about = kinds - {type(None)}, f"{path} of the tars"
     if real <= {int, float}:
-        return Column("int64" if real == {int} else "float64", "", f"{path} of the tars")
+        exact = wide or (name in COLUMNS and COLUMNS[name].dtype == "float64")  # positions that happen to be round
+        return described(name, "int64" if real == {int} else "float64" if exact else "float32", {}, about)
     if real in ({str}, {bool}):
-        return Column("string" if real == {str} else "bool", "", f"{path} of the tars")
+        return described(name, "string" if real == {str} else "bool", {}, about)
     raise InputError(f"tars: {path!r} holds {sorted(kind.__name__ for kind in real)}; make them alike, or skip it")
 
 
@@ -245,7 +262,7 @@ def read_tar(args: argparse.Namespace, names: Names, columns: dict[str, Column],
                     arrays.setdefault(names(name), []).append(value.transpose(2, 0, 1) if turned else value)
             for name, column in values.items():
                 column.append(scalars.get(name))
-    reals = [name for name in values if columns[name].dtype == "float64"]
+    reals = [name for name in values if columns[name].dtype.startswith("float")]
     return keys, arrays, values | {name: np.array([finite(v) for v in values[name]]) for name in reals}
 
 

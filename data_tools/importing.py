@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_tools.catalogs.catalog import COLUMNS
 from data_tools.catalogs.columns import cleaned
 from data_tools.inputs import WRITING, check_begun, check_out, versions
 from data_tools.tiles import MASK_BITS
@@ -101,6 +102,13 @@ class Names:
             other = taken.setdefault(self(field), field)
             if field not in self.skipped and other not in self.skipped and other != field:
                 raise InputError(f"rename: fields {other!r} and {field!r} are both {self(field)!r}; rename one")
+
+
+def described(name: str, dtype: str, kept: dict, otherwise: str) -> Column:
+    """A column with the unit and the description that the source keeps; else the unit of its fixed meaning, and
+    `otherwise`."""
+    fixed = COLUMNS[name].unit if name in COLUMNS else ""
+    return Column(dtype, str(kept.get("unit") or fixed), str(kept.get("description") or otherwise))
 
 
 def array_kind(name: str, shape: tuple, bands: tuple[Band, ...]) -> str:

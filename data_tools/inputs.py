@@ -3,6 +3,8 @@
 import argparse
 import hashlib
 import importlib.metadata
+import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -16,11 +18,12 @@ from jaxz.progress import in_threads
 
 MEASURING = ("numpy", "scipy", "astropy", "astropy-healpix", "sep", "reproject")  # packages that decide the content
 WRITING = ("pyarrow", "webdataset")
+FITS = re.compile(r"\.(fits|fit|fts)(\.fz|\.gz)?$", re.IGNORECASE)
 ENDS = 1 << 20  # bytes at the beginning and at the end of a file that its digest is of
 
 
-def inputs(survey: Survey, args: argparse.Namespace, tiles: list[Tile]) -> list[dict]:
-    """Role, name, bytes and digest of every file that decides the content."""
+def input_paths(survey: Survey, args: argparse.Namespace, tiles: list[Tile]) -> dict[str, Path]:
+    """{role: path} of every file, or folder of a catalogue, that decides the content. Raises InputError."""
     paths = {"survey": Path(args.survey)}
     for tile in tiles if not survey.stamped else ():  # a stamp is not read for its digest
         for band in survey.bands:
@@ -35,6 +38,18 @@ def inputs(survey: Survey, args: argparse.Namespace, tiles: list[Tile]) -> list[
     for role, path in paths.items():
         if not path.exists():
             raise InputError(f"{role}: {str(path)!r} is not there; check the path")
+    return paths
+
+
+def unmatched(images: Path, paths: dict[str, Path]) -> list[Path]:
+    """The FITS files below a folder that the survey does not read, in order."""
+    read = {os.path.realpath(file) for path in paths.values() for file in files_of(path)}
+    names = (Path(folder, name) for folder, _, files in os.walk(images) for name in files if FITS.search(name))
+    return sorted(path for path in names if os.path.realpath(path) not in read)
+
+
+def inputs(paths: dict[str, Path]) -> list[dict]:
+    """Role, name, bytes and digest of every file."""
     files = sorted({file for path in paths.values() for file in files_of(path)})  # several bands may be HDUs of one
     digests = dict(zip(files, in_threads(digest, files, 8, "inputs"), strict=True))
     listed = []
@@ -98,3 +113,19 @@ def check_begun(out: Path, plan: dict) -> None:
     """Raises InputError where `out` holds something else, or was begun with another plan. Writes nothing."""
     if out.is_dir() and any(out.iterdir()):
         DatasetWriter(out, Manifest({}, (), {}), plan)
+
+
+def check_space(out: Path, needed: int, fix: str = "choose another disk", files: int = 0) -> None:
+    """Raises InputError where the file system has not the room, in bytes or files, for what is going to be written;
+    what is at `out` already is a part of it."""
+    folder = next(path for path in (out, *out.absolute().parents) if path.exists())
+    system = os.statvfs(folder)
+    free = system.f_bavail * system.f_frsize
+    needed -= sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    if needed > free:
+        has, wanted = (f"{n / 1e6:.3g} MB" if n < 1e9 else f"{n / 1e9:.1f} GB" for n in (free, needed))
+        raise InputError(f"out: {str(out)!r} has {has} free, and {wanted} are needed; make room, {fix}")
+    if system.f_files and files > system.f_favail:
+        raise InputError(
+            f"out: {str(out)!r} has {system.f_favail} inodes free, and {files} are needed; give more samples_per_shard"
+        )

@@ -1,19 +1,23 @@
 """Measures one band of a tile: its sky, its sources, and fluxes in fixed apertures; by SEP, Source Extractor's core
 (Bertin & Arnouts 1996, A&AS 117 393; Barbary 2016, JOSS 1 58)."""
 
+import contextlib
 import math
 from functools import cached_property
 
 import numpy as np
 import sep
 from astropy.stats import gaussian_fwhm_to_sigma, mad_std, sigma_clip
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, maximum_filter, uniform_filter
 
 from data_tools.survey import Detection
 from data_tools.tiles import MASK_BITS
 from jaxz.errors import InputError
 
 EMPTY_APERTURES = 4000
+FEWEST_APERTURES = 30  # side by side: of fewer, the scatter is uncertain by a fifth and more
+STRIP_APERTURES = 10  # high is a strip of them
+SOURCE = 2.0  # sigma a pixel, in the mean of 3 x 3: what may be noise is not left out
 CLIPPED = 0.98658  # sigma of a Gaussian cut off at 3 sigma, in units of its own: SEP's estimate is that of what is left
 FLOAT16_MAX = 65504.0
 FINE = 50  # points a pixel and axis, for areas of overlap
@@ -21,7 +25,8 @@ MOST_PIXELS = 10_000_000  # above the threshold at a time, for SEP's buffers
 TIED = 0.1  # share of pixels with one value from which on they hold too few photons to clip
 PHOTONS = 16  # a block that can be clipped
 LEAST_BOX = 8  # blocks across a box of the mesh
-SAMPLED_PIXELS = 1_000_000
+SAMPLED_PIXELS = 1_000_000  # for the share of ties
+ENOUGH_PIXELS = 4_000_000  # of a tile, for its typical noise
 
 sep.set_extract_pixstack(MOST_PIXELS)
 sep.set_sub_object_limit(100_000)
@@ -89,6 +94,22 @@ def measure_sky(pixels: np.ndarray, flags: np.ndarray, box: int, where: str) -> 
     return sky
 
 
+def sampled_sky(pixels: np.ndarray, flags: np.ndarray, box: int, where: str) -> Sky:
+    """The sky on every n-th row of boxes of the mesh, on all where these have none. Raises InputError."""
+    if (rows := every_nth_strip(pixels.shape, box)) is not None:
+        with contextlib.suppress(InputError):
+            return measure_sky(pixels[rows], flags[rows], box, where)
+    return measure_sky(pixels, flags, box, where)
+
+
+def every_nth_strip(shape: tuple[int, int], height: int) -> np.ndarray | None:
+    """The numbers of rows, in strips of `height`, of about ENOUGH_PIXELS; None where that is all of an image."""
+    step = math.prod(shape) // ENOUGH_PIXELS
+    if step < 2 or shape[0] <= step * height:
+        return None
+    return np.arange(shape[0] // height * height).reshape(-1, height)[::step].ravel()
+
+
 def tied(values: np.ndarray, bad: np.ndarray) -> float:
     """The share of good pixels, of about a million, that hold the most frequent value."""
     step = math.isqrt(values.size // SAMPLED_PIXELS) + 1
@@ -151,16 +172,26 @@ def noise_area(radius_px: float) -> float:
     return float((inside.mean((1, 3)) ** 2).sum())
 
 
-def aperture_noise(residual: np.ndarray, flags: np.ndarray, radius_px: float) -> float:
-    """The sigma of apertures laid at random on the sky, sources clipped: it holds the noise's correlation between
-    pixels, which the noise of one pixel does not (Labbe et al. 2003, AJ 125 1107). NaN where no aperture fits."""
+def aperture_noise(residual: np.ndarray, flags: np.ndarray, rms: np.ndarray, radius_px: float) -> float:
+    """The sigma of apertures laid at random beside the sources, the rest of which are clipped: it holds the noise's
+    correlation between pixels, which the noise of one pixel, rms [H, W], does not (Labbe et al. 2003, AJ 125 1107). NaN
+    where there is no room for FEWEST_APERTURES that do not overlap."""
+    rows = every_nth_strip(residual.shape, STRIP_APERTURES * math.ceil(2 * radius_px))
+    if rows is not None and math.isfinite(found := aperture_noise(residual[rows], flags[rows], rms[rows], radius_px)):
+        return found
     height, width = residual.shape
+    above = uniform_filter(residual, 3)
+    above = np.divide(above, rms, out=above) > SOURCE
+    taken = maximum_filter(above, 2 * round(radius_px / 2) + 1) | (flags > 0)
     edge = min(radius_px + 1, (min(height, width) - 1) / 2)
     rng = np.random.default_rng(0)
     xy = rng.uniform((edge, edge), (width - 1 - edge, height - 1 - edge), (EMPTY_APERTURES, 2))
-    flux = aperture_flux(residual, flags, xy, radius_px)
-    kept = sigma_clip(flux[np.isfinite(flux)], sigma=3, maxiters=10, stdfunc="mad_std", masked=False)
-    return float(mad_std(kept)) if len(kept) else math.nan
+    flux = aperture_flux(residual, taken, xy, radius_px)
+    flux = flux[np.isfinite(flux)]
+    room = len(flux) / EMPTY_APERTURES * (height - 1 - 2 * edge) * (width - 1 - 2 * edge)
+    if room < FEWEST_APERTURES * math.pi * radius_px**2:
+        return math.nan
+    return float(mad_std(sigma_clip(flux, sigma=3, maxiters=10, stdfunc="mad_std", masked=False)))
 
 
 def to_stored(pixels: np.ndarray, flags: np.ndarray, scale: float, dtype: str) -> tuple[np.ndarray, np.ndarray]:

@@ -2,10 +2,16 @@
 
 import argparse
 import math
+from pathlib import Path
+
+import astropy.units as u
+import numpy as np
+from astropy_healpix import lonlat_to_healpix
 
 from data_tools.catalogs.catalog import COLUMNS
 from data_tools.cutting import measured_name
-from data_tools.plan import Plan
+from data_tools.plan import Plan, objects_of
+from data_tools.splits import GAP, healpix_order
 from data_tools.survey import Survey
 from data_tools.tiles import MASK_BITS, Tile
 from jaxz.data.manifest import ZERO_POINT_UJY, Array, Band, Column, Manifest
@@ -14,12 +20,13 @@ from jaxz.data.writer import ENCODINGS, with_images
 FIRST = (
     "object_id", "ra", "dec", "healpix", "x", "y", "survey", "field", "split", "bands_observed", "mag_ref",
 )  # fmt: skip
+CELLS_A_SPLIT = 5  # of the smallest fraction, with which it is not far off
 COMPACT_BYTES = 0.8  # of a pixel, about
 POLICY = {
     "centring": "integer: the nearest pixel to (x, y) is pixel [size // 2, size // 2]; x, y keep the exact centre",
     "edges": "past the edge of its tile a cutout is 0 with the bit nodata",
-    "overlaps": "an object on several tiles is cut from that which holds most of its cutout in most bands, of equal "
-    "ones from that whose centre is nearest",
+    "overlaps": "an object on several tiles is cut from that with the most good pixels in its cutout, to about 1 % of "
+    "those of all bands, of equal ones from that whose centre is nearest",
     "order": "blocks of tiles drawn at random from the survey; the objects of a block are shuffled",
     "unit": "stored = flux in units of the survey's typical background sigma per pixel, one zero point a band",
     "mask": "nodata: NaN in the file, or past its edge; bad: infinite or without weight, or as the survey's mask says; "
@@ -93,6 +100,53 @@ def describe_columns(survey: Survey, plan: Plan, placed: set[str]) -> dict[str, 
                     "float64", "pixel", "exact centre on the band's own tile, 0-based"
                 )
     return found
+
+
+def count_splits(work: Path, plan: Plan, survey: Survey) -> dict:
+    """{splits: {name: objects}, cells: those of the sky or of the tiles that hold an object, labelled: objects}, before
+    anything is cut. Without positions there are no cells."""
+    counts, cells, labelled = dict.fromkeys((*survey.splits.fractions, GAP), 0), [], 0
+    for n in range(len(plan.blocks)):
+        table = objects_of(work, n)
+        columns = {name: table[name].to_numpy() for name in table.column_names if name not in ("object_id", "image")}
+        for name, number in zip(*np.unique(columns["split"], return_counts=True), strict=True):
+            counts[name] += int(number)
+        labelled += int(np.isfinite(columns["z"]).sum())
+        if "ra" in columns:
+            order = healpix_order(survey.splits.cell_arcmin)
+            place = lonlat_to_healpix(columns["ra"] * u.deg, columns["dec"] * u.deg, 2**order, order="nested")[None]
+        elif "x" in columns:
+            cell_px = survey.splits.cell_arcmin * 60 / survey.pixel_scale_arcsec
+            place = np.stack([columns["tile"], columns["x"] // cell_px, columns["y"] // cell_px])
+        else:
+            continue
+        cells.append(np.unique(place, axis=1))
+    found = {"cells": np.unique(np.concatenate(cells, 1), axis=1).shape[1]} if cells else {}
+    return {"splits": counts, **found, "labelled": labelled}
+
+
+def split_problem(found: dict, survey: Survey, size: int) -> str:
+    """What is wrong with the splits that `count_splits` found, and what to do; empty where each has at least half of
+    its fraction, of the objects outside of the gap."""
+    fractions, counts = survey.splits.fractions, found["splits"]
+    total = sum(counts[name] for name in fractions)
+    if "cells" not in found or all(counts[name] >= 0.5 * fraction * total > 0 for name, fraction in fractions.items()):
+        return ""
+    cell = survey.splits.cell_arcmin
+    wanted = cell * math.sqrt(found["cells"] * min(fractions.values()) / CELLS_A_SPLIT)
+    least = math.ceil(100 * least_cell_arcmin(size, survey)) / 100
+    fix = (
+        f"splits.cell_arcmin = {max(math.floor(100 * wanted) / 100, least)}" if least < 0.75 * cell else "fewer splits"
+    )
+    return (
+        f"splits: {counts} in {found['cells']} cells of {cell:g} arcmin, asked for {fractions}; try {fix}, or folds of "
+        "balanced cells (data_tools.relabel --folds)"
+    )
+
+
+def least_cell_arcmin(size: int, survey: Survey) -> float:
+    """Side of the smallest cells of which the gap, a cutout's diagonal at the coarsest scale, takes a quarter."""
+    return 4 * size * math.sqrt(2) * survey.coarsest_arcsec / 60
 
 
 def estimate(manifest: Manifest, plan: Plan, tiles: list[Tile]) -> dict:

@@ -15,25 +15,25 @@ import math
 import os
 import shutil
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from astropy.coordinates import SkyCoord
 
-from data_tools.measure import nearest_pixel
-from data_tools.splits import assign_splits, assign_splits_pixels, healpix_order
+from data_tools.splits import assign_splits_pixels
 from data_tools.survey import Survey
-from data_tools.tiles import Tile, to_pixels, to_sky
+from data_tools.tiles import Tile
 from jaxz.data.manifest import Column
 from jaxz.data.order import derive
 from jaxz.data.tars import raise_file_limit
+from jaxz.data.writer import hash_keys
 from jaxz.errors import InputError
 from jaxz.files import read_json, replace
 
+Columns = dict[str, np.ndarray]  # {column: [N]} of a chunk of the catalogue
 ROW_GROUP = 100_000
 SPLIT_APART = 1e6  # pixels between two tiles without a WCS: their cells are never neighbours
 
@@ -89,10 +89,10 @@ def objects_of(work: Path, block: int, columns: list[str] | None = None, where=N
 
 def make_plan(
     work: Path,
-    chunks: Iterable[dict[str, np.ndarray]],
+    chunks: Iterable[Columns],
     survey: Survey,
     tiles: list[Tile],
-    places,
+    place: Callable[[Columns], tuple[Columns, dict[str, int]]],
     *,
     size: int,
     samples_per_shard: int,
@@ -100,8 +100,9 @@ def make_plan(
     sigma_ujy: dict[str, float],
     finish=lambda: ({}, {}, {}),
 ) -> Plan:
-    """Place the objects of a catalogue, chunk by chunk, by `places`, and write the plan to the empty directory `work`.
+    """Place the objects of a catalogue, chunk by chunk, and write the plan to the empty directory `work`.
 
+    place(chunk): the objects that can be cut, with their tile, x, y and perhaps split, and how many cannot, by reason.
     finish() is called once the chunks are read: ({column: what it is}, {column: invalid numbers}, {column: where it
     comes from}). Raises InputError where an object_id stands twice or no object lies in a tile.
     """
@@ -116,12 +117,12 @@ def make_plan(
     dropped = {}
     for chunk in chunks:
         seen.add(chunk["object_id"])
-        placed, lost = places.place(chunk)
+        placed, lost = place(chunk)
         for reason, number in lost.items():
             dropped[reason] = dropped.get(reason, 0) + number
         parts.add(placed, group_of[placed["tile"]])
-    seen.check()
     counts = parts.close()
+    seen.check(parts.paths)
     if not sum(counts):
         raise InputError(
             f"catalog: none of {sum(dropped.values())} objects lies in a tile; check the position columns, their unit "
@@ -166,129 +167,28 @@ def scratch(out: Path) -> Path:
     return made
 
 
-class Places:
-    """Finds the tile of each object."""
-
-    def __init__(self, tiles: list[Tile], survey: Survey, size: int, among: str = ""):
-        """among: a band that the tile of an object must have."""
-        self.among = among
-        self.tiles, self.survey, self.size = tiles, survey, size
-        self.names = {tile.name: n for n, tile in enumerate(tiles)}
-        self.sky = all(tile.grid.wcs is not None for tile in tiles)
-        if self.sky:
-            self.centres, self.radii = np.array([disc(tile) for tile in tiles], object).T
-        self.gap_px = size * math.sqrt(2)
-
-    def place(self, chunk: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-        """The objects that lie in a tile, with tile (int32), x, y and, where the sky is known, ra, dec and split; and
-        how many do not, by reason."""
-        chunk = dict(chunk)
-        by_sky, own = "ra" in chunk, chunk.pop("detected_in", None)
-        if by_sky and not self.sky:
-            raise InputError("catalog.ra: needs a WCS, and the tiles have none; name x and y instead")
-        names = ("ra", "dec") if by_sky else ("x", "y")
-        known = np.isfinite([chunk[name] for name in names]).all(0)
-        tile, x, y = self.by_sky(chunk) if by_sky else self.by_pixel(chunk)
-        inside = (tile >= 0) & known
-        lost = {"without a position": int((~known).sum()), "in no tile": int((known & ~inside).sum())}
-        if own is not None:  # it is found on the others, too
-            lost["found again on another tile"] = int((inside & (tile != own)).sum())
-            inside &= tile == own
-        placed = {name: values[inside] for name, values in chunk.items()}
-        placed |= {"tile": tile[inside], "x": x[inside], "y": y[inside]}
-        if not by_sky and self.sky:
-            placed["ra"], placed["dec"] = np.empty((2, inside.sum()))
-            for n in np.unique(placed["tile"]):
-                here = placed["tile"] == n
-                sky = to_sky(self.tiles[n].grid, placed["x"][here], placed["y"][here])
-                placed["ra"][here], placed["dec"][here] = sky["ra"], sky["dec"]
-        if self.sky:
-            rule = self.survey.splits
-            placed["split"], _ = assign_splits(
-                placed["ra"], placed["dec"], gap_arcsec=self.gap_px * self.survey.coarsest_arcsec,
-                order=healpix_order(rule.cell_arcmin), fractions=rule.fractions, seed=rule.seed,
-            )  # fmt: skip
-        return placed, lost
-
-    def by_pixel(self, chunk: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        if "tile" in chunk:
-            found = [self.names.get(name, -1) for name in chunk["tile"].tolist()]
-            tile = np.array(found, np.int32).reshape(len(chunk["tile"]))
-        elif len(self.tiles) == 1:
-            tile = np.zeros(len(chunk["x"]), np.int32)
-        else:
-            raise InputError(f"catalog.tile: needed with x and y for {len(self.tiles)} tiles; name the column")
-        shapes = np.array([t.grid.shape for t in self.tiles])[tile]
-        inside = is_inside(chunk["x"], chunk["y"], shapes[:, 0], shapes[:, 1])
-        return np.where(inside, tile, -1).astype(np.int32), chunk["x"], chunk["y"]
-
-    def by_sky(self, chunk: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of the tiles that hold an object, that in which the most of its cutout lies, in the most bands; of equal
-        ones, that whose centre is nearest."""
-        number = len(chunk["ra"])
-        tile = np.full(number, -1, np.int32)
-        x, y, cover, distance = np.full((4, number), np.nan)
-        cover[:], distance[:] = -1, np.inf
-        ra, dec = np.radians(chunk["ra"]), np.radians(chunk["dec"])
-        vectors = np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], 1)
-        for n, (candidate, centre, radius) in enumerate(zip(self.tiles, self.centres, self.radii, strict=True)):
-            if self.among and self.among not in candidate.files:
-                continue
-            near = np.flatnonzero(vectors @ centre >= math.cos(radius))  # not where it is NaN
-            height, width = candidate.grid.shape
-            px, py = to_pixels(candidate.grid, chunk["ra"][near], chunk["dec"][near])
-            inside = is_inside(px, py, height, width)
-            near, px, py = near[inside], px[inside], py[inside]
-            share = overlap(px, width, self.size) * overlap(py, height, self.size) * len(candidate.files)
-            away = np.hypot(px - (width - 1) / 2, py - (height - 1) / 2)
-            better = (share > cover[near]) | ((share == cover[near]) & (away < distance[near]))
-            chosen = near[better]
-            tile[chosen], x[chosen], y[chosen] = n, px[better], py[better]
-            cover[chosen], distance[chosen] = share[better], away[better]
-        return tile, x, y
-
-
-def disc(tile: Tile) -> tuple[np.ndarray, float]:
-    """Unit vector of a tile's centre, and the angle in radians within which all of it lies."""
-    height, width = tile.grid.shape
-    x = np.array([(width - 1) / 2, *np.linspace(-1, width, 9), *np.linspace(-1, width, 9), *[-1] * 9, *[width] * 9])
-    y = np.array([(height - 1) / 2, *[-1] * 9, *[height] * 9, *np.linspace(-1, height, 9), *np.linspace(-1, height, 9)])
-    sky = tile.grid.wcs.pixel_to_world(x, y)
-    sky = sky.icrs if isinstance(sky, SkyCoord) else sky
-    return sky[0].cartesian.xyz.value, float(sky[0].separation(sky[1:]).max().rad) * 1.05
-
-
-def is_inside(x: np.ndarray, y: np.ndarray, height, width) -> np.ndarray:
-    """Whether the nearest pixel is one of the tile; not of NaN."""
-    return (x >= -0.5) & (x < width - 0.5) & (y >= -0.5) & (y < height - 0.5)
-
-
-def overlap(centre: np.ndarray, length: int, size: int) -> np.ndarray:
-    """The share of a cutout's side that lies in the tile."""
-    low = nearest_pixel(centre) - size // 2
-    return (np.minimum(low + size, length) - np.maximum(low, 0)) / size
-
-
 class Ids:
-    """Finds ids that stand twice without holding the ids of text."""
+    """Finds ids that stand twice without holding the ids of text: of all it keeps hashes, of the objects in a tile, in
+    the plan's tables, one is looked up."""
 
     def __init__(self):
         self.seen: list[np.ndarray] = []
 
     def add(self, ids: np.ndarray) -> None:
-        whole = ids.dtype.kind in "iu"
-        self.text = not whole
-        self.seen.append(ids if whole else np.fromiter(map(hash, ids.tolist()), np.int64, len(ids)))
-        self.last = ids
+        self.text = ids.dtype.kind not in "iu"
+        self.seen.append(hash_keys(ids.tolist()) if self.text else ids)
 
-    def check(self) -> None:
+    def check(self, tables: list[Path]) -> None:
+        """tables: of the blocks, with the ids of all objects that were placed. Raises InputError."""
         ids = np.sort(np.concatenate([np.empty(0, np.int64), *self.seen]))
         twice = ids[1:][ids[1:] == ids[:-1]]
-        if len(twice):
-            named = "a text" if self.text else repr(twice[0].item())
-            if self.text and (matches := [i for i in self.last.tolist() if hash(i) == twice[0]]):
-                named = repr(matches[0])
-            raise InputError(f"catalog.object_id: holds {named} more than once; name a column of unique ids")
+        if not len(twice):
+            return
+        named = repr(twice[0].item())
+        if self.text:
+            placed = (i for path in tables for i in pq.read_table(path, columns=["object_id"])["object_id"].to_pylist())
+            named = next((repr(i) for i in placed if hash(i) in twice), "a text")
+        raise InputError(f"catalog.object_id: holds {named} more than once; name a column of unique ids")
 
 
 class Parts:

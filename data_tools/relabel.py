@@ -4,10 +4,10 @@
     python -m data_tools.relabel DATASET --name NAME --folds 5 [--seed 0]
 
 TABLE is FITS, ECSV, CSV, VOTable or Parquet. Its columns, by default those that the dataset has too, become columns of
-the dataset for the objects of its rows: those with the object_id in COLUMN (default object_id), or, with --match, the
-object nearest to --ra and --dec (deg, ICRS), if it is within so many arcseconds. Of several rows of one object the best
-z_quality wins, then the nearest, then the first. Where z_spec changes, z, z_err and z_kind follow it. --folds deals
-sky cells out to as many folds for cross-validation, with the gap of the splits between them.
+the dataset for the objects of its rows: those with the object_id in COLUMN, or, with --match, the object nearest to
+--ra and --dec (deg, ICRS), if it is within so many arcseconds; by default in columns of the usual names. Of several
+rows of one object the best z_quality wins, then the nearest, then the first. Where z_spec changes, z, z_err and z_kind
+follow it. --folds deals sky cells out to as many folds for cross-validation, with the gap of the splits between them.
 
 Writes DATASET/overlays/NAME.parquet (docs/labels_and_layers.md), and what was done as JSON on stdout.
 """
@@ -20,8 +20,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from astropy.table import Table
 
 from data_tools import labels as of
+from data_tools.catalogs.aliases import matching
 from data_tools.inputs import WRITING, sha256, versions
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.index import column_type
@@ -70,10 +72,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     what.add_argument("--folds", type=int, metavar="K", help="write the column fold, 0 to K - 1, by sky cell")
     parser.add_argument("--column", nargs="+", action="extend", default=[], metavar="NEW=OLD", help="columns of TABLE")
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--on", default="object_id", metavar="COLUMN", help="TABLE's object ids (default object_id)")
+    how.add_argument("--on", metavar="COLUMN", help="TABLE's object ids (default by its usual names)")
     how.add_argument("--match", type=float, metavar="ARCSEC", help="join by position, within so many arcseconds")
-    parser.add_argument("--ra", default="ra", help="column of TABLE for --match (default ra)")
-    parser.add_argument("--dec", default="dec", help="column of TABLE for --match (default dec)")
+    parser.add_argument("--ra", help="column of TABLE for --match (default by its usual names)")
+    parser.add_argument("--dec", help="column of TABLE for --match (default by its usual names)")
     parser.add_argument("--seed", type=int, default=0, help="of the folds (default 0)")
     parser.add_argument("--overlay", action="append", default=[], help="an overlay that the new one is laid over")
     parser.add_argument("--replace", action="store_true", help="where the overlay exists already")
@@ -91,6 +93,8 @@ def labels(dataset: Dataset, args: argparse.Namespace) -> tuple[pa.Array, dict[s
     """object_id [K], {column: values [K]}, what the columns are, and a summary: of the objects that TABLE names."""
     table = of.read_table(args.table, "from")
     manifest = dataset.manifest
+    for option, name in {"ra": "ra", "dec": "dec"}.items() if args.match else [("on", "object_id")]:
+        setattr(args, option, getattr(args, option) or joined_by(table, option, name, args.table))
     joining = {args.ra, args.dec} if args.match else {args.on}
     names = of.chosen_columns(args.column, table.colnames, manifest.columns, joining)
     values, columns, invalid = of.read_columns(table, names, manifest.columns, args.table)
@@ -122,6 +126,15 @@ def labels(dataset: Dataset, args: argparse.Namespace) -> tuple[pa.Array, dict[s
         "invalid": invalid, "columns": {name: f"{c.dtype} {c.unit}".strip() for name, c in columns.items()}, **changes,
     }  # fmt: skip
     return ids, values, columns, summary
+
+
+def joined_by(table: Table, option: str, name: str, path: Path) -> str:
+    """The column of a table that has the name, or else a usual name of it. Raises InputError where there is no one."""
+    found = [name] if name in table.colnames else matching(name, table.colnames)
+    if len(found) != 1:
+        which = f"{found} may all be" if found else f"of {table.colnames} none is known as"
+        raise InputError(f"{option}: in {str(path)!r} {which} {name}; name the column with --{option} COLUMN")
+    return found[0]
 
 
 def folds(dataset: Dataset, args: argparse.Namespace) -> tuple[pa.Array, dict[str, pa.Array], dict[str, Column], dict]:

@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import h5py
 import numpy as np
 import pyarrow as pa
 
+from data_tools.inputs import check_space
 from jaxz.data import compact
 from jaxz.data.dataset import Dataset
 from jaxz.data.manifest import Manifest
@@ -71,6 +74,26 @@ def row_numbers(text: str, count: int) -> np.ndarray:
 def reading(dataset: Dataset) -> contextlib.closing[Stream]:
     """A context with what reads the arrays of a dataset."""
     return contextlib.closing(Stream(Source(dataset), BATCH))
+
+
+def output_bytes(manifest: Manifest, count: int) -> int:
+    """Of the arrays of so many rows as the exporters write them: images of floats as float32, the others as they are,
+    variable ones padded."""
+    wide = {name for name, array in manifest.arrays.items() if array.kind == "image" and array.dtype == "float16"}
+    return count * sum(array.nbytes * (2 if name in wide else 1) for name, array in manifest.arrays.items())
+
+
+@contextlib.contextmanager
+def room_at(out: Path, needed: int) -> Iterator[None]:
+    """Where a library writes: raises InputError where there is no room for so many bytes, and OSError that names `out`
+    where there is none any more, whichever error the library has for it."""
+    check_space(out, needed)
+    try:
+        yield
+    except Exception as error:
+        if os.strerror(errno.ENOSPC) in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out)) from None
+        raise
 
 
 def batches(stream: Stream, rows: np.ndarray) -> Iterator[tuple[np.ndarray, dict, dict]]:

@@ -16,9 +16,10 @@ from astropy.stats import mad_std
 from data_tools.cutting import check_level, header_number, keep, plane_path, shared, to_ujy, write_plane, zero_point
 from data_tools.measure import aperture_flux, cut, noise_area, to_stored
 from data_tools.plan import objects_of
+from data_tools.planes import read_band
 from data_tools.splits import assign_splits, healpix_order
 from data_tools.survey import BandSource, Survey, inside
-from data_tools.tiles import MASK_BITS, Grid, Tile, band_grid, named, read_band, to_pixels
+from data_tools.tiles import MASK_BITS, Grid, Tile, band_grid, named, packed, to_pixels
 from jaxz.data.order import derive, permute
 from jaxz.errors import InputError
 
@@ -76,7 +77,7 @@ def read_stamp(survey: Survey, images: Path, band: BandSource, name: str) -> tup
     [H, W]; None where there is none. Raises InputError."""
     if not inside(name):
         raise InputError(f"catalog.image: {name!r} leaves the images folder as a part of a path; mend it")
-    path = images / named(band.file, band, name)
+    path = packed(images / named(band.file, band, name))
     if not path.is_file():
         return None
     if "{image}" in str(band.hdu):

@@ -26,6 +26,7 @@ class JaxzDataset(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             description=f"{self.name}, written by jaxz. Bands: {describe_bands(manifest)}",
             features=tfds.features.FeaturesDict(features(manifest)),
             disable_shuffling=True,
+            metadata=tfds.core.MetadataDict({"columns": described(manifest)}),
         )
 
     def _split_generators(self, dl_manager) -> dict:
@@ -60,6 +61,11 @@ def features(manifest: Manifest) -> dict[str, tfds.features.FeatureConnector]:
 def exact(shape: tuple[int, ...], dtype: str) -> tfds.features.Tensor:
     """As bytes: TFDS stores lists of numbers as float32 else, which moves a position in float64 by milliarcseconds."""
     return tfds.features.Tensor(shape=shape, dtype=np.dtype(dtype), encoding=tfds.features.Encoding.BYTES)
+
+
+def described(manifest: Manifest) -> dict[str, dict[str, str]]:
+    """{column: its unit and description}, for which features have no place."""
+    return {name: {"unit": column.unit, "description": column.description} for name, column in manifest.columns.items()}
 
 
 def describe_bands(manifest: Manifest) -> str:

@@ -9,6 +9,7 @@ and is what data_tools.from_mmu needs. An interrupted export goes on when the sa
 import argparse
 import hashlib
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -30,7 +31,7 @@ from jaxz.files import read_json, replace
 from jaxz.progress import progress
 
 NSIDE = 16
-OWN = ("image", "image_mask")
+OWN = ("image", "image_mask", "bands_observed", "key")  # which the layout has its own of, or makes anew
 
 
 def main(argv: list[str]) -> int | None:
@@ -54,7 +55,9 @@ def main(argv: list[str]) -> int | None:
         return None
     begin(args.out, dataset, rows, argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
-    with selection.reading(dataset) as stream:
+    pixels_beside = len(rows) * math.prod(dataset.manifest.arrays["image"].shape) * 5  # ivar, image_mask
+    needed = selection.output_bytes(dataset.manifest, len(rows)) + pixels_beside
+    with selection.reading(dataset) as stream, selection.room_at(args.out, needed):
         for cell in progress(cells.tolist(), len(cells), "files"):
             path = args.out / f"healpix={cell}" / "001-of-001.hdf5"
             if not path.exists():
@@ -105,6 +108,9 @@ def write_file(path: Path, stream: Stream, rows: np.ndarray, cell: int) -> None:
                 for name, values in fields(manifest, arrays, scalars, cell).items():
                     selection.append(file, name, values, at, len(rows))
                 at += len(some)
+            for name in manifest.columns.keys() & file.keys() - {"healpix"}:
+                column = manifest.columns[name]
+                file[name].attrs.update({"unit": column.unit, "description": column.description})
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -126,9 +132,8 @@ def fields(manifest: Manifest, arrays: dict, scalars: dict, cell: int) -> dict[s
         "image_scale": np.tile(np.float32([band.pixel_scale_arcsec for band in bands]), (len(image), 1)),
         "healpix": np.full(len(image), cell, np.int64),
     }
-    made = {f"{what}_{band.name}" for what in ("sky_sigma", "psf_fwhm") for band in bands} | {"key", "bands_observed"}
-    rest = {name: values for name, values in {**arrays, **scalars}.items() if name not in made}
-    return found | {name: values for name, values in rest.items() if name not in found and name not in OWN}
+    rest = {name: values for name, values in {**arrays, **scalars}.items() if name not in OWN}
+    return found | {name: values for name, values in rest.items() if name not in found}
 
 
 def observed(manifest: Manifest, arrays: dict, scalars: dict) -> np.ndarray:

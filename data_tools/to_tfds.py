@@ -17,9 +17,11 @@ import numpy as np
 import pyarrow.compute as pc
 
 from data_tools import selection
+from data_tools.bands import bands_toml
 from data_tools.from_tfds import tfds
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.errors import InputError, run
+from jaxz.files import replace
 
 
 def main(argv: list[str]) -> int | None:
@@ -47,8 +49,10 @@ def main(argv: list[str]) -> int | None:
         return None
     builder = JaxzDataset(dataset, splits, name=args.name, version=args.version, data_dir=str(args.out))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
-    with contextlib.redirect_stdout(sys.stderr):  # its own words
+    needed = selection.output_bytes(dataset.manifest, sum(map(len, splits.values())))
+    with contextlib.redirect_stdout(sys.stderr), selection.room_at(args.out, needed):  # stdout: its own words
         builder.download_and_prepare()
+    replace(out / "bands.toml", bands_toml(dataset.manifest.bands).encode())
     print(json.dumps(summary, indent=1))
     return None
 

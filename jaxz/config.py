@@ -43,9 +43,15 @@ def default() -> ml_collections.ConfigDict:
                 softening=3.0,  # asinh scale, in units of the sky sigma per pixel
                 deredden=True,  # Galactic reddening, by the columns ebv and a_over_ebv
             ),
-            augment=dict(  # on the device, of linear flux, in training only
-                square=True,  # the 8 symmetries of the square, and moves ...
-                shift=0,  # ... by up to so many pixels
+            augment=dict(  # on the device, of linear flux, in training only; 0 and () change nothing
+                orientation="square",  # its 8 symmetries, "any" angle and mirrored, or "none"
+                shift=0,  # moves by up to so many whole pixels along each axis ...
+                subpixel=False,  # ... and by a part of a pixel
+                noise=(),  # (1.0, 2.0): white noise up to a sky sigma so many times each band's own
+                psf_fwhm=(),  # (0.8, 1.2): each band, if sharper, blurred to a FWHM between these, arcsec
+                ebv=0.0,  # Galactic reddening by up to so much E(B-V) more, mag; only without data.deredden
+                band_dropout=0.0,  # chance of a band to be masked; one always stays
+                hole=0,  # side of a square masked in all bands, pixels
             ),
             model=dict(name="vit"),  # and the settings of jaxz/models/<name>.py
             losses=dict(redshift=1.0),  # objectives by name, with their weights; each has a group of settings
@@ -54,16 +60,27 @@ def default() -> ml_collections.ConfigDict:
                 steps=1000,
                 batch_size=128,
                 log_every=10,
+                accumulate=1,  # slices of a batch whose gradients are averaged, one after another: needs less memory
+                members=1,  # models trained at once on the same batches, with the seeds seed, seed + 1, ...
                 ema_decay=0.0,  # of the averaged parameters, a teacher's too; 0: no average is kept
                 ema_final=0.0,  # what it rises to, on half a cosine; 0: it stays
+                profile=(),  # (10, 15): a trace of these steps goes to RUN/profile
             ),
             optim=dict(
+                name="adamw",  # or "lamb", "muon"
                 lr=1e-3,
+                schedule="cosine",  # or "wsd": constant, to zero in the last fifth
                 warmup_steps=100,
                 weight_decay=0.05,
                 b2=0.999,
                 clip_norm=1.0,
-                frozen="",  # regex of parameter paths that stay as they are, such as "^encoder/" for a probe
+                # (regex of parameter paths, factor of the rate); the first that matches counts, all must be covered
+                lr_rules=((".", 1.0),),
+                decay_rules=(("(kernel|basis)$", 1.0), (".", 0.0)),
+                frozen="",  # regex, short for a first of lr_rules with factor 0, such as "^encoder/" for a probe
+                layer_decay=1.0,  # factor of the rate from each block of the encoder to the one below
+                lora_rank=0,  # of the factors that alone are trained of the encoder (LoRA); 0: train its parameters
+                lora_kernels="blocks/.*kernel$",  # regex of the encoder's kernels that have such factors
             ),
             mesh=dict(data=-1, fsdp=1),  # devices; data -1: all that are left
             checkpoint=dict(every=500, keep=2),
@@ -71,9 +88,23 @@ def default() -> ml_collections.ConfigDict:
     )
 
 
+def is_range(values) -> bool:
+    """Whether it is empty, or two finite numbers in order."""
+    numbers = all(isinstance(v, int | float) and math.isfinite(v) for v in values)
+    return not values or (numbers and len(values) == 2 and values[0] <= values[1])
+
+
 # Names of the objectives, without importing jax.
 OBJECTIVES = tuple(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / "objectives")]))
 BACKBONES = tuple(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / "models")]))
+
+
+def are_rules(rules) -> bool:
+    """Whether they are one or more pairs (regex, factor)."""
+    number = lambda v: isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) and v >= 0
+    pair = lambda rule: isinstance(rule, tuple | list) and len(rule) == 2
+    return len(rules) > 0 and all(pair(rule) and isinstance(rule[0], str) and number(rule[1]) for rule in rules)
+
 
 # (field, test, what it must be)
 CHECKS = (
@@ -86,14 +117,29 @@ CHECKS = (
     ("data.window", lambda v: v >= 0, "at least 0"),
     ("data.threads", lambda v: v >= 1, "at least 1"),
     ("data.softening", lambda v: v > 0, "above 0"),
+    ("augment.orientation", lambda v: v in ("square", "any", "none"), "'square', 'any' or 'none'"),
     ("augment.shift", lambda v: v >= 0, "at least 0"),
+    ("augment.noise", lambda v: is_range(v) and (not v or v[0] >= 1), "() or (low, high) of at least 1"),
+    ("augment.psf_fwhm", lambda v: is_range(v) and (not v or v[0] > 0), "() or (low, high) in arcsec"),
+    ("augment.ebv", lambda v: 0 <= v <= 10, "in 0..10"),
+    ("augment.band_dropout", lambda v: 0 <= v < 1, "in [0, 1)"),
+    ("augment.hole", lambda v: v >= 0, "at least 0"),
     ("init.item", lambda v: v in ("params", "ema"), "'params' or 'ema'"),
     ("train.steps", lambda v: v >= 1, "at least 1"),
     ("train.batch_size", lambda v: 1 <= v <= 1_000_000, "from 1 to 1000000"),
     ("train.log_every", lambda v: v >= 1, "at least 1"),
+    ("train.accumulate", lambda v: v >= 1, "at least 1"),
+    ("train.members", lambda v: 1 <= v <= 1000, "from 1 to 1000"),
+    ("train.profile", lambda v: is_range(v) and all(type(n) is int and n >= 1 for n in v), "() or (first, last) step"),
     ("train.ema_decay", lambda v: 0 <= v < 1, "in [0, 1)"),
     ("train.ema_final", lambda v: 0 <= v <= 1, "in [0, 1]"),
+    ("optim.name", lambda v: v in ("adamw", "lamb", "muon"), "'adamw', 'lamb' or 'muon'"),
     ("optim.lr", lambda v: v > 0, "above 0"),
+    ("optim.schedule", lambda v: v in ("cosine", "wsd"), "'cosine' or 'wsd'"),
+    ("optim.lr_rules", are_rules, "pairs (regex, factor), a factor at least 0"),
+    ("optim.decay_rules", are_rules, "pairs (regex, factor), a factor at least 0"),
+    ("optim.layer_decay", lambda v: 0 < v <= 1, "above 0, at most 1"),
+    ("optim.lora_rank", lambda v: v >= 0, "at least 0"),
     ("optim.warmup_steps", lambda v: v >= 0, "at least 0"),
     ("optim.b2", lambda v: 0 < v < 1, "between 0 and 1"),
     ("optim.weight_decay", lambda v: v >= 0, "at least 0"),
@@ -157,12 +203,30 @@ def validate(config: ml_collections.ConfigDict) -> None:
             field = f"{group}.{name}"
             if all(map(is_finite, config[group].values())) and not test(config[group]):
                 problems.append(f"{field}: {config[group][name]!r} must be {rule}")
+    if config.train.batch_size % max(1, config.train.accumulate):
+        problems.append(
+            f"train.accumulate: {config.train.accumulate} does not divide train.batch_size {config.train.batch_size}; "
+            "choose a divisor"
+        )
+    if config.seed + config.train.members > 2**63:
+        problems.append(f"seed: {config.seed} and train.members {config.train.members} pass 64 bits; lower the seed")
     if config.train.ema_decay == 0:
         problems += [
             f"train.ema_decay: 0.0, but {name} needs an averaged teacher; set it to 0.99 or more"
             for name, module in modules(config).items()
             if getattr(getattr(module, "Objective", None), "teacher", False)
         ]
+    if config.augment.orientation != "none":
+        problems += [
+            f"augment.orientation: {config.augment.orientation!r}, but {name} learns an image's turn; set it to 'none'"
+            for name, module in modules(config).items()
+            if getattr(getattr(module, "Objective", None), "oriented", False)
+        ]
+    if config.augment.ebv and config.data.deredden:
+        problems.append(
+            f"augment.ebv: {config.augment.ebv} reddens images that data.deredden corrects; set it to 0, or "
+            "data.deredden=False"
+        )
     if config.init.item == "ema" and not config.init.path:
         problems.append("init.item: 'ema' needs init.path, the run to start from")
     if problems:
@@ -302,7 +366,9 @@ def check_known(config: ml_collections.ConfigDict, field: str, path: str) -> Non
 
 
 def complete(config: dict) -> dict:
-    """A resolved config as it was once written, with the defaults of the fields that have come since."""
+    """A resolved config as it was once written, with the defaults of the fields that have come since, and under their
+    present names those that were called otherwise."""
+    config = renamed(config)
     wanted = default()
     wanted.losses, wanted.model.name = config["losses"], config["model"]["name"]
     whole = {name: value for name, value in config.items() if name not in OBJECTIVES or name in config["losses"]}
@@ -313,6 +379,16 @@ def complete(config: dict) -> dict:
             value = config[name]
         whole[name] = value
     return whole
+
+
+def renamed(config: dict) -> dict:
+    """data.augment (bool) and data.shift became augment.orientation and augment.shift."""
+    if "augment" not in config["data"]:
+        return config
+    data = dict(config["data"])
+    augmented, shift = data.pop("augment"), data.pop("shift", 0)
+    own = dict(orientation="square" if augmented else "none", shift=shift if augmented else 0)
+    return {**config, "data": data, "augment": own}
 
 
 def difference(old, new, field: str = "") -> list[str]:

@@ -18,11 +18,11 @@ from jaxz import errors, runtime
 from jaxz.data.dataset import Dataset
 from jaxz.data.stream import Source, Stream
 from jaxz.files import replace
-from jaxz.photoz.pdf import PDF
 from jaxz.predict import Model, catalog_of, load_run
 from jaxz.results import claim_scores, test_sets, truths_of, write_results
 
 SHOWN = 6  # reconstructed objects
+RECONSTRUCT = {"mae", "masked_bands"}  # objectives that do
 
 
 def main(argv: list[str]) -> None:
@@ -36,14 +36,15 @@ def main(argv: list[str]) -> None:
     model = load_run(options.workdir, options.item)
     dataset = model.open_dataset(options.dataset)
     evaluated = claim_scores(options.workdir, dataset, options.overwrite)
-    if "mae" in model.config.losses:
+    reconstructs = bool(RECONSTRUCT & set(model.config.losses))
+    if reconstructs:
         write_reconstructions(options.workdir / "reconstructions.npz", model, dataset)
         print(f"{options.workdir}: reconstructions.npz")
     if "redshift" in model.config.losses:
         score(options.workdir, model, dataset)
-    elif "mae" not in model.config.losses:
+    elif not reconstructs:
         raise errors.InputError(
-            f"--workdir: {str(options.workdir)!r} predicts neither redshifts nor images; name another run"
+            f"--workdir: {str(options.workdir)!r} predicts neither redshifts nor hidden pixels; name another run"
         )
     replace(options.workdir / "evaluated.json", json.dumps(evaluated, indent=1).encode())
 
@@ -55,7 +56,8 @@ def score(workdir: Path, model: Model, dataset: Dataset) -> None:
     catalog = catalog_of(dataset, rows)
     arm = workdir.resolve().name
     truths = truths_of(dataset, catalog["key"])
-    report = write_results(workdir, arm, catalog, PDF(model.edges, found["pdf"]), truths, fits=True)
+    pdf, spread = model.densities(found["pdf"])
+    report = write_results(workdir, arm, catalog, pdf, truths, spread, fits=True)
     for name, metrics in report[arm].items():
         print(f"{arm} on {name}: {', '.join(f'{m} {shown(metrics[m])}' for m in ('sigma_mad', 'eta_15'))}")
 
@@ -68,7 +70,8 @@ def shown(metric: dict) -> str:
 
 
 def write_reconstructions(path: Path, model: Model, dataset: Dataset) -> None:
-    """A few test objects, from the brightest to the median, as the encoder saw them and as they were filled in."""
+    """A few test objects, from the brightest to the median, as the encoder saw them and as they were filled in, by the
+    first of several members."""
     rows = dataset.select("split == 'test'")
     if not len(rows):
         raise errors.InputError(f"--dataset: {str(dataset.path)!r} has no row with split == 'test'; name another")
@@ -80,6 +83,8 @@ def write_reconstructions(path: Path, model: Model, dataset: Dataset) -> None:
     with contextlib.closing(Stream(Source(dataset, prepare.arrays, prepare.columns), len(chosen))) as stream:
         batch = stream.fetch(chosen)
     found = model.predict(batch, dataset.manifest)
+    if model.members > 1:
+        found = {name: values[:, 0] for name, values in found.items()}
     seen = prepare(batch, None)
     content = {
         "image": np.asarray(seen["image"]),

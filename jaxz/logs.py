@@ -1,4 +1,4 @@
-"""What a run says: metrics.jsonl, log.txt and a progress bar."""
+"""What a run says: metrics.jsonl, perf.jsonl, tensorboard/, log.txt and a progress bar."""
 
 import json
 import logging
@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from jaxz.errors import InputError
+from jaxz.events import Events
 from jaxz.files import replace
 
 log = logging.getLogger("jaxz")
@@ -28,8 +29,9 @@ def start_log(workdir: Path | None) -> None:
 
 
 class Metrics:
-    """RUN/metrics.jsonl: a line a logged step, each step once. Opening it for step N cuts the lines after N, and a last
-    line that a crash left unfinished. Raises InputError for any other line that is no object with a step."""
+    """A file such as RUN/metrics.jsonl: a line a logged step, each step once. Opening it for step N cuts the lines
+    after N, and a last line that a crash left unfinished. Raises InputError for any other line that is no object with a
+    step."""
 
     def __init__(self, path: Path, step: int):
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else ()  # past the last newline: unfinished
@@ -47,6 +49,31 @@ class Metrics:
     def close(self) -> None:
         self.flush()
         self.file.close()
+
+
+class Record:
+    """The numbers of a run from step N on: metrics.jsonl, what a step gives, the same however it is interrupted;
+    perf.jsonl, what it took, on this machine and this time; tensorboard/, both."""
+
+    def __init__(self, workdir: Path, step: int):
+        self.metrics, self.perf = (Metrics(workdir / f"{name}.jsonl", step) for name in ("metrics", "perf"))
+        self.events = Events(workdir / "tensorboard", step)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self.metrics.write(step, values)
+        self.events.write(step, values)
+
+    def write_perf(self, step: int, values: dict[str, float]) -> None:
+        self.perf.write(step, values)
+        self.events.write(step, values)
+
+    def flush(self) -> None:
+        for file in (self.metrics, self.perf, self.events):
+            file.flush()
+
+    def close(self) -> None:
+        for file in (self.metrics, self.perf, self.events):
+            file.close()
 
 
 def step_of(line: bytes, where: str) -> int:

@@ -16,9 +16,10 @@ BATCH = P(("data", "fsdp"))
 # at the end of the optimizer's paths too. Stacked blocks have a leading axis of depth.
 RULES = (
     (r"blocks/.*/kernel$", P(None, "fsdp")),
-    (r"(kernel|basis|position|mask_token)$", P("fsdp")),
+    (r"(kernel|basis|position|token)$", P("fsdp")),
     (r"(bias|scale)$", P()),
-    (r"(count|step)$", P()),
+    (r"lora/.*/[ab]$", P()),
+    (r"(count|step|ns_coeffs)$", P()),
     (r"^extra/", P()),  # what an objective keeps beside parameters, unless named like one of them
 )
 
@@ -49,7 +50,8 @@ def make_mesh(data: int, fsdp: int, devices=None) -> Mesh:
 def shardings(tree, mesh: Mesh, rules=RULES):
     """A NamedSharding for every array of `tree` by the first rule that matches its path.
 
-    An axis that the mesh does not divide stays whole. Raises InputError for a path that no rule covers.
+    Where the mesh does not divide an axis, the next one that it does is split. Raises InputError for a path that no
+    rule covers.
     """
 
     def place(path, leaf):
@@ -59,32 +61,37 @@ def shardings(tree, mesh: Mesh, rules=RULES):
             raise InputError(
                 f"no sharding rule covers {name!r}; end its name in kernel, bias or scale, or add a rule in mesh.py"
             )
-        fits = [
-            axis if axis and d < leaf.ndim and leaf.shape[d] % mesh.shape[axis] == 0 else None
-            for d, axis in enumerate(spec)
-        ]
-        return NamedSharding(mesh, P(*fits[: leaf.ndim]))
+        first = spec.index("fsdp") if "fsdp" in spec else leaf.ndim
+        fits = [d for d in range(first, leaf.ndim) if leaf.shape[d] % mesh.shape["fsdp"] == 0]
+        return NamedSharding(mesh, P(*[None] * fits[0], "fsdp") if fits else P())
 
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def constrain_batch(x: jax.Array) -> jax.Array:
+def constrain_batch(x: jax.Array, axis: int = 0) -> jax.Array:
     """Keep activations split over the batch, where a mesh is set; without it XLA gathers them for sharded weights."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or x.shape[0] % math.prod(mesh.shape.values()):
+    if mesh.empty or x.shape[axis] % math.prod(mesh.shape.values()):
         return x
-    return jax.lax.with_sharding_constraint(x, BATCH)
+    return jax.lax.with_sharding_constraint(x, P(*[None] * axis, *BATCH))
 
 
-def local_slots(mesh: Mesh, batch_size: int) -> slice:
+def slices(batch, count: int):
+    """Arrays [B,...] as [count, B/count, ...], each slice of every count-th row: every device keeps its own rows, and
+    which of them are together is the same on any number of devices."""
+    cut = lambda a: a.reshape(len(a) // count, count, *a.shape[1:]).swapaxes(0, 1)
+    return jax.tree.map(lambda a: constrain_batch(cut(a), axis=1), batch)
+
+
+def local_slots(mesh: Mesh, batch_size: int, accumulate: int = 1) -> slice:
     """The slice of every global batch that this process's devices own.
 
-    Raises InputError where the batch is not divisible by the devices.
+    Raises InputError where the batch, or one of the slices that it is worked through in, is not divisible by the
+    devices.
     """
-    if batch_size % mesh.size:
-        raise InputError(
-            f"train.batch_size: {batch_size} is not divisible by the {mesh.size} devices; choose a multiple"
-        )
+    if batch_size % (mesh.size * accumulate):
+        parts = f"the {mesh.size} devices" + (f" x train.accumulate {accumulate}" if accumulate > 1 else "")
+        raise InputError(f"train.batch_size: {batch_size} is not divisible by {parts}; choose a multiple")
     spans = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch_size,)).values()
     starts = [span[0].start or 0 for span in spans]
     stops = [batch_size if span[0].stop is None else span[0].stop for span in spans]

@@ -61,7 +61,9 @@ class Model:
         self.objective = objectives.Objective(encoder, config, normalisation)
         shapes, self.extra = jax.eval_shape(self.objective.init, jax.random.key(0))
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        self.abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), shapes)
+        self.members = config.train.members
+        lead = (self.members,) if self.members > 1 else ()
+        self.abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct((*lead, *a.shape), a.dtype, sharding=here), shapes)
         self.params: dict = {}
         size, bands = normalisation.size, normalisation.bands
         self.training_units = Manifest(
@@ -74,25 +76,27 @@ class Model:
     def compiled(self, manifest_json: str):
         """(Prepare, jitted predict(params, batch)) for the dataset of a manifest."""
         prepare = Prepare(Manifest.from_json(manifest_json), self.normalisation)
-        return prepare, jax.jit(
-            lambda params, batch: self.objective.predict(params, self.extra, prepare(batch, jax.random.key(0)))
-        )
+        of_one = lambda params, batch: self.objective.predict(params, self.extra, prepare(batch, jax.random.key(0)))
+        return prepare, jax.jit(of_one if self.members == 1 else jax.vmap(of_one, (0, None), out_axes=1))
 
     def predict(self, batch: dict, manifest: Manifest | None = None) -> dict[str, np.ndarray]:
         """What the run's objectives predict, by name: embedding [B,D]; pdf [B,bins] (mass per redshift bin); flux [B,C]
-        (microjansky); reconstruction [B,C,H,W].
+        (microjansky); reconstruction [B,C,H,W]; and what else they say. Of a run with E > 1 members all have their
+        axis: [B,E,...].
 
         batch: image [B,C,H,W] in stored units of `manifest`'s bands (default: those of the training dataset), and where
-        there are ebv [B], bands_observed [B], image_mask [B,C,H,W]. Without bands_observed a band that is zero in every
+        there are ebv [B], bands_observed [B], image_mask [B,C,H,W] and the columns that the objectives' `inputs` name,
+        such as flux_<band> [B], which count as missing (NaN) else. Without bands_observed a band that is zero in every
         pixel counts as not observed; without ebv there is a warning, and no reddening is corrected.
         Raises InputError for an image of another shape.
         """
         manifest = manifest or self.training_units
         prepare, function = self.compiled(manifest.to_json())
-        return jax.device_get(function(self.params, completed(batch, manifest, prepare.deredden)))
+        batch = completed(batch, manifest, prepare.deredden, self.objective.inputs)
+        return jax.device_get(function(self.params, batch))
 
     def embed(self, batch: dict, manifest: Manifest | None = None) -> np.ndarray:
-        """float32 [B,D]: the encoder's summary of each image."""
+        """float32 [B,D], of several members [B,E,D]: the encoder's summary of each image."""
         return self.predict(batch, manifest)["embedding"]
 
     @property
@@ -100,6 +104,15 @@ class Model:
         """[bins+1] redshift bin edges of `pdf`."""
         settings = self.config.redshift
         return np.linspace(settings.z_min, settings.z_max, settings.bins + 1)
+
+    def densities(self, pdf: np.ndarray) -> tuple[PDF, np.ndarray | None]:
+        """What `predict` gives as pdf, averaged over the members; and the standard deviation [N] of z_best, the median,
+        between them: None for one."""
+        if self.members == 1:
+            return PDF(self.edges, pdf), None
+        each = (PDF(self.edges, pdf[:, member]) for member in range(self.members))
+        best = [np.concatenate([block.median() for block in one.blocks()]) for one in each]
+        return PDF(self.edges, pdf.mean(1)), np.std(best, axis=0)
 
     def open_dataset(self, path: str) -> Dataset:
         """A dataset with the run's cache and, where it is the one that the run was trained on, the run's overlays."""
@@ -113,7 +126,8 @@ class Model:
         Raises InputError where the dataset's bands, size or scale do not fit the model, or it has no such output.
         """
         prepare, _ = self.compiled(dataset.manifest.to_json())
-        source = Source(dataset, prepare.arrays, prepare.columns, where)
+        columns = {*prepare.columns, *self.objective.inputs} & dataset.manifest.columns.keys()
+        source = Source(dataset, prepare.arrays, tuple(sorted(columns)), where)
         stream = Stream(source, batch_size, shuffle=False, epochs=1)
         parts: dict[str, list] = {name: [] for name in ("row", *outputs)}
         with logs.Bar("predict", stream.batches) as bar:
@@ -131,7 +145,7 @@ class Model:
         return whole.pop("row"), whole
 
 
-def completed(batch: dict, manifest: Manifest, deredden: bool) -> dict[str, np.ndarray]:
+def completed(batch: dict, manifest: Manifest, deredden: bool, columns: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
     """The entries of a batch that a model reads, with what is missing of them filled in as Model.predict says."""
     wanted = manifest.arrays["image"].shape
     shape = np.shape(batch["image"]) if "image" in batch else "missing"
@@ -148,6 +162,7 @@ def completed(batch: dict, manifest: Manifest, deredden: bool) -> dict[str, np.n
         used["bands_observed"] = ((used["image"] != empty).any((2, 3)) * bits).sum(1, dtype=np.uint32)
     if deredden and "ebv" not in batch:
         warnings.warn("batch has no 'ebv': Galactic reddening is not corrected", stacklevel=3)
+    used |= {name: np.asarray(batch.get(name, np.full(shape[0], np.nan)), np.float32) for name in columns}
     return used | ({"ebv": np.asarray(batch.get("ebv", np.zeros(shape[0])), np.float32)} if deredden else {})
 
 
@@ -181,11 +196,11 @@ def main(argv: list[str]) -> None:
     rows, found = model.predict_dataset(dataset, options.where, ("pdf",) if redshift else ("embedding",))
     catalog = catalog_of(dataset, rows)
     if redshift:
-        pdf = PDF(model.edges, found["pdf"])
+        pdf, spread = model.densities(found["pdf"])
         write_qp(options.out.with_suffix(".hdf5"), pdf, {"key": np.array(catalog["key"].to_pylist(), dtype=str)})
-        catalog = prediction_table(catalog, pdf, {})
+        catalog = prediction_table(catalog, pdf, {}, spread)
     else:
-        width = found["embedding"].shape[1]
+        width = found["embedding"][0].size if len(rows) else 1
         column = pa.FixedSizeListArray.from_arrays(pa.array(found["embedding"].ravel()), width)
         catalog = catalog.append_column("embedding", column)
     write_catalog(options.out, catalog)

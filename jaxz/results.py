@@ -77,19 +77,23 @@ def summaries(pdf: PDF) -> dict[str, np.ndarray]:
     return {name: np.asarray(values, np.float32) for name, values in columns.items()}
 
 
-def prediction_table(catalog: pa.Table, pdf: PDF, truths: Mapping[str, np.ndarray]) -> pa.Table:
+def prediction_table(
+    catalog: pa.Table, pdf: PDF, truths: Mapping[str, np.ndarray], spread: np.ndarray | None = None
+) -> pa.Table:
     """The catalogue of predictions, a row per object of `catalog` and `pdf` [N].
 
     Redshifts z_mean, z_median, z_mode, z_best (the median), central intervals z_l68 to z_u68 and z_l95 to z_u95,
-    odds (mass within 0.06 (1 + z_best)), pdf_width (half of the 68 % interval); z_true (NaN: unknown; the first
-    test set that knows it wins) and one bool column test_<name> per test set.
+    odds (mass within 0.06 (1 + z_best)), pdf_width (half of the 68 % interval); z_spread, where `spread` [N] is given:
+    the standard deviation of z_best between the members whose mean pdf is; z_true (NaN: unknown; the first test set
+    that knows it wins) and one bool column test_<name> per test set.
     """
     if not len(catalog) == len(pdf) == len(next(iter(truths.values()), catalog)):
         raise ValueError(f"catalog ({len(catalog)} rows), pdf ({len(pdf)}) and truths must be of the same objects")
     parts, z_true = [summaries(block) for block in pdf.blocks()], np.full(len(pdf), np.nan)
     for truth in truths.values():
         z_true = np.where(np.isnan(z_true), truth, z_true)
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} | {"z_true": z_true}
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    columns |= ({} if spread is None else {"z_spread": spread}) | {"z_true": z_true}
     table = catalog.select([name for name in CATALOG_COLUMNS if name in catalog.column_names])
     for name, values in columns.items():
         table = table.append_column(name, pa.array(np.asarray(values, np.float32)))
@@ -126,6 +130,7 @@ def write_results(
     catalog: pa.Table,
     pdf: PDF,
     truths: Mapping[str, np.ndarray],
+    spread: np.ndarray | None = None,
     *,
     fits: bool = False,
     resamples: int = 200,
@@ -134,12 +139,12 @@ def write_results(
     """Write predictions.parquet (and .fits), pdf.hdf5 and report.json into a run directory; returns the report.
 
     catalog: a row per predicted object, with `key` and what there is of CATALOG_COLUMNS; pdf: their densities [N];
-    truths: {test set: [N] true redshifts, NaN outside of the set}. report.json, {arm: {test set: {metric: {"value",
-    "error"}}}}, is written last: where it stands, the others are complete.
+    truths: {test set: [N] true redshifts, NaN outside of the set}; spread: as prediction_table takes it. report.json,
+    {arm: {test set: {metric: {"value", "error"}}}}, is written last: where it stands, the others are complete.
     """
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    table = prediction_table(catalog, pdf, truths)
+    table = prediction_table(catalog, pdf, truths, spread)
     scores, z_best = {}, np.concatenate([block.median() for block in pdf.blocks()])
     for name, truth in truths.items():
         rows = np.flatnonzero(np.isfinite(truth))

@@ -1,6 +1,7 @@
 """The training loop of every run: pretraining, fine-tuning, probing, baselines. The objective is an argument.
 
-    python -m jaxz.train --config=configs/pretrain_mae.py --workdir=RUN [--config.train.steps=10] [--dry_run]
+    python -m jaxz.train --config=configs/pretrain_mae.py --workdir=RUN [--config.train.steps=10]
+    python -m jaxz.train --config=configs/pretrain_mae.py --dry_run [--cluster=jean_zay_h100:4x4]
 
 Started again with the same workdir it goes on where it was. Exit codes: 0 done, 2 bad config or input, 75 stopped by a
 signal after saving.
@@ -9,15 +10,11 @@ signal after saving.
 import contextlib
 import json
 import sys
-import time
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
-import numpy as np
 
-from jaxz import errors, logs, objectives, runtime
+from jaxz import dry_run, errors, logs, objectives, runtime
 from jaxz.checkpoint import Checkpoints, Damaged
 from jaxz.config import SOURCE, complete, difference, parse, resolved, validate
 from jaxz.data import where as filters
@@ -26,11 +23,16 @@ from jaxz.data.mixture import Stage
 from jaxz.data.prepare import Normalisation, Prepare
 from jaxz.data.stream import Source, Stream
 from jaxz.files import read_json, replace
+from jaxz.flops import training_flops
+from jaxz.hardware import parse_cluster
+from jaxz.loop import Run
 from jaxz.mesh import local_slots, make_mesh, to_devices
 from jaxz.models import build
+from jaxz.models.lora import lora_init
+from jaxz.monitor import Monitor
 from jaxz.optim import make_optimizer
 from jaxz.provenance import versions
-from jaxz.state import abstract_state, fresh_state, make_step, start_from
+from jaxz.state import abstract_state, fresh_state, make_step, of_one, placed, start_from
 
 log = logs.log
 OTHERS = ("log.txt", "slurm")  # may lie in a run directory before the run
@@ -38,9 +40,12 @@ OTHERS = ("log.txt", "slurm")  # may lie in a run directory before the run
 
 def main(argv: list[str]) -> int:
     runtime.set_xla_flags()
-    workdir, dry_run, allow_change, rest = arguments(argv)
-    config = parse(rest)
+    options, rest = arguments(argv)
+    workdir, config = Path(options["--workdir"]), parse(rest)
     validate(config)
+    cluster = parse_cluster(options["--cluster"]) if options["--cluster"] else None
+    if cluster:
+        dry_run.pretend(cluster)
     runtime.start()
     first = runtime.is_first()
 
@@ -58,14 +63,13 @@ def main(argv: list[str]) -> int:
     params = jax.eval_shape(lambda: objective.init(jax.random.key(0))[0])
     optimizer = make_optimizer(config.optim, config.train.steps, params)
     with jax.set_mesh(mesh):
-        abstract = abstract_state(objective, optimizer, config.train.ema_decay, mesh)
+        abstract = abstract_state(objective, optimizer, config, mesh)
         step = make_step(objective, optimizer, prepare, config, abstract)
-        if first:
-            check_workdir(workdir, config, allow_change)
-        if dry_run:
-            from jaxz.dry_run import describe
-
-            described = describe(step, abstract, to_devices(next(stream), mesh), mesh, config)
+        if first and options["--workdir"]:
+            check_workdir(workdir, config, options["--allow_config_change"])
+        if options["--dry_run"]:
+            batch = to_devices(next(stream), mesh)
+            described = dry_run.describe(step, objective, prepare, abstract, batch, mesh, config, cluster)
             if first:
                 print(described)
             stream.close()
@@ -73,22 +77,23 @@ def main(argv: list[str]) -> int:
         lock = runtime.Lock(workdir / ".lock") if first else contextlib.nullcontext()
         runtime.wait_for_all("each has looked at the workdir, which changes now")
         logs.start_log(workdir if first else None)
+        monitor = Monitor(stream, dataset.manifest, normalisation, objective, mesh, config.train.members)
         checkpoints = Checkpoints(workdir, config.checkpoint.keep)
         restored = checkpoints.restore(abstract)
         if restored:
             state, stream_state, meta = restored
             stream.restore(stream_state)
-            seconds = meta["seconds"]
+            seconds, initial = meta["seconds"], meta.get("monitor")
         if first:
             write_config(workdir, config)
         if restored:
             log.info("%s: going on from step %d of %d", workdir, int(state.step), config.train.steps)
         else:
-            make = lambda: fresh_state(objective, optimizer, config.train.ema_decay, config.seed)
+            make = lambda: fresh_state(objective, optimizer, config)
             state = jax.jit(make, out_shardings=jax.tree.map(lambda a: a.sharding, abstract))()
             if config.init.path:
-                state = start_from(state, pretrained_params(config, abstract))
-            seconds = 0.0
+                state = start_from(state, pretrained_params(config, abstract, mesh))
+            seconds, initial = 0.0, None
             count = sum(a.size for a in jax.tree.leaves(state.params))
             log.info(
                 "%s: %d parameters on %d device(s), %d samples to train on", workdir, count, mesh.size, len(stream)
@@ -98,119 +103,43 @@ def main(argv: list[str]) -> int:
             "normalisation": normalisation.to_json(),
             "dataset": dataset.fingerprint(),
             "versions": versions(),
+            "monitor": initial or jax.tree.map(float, monitor.measure(state.params)),
         }
 
         # ---- loop ----------------------------------------------------------------------------------------------------
-        run = Run(workdir, config, checkpoints, meta, mesh, seconds, lock)
+        run = Run(workdir, config, checkpoints, monitor, meta, mesh, seconds, lock)
         with lock, contextlib.closing(stream), checkpoints, contextlib.closing(run):
-            run.loop(step, state, stream)
+            run.loop(step, state, stream, lambda batch: training_flops(step, objective, prepare, abstract, batch))
     return errors.OK
 
 
-class Run:
-    """The loop, and what it writes to the run directory. Of several processes all take part in checkpoints; the first
-    writes the rest."""
-
-    def __init__(self, workdir: Path, config, checkpoints: Checkpoints, meta: dict, mesh, seconds: float, lock):
-        self.lock, self.workdir, self.config, self.checkpoints, self.meta, self.mesh = (
-            lock,
-            workdir,
-            config,
-            checkpoints,
-            meta,
-            mesh,
-        )
-        self.seconds, self.began = seconds, time.monotonic()  # spent before this process, and its own beginning
-        self.waiting: deque = deque()  # metrics still on the device: read a step late, so that logging never blocks
-        self.written = ""  # the newest loss on disk, with its step
-        self.metrics: logs.Metrics | None = None
-
-    def loop(self, step, state, stream: Stream) -> None:
-        """Train to the last step. Raises Stopped after saving where a signal came, FloatingPointError for a loss that
-        is not finite."""
-        config = self.config
-        first, last = int(state.step), config.train.steps
-        if runtime.is_first():
-            self.metrics = logs.Metrics(self.workdir / "metrics.jsonl", first)
-        shown = self.metrics is not None
-        batches = prefetch(stream, self.mesh)
-        before = first, time.monotonic()
-        with logs.Bar(self.workdir.name, last, first, shown) as bar, runtime.StopSignal(self.mesh) as signals:
-            for n in range(first + 1, last + 1):
-                batch, stream_state = next(batches)
-                state, values = step(state, batch)
-                stop = signals.agreed()
-                if n % config.train.log_every == 0 or n == last:
-                    self.waiting.append((n, values))
-                    self.write_metrics(keep=1)
-                    now = n, time.monotonic()
-                    rate = config.train.batch_size * (now[0] - before[0]) / (now[1] - before[1])
-                    bar.update(n, f"{self.written}{rate:.0f} images/s")
-                    before = now
-                if stop or n == last or n % config.checkpoint.every == 0:
-                    self.save(n, state, values, stream_state)
-                if stop and n < last:
-                    self.checkpoints.close()
-                    raise errors.Stopped(f"{stop} at step {n} of {last}, saved; run the same command again to go on")
-        log.info("%s: done, %d steps, %s", self.workdir, last, self.written.removesuffix(", "))
-
-    def write_metrics(self, keep: int) -> None:
-        """Write all but the newest `keep` waiting lines."""
-        while len(self.waiting) > keep:
-            n, values = self.waiting.popleft()
-            values = {name: float(value) for name, value in jax.device_get(values).items()}
-            if self.metrics:
-                self.lock.check()
-                self.metrics.write(n, values)
-            self.written = f"loss {values['loss']:.4g} at step {n}, "
-            self.check_finite(n, values)
-
-    def check_finite(self, n: int, values: dict) -> None:
-        """A gradient that is not finite has spoilt the parameters, whatever the loss was before it."""
-        for name in ("loss", "optim/grad_norm"):
-            if not np.isfinite(values[name]):
-                raise FloatingPointError(f"{name} is {values[name]} at step {n}; lower optim.lr or look at the data")
-
-    def save(self, n: int, state, values: dict, stream_state: dict) -> None:
-        """Metrics first: every line up to a step is on disk before the step's checkpoint commits."""
-        self.write_metrics(keep=0)
-        self.check_finite(n, jax.device_get(values))
-        if self.metrics:
-            self.lock.check()
-            self.metrics.flush()
-        seconds = self.seconds + time.monotonic() - self.began
-        self.checkpoints.save(state, stream_state, {**self.meta, "seconds": seconds})
-        if self.metrics:
-            write_compute(self.workdir, self.config, state, seconds, self.mesh)
-
-    def close(self) -> None:
-        if self.metrics:
-            self.metrics.close()
-
-
-def arguments(argv: list[str]) -> tuple[Path, bool, bool, list[str]]:
-    """workdir, dry_run, allow_config_change and the rest. Raises InputError where workdir is missing."""
-    flags = {"--dry_run": False, "--allow_config_change": False}
-    workdir, rest = "", []
+def arguments(argv: list[str]) -> tuple[dict, list[str]]:
+    """The command's own options, and the rest. Raises InputError where workdir is missing, or a cluster is named for
+    what is no dry run."""
+    options: dict = {"--workdir": "", "--cluster": "", "--dry_run": False, "--allow_config_change": False}
+    rest = []
     for argument in argv:
         if argument in ("-h", "--help"):
             print(__doc__.strip())
             raise SystemExit(errors.OK)
-        if argument in flags:
-            flags[argument] = True
-        elif argument.startswith("--workdir="):
-            workdir = argument.split("=", 1)[1]
+        name, equals, value = argument.partition("=")
+        if argument in options and isinstance(options[argument], bool):
+            options[argument] = True
+        elif equals and options.get(name) is not None and not isinstance(options[name], bool):
+            options[name] = value
         else:
             rest.append(argument)
-    if not workdir and not flags["--dry_run"]:
+    if not options["--workdir"] and not options["--dry_run"]:
         raise errors.InputError("--workdir: is missing; name a run directory with --workdir=RUN")
-    return Path(workdir), flags["--dry_run"], flags["--allow_config_change"], rest
+    if options["--cluster"] and not options["--dry_run"]:
+        raise errors.InputError("--cluster: predicts what a run would take there; add --dry_run")
+    return options, rest
 
 
 def starting_normalisation(workdir: Path, config, dataset: Dataset) -> Normalisation:
     """The run's own where it goes on, else that of the run in init.path, else a new one for this dataset.
 
-    Raises InputError where the run in init.path has another model or other inputs than the config says.
+    Raises InputError where the run in init.path has another model, number of members or inputs than the config says.
     """
     if (workdir / "checkpoints").is_dir():
         meta = None
@@ -228,6 +157,10 @@ def starting_normalisation(workdir: Path, config, dataset: Dataset) -> Normalisa
         use = " ".join(f"--config.model.{name}={value}" for name, value in then.items() if now.get(name) != value)
         raise errors.InputError(
             f"init.path: {config.init.path!r} has another model ({'; '.join(changed)}); use the same: {use}"
+        )
+    if (members := meta["config"]["train"].get("members", 1)) not in (1, config.train.members):
+        raise errors.InputError(
+            f"init.path: {config.init.path!r} holds {members} members; set train.members={members}, or name another run"
         )
     return inherited_normalisation(meta, config, f"init.path {config.init.path!r}")
 
@@ -259,17 +192,22 @@ def run_meta(path: str) -> dict:
         checkpoints.close()
 
 
-def pretrained_params(config, abstract) -> dict:
-    """The encoder of the run in init.path, and the heads of the objectives that both have with the same settings."""
-    then = run_meta(config.init.path)["config"]
-    shared = [
-        "encoder",
-        *(name for name in config.losses if name in then["losses"] and then.get(name) == resolved(config).get(name)),
-    ]
-    wanted = {name: abstract.params[name] for name in shared}
+def pretrained_params(config, abstract, mesh) -> dict:
+    """The encoder of the run in init.path, low-rank factors merged into it, and the heads of the objectives that both
+    have with the same settings."""
+    then, now = complete(run_meta(config.init.path)["config"]), resolved(config)
+    members, rank = then["train"]["members"], then["optim"]["lora_rank"]
+    heads = (name for name in config.losses if name in then["losses"] and then.get(name) == now.get(name))
+    wanted = {name: abstract.params[name] for name in ("encoder", *heads)}
+    if members < config.train.members:
+        wanted = jax.tree.map(of_one, wanted)
+    if rank:
+        encoder, kernels = wanted["encoder"], then["optim"]["lora_kernels"]
+        make = lambda: lora_init(jax.random.key(0), encoder, kernels, rank)
+        wanted |= placed({"lora": jax.eval_shape(make)}, mesh)
     checkpoints = Checkpoints(Path(config.init.path))
     try:
-        return checkpoints.params(wanted, config.init.item)
+        return objectives.merged(checkpoints.params(wanted, config.init.item))
     finally:
         checkpoints.close()
 
@@ -281,7 +219,7 @@ def make_stream(config, dataset: Dataset, objective, prepare: Prepare, mesh) -> 
         config.train.batch_size,
         stages=[Stage(tuple(stage["ratios"]), stage.get("steps")) for stage in config.data.stages],
         seed=config.seed,
-        local=local_slots(mesh, config.train.batch_size),
+        local=local_slots(mesh, config.train.batch_size, config.train.accumulate),
         check=config.data.check,
         on_error=config.data.on_error,
         coalesce=1024 * config.data.coalesce_kib,
@@ -328,25 +266,6 @@ def make_sources(config, dataset: Dataset, arrays: tuple[str, ...], columns: set
     return sources
 
 
-def prefetch(stream: Stream, mesh, depth: int = 2):
-    """(batch on the devices, state of the stream after it), `depth` transfers ahead, by a thread of their own."""
-
-    def transfer():
-        if (batch := next(stream, None)) is None:
-            return None
-        batch.pop("row")
-        return to_devices(batch, mesh), stream.state()
-
-    pool = ThreadPoolExecutor(1, thread_name_prefix="jaxz-transfer")
-    ready = deque(pool.submit(transfer) for _ in range(depth + 1))
-    try:
-        while (pair := ready.popleft().result()) is not None:
-            ready.append(pool.submit(transfer))
-            yield pair
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def check_workdir(workdir: Path, config, allow_change: bool) -> None:
     """Hold the config against RUN/config.json. Raises InputError with the differences, or for a directory that is
     no run's."""
@@ -364,20 +283,6 @@ def check_workdir(workdir: Path, config, allow_change: bool) -> None:
 
 def write_config(workdir: Path, config) -> None:
     replace(workdir / "config.json", json.dumps(resolved(config), indent=1).encode())
-
-
-def write_compute(workdir: Path, config, state, seconds: float, mesh) -> None:
-    """RUN/compute.json: what the run has cost so far, without the run that it started from."""
-    done = int(state.step)
-    cost = {
-        "steps": done,
-        "batch_size": config.train.batch_size,
-        "images": done * config.train.batch_size,
-        "seconds": round(seconds, 1),
-        "parameters": sum(a.size for a in jax.tree.leaves(state.params)),
-        "devices": f"{mesh.size} x {jax.devices()[0].device_kind}",
-    }
-    replace(workdir / "compute.json", json.dumps(cost, indent=1).encode())
 
 
 def fail_cleanly(argv: list[str]) -> int:

@@ -15,13 +15,15 @@ from jaxz import objectives, train
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.transport import is_remote
 from jaxz.errors import InputError
+from jaxz.mesh import make_mesh
 from jaxz.models import build
+from jaxz.optim import make_optimizer
+from jaxz.state import abstract_state
 from launch.profile import expand
 from launch.request import Request
 
 INODES = 10_000  # that a run should find free
 PURGE_MARGIN = 5  # days
-ADAM = 2  # arrays of the optimizer for one of parameters
 
 
 def check(request: Request) -> None:
@@ -30,7 +32,7 @@ def check(request: Request) -> None:
     problems, seen = [*limits(request), *software(request)], set()
     for point, run in zip(request.points, request.runs, strict=True):
         try:
-            _, _, allow_change, rest = train.arguments([*request.arguments, *point.overrides, f"--workdir={run}"])
+            options, rest = train.arguments([*request.arguments, *point.overrides, f"--workdir={run}"])
             config = configs.parse(rest)
             configs.validate(config)
         except InputError as error:
@@ -42,7 +44,7 @@ def check(request: Request) -> None:
             problems += complete(request, path, config) if there else []
             seen.add(path)
         try:
-            train.check_workdir(run, config, allow_change)
+            train.check_workdir(run, config, options["--allow_config_change"])
             if there and not (request.after and config.init.path):  # which that job is yet to train
                 problems += room(run, config)
         except InputError as error:
@@ -102,13 +104,14 @@ def precision(request: Request, config) -> Iterator[str]:
 
 def division(request: Request, config) -> Iterator[str]:
     """The batch, and the mesh, over every number of nodes that the job may get."""
-    batch, fsdp = config.train.batch_size, config.mesh.fsdp
+    batch, slices, fsdp = config.train.batch_size, config.train.accumulate, config.mesh.fsdp
     for nodes in range(request.nodes[0], request.nodes[1] + 1):
         devices = nodes * request.tasks
-        told = f"the {devices} devices of {nodes} node(s)"
-        if batch % devices:
-            near = batch // devices * devices or devices
-            yield f"train.batch_size: {batch} is not divisible by {told}; use {near}, or other --nodes"
+        told, whole = f"the {devices} devices of {nodes} node(s)", devices * slices
+        if batch % whole:
+            parts = f"{told} x train.accumulate {slices}" if slices > 1 else told
+            near = batch // whole * whole or whole
+            yield f"train.batch_size: {batch} is not divisible by {parts}; use {near}, or other --nodes"
         if devices % fsdp or config.mesh.data not in (-1, devices // fsdp):
             yield f"mesh: data {config.mesh.data} x fsdp {fsdp} is not {told}; use mesh.data=-1 and a divisor as fsdp"
 
@@ -180,10 +183,11 @@ def room(run: Path, config) -> Iterator[str]:
     objective = objectives.Objective(
         build(config.model, normalisation.bands, normalisation.size), config, normalisation
     )
-    params, extra = jax.eval_shape(objective.init, jax.random.key(0))
-    size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-    state = size(params) * (1 + ADAM + bool(config.train.ema_decay)) + size(extra)
-    needed = state * (config.checkpoint.keep + 1)  # one is written before one is deleted
+    params = jax.eval_shape(lambda: objective.init(jax.random.key(0))[0])
+    optimizer = make_optimizer(config.optim, config.train.steps, params)
+    state = abstract_state(objective, optimizer, config, make_mesh(1, 1))
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    needed = size * (config.checkpoint.keep + 1)  # one is written before one is deleted
     folder = next(folder for folder in (run, *run.parents) if folder.is_dir())
     free = os.statvfs(folder)
     if free.f_bavail * free.f_frsize < needed:

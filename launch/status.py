@@ -90,12 +90,9 @@ def of_files(run: Path) -> tuple[str, str, str, str, str]:
     train = read_json(run / "config.json", "the run's config")["train"]
     last = last_line(run / "metrics.jsonl")
     step, steps = last.get("step", 0), train["steps"]
-    rate = ""
-    left = ""
-    if (run / "compute.json").exists():
-        cost = read_json(run / "compute.json", "what the run has cost")
-        speed = cost["images"] / max(cost["seconds"], 1e-9)
-        rate, left = f"{speed:,.0f}", duration((steps - step) * train["batch_size"] / max(speed, 1e-9))
+    speed = last_line(run / "perf.jsonl").get("perf/images_per_s")
+    rate = f"{speed:,.0f}" if speed else ""
+    left = duration((steps - step) * train["batch_size"] / speed) if speed else ""
     saved = [path for path in run.glob("checkpoints/*") if path.name.isdecimal()]
     newest = max(saved, key=lambda path: int(path.name), default=None)
     age = f"{newest.name}, {duration(time.time() - newest.stat().st_mtime)} ago" if newest else "none"
@@ -103,7 +100,7 @@ def of_files(run: Path) -> tuple[str, str, str, str, str]:
 
 
 def last_line(path: Path) -> dict:
-    """The last whole line of a metrics.jsonl; {} without one."""
+    """The last whole line of a metrics.jsonl or perf.jsonl; {} without one."""
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     return json.loads(lines[-1]) if lines else {}
 

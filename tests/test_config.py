@@ -1,5 +1,7 @@
 """Configs: what a file and the command line may say, and how the rest is refused."""
 
+import json
+
 import pytest
 
 from jaxz.config import complete, default, difference, fill, parse, resolved, validate
@@ -40,8 +42,8 @@ def test_a_file_that_is_no_config_is_named(tmp_path, body, message):
 LINES = [
     ("config.trian = dict(steps=3)", r"own.py' sets trian.steps, which is no field. Did you mean 'train.steps'"),
     ("config.train.stepz = 3", r"own.py' sets train.stepz, which is no field. Did you mean 'train.steps'"),
-    ("config.train = dict(steps=3)", r"own.py' leaves out train.batch_size and 3 other"),
-    ("del config.optim", r"own.py' leaves out optim.b2 and 5 other"),
+    ("config.train = dict(steps=3)", r"own.py' leaves out train.accumulate and 6 other"),
+    ("del config.optim", r"own.py' leaves out optim.b2 and 12 other"),
     ("del config.losses", r"own.py' has no losses; set config.losses = dict\(NAME=1.0\)"),
     (
         "config.losses = dict(mae=1.0); config.mae = dict(mask_ratioo=0.5)",
@@ -49,7 +51,10 @@ LINES = [
     ),
     ("config.redshift = dict(bins='3')", r"own.py' sets redshift.bins to '3', which is no int"),
     ("del config.seed; config.seed = '3'", r"own.py' sets seed to '3', which is no int"),
-    ("del config.augment.square; config.augment.square = 1", r"own.py' sets augment.square to 1, which is no bool"),
+    (
+        "del config.augment.subpixel; config.augment.subpixel = 1",
+        r"own.py' sets augment.subpixel to 1, which is no bool",
+    ),
     ("config.train.steps = 'a'", r"own.py, line 4: TypeError"),
 ]
 
@@ -82,7 +87,7 @@ OVERRIDES = [
     ("train.stepz=3", r"train.stepz is no field of '.*own.py'. Did you mean 'steps'"),
     ("data.path.x=3", r"data.path.x is no field of '.*own.py'\.$"),
     ("train.steps=1.5", r"train.steps=1.5: invalid literal"),
-    ("augment.square=3", r"augment.square=3: .*Non-boolean"),
+    ("augment.subpixel=3", r"augment.subpixel=3: .*Non-boolean"),
     ("mae.mask_ratio=0.5", r"mae.mask_ratio is no field of '.*own.py'"),
     ("losses=3", r"losses=3: .*not a dict"),
 ]
@@ -104,7 +109,12 @@ VALUES = [
     ("mae.decoder_heads=3", "mae.decoder_heads: 3 must be a divisor of mae.decoder_width"),
     ("redshift.bins=10001", "redshift.bins: 10001 must be from 2 to 10000"),
     ("train.batch_size=1000001", "train.batch_size: 1000001 must be from 1 to 1000000"),
-    ("model.dtype=float16", "model.dtype: 'float16' must be float32 or bfloat16"),
+    ("model.dtype=float64", "model.dtype: 'float64' must be one of float32, bfloat16, float16"),
+    ("augment.orientation=cube", "augment.orientation: 'cube' must be 'square', 'any' or 'none'"),
+    ("augment.noise=(0.5,2.0)", r"augment.noise: \(0.5, 2.0\) must be \(\) or \(low, high\) of at least 1"),
+    ("augment.noise=(2.0,)", r"augment.noise: \(2.0,\) must be"),
+    ("augment.psf_fwhm=(1.0,'x')", r"augment.psf_fwhm: \(1.0, 'x'\) must be \(\) or \(low, high\) in arcsec"),
+    ("augment.ebv=0.1", "augment.ebv: 0.1 reddens images that data.deredden corrects"),
     (f"seed={2**63}", f"seed: {2**63} must be of 64 bits"),
 ]
 
@@ -151,6 +161,19 @@ def test_an_old_config_is_completed_with_the_defaults():
     old = {**whole, "data": {"path": "d"}, "redshift": {"bins": 3}}
     del old["mesh"]
     assert complete(old) == {**whole, "data": {**whole["data"], "path": "d"}}
+
+
+@pytest.mark.parametrize(("augmented", "shift", "orientation"), [(True, 2, "square"), (False, 3, "none")])
+def test_an_old_config_is_completed_under_the_present_names(augmented, shift, orientation):
+    """Moves belonged to what data.augment switched."""
+    whole = default()
+    whole.losses, whole.data.path = dict(mae=0.5), "d"
+    whole.augment.orientation, whole.augment.shift = orientation, shift if augmented else 0
+    whole = resolved(fill(whole))
+    old = {**whole, "data": {**whole["data"], "augment": augmented, "shift": shift}}
+    del old["augment"]
+    before = json.dumps(old)
+    assert complete(old) == whole and json.dumps(old) == before
 
 
 def test_difference_names_the_field():

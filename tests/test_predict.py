@@ -118,6 +118,27 @@ def test_predict_writes_a_catalog_and_pdfs(run, dataset, tmp_path, name, capsys)
     assert (tmp_path / "out.hdf5").exists() and f"{count} objects" in capsys.readouterr().out
 
 
+def test_an_ensemble_predicts_the_mean_and_its_spread(run, dataset, tmp_path):
+    """Which begins with one pretrained model, goes on from its checkpoint, and is refused as the beginning of one."""
+    config, workdir = small_config(tmp_path, dataset, depth=1, redshift=1.0), tmp_path / "members"
+    arguments = [config, f"--workdir={workdir}", f"--config.init.path={run}", "--config.train.members=3"]
+    train.main([*arguments, "--config.train.steps=4", "--config.checkpoint.every=2"])
+    model = jaxz.load_run(workdir)
+    opened = jaxz.open_dataset(dataset)
+    rows, found = model.predict_dataset(opened, "split == 'test'", ("pdf", "embedding"))
+    assert found["pdf"].shape == (len(rows), 3, 150) and found["embedding"].shape == (len(rows), 3, 32)
+    evaluate.main([f"--workdir={workdir}", f"--dataset={dataset}"])
+    table = pq.read_table(workdir / "predictions.parquet")
+    best = [PDF(model.edges, found["pdf"][:, m]).median() for m in range(3)]
+    np.testing.assert_allclose(table["z_spread"].to_numpy(), np.std(best, axis=0), atol=1e-6)
+    mean = PDF(model.edges, found["pdf"].mean(1))
+    np.testing.assert_allclose(table["z_best"].to_numpy(), mean.median(), atol=1e-6)
+    assert np.std(best, axis=0).min() > 0
+    with pytest.raises(InputError, match="init.path: .* holds 3 members; set train.members=3"):
+        train.main([config, f"--workdir={tmp_path / 'x'}", f"--config.init.path={workdir}"])
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_run_without_redshifts_gives_reconstructions_and_embeddings(dataset, tmp_path):
     config = small_config(tmp_path, dataset, depth=1, mae=1.0)
     train.main([config, f"--workdir={tmp_path / 'mae'}", "--config.train.steps=2"])

@@ -21,8 +21,9 @@ ROOT = Path(__file__).parents[1]
 
 # Each layer may import those before it, and itself.
 LAYERS = (
-    ("errors", "files", "progress", "provenance", "data.compact", "data.augment"),
+    ("errors", "files", "progress", "provenance", "data.compact", "data.resample", "data.augment"),
     ("data.manifest", "data.order", "data.where", "data.cache", "data.transport", "config", "mesh", "runtime"),
+    ("collectives", "events", "flops", "hardware"),
     ("data.index", "data.overlays", "data.quarantine", "data.staging", "data.columns", "data.tars"),
     ("data.astropy_views",),
     ("data.dataset", "data.layers", "data.writer"),
@@ -30,12 +31,14 @@ LAYERS = (
     ("data.mixture",),
     ("data.stream",),
     ("models", "photoz", "logs"),
+    ("pretrained",),
     ("objectives",),
-    ("optim", "state"),
-    ("checkpoint", "dry_run"),
+    ("optim", "state", "monitor"),
+    ("checkpoint", "dry_run", "perf"),
+    ("loop",),
     ("results", "report_data", "report_tables", "report_figures"),
     ("predict", "report", "photometry"),
-    ("evaluate", "train"),
+    ("evaluate", "probe", "train"),
 )
 
 
@@ -138,6 +141,12 @@ def survey(tmp_path_factory):
     return blobs(tmp_path_factory.mktemp("survey") / "d", samples=16, size=64, shards=1)
 
 
+def abstract_view(size):
+    shape = (2, 3, size, size)
+    of = jax.ShapeDtypeStruct
+    return {"image": of(shape, "float32"), "mask": of(shape, "bool"), "sky": of(shape[:2], "float32")}
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=[p.stem for p in CONFIGS])
 def test_every_config_is_valid_and_makes_a_model(path, survey):
     config = parse([f"--config={path}", f"--config.data.path={survey}"])
@@ -147,14 +156,11 @@ def test_every_config_is_valid_and_makes_a_model(path, survey):
     encoder = build(config.model, normalisation.bands, normalisation.size)
     objective = objectives.Objective(encoder, config, normalisation)
     params, extra = jax.eval_shape(objective.init, jax.random.key(0))
-    image = jax.ShapeDtypeStruct((2, 3, 64, 64), "float32")
-    batch = {
-        "image": image,
-        "mask": jax.ShapeDtypeStruct(image.shape, "bool"),
-        "sky": jax.ShapeDtypeStruct((2, 3), "float32"),
-    }
+    batch = {**abstract_view(64), "views": [abstract_view(64)] * objective.views}
+    batch["crops"] = [abstract_view(objective.crops[1])] * objective.crops[0]
     batch |= {name: jax.ShapeDtypeStruct((2,), "float32") for name in objective.columns}
-    loss, _ = jax.eval_shape(objective.loss, params, {}, extra, batch, jax.random.key(0), 0)
+    ema = params if config.train.ema_decay else {}
+    loss, _ = jax.eval_shape(objective.loss, params, ema, extra, batch, jax.random.key(0), 0)
     assert loss.shape == ()
     header = ast.get_docstring(ast.parse(path.read_text()))
     for part in (f"python -m jaxz.train --config=configs/{path.name} --workdir=", "Hardware:", "Time:", "Expect"):

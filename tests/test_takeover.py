@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxz import errors, train
+from jaxz import errors, loop, train
 from jaxz.errors import InputError
 from tests.helpers import small_config
 from tests.multiprocess.test_training import losses
@@ -12,7 +12,7 @@ from tests.multiprocess.test_training import losses
 def test_who_has_been_taken_over_does_not_save(blob_dataset, tmp_path, monkeypatch):
     config = [small_config(tmp_path, blob_dataset, depth=1, redshift=1.0), "--config.train.log_every=20"]
     arguments = [*config, f"--workdir={tmp_path / 'run'}"]
-    lock, handed = tmp_path / "run" / ".lock", train.prefetch
+    lock, handed = tmp_path / "run" / ".lock", loop.prefetch
 
     def handing(*given):
         for n, batch in enumerate(handed(*given), 1):
@@ -20,7 +20,7 @@ def test_who_has_been_taken_over_does_not_save(blob_dataset, tmp_path, monkeypat
                 lock.write_text("a newer life")
             yield batch
 
-    monkeypatch.setattr(train, "prefetch", handing)
+    monkeypatch.setattr(loop, "prefetch", handing)
     with pytest.raises(InputError, match="another process has taken over"):
         train.main(arguments)
     monkeypatch.undo()

@@ -193,6 +193,32 @@ def test_a_probe_starts_from_the_pretrained_encoder_and_leaves_it_alone(straight
     assert load_run(workdir).normalisation == load_run(straight).normalisation
 
 
+def test_low_rank_factors_are_trained_of_a_pretrained_encoder_that_stays(straight, blob_dataset, tmp_path):
+    workdir, arguments = (
+        tmp_path / "lora",
+        [small_config(tmp_path, blob_dataset, redshift=1.0), "--config.train.steps=3"],
+    )
+    run(*arguments, f"--workdir={workdir}", f"--config.init.path={straight}", "--config.optim.lora_rank=2")
+    before, after = load_run(straight), load_run(workdir)
+    jax.tree.map(np.testing.assert_array_equal, before.params["encoder"], after.params["encoder"])
+    up = after.params["lora"]["blocks"]["up"]["kernel"]
+    assert np.abs(up["b"]).max() > 0 and not any("encoder" in name for name in digests(workdir)["opt"])
+
+    run(*arguments, f"--workdir={tmp_path / 'on'}", f"--config.init.path={workdir}", "--config.optim.frozen=^encoder/")
+    merged = load_run(tmp_path / "on").params["encoder"]["blocks"]["up"]["kernel"]
+    np.testing.assert_allclose(
+        merged, before.params["encoder"]["blocks"]["up"]["kernel"] + up["a"] @ up["b"], rtol=1e-5
+    )
+
+
+def test_a_float16_run_follows_a_float32_one(tiny, tmp_path):
+    for kind in ("float32", "float16"):
+        run(tiny, f"--workdir={tmp_path / kind}", f"--config.model.dtype={kind}")
+    np.testing.assert_allclose(losses(tmp_path / "float16"), losses(tmp_path / "float32"), rtol=5e-3)
+    last = json.loads((tmp_path / "float16" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["optim/loss_scale"] == 2**15 and last["optim/skipped"] == 0
+
+
 def test_a_fine_tuning_goes_on_without_the_run_it_started_from(straight, blob_dataset, tmp_path):
     pretrained, workdir = tmp_path / "pretrained", tmp_path / "tuned"
     shutil.copytree(straight, pretrained)
@@ -308,6 +334,15 @@ BAD = [
     (["--config.model.name=resnet"], "model.name: 'resnet' is no backbone"),
     (["--config.init.path=nowhere"], "init.path: 'nowhere' is no run directory"),
     (["--config.optim.frozen=^nothing/"], "optim.frozen: '\\^nothing/' matches no parameter"),
+    (["--config.optim.lr_rules=('.', 1.0)"], "optim.lr_rules: .* must be pairs"),
+    (["--config.optim.decay_rules=()"], "optim.decay_rules: .* must be pairs"),
+    (["--config.optim.lr_rules=(('^encoder/', 0.5),)"], "optim.lr_rules: no rule covers '(mae|fluxes|redshift)/"),
+    (
+        ["--config.optim.lora_rank=2", "--config.optim.lora_kernels=norm"],
+        "optim.lora_kernels: 'norm' finds .*no matrix",
+    ),
+    (["--config.train.accumulate=3"], "train.accumulate: 3 does not divide train.batch_size 16"),
+    (["--config.train.members=2", f"--config.seed={2**63 - 1}"], "seed: .* pass 64 bits"),
     (["--config.optim.frozen=("], "optim.frozen: '\\(' is no regular expression"),
     (["--config.mesh.fsdp=3"], "mesh.fsdp: 3 does not divide"),
     (["--config.train.steps=0", "--config.optim.lr=-1.0"], "train.steps: 0 .*; optim.lr: -1.0"),

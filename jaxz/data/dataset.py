@@ -180,7 +180,8 @@ class Dataset:
         whatever they were measured in. unit "uJy": images in microjansky per pixel, float32, not dereddened (pixels
         that are not observed stay 0, as their masks say); "": the stored numbers.
 
-        "wcs" is the astropy.wcs.WCS of the images' pixels where the index has x, y, ra and dec of enough neighbours:
+        "wcs" is the astropy.wcs.WCS of the images' pixels where all bands have one scale and the index has x, y, ra and
+        dec of enough neighbours:
         see jaxz.data.astropy_views.cutout_wcs. Raises InputError for a row or a unit that there is not."""
         if not isinstance(row, int | np.integer) or not 0 <= row < len(self):
             raise InputError(f"row {row!r} is not a row number of the dataset, 0..{len(self) - 1}")

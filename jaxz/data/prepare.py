@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxz.data import compact
-from jaxz.data.augment import augmented
+from jaxz.data.augment import Augment
 from jaxz.data.manifest import Band, Manifest
 from jaxz.errors import InputError, suggest
 
@@ -109,24 +109,29 @@ class Prepare:
         self.factor = np.where(there, factor, 0).astype(np.float32)
         self.sky = np.where(there, [b.sky_sigma for b in bands] * self.factor, 1).astype(np.float32)
         self.there, self.deredden = there, normalisation.deredden
-        self.augment, self.views, self.crops = augment, views, crops
+        least = crops[1] if crops[0] else normalisation.size
+        self.augment = augment and Augment(augment, bands, normalisation.size, least)
+        self.views, self.crops = views, crops
         if self.deredden and "ebv" not in manifest.columns:
             raise InputError(
                 "data.deredden: the dataset has no column 'ebv', which the model's inputs are corrected by; convert it "
                 "with E(B-V), or train with data.deredden=False"
             )
         self.extinction = np.array([band.a_over_ebv for band in normalisation.bands], np.float32)
-        self.fluxes = [f"flux_{band.name}" for band in normalisation.bands]
+        self.fluxes = [
+            (c, f"{kind}_{band.name}") for c, band in enumerate(normalisation.bands) for kind in ("flux", "fluxerr")
+        ]
         arrays = ["image", *(["image_mask"] if "image_mask" in manifest.arrays else [])]
         columns = [name for name in ("bands_observed",) if name in manifest.columns] + ["ebv"] * self.deredden
         self.arrays, self.columns = tuple(arrays), tuple(columns)  # of the dataset: what the stream must carry
 
     def __call__(self, batch: dict, key: jax.Array) -> dict:
         """image [B,C,H,W], in stored units or compact levels with their entries, becomes float32, mask [B,C,H,W] is
-        true where observed, sky [B,C] is the background's sigma in the same unit; the catalog's flux_<band> are
-        dereddened where the image is; nonfinite [B] is the share of the observed pixels that hold NaN or inf and are
-        therefore masked; other entries pass. views and crops: lists of {image, mask, sky}, the first view being the one
-        above. `key` moves only augmentation, which depends on (key, number of the view, epoch, position)."""
+        true where observed, sky [B,C] is the background's sigma in the same unit; the catalog's flux_<band> and
+        fluxerr_<band> are dereddened where the image is; nonfinite [B] is the share of the observed pixels that hold
+        NaN or inf and are therefore masked; other entries pass. views and crops: lists of {image, mask, sky}, the first
+        view being the one above. `key` moves only augmentation, which depends on (key, number of the view, epoch,
+        position)."""
         stored = jnp.asarray(batch["image"])
         if "image_dither" in batch:
             stored = restore(stored, *(batch[name] for name in COMPACT), self.compact.steps)
@@ -147,13 +152,13 @@ class Prepare:
             ebv = jnp.nan_to_num(batch["ebv"].astype(jnp.float32))  # unknown reddening: taken as none
             brighter = 10 ** (0.4 * ebv[:, None] * self.extinction)  # [B,C]
             flux, sky = flux * brighter[..., None, None], sky * brighter
-            rest |= {name: rest[name] * brighter[:, c] for c, name in enumerate(self.fluxes) if name in rest}
+            rest |= {name: rest[name] * brighter[:, c] for c, name in self.fluxes if name in rest}
         if self.augment is None:
             views, crops = [seen(flux, mask, sky)], []
         else:
             numbers = [batch[name].astype(jnp.uint32) for name in ("epoch", "position", "source") if name in batch]
             look = lambda n, size: seen(
-                *augmented(flux, mask, sky, jnp.stack(numbers, 1), jax.random.fold_in(key, n), self.augment, size)
+                *self.augment(flux, mask, sky, jnp.stack(numbers, 1), jax.random.fold_in(key, n), size)
             )
             views = [look(n, flux.shape[-1]) for n in range(self.views)]
             crops = [look(self.views + n, self.crops[1]) for n in range(self.crops[0])]

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import io
 import json
+import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ from jaxz.files import read_json, replace, replacing
 
 # Of images, with the dtype that the writer is given: float16 would round bright pixels by more than compact does.
 ENCODINGS = {"raw": "float16", "compact": "float32"}
+DIGEST = re.compile("'[0-9a-f]{64}'")  # which tells people nothing
 STEP_SIGMA = 0.125  # of a compact image: the noise grows by 0.065 % (a variance of step^2 / 12)
 
 
@@ -58,10 +60,11 @@ class DatasetWriter:
         if found != self.plan:
             was = found if isinstance(found, dict) else {}
             first = min((k for k in {*was, *self.plan} if was.get(k) != self.plan.get(k)), default="plan")
-            raise InputError(
-                f"{first}: {self.plan.get(first)!r}, but {str(path)!r} was begun with {was.get(first)!r}; "
-                "choose another directory or the same arguments"
-            )
+            now, then = (repr(values[first]) if first in values else "nothing" for values in (self.plan, was))
+            differs = f"{now}, but {str(path)!r} was begun with {then}"
+            if DIGEST.search(now + then):
+                differs = f"its content is not that with which {str(path)!r} was begun"
+            raise InputError(f"{first}: {differs}; choose another directory or the same arguments and inputs")
         for folder in ("shards", "index"):
             (self.path / folder).mkdir(exist_ok=True)
 
@@ -145,12 +148,12 @@ class DatasetWriter:
         keys = lambda n: read_index(self._index(int(found[n].name)), ["key"])["key"].to_pylist()
         for n, _, key, _ in repeated_keys(hashes, keys):
             raise InputError(f"key {key!r} of shard {found[n].name} stands in an earlier shard; ids must be unique")
+        for n in {*range(shards)} - {int(shard.name) for shard in found}:  # before the end, or a kill would leave them
+            self._index(n).unlink(missing_ok=True)
+            self._tar(n).unlink(missing_ok=True)
         provenance = {**self.manifest.provenance, **(provenance or {}), "plan": self.plan}
         manifest = dataclasses.replace(self.manifest, shards=tuple(found), splits=splits, provenance=provenance)
         replace(self.path / "dataset.json", manifest.to_json().encode())
-        for n in {*range(shards)} - {int(shard.name) for shard in found}:
-            self._index(n).unlink(missing_ok=True)
-            self._tar(n).unlink(missing_ok=True)
         (self.path / "writing.json").unlink(missing_ok=True)
         return manifest
 

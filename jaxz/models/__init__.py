@@ -11,14 +11,27 @@ from jaxz.models.functional import Functional
 
 
 class Encoder(Functional):
-    """encoder(params, image [B,C,H,W], mask [B,C,H,W], ...) -> Encoded(cls [B,width], tokens [B,N,width])."""
+    """encoder(params, image [B,C,H,W], mask [B,C,H,W], ...) -> Encoded(cls [B,width], tokens [B,N,width], observed).
+
+    Attributes: bands, size in pixels, tokens (N, the number of patches), width, dtype (of the computation).
+    """
 
     def __init__(self, config, bands, size: int):
         super().__init__(lambda rngs: backbone(config.name).Backbone(config, bands, size, rngs=rngs))
         image = jax.ShapeDtypeStruct((1, len(bands), size, size), jnp.float32)
         encoded = jax.eval_shape(self, jax.eval_shape(self.init, jax.random.key(0)), image, image)
-        self.bands, self.size = bands, size
+        self.bands, self.size, self.dtype = bands, size, jnp.dtype(config.dtype)
         self.tokens, self.width = encoded.tokens.shape[1:]
+
+    def views(self, params: dict, views: list[dict], hidden: jax.Array | None = None, **kwargs):
+        """Encoded(cls [B,V,D], tokens [B,V,N,D]) of V views {image, mask} of each object, all of one size; hidden bool
+        [B,V,N]. One batch in which an object's views lie together: on a mesh they stay on its device."""
+        together = lambda arrays: jnp.stack(arrays, 1).reshape(-1, *arrays[0].shape[1:])
+        image, mask = (together([view[name] for view in views]) for name in ("image", "mask"))
+        if hidden is not None:
+            kwargs["hidden"] = hidden.reshape(-1, hidden.shape[-1])
+        encoded = self(params, image, mask, **kwargs)
+        return jax.tree.map(lambda a: a.reshape(-1, len(views), *a.shape[1:]), encoded)
 
 
 def build(config, bands, size: int) -> Encoder:

@@ -4,39 +4,85 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from jaxz.models import layers
-from jaxz.models.stems import FusedStem
+from jaxz.models import attention, layers, stems
 
-SETTINGS = dict(width=384, depth=12, heads=6, patch=8, dtype="float32")
+SETTINGS = dict(
+    width=384,
+    depth=12,
+    heads=6,
+    patch=8,
+    mlp="gelu",  # or "swiglu"
+    stem="fused",  # how bands become tokens: a module of jaxz/models/stems ...
+    groups=3,  # ... of bands, for the stem "grouped"
+    sample_bands=True,  # for "per_band": leave some bands of each image out in training
+    position="learned",  # or "rope": rotary
+    summary="mean",  # of the patches, or "cls": a token of its own
+    registers=0,  # tokens to compute with (Darcet et al. 2024)
+    layer_scale=0.0,  # what LayerScale begins with; 0: none
+    drop_path=0.0,  # chance of the last block's branches to be dropped in training (stochastic depth)
+    dtype="float32",  # of the computation; parameters and results are float32
+    attention="auto",  # its kernel: "xla", "cudnn", or the faster one that there is
+    remat="none",  # what the backward pass computes again: "block", or all but matrix products, "dots"
+)
+one_of = lambda name, *values: (lambda s: s[name] in values, f"one of {', '.join(values)}")
 CHECKS = {
     "width": (lambda s: s.width >= 1, "at least 1"),
     "depth": (lambda s: s.depth >= 1, "at least 1"),
     "heads": (lambda s: s.heads >= 1 and s.width % s.heads == 0, "a divisor of model.width"),
     "patch": (lambda s: s.patch >= 1, "at least 1"),
-    "dtype": (lambda s: s.dtype in ("float32", "bfloat16"), "float32 or bfloat16"),
+    "mlp": one_of("mlp", "gelu", "swiglu"),
+    "stem": one_of("stem", *stems.NAMES),
+    "groups": (lambda s: s.groups >= 1, "at least 1"),
+    "position": (
+        lambda s: s.position == "learned" or (s.position == "rope" and s.width % (4 * s.heads) == 0),
+        "learned, or rope with heads of a multiple of 4",
+    ),
+    "summary": one_of("summary", "mean", "cls"),
+    "registers": (lambda s: s.registers >= 0, "at least 0"),
+    "layer_scale": (lambda s: s.layer_scale >= 0, "at least 0"),
+    "drop_path": (lambda s: 0 <= s.drop_path < 1, "in [0, 1)"),
+    "dtype": one_of("dtype", "float32", "bfloat16", "float16"),
+    "attention": one_of("attention", *attention.KERNELS),
+    "remat": one_of("remat", *layers.REMAT),
+}
+
+# config.model.update(SIZES["B"]): Dosovitskiy et al. 2021, table 1; Touvron et al. 2021; g is DINOv2's.
+SIZES = {
+    "Ti": dict(width=192, depth=12, heads=3),
+    "S": dict(width=384, depth=12, heads=6),
+    "B": dict(width=768, depth=12, heads=12),
+    "L": dict(width=1024, depth=24, heads=16),
+    "g": dict(width=1536, depth=40, heads=24, mlp="swiglu"),
 }
 
 
 class Encoded(NamedTuple):
     cls: jax.Array  # [B,D] the whole image, float32
-    tokens: jax.Array  # [B,N,D] one per patch (those kept)
+    tokens: jax.Array  # [B,N,D] one per patch (those kept), float32; of several the mean, 0 where none is observed
+    observed: jax.Array  # bool [B,N]: which patches hold an observation; the fused stem counts all
 
 
 class Backbone(nnx.Module):
-    """ViT with the fused stem. config: width, depth, heads, patch, dtype.
-
-    cls is the mean of the normalised tokens: in few steps it learned redshifts better than a token of its own.
+    """ViT with the settings above. With summary="mean", cls is the mean of the normalised tokens: in few steps it
+    learned redshifts better than a token of its own.
     """
 
     def __init__(self, config, bands, size: int, *, rngs: nnx.Rngs):
         dtype = jnp.dtype(config.dtype)
-        self.stem = FusedStem(bands, config.patch, config.width, dtype, rngs=rngs)
-        tokens = (size // config.patch) ** 2
-        self.position = nnx.Param(0.02 * jax.random.normal(rngs.params(), (tokens, config.width)))
-        block = lambda r: layers.Block(config.width, config.heads, dtype, rngs=r)
+        self.stem = stems.find(config.stem)(bands, config, dtype, rngs=rngs)
+        self.patch, self.head = config.patch, config.width // config.heads
+        token = lambda count: nnx.Param(0.02 * jax.random.normal(rngs.params(), (count, config.width)))
+        self.position = token((size // config.patch) ** 2) if config.position == "learned" else None
+        self.cls_token = token(1) if config.summary == "cls" else None
+        self.register_token = token(config.registers) if config.registers else None
+        block = lambda r: layers.Block(
+            config.width, config.heads, dtype, config.mlp, config.layer_scale, config.attention, rngs=r
+        )
         self.blocks = layers.stack(config.depth, block, rngs)
+        self.drop_path, self.remat = config.drop_path, config.remat
         self.norm = nnx.LayerNorm(config.width, rngs=rngs)
 
     def __call__(
@@ -50,17 +96,60 @@ class Backbone(nnx.Module):
     ) -> Encoded:
         """image, mask [B,C,h,w] (mask: true where observed), of the model's size or a crop from about its middle.
 
-        keep int [B,K]: encode these patches only; hidden bool [B,N] and mask_token [D]: what stands for these patches.
-        key: of what is random in training; without it nothing is.
+        keep int [B,K]: encode these patches only; hidden bool [B,N] and mask_token [D]: what stands for all tokens of
+        these patches. key: of what is random in training; without it nothing is.
         """
-        x = self.stem(image, mask)
+        stem_key, path_key = (None, None) if key is None else jax.random.split(key)
+        x, observed = self.stem(image, mask, stem_key)  # [B,G,N,D], [B,G,N]
         if hidden is not None:
-            x = jnp.where(hidden[..., None], mask_token.astype(x.dtype), x)
-        x = x + middle(self.position[...], x.shape[1]).astype(x.dtype)
+            x = jnp.where(hidden[:, None, :, None], mask_token.astype(x.dtype), x)
+        if self.position is not None:
+            x = x + middle(self.position[...], x.shape[2]).astype(x.dtype)
+        place = places(image.shape[2] // self.patch, image.shape[3] // self.patch)  # [N,2]
         if keep is not None:
-            x = jnp.take_along_axis(x, keep[..., None], axis=1)
-        tokens = self.norm(layers.scan(self.blocks, x).astype(jnp.float32))
-        return Encoded(tokens.mean(1), tokens)
+            x, place = jnp.take_along_axis(x, keep[:, None, :, None], axis=2), jnp.asarray(place)[keep]
+            observed = None if observed is None else jnp.take_along_axis(observed, keep[:, None], axis=2)
+        own, x = self.transform(x, observed, place, path_key)
+        return summarise(own, x, observed)
+
+    def transform(self, x: jax.Array, observed, place: jax.Array, key) -> tuple[jax.Array | None, jax.Array]:
+        """The cls token [B,D], where there is one, and tokens [B,G,N,D], both normalised and float32, of tokens x,
+        observed [B,G,N] or None, at place [N,2] or [B,N,2]."""
+        batch, groups, patches, width = x.shape
+        own = [token[...] for token in (self.cls_token, self.register_token) if token is not None]
+        own = [jnp.broadcast_to(token, (batch, *token.shape)).astype(x.dtype) for token in own]
+        x = jnp.concatenate([*own, x.reshape(batch, groups * patches, width)], axis=1)
+        count = x.shape[1] - groups * patches  # tokens of no patch, which all look at
+        mask = angles = None
+        if observed is not None:
+            mask = jnp.pad(observed.reshape(batch, -1), ((0, 0), (count, 0)), constant_values=True)
+        if self.position is None:
+            angles = jnp.tile(attention.rotary_angles(place, self.head), (groups, 1))
+            angles = jnp.pad(angles.reshape(-1, *angles.shape[-2:]), ((0, 0), (count, 0), (0, 0)))
+        x = layers.scan(self.blocks, x, mask, angles, self.drop_path, key, self.remat)
+        x = self.norm(x.astype(jnp.float32))
+        cls = None if self.cls_token is None else x[:, 0]
+        return cls, x[:, count:].reshape(batch, groups, patches, width)
+
+
+def summarise(cls: jax.Array | None, x: jax.Array, observed: jax.Array | None) -> Encoded:
+    """Encoded of the cls token [B,D], if any, and tokens x [B,G,N,D], of which those `observed` [B,G,N] count."""
+    if observed is None:
+        observed = jnp.ones(x.shape[:3], bool)
+    tokens = masked_mean(x, observed)
+    observed = observed.any(1)
+    return Encoded(masked_mean(tokens, observed) if cls is None else cls, tokens, observed)
+
+
+def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """The mean over axis 1 of x [B,M,...,D] where mask [B,M,...] says so; 0 where it nowhere does."""
+    mask = mask[..., None]
+    return jnp.where(mask, x, 0).sum(1) / jnp.maximum(mask.sum(1), 1)
+
+
+def places(rows: int, columns: int) -> np.ndarray:
+    """float32 [N,2]: row and column of every patch from the middle, where tokens of no patch are."""
+    return (np.indices((rows, columns), np.float32).reshape(2, -1) - np.float32([[rows - 1], [columns - 1]]) / 2).T
 
 
 def middle(position: jax.Array, tokens: int) -> jax.Array:

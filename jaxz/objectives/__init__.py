@@ -5,16 +5,19 @@
 
     class Objective(Protocol):
         columns: tuple[str, ...]                               # index columns that its batches must carry
+        inputs: tuple[str, ...] = ()                           # those that predict reads too
         views: int = 1                                         # differently augmented images that it needs of an object
         crops: tuple[int, int] = (0, 0)                        # number and pixels of smaller ones beside them
         teacher: bool = False                                  # whether it needs `ema`, the averaged parameters
+        oriented: bool = False                                 # whether augmentation must not turn or mirror images
         def __init__(self, encoder, settings, normalisation)
         def init(self, key) -> (params, extra)                 # of its own, beside the encoder's
         def loss(self, params, ema, extra, batch, key, step) -> (float32 [], {"metrics": {...}, "extra": ...})
         def predict(self, params, extra, batch) -> dict[str, Array]
 
 `params` is {"encoder": ..., <name>: ...} for every objective of the run, `ema` the same, averaged, or {}; `batch` is
-what jaxz.data.prepare makes: image, mask, sky, and lists of views and crops, which each hold these three.
+what jaxz.data.prepare makes: image, mask, sky, and lists of views and crops, which each hold these three; where an
+ensemble is trained also weight [B], how often each row counts for this member.
 """
 
 import importlib
@@ -26,6 +29,9 @@ import jax.numpy as jnp
 from jaxz.data.prepare import Normalisation
 from jaxz.errors import InputError, suggest
 from jaxz.models import Encoder
+from jaxz.models.lora import lora_init, lora_merge
+
+LORA_SCALE = 1.0  # another one is another learning rate (Hu et al. 2022, sec. 4.1)
 
 
 def find(name: str):
@@ -36,12 +42,17 @@ def find(name: str):
 
 
 class Objective:
-    """The weighted sum of the terms in `config.losses` over one encoder; itself an objective."""
+    """The weighted sum of the terms in `config.losses` over one encoder; itself an objective.
+
+    With optim.lora_rank its parameters hold low-rank factors beside the encoder's, `lora`, which the terms see merged.
+    """
 
     def __init__(self, encoder: Encoder, config, normalisation: Normalisation):
         self.encoder, self.weights = encoder, dict(config.losses)
         self.terms = {name: find(name)(encoder, config.get(name), normalisation) for name in self.weights}
+        self.rank, self.kernels = config.optim.lora_rank, config.optim.lora_kernels
         self.columns = tuple(sorted({column for term in self.terms.values() for column in term.columns}))
+        self.inputs = tuple(sorted({column for term in self.terms.values() for column in getattr(term, "inputs", ())}))
         self.views = max(getattr(term, "views", 1) for term in self.terms.values())
         crops = {name: term.crops for name, term in self.terms.items() if getattr(term, "crops", (0, 0))[0]}
         if len(set(crops.values())) > 1:
@@ -54,9 +65,13 @@ class Objective:
         params, extra = {"encoder": self.encoder.init(jax.random.fold_in(key, 0))}, {}
         for n, (name, term) in enumerate(self.terms.items()):
             params[name], extra[name] = term.init(jax.random.fold_in(key, n + 1))
+        if self.rank:
+            own = jax.random.fold_in(key, len(self.terms) + 1)
+            params["lora"] = lora_init(own, params["encoder"], self.kernels, self.rank)
         return params, extra
 
     def loss(self, params, ema, extra, batch, key, step):
+        params, ema = merged(params), merged(ema)
         total, metrics, kept = jnp.float32(0), {}, {}
         for n, (name, term) in enumerate(self.terms.items()):
             value, aux = term.loss(params, ema, extra[name], batch, jax.random.fold_in(key, n), step)
@@ -65,9 +80,21 @@ class Objective:
             kept[name] = aux["extra"]
         return total, {"metrics": metrics, "extra": kept}
 
+    def embed(self, params, batch) -> jax.Array:
+        """[B,D]: the encoder's summary of each image."""
+        return self.encoder(merged(params)["encoder"], batch["image"], batch["mask"]).cls
+
     def predict(self, params, extra, batch) -> dict[str, jax.Array]:
         """embedding [B,D] and what each term predicts."""
-        result = {"embedding": self.encoder(params["encoder"], batch["image"], batch["mask"]).cls}
+        result, params = {"embedding": self.embed(params, batch)}, merged(params)
         for name, term in self.terms.items():
             result |= term.predict(params, extra[name], batch)
         return result
+
+
+def merged(params: dict) -> dict:
+    """`params` with their low-rank factors, where there are any, added to the encoder."""
+    if "lora" not in params:
+        return params
+    encoder = lora_merge(params["encoder"], params["lora"], LORA_SCALE)
+    return {name: value for name, value in params.items() if name != "lora"} | {"encoder": encoder}

@@ -44,12 +44,14 @@ class Objective:
     def loss(self, params, ema, extra, batch, key, step):
         hidden = hide_bands(batch["mask"], self.settings.band_mask, key)
         shown = batch["mask"] & ~hidden[..., None, None]
-        predicted = self.head(params["fluxes"], self.encoder(params["encoder"], batch["image"], shown).cls)
+        encoded = self.encoder(params["encoder"], batch["image"], shown, key=jax.random.fold_in(key, 1))
+        predicted = self.head(params["fluxes"], encoded.cls)
         flux = jnp.stack([batch[name] for name in self.columns], 1).astype(jnp.float32) / self.scale  # [B,C]
         measured = jnp.isfinite(flux)
         error = jnp.where(measured, predicted - jnp.arcsinh(jnp.where(measured, flux, 0)), 0)
         huber = jnp.where(jnp.abs(error) < 1, 0.5 * error**2, jnp.abs(error) - 0.5)
-        return huber.sum() / jnp.maximum(measured.sum(), 1), {"metrics": {}, "extra": extra}
+        weight = measured * batch.get("weight", jnp.ones(len(flux)))[:, None]
+        return (weight * huber).sum() / jnp.maximum(weight.sum(), 1), {"metrics": {}, "extra": extra}
 
     def predict(self, params, extra, batch):
         """flux [B,C] in microjansky, of the bands that the model knows; dereddened where the run's images are."""

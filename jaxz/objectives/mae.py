@@ -31,10 +31,10 @@ class Decoder(nnx.Module):
 
     def __init__(self, settings, encoder: Encoder, patch: int, *, rngs: nnx.Rngs):
         inner = settings.decoder_width
-        self.embed = nnx.Linear(encoder.width, inner, rngs=rngs)
+        self.embed = nnx.Linear(encoder.width, inner, dtype=encoder.dtype, rngs=rngs)
         self.mask_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (inner,)))
         self.position = nnx.Param(0.02 * jax.random.normal(rngs.params(), (encoder.tokens, inner)))
-        block = lambda r: layers.Block(inner, settings.decoder_heads, jnp.float32, rngs=r)
+        block = lambda r: layers.Block(inner, settings.decoder_heads, encoder.dtype, rngs=r)
         self.blocks = layers.stack(settings.decoder_depth, block, rngs)
         self.norm = nnx.LayerNorm(inner, rngs=rngs)
         self.kernel = WavelengthKernel(encoder.bands, (inner, patch * patch), inner**-0.5, rngs=rngs)
@@ -44,9 +44,9 @@ class Decoder(nnx.Module):
         Returns pixels [B,N,C,PP]."""
         x = self.embed(tokens)
         batch, count = place.shape
-        hidden = jnp.broadcast_to(self.mask_token[...], (batch, count - x.shape[1], x.shape[2]))
-        x = jnp.take_along_axis(jnp.concatenate([x, hidden], 1), place[..., None], axis=1) + self.position[...]
-        x = self.norm(layers.scan(self.blocks, x))
+        hidden = jnp.broadcast_to(self.mask_token[...].astype(x.dtype), (batch, count - x.shape[1], x.shape[2]))
+        x = jnp.take_along_axis(jnp.concatenate([x, hidden], 1), place[..., None], axis=1)
+        x = self.norm(layers.scan(self.blocks, x + self.position[...].astype(x.dtype)).astype(jnp.float32))
         return jnp.einsum("bnd,cdp->bncp", x, self.kernel())
 
 
@@ -64,25 +64,32 @@ class Objective:
     def init(self, key):
         return self.decoder.init(key), {}
 
-    def reconstruct(self, params, batch, key):
+    def reconstruct(self, params, batch, key, training: bool = False):
         """Pixels [B,N,C,PP] predicted from a random part of the image, and which were hidden, bool [B,N,C,PP]."""
         image, mask = batch["image"], batch["mask"]
-        patches_key, bands_key = jax.random.split(key)
+        patches_key, bands_key, encoder_key = jax.random.split(key, 3)
         order = jnp.argsort(jax.random.uniform(patches_key, (image.shape[0], self.tokens)), axis=1)
         place = jnp.argsort(order, axis=1)
         hidden_band = hide_bands(mask, self.settings.band_mask, bands_key)
         shown = mask & ~hidden_band[..., None, None]
-        tokens = self.encoder(params["encoder"], image, shown, order[:, : self.keep]).tokens
+        kept, encoder_key = order[:, : self.keep], encoder_key if training else None
+        tokens = self.encoder(params["encoder"], image, shown, kept, key=encoder_key).tokens
         hidden = (place >= self.keep)[..., None, None] | hidden_band[:, None, :, None]  # [B,N,C,1]
         return self.decoder(params["mae"], tokens, place), hidden & patchify(mask, self.patch)
 
     def loss(self, params, ema, extra, batch, key, step):
-        predicted, hidden = self.reconstruct(params, batch, key)
-        target = patchify(batch["image"], self.patch)
-        error = jnp.where(hidden, ((predicted - target) / batch["sky"][:, None, :, None]) ** 2, 0)
-        return error.sum() / jnp.maximum(hidden.sum(), 1), {"metrics": {}, "extra": extra}
+        predicted, hidden = self.reconstruct(params, batch, key, training=True)
+        return pixel_error(predicted, batch, hidden, self.patch), {"metrics": {}, "extra": extra}
 
     def predict(self, params, extra, batch):
         """reconstruction [B,C,H,W] from a part of each image, and which pixels were hidden."""
         predicted, hidden = self.reconstruct(params, batch, jax.random.key(0))
         return {"reconstruction": unpatchify(predicted, self.patch), "hidden": unpatchify(hidden, self.patch)}
+
+
+def pixel_error(predicted: jax.Array, batch: dict, hidden: jax.Array, patch: int) -> jax.Array:
+    """Mean of ((predicted - image) / sky)^2 over the hidden pixels of the batch, 0 where there are none. predicted,
+    hidden (true: hidden and observed) [B,N,C,PP]."""
+    target = patchify(jnp.where(batch["mask"], batch["image"], 0), patch)  # what is not observed may be NaN
+    error = jnp.where(hidden, ((predicted - target) / batch["sky"][:, None, :, None]) ** 2, 0)
+    return error.sum() / jnp.maximum(hidden.sum(), 1)

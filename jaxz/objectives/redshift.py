@@ -44,8 +44,8 @@ class Objective:
     def init(self, key):
         return self.head.init(key), {}
 
-    def logits(self, params, image, mask):
-        return self.head(params["redshift"], self.encoder(params["encoder"], image, mask).cls)
+    def logits(self, params, image, mask, key=None):
+        return self.head(params["redshift"], self.encoder(params["encoder"], image, mask, key=key).cls)
 
     def loss(self, params, ema, extra, batch, key, step):
         z, error = batch["z"].astype(jnp.float32), batch["z_err"].astype(jnp.float32)
@@ -54,11 +54,12 @@ class Objective:
         sigma = jnp.maximum(jnp.nan_to_num(error), self.settings.label_sigma * (1 + z))
         target = soft_labels(z, sigma, self.edges)
         hidden = hide_bands(batch["mask"], self.settings.band_mask, key)
-        logits = self.logits(params, batch["image"], batch["mask"] & ~hidden[..., None, None])
+        shown = batch["mask"] & ~hidden[..., None, None]
+        logits = self.logits(params, batch["image"], shown, jax.random.fold_in(key, 1))
         entropy = -(target * jax.nn.log_softmax(logits)).sum(1)
-        count = labelled.sum()
-        loss = jnp.where(labelled, entropy, 0).sum() / jnp.maximum(count, 1)
-        return loss, {"metrics": {"labelled": count / len(z)}, "extra": extra}
+        weight = jnp.where(labelled, batch.get("weight", 1.0), 0)
+        loss = (weight * entropy).sum() / jnp.maximum(weight.sum(), 1)
+        return loss, {"metrics": {"labelled": labelled.mean()}, "extra": extra}
 
     def predict(self, params, extra, batch):
         """pdf [B,bins]: the probability of each redshift bin, averaged over the views."""

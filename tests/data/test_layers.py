@@ -263,7 +263,7 @@ def test_arrays_of_layers_reach_the_objectives(layered, tmp_path):
     without, joined = seen
     np.testing.assert_array_equal(joined["embedding"], found["embedding"][joined["row"]])
     for name in without:
-        np.testing.assert_array_equal(without[name], joined[name])
+        jax.tree.map(np.testing.assert_array_equal, without[name], joined[name])
     params, extra = jax.eval_shape(objective.init, jax.random.key(0))
     loss, _ = jax.eval_shape(objective.loss, params, {}, extra, joined, jax.random.key(0), 0)
     assert loss.shape == ()

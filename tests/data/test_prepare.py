@@ -8,14 +8,22 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxz.data.augment import turn_and_shift
+from jaxz.config import default
+from jaxz.data.augment import Augment
 from jaxz.data.dataset import open_dataset
 from jaxz.data.manifest import Array
 from jaxz.data.prepare import Normalisation, Prepare
 from jaxz.errors import InputError
 
 KEY = jax.random.key(0)
-AUGMENT = ConfigDict(dict(square=True, shift=2))
+AUGMENT = ConfigDict({**default().augment.to_dict(), "shift": 2})
+
+
+def turn_and_shift(image, mask, numbers, shift):
+    settings = ConfigDict({**AUGMENT.to_dict(), "shift": shift})
+    own = Augment(settings, (), image.shape[-1], image.shape[-1])
+    run = jax.jit(lambda *arrays: own(*arrays, KEY, image.shape[-1])[:2])
+    return run(image, mask, jnp.ones(image.shape[:2]), numbers)
 
 
 @pytest.fixture
@@ -33,13 +41,15 @@ def batch_of(rng, count=5, bands=3, size=16):
 
 def test_the_stretch_is_asinh_of_dereddened_flux_over_three_sky_sigma(manifest):
     batch = batch_of(np.random.default_rng(0)) | {"flux_r": np.array([5, -1, 0, np.nan, 9], np.float32)}
+    batch["fluxerr_r"] = np.array([1, 2, np.nan, 3, 4], np.float32)
     prepared = Prepare(manifest, Normalisation.create(manifest, (), 3.0, True))(batch, KEY)
     extinction = np.array([3.2, 2.3, 1.7])  # magnitudes per unit of E(B-V)
     flux = batch["image"].astype(np.float64) * 10 ** (0.4 * batch["ebv"][:, None] * extinction)[..., None, None]
     np.testing.assert_allclose(prepared["image"], np.arcsinh(flux / 3), rtol=2e-5, atol=1e-6)
     assert prepared["mask"].all()
     np.testing.assert_allclose(prepared["sky"], 10 ** (0.4 * batch["ebv"][:, None] * extinction) / 3, rtol=1e-6)
-    np.testing.assert_allclose(prepared["flux_r"], batch["flux_r"] * 10 ** (0.4 * batch["ebv"] * 2.3), rtol=1e-6)
+    for name in ("flux_r", "fluxerr_r"):
+        np.testing.assert_allclose(prepared[name], batch[name] * 10 ** (0.4 * batch["ebv"] * 2.3), rtol=1e-6)
     as_seen = Prepare(manifest, Normalisation.create(manifest, (), 3.0, False))(batch, KEY)
     np.testing.assert_array_equal(as_seen["flux_r"], batch["flux_r"])
     np.testing.assert_allclose(as_seen["sky"], np.full((5, 3), 1 / 3), rtol=1e-6)
@@ -79,7 +89,7 @@ def test_what_is_not_observed_changes_nothing(manifest, garbage):
     prepare = Prepare(
         dataclasses.replace(manifest, arrays={**manifest.arrays, "image_mask": Array("mask", "uint8", (3, 16, 16))}),
         Normalisation.create(manifest, (), 3.0, True),
-        ConfigDict(dict(square=True, shift=0)),
+        default().augment,
     )
     batch = batch_of(np.random.default_rng(3)) | {
         "epoch": np.zeros(5, np.int32),
@@ -109,19 +119,20 @@ def test_symmetries_are_the_eight_of_the_square_by_position():
     rng = np.random.default_rng(0)
     image = jnp.asarray(np.repeat(rng.normal(size=(1, 2, 6, 6)), 400, 0))
     numbers = jnp.stack([jnp.zeros(400, jnp.uint32), jnp.arange(400, dtype=jnp.uint32)], 1)  # epoch, position
-    moved, mask = turn_and_shift(image, image > 0, numbers, KEY, 0)
-    np.testing.assert_array_equal(mask, moved > 0)
+    everywhere = jnp.ones(image.shape, bool)
+    moved, _ = turn_and_shift(image, everywhere, numbers, 0)
+    np.testing.assert_array_equal(turn_and_shift(image, image > 0, numbers, 0)[1], moved > 0)
     eight = [np.rot90(f, k, (1, 2)) for f in (image[0], image[0][:, :, ::-1]) for k in range(4)]
     which = [next(i for i, e in enumerate(eight) if np.array_equal(e, m)) for m in np.asarray(moved)]
     counts = np.bincount(which, minlength=8)
     assert counts.min() > 25 and counts.max() < 80  # 50 +- 7 expected of each
     shuffled = np.random.default_rng(1).permutation(400)  # the same sample, whichever batch it comes in
-    again, _ = turn_and_shift(image[shuffled], image[shuffled] > 0, numbers[shuffled], KEY, 0)
+    again, _ = turn_and_shift(image[shuffled], everywhere, numbers[shuffled], 0)
     np.testing.assert_array_equal(again, moved[shuffled])
     for more in ([1, 0], [0, 1]):
-        others, _ = turn_and_shift(image, image > 0, numbers + jnp.array(more, jnp.uint32), KEY, 0)
+        others, _ = turn_and_shift(image, everywhere, numbers + jnp.array(more, jnp.uint32), 0)
         assert not np.array_equal(others, moved)
-    sourced, _ = turn_and_shift(image, image > 0, jnp.pad(numbers, ((0, 0), (0, 1)), constant_values=1), KEY, 0)
+    sourced, _ = turn_and_shift(image, everywhere, jnp.pad(numbers, ((0, 0), (0, 1)), constant_values=1), 0)
     assert not np.array_equal(sourced, moved)
 
 
@@ -129,7 +140,7 @@ def test_moves_shift_whole_pixels_and_mask_what_comes_in():
     rng = np.random.default_rng(0)
     image = jnp.asarray(np.repeat(rng.normal(size=(1, 2, 6, 6)), 300, 0))
     everywhere = jnp.ones(image.shape, bool)
-    moved, mask = turn_and_shift(image, everywhere, jnp.arange(300, dtype=jnp.uint32)[:, None], KEY, 2)
+    moved, mask = turn_and_shift(image, everywhere, jnp.arange(300, dtype=jnp.uint32)[:, None], 2)
     views = [np.rot90(f, k, (1, 2)) for f in (image[0], image[0][:, :, ::-1]) for k in range(4)]
     cut = lambda x, dy, dx: np.pad(x, ((0, 0), (2, 2), (2, 2)))[:, 2 + dy : 8 + dy, 2 + dx : 8 + dx]
     moves = [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)]

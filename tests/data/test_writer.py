@@ -80,6 +80,22 @@ def test_a_writing_killed_before_its_marker_is_begun_again(tmp_path, monkeypatch
     write(make(tmp_path / "d"), 0, ["a"])
 
 
+def test_a_kill_at_the_very_end_leaves_nothing_of_an_empty_shard(tmp_path, monkeypatch):
+    writer, real = make(tmp_path / "d"), module.replace
+    for n, keys in enumerate((["a"], [], ["b"])):
+        write(writer, n, keys)
+
+    def killed(path, content):
+        real(path, content)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        writer.finish(3, {})
+    assert writer.complete
+    assert sorted(path.stem for path in (tmp_path / "d").glob("*/*")) == ["00000", "00000", "00002", "00002"]
+
+
 def test_a_writing_killed_after_its_marker_goes_on(tmp_path):
     make(tmp_path / "d")
     for folder in ("shards", "index"):
@@ -93,7 +109,7 @@ def test_a_writing_killed_after_its_marker_goes_on(tmp_path):
         (b"{", "writing.json: the plan of a dataset being written is not JSON"),
         (b"[1]", "writing.json: the plan of a dataset being written is not a JSON object"),
         (b'{"a": 2}', "a: 1, but .* was begun with 2"),
-        (b'{"a": 1, "b": 2}', "b: None, but .* was begun with 2"),
+        (b'{"a": 1, "b": 2}', "b: nothing, but .* was begun with 2"),
     ],
 )
 def test_another_or_a_damaged_plan_is_one_sentence(tmp_path, content, message):

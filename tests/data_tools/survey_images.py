@@ -12,16 +12,25 @@ NAMES = ("g", "r", "i")
 
 
 def survey_images(
-    path: Path, samples: int = 40, size: int = 8, encoding: str = "raw", shards: int = 3, **given
+    path: Path,
+    samples: int = 40,
+    size: int = 8,
+    encoding: str = "raw",
+    shards: int = 3,
+    scales=(0.2, 0.2, 0.2),
+    **given,
 ) -> Path:
     """Every fifth object lacks band r; every seventh has a saturated pixel; positions lie in several HEALPix cells.
-    given: values of columns in place of those made here."""
+    scales: of the bands' pixels. given: values of columns in place of those made here, or of reals beside them."""
     rng = np.random.default_rng(3)
     shape = (len(NAMES), size, size)
-    bands = tuple(Band(name, 480.0 + 140 * c, 120.0, 27.0 + c, 0.2, 3.0 - c, 1.0, 0.7) for c, name in enumerate(NAMES))
+    bands = tuple(
+        Band(name, 480.0 + 140 * c, 120.0, 27.0 + c, scales[c], 3.0 - c, 1.0, 0.7) for c, name in enumerate(NAMES)
+    )
     columns = {"object_id": Column("string"), "ra": Column("float64", "deg"), "dec": Column("float64", "deg")}
     columns |= {"split": Column("string"), "z": Column("float32", "", "redshift"), "z_kind": Column("string")}
     columns |= {"bands_observed": Column("uint32"), "flags": Column("int32"), "z_flag_orig": Column("string")}
+    columns |= {name: Column(np.array(given[name]).dtype.name) for name in given.keys() - columns.keys()}
     dtype = {"raw": "float16", "compact": "float32"}[encoding]
     arrays = {"image": Array("image", dtype, shape), "image_mask": Array("mask", "uint8", shape, bits=MASK_BITS)}
     arrays["features"] = Array("vector", "float32", (4,), encoding="index")

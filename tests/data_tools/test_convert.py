@@ -162,9 +162,9 @@ def test_aperture_noise_sees_correlated_noise():
     flags = np.zeros(white.shape, np.uint8)
     independent = independent_noise(4.0)
     assert math.sqrt(noise_area(4.0)) == pytest.approx(independent, rel=0.02)
-    assert aperture_noise(white, flags, 4.0) == pytest.approx(independent, rel=0.05)
+    assert aperture_noise(white, flags, np.ones(white.shape), 4.0) == pytest.approx(independent, rel=0.05)
     blocks = np.kron(rng.normal(size=(150, 150)), np.ones((4, 4)))  # 16 pixels share a value
-    assert aperture_noise(blocks, flags, 4.0) > 2.5 * independent
+    assert aperture_noise(blocks, flags, np.ones(white.shape), 4.0) > 2.5 * independent
 
 
 def test_cutouts_are_those_of_astropy():
@@ -260,7 +260,9 @@ def test_an_input_replaced_during_an_interruption_is_refused(tmp_path, monkeypat
             with pytest.raises(SystemExit) as ended:
                 run(convert.main, argv, resumes=True)
         said = capsys.readouterr().err
-        assert ended.value.code == 2 and re.search(f"^error: {named}: .* was begun with .*\n\\Z", said, re.M)
+        assert ended.value.code == 2 and re.search(
+            f"^error: {named}: its content is not that with which .* was begun; .*\n\\Z", said, re.M
+        )
 
     with monkeypatch.context() as patch:
         patch.setattr(inputs, "versions", lambda *names: dict.fromkeys(names, "0.1"))
@@ -335,6 +337,9 @@ def test_dry_run_writes_nothing(folder, converted, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
     assert (said["samples"], said["shards"]) == (len(converted), len(converted.manifest.shards))
     assert said["bytes"] == pytest.approx(sum(s.bytes for s in converted.manifest.shards), rel=0.1)
+    assert said["splits"] == converted.manifest.splits["counts"]
+    labels = converted.column("z").astype(float)
+    assert (said["labelled"], said["invalid"]) == (np.isfinite(labels).sum(), converted.manifest.provenance["invalid"])
     assert [b["zero_point_ab"] for b in said["bands"]] == [round(b.zero_point_ab, 4) for b in converted.manifest.bands]
 
 
@@ -357,7 +362,7 @@ def test_compact_images_are_the_same_to_half_a_step(folder, converted, tmp_path,
         raw = b["image"].astype(float)
         assert (np.abs(a["image"] - raw) <= 0.0626 + np.abs(raw) * 2**-11).all()
         np.testing.assert_array_equal(a["image"][raw == 0], 0)
-    with pytest.raises(InputError, match="encoding: None, but .* was begun with 'compact'"):
+    with pytest.raises(InputError, match="encoding: nothing, but .* was begun with 'compact'"):
         convert.main(argv[:-2])
 
 

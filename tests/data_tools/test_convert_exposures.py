@@ -74,6 +74,18 @@ def test_zero_points_are_those_of_the_ccds_table_and_epochs_agree(converted):
     assert all(np.ptp(values) < 0.15 for values in magnitudes.values()), magnitudes
 
 
+def test_where_no_aperture_is_empty_errors_are_those_of_independent_pixels(converted):
+    """51 x 41 pixels and a bright star: the variance of a circle of 4 arcsec is about its area, in pixels."""
+    _, dataset = converted
+    area = np.pi * (2.0 / PIXEL_ARCSEC) ** 2
+    row = int(np.flatnonzero(dataset.column("object_id") == 1)[0])
+    for band in dataset.manifest.bands:
+        sigma = dataset.column(f"sky_sigma_{band.name}")[row] * band.ujy_per_unit
+        assert dataset.column(f"fluxerr_{band.name}")[row] == pytest.approx(sigma * area**0.5, rel=0.05)
+        facts = dataset.manifest.provenance["bands"][band.name]
+        assert facts["aperture_to_pixel_noise"] is None and facts["crowded"] == [""]
+
+
 def test_past_the_exposures_there_is_no_data(converted):
     """The cutout of the second object leaves the exposures: masked there, and 0."""
     how, dataset = converted

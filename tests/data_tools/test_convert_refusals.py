@@ -122,7 +122,10 @@ BAD_FILES = {
         "bands.r.file: .* off the pixel grid of",
     ),
     "cube": (rewrite("tile_g.fits", np.stack([NOISE] * 2)), r"bands.g.hdu: HDU 0 .* shape \(2, 300, 340\)"),
-    "no image there": (edit("hdu = 1", "hdu = 0"), "bands.z.hdu: HDU 0 of .* holds no image; use 1"),
+    "no image there": (
+        edit("hdu = 1", "hdu = 0"),
+        r"bands.z.hdu: HDU 0 of .* holds no image; use one of 1 \(COMPRESSED_IMAGE\)",
+    ),
     "no such HDU": (edit("hdu = 1", "hdu = 7"), "bands.z.hdu: 7, but .* has HDUs 0 to 1"),
     "not FITS": (cut_file("tile_g.fits", 100), "bands.g.file: .*tile_g.fits' is not a readable FITS file"),
     "truncated": (cut_file("tile_r.fits", 100_000), "bands.r.file: .*tile_r.fits' is not a readable FITS file"),
@@ -196,7 +199,9 @@ def test_sky_positions_need_a_wcs(folder, tmp_path):
         fits.HDUList([fits.PrimaryHDU()] * hdu + [(fits.ImageHDU if hdu else fits.PrimaryHDU)(pixels)]).writeto(
             images / name, overwrite=True
         )
-    with pytest.raises(InputError, match=r"catalog\.ra: needs a WCS, and the tiles have none; name x and y"):
+    with pytest.raises(
+        InputError, match=r"catalog\.ra: needs a WCS, and .*tile_g.fits. has none; add it, or name x and y"
+    ):
         convert.main(arguments(images, tmp_path / "out", "--size", str(SIZE)))
     table, (x, y) = Table.read(images / "catalog.fits"), grid_positions()
     table["X_IMAGE"], table["Y_IMAGE"] = x + 1.0, y + 1.0

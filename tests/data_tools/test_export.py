@@ -1,6 +1,8 @@
 """FITS cubes and HDF5 files against what the dataset holds, read by astropy and h5py."""
 
+import csv
 import json
+import os
 
 import h5py
 import numpy as np
@@ -31,7 +33,10 @@ def microjansky(dataset, sample):
 
 def test_a_cube_per_object(source, tmp_path):
     assert export.main([str(source.path), "--out", str(tmp_path / "fits"), "--where", "z > 0.5"]) is None
-    rows, paths = source.select("z > 0.5"), list((tmp_path / "fits").iterdir())
+    rows, paths = source.select("z > 0.5"), list((tmp_path / "fits").glob("*.fits"))
+    with open(tmp_path / "fits" / "index.csv", encoding="utf-8") as file:
+        listed = {line["file"]: (line["key"], line["object_id"]) for line in csv.DictReader(file)}
+    assert listed.keys() == {path.name for path in paths}
     assert len(paths) == len(rows) > 10
     where = {one: row for row, one in enumerate(source.column("key").tolist())}
     for path in paths:
@@ -40,6 +45,7 @@ def test_a_cube_per_object(source, tmp_path):
             table = Table.read(hdus["CATALOG"])
             row = where[table["key"][0]]
             sample, header = source.cutout(row), hdus[0].header
+            assert listed[path.name] == (sample["key"], sample["object_id"])
             assert header["BUNIT"] == "uJy" and header["NAXIS3"] == 3 and header["BAND2"] == "r"
             np.testing.assert_allclose(hdus[0].data, microjansky(source, sample), rtol=1e-6)
             np.testing.assert_array_equal(hdus["IMAGE_MASK"].data, sample["image_mask"])
@@ -63,6 +69,41 @@ def test_the_exact_centre_is_kept(tmp_path):
     """Pixel 4 is the one nearest to x, y: the position lies up to half a pixel from it."""
     assert export.centre((8, 8), {"x": 100.3, "y": 7.8}) == pytest.approx((5.3, 4.8))
     assert export.centre((8, 8), {}) == (5.0, 5.0)
+
+
+def test_bands_on_grids_of_their_own_have_a_wcs_each(tmp_path):
+    """As `resample = "native"` writes them: scales differ, and so does the fraction of a pixel."""
+    centres = {"x_g": [10.4], "y_g": [3.0], "x_r": [7.7], "y_r": [8.2], "x_i": [np.nan], "y_i": [np.nan]}
+    path = survey_images(tmp_path / "d", samples=1, shards=1, scales=(0.2, 0.5, 1.0), **centres)
+    assert export.main([str(path), "--out", str(tmp_path / "fits")]) is None
+    sample, dataset = open_dataset(path).cutout(0), open_dataset(path)
+    [file] = (tmp_path / "fits").glob("*.fits")
+    with fits.open(file) as hdus:
+        assert hdus[0].data is None
+        for n, (scale, x, y) in enumerate([(0.2, 4.4, 4.0), (0.5, 3.7, 4.2), (1.0, 4.0, 4.0)]):
+            image = hdus["IMAGE", n + 1]
+            np.testing.assert_allclose(image.data, microjansky(dataset, sample)[n], rtol=1e-6)
+            assert image.header["BAND1"] == "gri"[n] and image.header["BUNIT"] == "uJy"
+            ra, dec = WCS(image.header).wcs_pix2world([[x, y], [x, y + 1]], 0).T
+            assert ra[0] == pytest.approx(sample["ra"], abs=1e-9) and dec[0] == pytest.approx(sample["dec"], abs=1e-9)
+            assert (dec[1] - dec[0]) * 3600 == pytest.approx(scale, rel=1e-6)
+
+
+def test_a_full_disk_is_one_sentence(source, tmp_path, monkeypatch):
+    """What HDF5 says of it is an error of its own; the room is asked for before."""
+    no_space = RuntimeError("Can't decrement id ref count (file write failed: No space left on device)")
+    for out in ("a.h5", "a"):
+        with monkeypatch.context() as patch:
+            patch.setattr(export, "in_units", lambda *arguments: (_ for _ in ()).throw(no_space))
+            with pytest.raises(OSError, match=f"No space left on device: .*{out}"):
+                export.main([str(source.path), "--out", str(tmp_path / out)])
+        with monkeypatch.context() as patch:
+            found = list(os.statvfs(tmp_path))
+            found[4] = 1  # f_bavail
+            patch.setattr(os, "statvfs", lambda path, found=found: os.statvfs_result(found))
+            with pytest.raises(InputError, match="MB free, and 0.039 MB are needed; make room"):
+                export.main([str(source.path), "--out", str(tmp_path / out)])
+    assert not any(tmp_path.iterdir())
 
 
 def test_one_hdf5_file(source, tmp_path):

@@ -13,6 +13,7 @@ import jaxz
 from data_tools import from_webdataset, verify
 from jaxz.data.dataset import DataError, open_dataset
 from jaxz.errors import InputError
+from tests.data_tools.survey_images import survey_images
 
 
 def npy(array, allow_pickle=False):
@@ -276,3 +277,14 @@ def test_an_interrupted_import_goes_on(tars, tmp_path, monkeypatch):
             json.loads((tmp_path / f"{name}{link}" / "dataset.json").read_text()) for name in ("whole", "new")
         )
         assert new["shards"] == whole["shards"] and new["arrays"] == whole["arrays"]
+
+
+def test_reals_that_float32_holds_stay_float32_and_positions_float64(tmp_path):
+    """A dataset's own tars: meta.json writes the shortest text of the float64 that each number is."""
+    source = open_dataset(survey_images(tmp_path / "old", ra=np.full(40, 10.5), depth=np.full(40, 0.1)))
+    tars = sorted((tmp_path / "old" / "shards").glob("*.tar"))
+    assert import_tars(tars, tmp_path / "new", "--skip", "image_mask.npy") is None
+    old, new = source.manifest.columns, open_dataset(tmp_path / "new").manifest.columns
+    for name in ("z", "ra", "dec", "depth"):
+        assert new[name].dtype == old[name].dtype == ("float32" if name == "z" else "float64")
+    assert (new["ra"].unit, new["depth"].unit) == ("deg", "")

@@ -5,7 +5,7 @@ import pytest
 from astropy.io import fits
 
 from data_tools import convert
-from data_tools.measure import aperture_flux, measure_sky
+from data_tools.measure import aperture_flux, aperture_noise, measure_sky
 from jaxz.errors import InputError
 from tests.data_tools.survey_files import arguments, write_survey
 
@@ -55,3 +55,34 @@ def test_a_sky_that_float16_does_not_resolve_is_refused(tmp_path):
     survey = folder / "survey.toml"
     survey.write_text("subtract_background = true\n" + survey.read_text())
     convert.main(arguments(folder, tmp_path / "dataset", "--size", "16", "--dry_run"))
+
+
+def stars(shape: tuple[int, int], number: int, width: float = 2.0) -> np.ndarray:
+    """Gaussians of peaks 10 to 1000 at random places."""
+    rng, (y, x) = np.random.default_rng(5), np.indices(shape)
+    places = rng.uniform(0, shape, (number, 2))
+    shape_of = lambda at: np.exp(-((y - at[0]) ** 2 + (x - at[1]) ** 2) / (2 * width**2))
+    return sum(10 ** rng.uniform(1, 3) * shape_of(at) for at in places)
+
+
+def test_the_noise_of_apertures_beside_sources_is_that_of_the_sky_alone():
+    """Independent pixels: the sum over a circle has the variance of its squared overlaps. Averaged over 2 x 2 pixels:
+    that of a sum of independent ones, each in the weights of its four neighbours."""
+    radius, shape = 5.0, (600, 600)
+    white = np.random.default_rng(2).normal(size=shape)
+    half = (white + np.roll(white, 1, 0) + np.roll(white, 1, 1) + np.roll(white, (1, 1), (0, 1))) / 4
+    circle = np.hypot(*np.indices((15, 15)) - 7) < radius  # whole pixels, to a percent of the area
+    weights = sum(np.roll(circle, at, (0, 1)) for at in ((0, 0), (1, 0), (0, 1), (1, 1))) / 4
+    for noise, sigma, truth in ((white, 1.0, circle.sum()), (half, 0.5, (weights**2).sum())):
+        pixels = (noise + stars(shape, 80)).astype(np.float32)
+        rms, flags = np.full(shape, sigma, np.float32), np.zeros(shape, np.uint8)
+        assert aperture_noise(pixels, flags, rms, radius) == pytest.approx(truth**0.5, rel=0.06)
+
+
+def test_without_room_for_empty_apertures_their_noise_is_not_known():
+    rms, flags = np.ones((50, 40), np.float32), np.zeros((50, 40), np.uint8)
+    empty = np.random.default_rng(3).normal(size=(50, 40)).astype(np.float32)
+    star = (empty + 1000 * stars((50, 40), 1, 6.0)).astype(np.float32)
+    assert np.isfinite(aperture_noise(empty, flags, rms, 2.0))
+    assert np.isnan(aperture_noise(empty, flags, rms, 7.6)) and np.isnan(aperture_noise(star, flags, rms, 2.0))
+    assert np.isnan(aperture_noise(empty, flags + 1, rms, 2.0))

@@ -43,7 +43,10 @@ def rows_by_id(dataset):
 
 @pytest.mark.parametrize("encoding", ["raw", "compact"])
 def test_there_and_back_every_pixel_flag_and_scalar_is_the_same(tmp_path, encoding):
-    source = survey_images(tmp_path / "old", encoding=encoding)
+    measured = np.random.default_rng(8).uniform(0.3, 2, (2, 40)).astype(np.float32)
+    measured[0, ::3] = np.nan
+    own = {"psf_fwhm_g": measured[0], "sky_sigma_g": measured[1]}
+    source = survey_images(tmp_path / "old", encoding=encoding, **own)
     assert to_mmu.main([str(source), "--out", str(tmp_path / "sky")]) is None
     arguments = ["--bands", str(tmp_path / "sky/bands.toml"), "--out", str(tmp_path / "new")]
     assert from_mmu.main([str(tmp_path / "sky"), *arguments, "--samples_per_shard", "16"]) is None
@@ -57,8 +60,11 @@ def test_there_and_back_every_pixel_flag_and_scalar_is_the_same(tmp_path, encodi
         np.testing.assert_array_equal(a["image"].astype(np.float16), b["image"])  # float16 is raw's encoding
         np.testing.assert_array_equal(a["image_mask"], b["image_mask"])
         np.testing.assert_array_equal(a["features"], b["features"])
-        for name in old.manifest.columns:
+        for name, column in old.manifest.columns.items():
             np.testing.assert_equal(b[name], a[name], name)
+            told = new.manifest.columns[name]
+            assert name == "bands_observed" or (told.unit, told.dtype) == (column.unit, column.dtype)
+            assert told.description == column.description or not column.description
 
 
 def test_the_files_are_what_mmu_loaders_expect(tmp_path):

@@ -261,7 +261,10 @@ def test_folds_are_by_sky_cell_with_a_gap(survey, capsys):
         (["unit.ecsv", "--column", "flux_r=flux"], "is in km, the dataset in 'uJy'; convert it"),
         (["unit.ecsv", "--column", "flux_r=mag"], r"is in mag\(AB\), the dataset in 'uJy'; convert it"),
         (["unit.ecsv", "--column", "flux_r=odd"], "is in furlong, the dataset in 'uJy'; convert it"),
-        (["good.csv", "--match", "1", "--column", "flux_r=z"], "ra: 'ra' is not a column"),
+        (
+            ["good.csv", "--match", "1", "--column", "flux_r=z"],
+            "ra: in '.*good.csv' of .* none .* with --ra COLUMN",
+        ),
         (["good.csv", "--match", "0"], "match: 0.0 must lie in"),
         (["nothing.csv"], "from: .* cannot be read as a table"),
         (["good.csv", "--overlay", "new"], "overlay: 'new' is the one to write"),

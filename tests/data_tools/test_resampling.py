@@ -5,7 +5,8 @@ import pytest
 from astropy.wcs import WCS
 from scipy.special import erf
 
-from data_tools.tiles import MASK_BITS, Grid, to_grid, to_pixels, to_sky
+from data_tools.planes import to_grid
+from data_tools.tiles import MASK_BITS, Grid, to_pixels, to_sky
 from tests.data_tools.sources import centroid, inside
 
 PIXELS = 160

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from data_tools import from_tfds, to_tfds, verify
+from data_tools.bands import load_bands
 from jaxz.data.dataset import open_dataset
 from jaxz.errors import InputError
 from tests.data_tools.survey_images import survey_images
@@ -158,6 +159,10 @@ def test_there_and_back_it_is_the_same(tmp_path):
     assert to_tfds.main([str(source.path), "--out", str(tmp_path), "--name", "sky", "--version", "2.0.0"]) is None
     assert from_tfds.main([str(tmp_path / "sky/2.0.0"), "--out", str(tmp_path / "new")]) is None
     new = open_dataset(tmp_path / "new")
+    assert load_bands(tmp_path / "sky/2.0.0/bands.toml")[0] == source.manifest.bands
+    for name, column in source.manifest.columns.items():
+        assert new.manifest.columns[name].unit == column.unit and new.manifest.columns[name].dtype == column.dtype
+    assert new.manifest.columns["z"].description == "redshift"
     where = {key: row for row, key in enumerate(source.column("key").tolist())}
     for row, key in enumerate(new.column("key_orig").tolist()):
         a, b = source.cutout(where[key]), new.cutout(row)

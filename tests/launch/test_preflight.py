@@ -67,6 +67,7 @@ def test_what_the_cluster_does_not_grant(site, change, sentence):
 
 
 CONFIGS = [
+    (["--config.train.accumulate=4"], "not divisible by the 8 devices of 2 node(s) x train.accumulate 4; use 32"),
     (["--config.mesh.fsdp=3"], "mesh: data -1 x fsdp 3 is not the 8 devices of 2 node(s); use mesh.data=-1"),
     (["--config.train.batchsize=8"], "Did you mean 'batch_size'?"),
     (["--config.train.steps=0"], "train.steps: 0 must be at least 1"),

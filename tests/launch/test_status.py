@@ -35,7 +35,9 @@ def site(tmp_path, monkeypatch):
         (tmp_path / name / "slurm" / "jobs.jsonl").write_text(json.dumps(entry) + "\n")
     run = tmp_path / "run"
     (run / "config.json").write_text('{"train": {"steps": 1000, "batch_size": 64}}')
-    (run / "compute.json").write_text('{"images": 25600, "seconds": 100.0}')
+    (run / "perf.jsonl").write_text(
+        '{"step": 390, "perf/images_per_s": 9.0}\n{"step": 400, "perf/images_per_s": 256.0}\n'
+    )
     (run / "metrics.jsonl").write_text('{"step": 390, "loss": 2.0}\n{"step": 400, "loss": 1.25}\n{"step": 410, "lo')
     for step in (9, 400):
         (run / "checkpoints" / str(step)).mkdir(parents=True)

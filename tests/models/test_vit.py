@@ -2,27 +2,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from ml_collections import ConfigDict
 
 from jaxz import models
+from jaxz.config import default, fill, validate
 from jaxz.data.manifest import Band
 from jaxz.errors import InputError
-from jaxz.models import layers
+from jaxz.models import vit
 from jaxz.models.stems import patchify, unpatchify, wavelength_features
+from tests.models.drawn import parameters
 
 BANDS = tuple(Band(n, w, 100.0, 27.0, 0.2, 3.0, 1.0, 0.8) for n, w in (("g", 480.0), ("r", 620.0), ("z", 890.0)))
-CONFIG = ConfigDict(dict(name="vit", width=32, depth=3, heads=4, patch=8, dtype="float32"))
+CONFIG = ConfigDict({**vit.SETTINGS, **dict(name="vit", width=32, depth=1, heads=4, patch=8)})
+
+
+def build(**settings):
+    return models.build(ConfigDict({**CONFIG, **settings}), BANDS, 16)
 
 
 @pytest.fixture(scope="module")
 def encoder():
-    return models.build(CONFIG, BANDS, 16)
+    return build()
 
 
 @pytest.fixture(scope="module")
 def params(encoder):
-    return encoder.init(jax.random.key(0))
+    return parameters(encoder)
 
 
 def images(count=4):
@@ -34,59 +39,6 @@ def test_shapes_and_attributes(encoder, params):
     assert encoded.cls.shape == (4, 32) and encoded.tokens.shape == (4, 4, 32)
     assert (encoder.width, encoder.tokens, encoder.size) == (32, 4, 16)
     np.testing.assert_allclose(encoded.cls, encoded.tokens.mean(1), rtol=1e-6)
-
-
-@pytest.mark.parametrize("garbage", [1e6, -5.0, np.nan, np.inf])
-def test_garbage_in_an_absent_band_changes_nothing(encoder, params, garbage):
-    mask = jnp.ones((4, 3, 16, 16), bool).at[:2, 1].set(False).at[3, 0, 2, 2].set(False)
-    image = images()
-    a = encoder(params, image, mask)
-    b = encoder(params, jnp.where(mask, image, garbage), mask)
-    np.testing.assert_array_equal(a.tokens, b.tokens)
-    gradient = jax.grad(lambda x: encoder(params, x, mask).cls.sum())(image)
-    assert not np.asarray(gradient)[~np.asarray(mask)].any()
-
-
-def test_an_absent_band_is_not_a_dark_band(encoder, params):
-    image = images().at[:, 1].set(0)
-    observed = jnp.ones((4, 3, 16, 16), bool)
-    a, b = encoder(params, image, observed), encoder(params, image, observed.at[:, 1].set(False))
-    assert np.abs(a.cls - b.cls).max() > 1e-3
-
-
-def test_kept_patches_are_encoded_with_their_own_positions(encoder, params):
-    """Keeping all patches in another order permutes the tokens; nothing else."""
-    mask = jnp.ones((4, 3, 16, 16), bool)
-    order = jnp.tile(jnp.array([2, 0, 3, 1]), (4, 1))
-    a, b = encoder(params, images(), mask), encoder(params, images(), mask, order)
-    np.testing.assert_allclose(a.tokens[:, [2, 0, 3, 1]], b.tokens, atol=2e-6)
-
-
-def test_scanned_blocks_equal_a_loop():
-    make = lambda rngs: layers.stack(5, lambda r: layers.Block(16, 2, jnp.float32, rngs=r), rngs)
-    blocks = make(nnx.Rngs(0))
-    x = jax.random.normal(jax.random.key(2), (2, 7, 16))
-    graph, stacked = nnx.split(blocks)
-    looped = x
-    for n in range(5):
-        looped = nnx.merge(graph, jax.tree.map(lambda a, n=n: a[n], stacked))(looped)
-    np.testing.assert_allclose(layers.scan(blocks, x), looped, rtol=2e-5, atol=2e-6)
-
-
-def test_attention_against_its_formula():
-    layer = layers.Attention(8, 2, jnp.float32, rngs=nnx.Rngs(3))
-    x = np.asarray(jax.random.normal(jax.random.key(0), (1, 5, 8)), np.float64)
-    qkv = x @ np.asarray(layer.qkv.kernel[...], np.float64) + np.asarray(layer.qkv.bias[...])
-    q, k, v = np.split(qkv[0].reshape(5, 6, 4), 3, axis=1)
-    heads = []
-    for h in range(2):
-        scores = q[:, h] @ k[:, h].T / np.sqrt(4)
-        weights = np.exp(scores - scores.max(1, keepdims=True))
-        heads.append(weights / weights.sum(1, keepdims=True) @ v[:, h])
-    expected = np.concatenate(heads, 1) @ np.asarray(layer.out.kernel[...], np.float64) + np.asarray(
-        layer.out.bias[...]
-    )
-    np.testing.assert_allclose(layer(x.astype(np.float32))[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_patches_run_row_by_row_and_back():
@@ -116,17 +68,114 @@ def test_wavelength_features_tell_neighbours_apart_and_vary_smoothly():
     assert overlap[0, 1] > 0.99 and overlap[0, 2] < 0.05 and overlap[3, 4] < 0.5
 
 
-def test_bfloat16_stays_near_float32(params):
-    half = models.build(ConfigDict({**CONFIG.to_dict(), "dtype": "bfloat16"}), BANDS, 16)
-    full = models.build(CONFIG, BANDS, 16)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_16_bit_numbers_stay_near_float32(encoder, params, dtype):
+    half = build(dtype=dtype)
     mask = jnp.ones((4, 3, 16, 16), bool)
-    a, b = half(params, images(), mask).cls, full(params, images(), mask).cls
-    assert a.dtype == jnp.float32
-    assert np.abs(a - b).max() < 0.05 * np.abs(b).max()
+    a, b = half(params, images(), mask), encoder(params, images(), mask)
+    assert a.cls.dtype == a.tokens.dtype == jnp.float32
+    assert np.abs(a.cls - b.cls).max() < 0.05 * np.abs(b.cls).max()
+
+
+def names(encoder):
+    tree = jax.eval_shape(encoder.init, jax.random.key(0))
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def test_parameters_on_disk_keep_their_names_and_others_come_where_asked_for():
+    linear = lambda *paths: {f"{path}/{name}" for path in paths for name in ("kernel", "bias")}
+    plain = {"stem/kernel/basis", "stem/presence/basis", "position", "norm/scale", "norm/bias"}
+    plain |= linear("stem/mean", *(f"blocks/{layer}" for layer in ("attention/qkv", "attention/out", "up", "down")))
+    plain |= {f"blocks/{norm}/{name}" for norm in ("norm1", "norm2") for name in ("scale", "bias")}
+    assert names(build()) == plain
+    assert names(build(mlp="swiglu", drop_path=0.1, remat="dots", attention="xla", dtype="bfloat16")) == plain
+    assert names(build(position="rope")) == plain - {"position"}
+    assert names(build(layer_scale=0.1)) - plain == {"blocks/attention_scale", "blocks/mlp_scale"}
+    assert names(build(summary="cls", registers=4)) - plain == {"cls_token", "register_token"}
+
+
+@pytest.mark.parametrize("size, blocks", [("Ti", 5_338_368), ("S", 21_293_568), ("B", 85_054_464), ("L", 302_309_376)])
+def test_sizes_have_the_published_parameters(size, blocks):
+    """Those of the ImageNet models of Touvron et al. 2021 and Dosovitskiy et al. 2021 without what is around the
+    blocks, such as 85,798,656 of ViT-B/16 less 744,192."""
+    shapes = jax.eval_shape(build(**vit.SIZES[size]).init, jax.random.key(0))
+    assert sum(a.size for a in jax.tree.leaves(shapes["blocks"])) == blocks
+
+
+def test_g_has_dinov2s_parameters():
+    """1,136,480,768, less 904,704 of patches of 14 x 14 x 3, 2,104,320 of 1370 positions, two tokens and the norm."""
+    shapes = jax.eval_shape(build(**vit.SIZES["g"], layer_scale=1e-5).init, jax.random.key(0))
+    assert sum(a.size for a in jax.tree.leaves(shapes["blocks"])) == 1_136_480_768 - 904_704 - 2_104_320 - 4 * 1536
+
+
+def test_a_cls_token_sums_up_and_registers_count_nowhere():
+    mask, image = jnp.ones((4, 3, 16, 16), bool), images()
+    for summary in ("mean", "cls"):
+        encoder = build(summary=summary, registers=3)
+        params = parameters(encoder)
+        run = jax.jit(encoder.__call__)
+        encoded = run(params, image, mask)
+        assert encoded.tokens.shape == (4, 4, 32) and encoder.tokens == 4
+        others = run({**params, "register_token": -params["register_token"]}, image, mask)
+        assert np.abs(others.cls - encoded.cls).max() > 1e-4  # looked at, but not counted:
+        mean = np.abs(encoded.cls - encoded.tokens.mean(1)).max()
+        assert mean < 1e-6 if summary == "mean" else mean > 1e-2
+
+
+@pytest.mark.parametrize("position", ["learned", "rope"])
+def test_the_middle_cut_out_is_the_middle_patches_of_the_whole(position):
+    encoder = models.build(ConfigDict({**CONFIG, "patch": 4, "position": position, "registers": 2}), BANDS, 16)
+    params, mask = parameters(encoder), jnp.ones((4, 3, 16, 16), bool)
+    kept = jax.jit(encoder.__call__)(params, images(), mask, jnp.tile(jnp.array([5, 6, 9, 10]), (4, 1)))
+    cut = jax.jit(encoder.__call__)(params, images()[..., 4:12, 4:12], mask[..., 4:12, 4:12])
+    np.testing.assert_allclose(kept.tokens, cut.tokens, atol=1e-5)
+
+
+def test_rotary_positions_know_no_middle():
+    """A crop from the corner is the corner's patches; an image may be larger than the model's too."""
+    encoder = models.build(ConfigDict({**CONFIG, "patch": 4, "position": "rope"}), BANDS, 8)
+    params, mask = parameters(encoder), jnp.ones((4, 3, 16, 16), bool)
+    kept = jax.jit(encoder.__call__)(params, images(), mask, jnp.tile(jnp.array([10, 11, 14, 15]), (4, 1)))
+    cut = jax.jit(encoder.__call__)(params, images()[..., 8:, 8:], mask[..., 8:, 8:])
+    np.testing.assert_allclose(kept.tokens, cut.tokens, atol=1e-5)
+    moved = jax.jit(encoder.__call__)(params, images(), mask, jnp.tile(jnp.array([0, 3, 12, 15]), (4, 1)))
+    assert np.abs(moved.tokens[:, 3] - kept.tokens[:, 3]).max() > 1e-3
+
+
+def test_nothing_is_drawn_without_a_key():
+    encoder, plain = build(drop_path=0.5, depth=2), build(depth=2)
+    params, mask = parameters(encoder), jnp.ones((4, 3, 16, 16), bool)
+    run = jax.jit(lambda key: encoder(params, images(), mask, key=key).cls)
+    np.testing.assert_allclose(run(None), jax.jit(plain.__call__)(params, images(), mask).cls, atol=2e-6)
+    a, b = run(jax.random.key(0)), run(jax.random.key(1))
+    assert np.abs(a - b).max() > 1e-3
+    np.testing.assert_array_equal(a, run(jax.random.key(0)))
 
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(InputError, match="model.patch: 8 does not divide"):
         models.build(CONFIG, BANDS, 20)
     with pytest.raises(InputError, match="model.name: 'vti' is no backbone.*Did you mean 'vit'"):
-        models.build(ConfigDict({**CONFIG.to_dict(), "name": "vti"}), BANDS, 16)
+        build(name="vti")
+    with pytest.raises(InputError, match="model.attention: 'cudnn' needs"):
+        build(attention="cudnn")
+
+
+@pytest.mark.parametrize(
+    "settings, problem",
+    [
+        (dict(stem="per_bnad"), "model.stem: 'per_bnad' must be one of fused, grouped, per_band"),
+        (dict(position="rope", width=36, heads=6), "model.position: 'rope' must be .* multiple of 4"),
+        (dict(drop_path=1.0), r"model.drop_path: 1.0 must be in \[0, 1\)"),
+        (dict(attention="flash"), "model.attention: 'flash' must be one of auto, xla, cudnn"),
+        (dict(remat="all"), "model.remat: 'all' must be one of none, block, dots"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings, problem):
+    config = default()
+    config.model.update(settings)
+    config.data.path = "d"
+    with pytest.raises(InputError, match=problem):
+        validate(fill(config))

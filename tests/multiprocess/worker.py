@@ -1,8 +1,8 @@
 """Trains several runs one after another in this process, one of several: `python -m tests.multiprocess.worker RUNS`.
 
-RUNS is JSON: a list of {"workdir", "arguments"} and, optionally, {"stop": [step, process]}: there that process alone
-gets SIGTERM, or {"fail": [step, process]}: there it alone raises. Rows of every step are recorded in
-WORKDIR.rows.PROCESS, what a stopped run said in WORKDIR.stopped.PROCESS.
+RUNS is JSON: a list of {"workdir", "arguments"} and, optionally, {"stop": [step, process, signal]}: there that process
+alone gets the signal, or {"fail": [step, process]}: there it alone raises. Rows of every step are recorded in
+WORKDIR.rows.PROCESS, what a stopped run said in WORKDIR.stopped.PROCESS; if it is the last, the process ends with it.
 """
 
 import json
@@ -13,9 +13,9 @@ from pathlib import Path
 import jax
 
 from benchmarks.processes import record
-from jaxz import errors, runtime, train
+from jaxz import errors, loop, runtime, train
 
-handed = train.prefetch
+handed = loop.prefetch
 
 
 def at(step: int, process: int, action) -> None:
@@ -27,7 +27,7 @@ def at(step: int, process: int, action) -> None:
                 action()
             yield batch
 
-    train.prefetch = handing
+    loop.prefetch = handing
 
 
 def fail():
@@ -35,10 +35,12 @@ def fail():
 
 
 def main(argv: list[str]) -> None:
-    for run in json.loads(Path(argv[0]).read_text()):
-        train.prefetch = handed
+    runs = json.loads(Path(argv[0]).read_text())
+    for run in runs:
+        loop.prefetch = handed
         if "stop" in run:
-            at(*run["stop"], lambda: os.kill(os.getpid(), signal.SIGTERM))
+            *place, name = run["stop"]
+            at(*place, lambda name=name: os.kill(os.getpid(), signal.Signals[name]))
         if "fail" in run:
             at(*run["fail"], fail)
         with record(f"{run['workdir']}.rows"):
@@ -46,6 +48,8 @@ def main(argv: list[str]) -> None:
                 train.main([*run["arguments"], f"--workdir={run['workdir']}"])
             except errors.Stopped as stopped:
                 Path(f"{run['workdir']}.stopped.{jax.process_index()}").write_text(str(stopped))
+                if run is runs[-1]:
+                    raise
 
 
 if __name__ == "__main__":

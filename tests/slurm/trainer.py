@@ -11,9 +11,9 @@ import sys
 import time
 
 from benchmarks.processes import record
-from jaxz import runtime, train
+from jaxz import loop, runtime, train
 
-handed = train.prefetch
+handed = loop.prefetch
 
 
 def main(argv: list[str]) -> None:
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
                 raise RuntimeError(f"process {process} alone, at {time.time()}")
             yield batch
 
-    train.prefetch = handing
+    loop.prefetch = handing
     with record(f"{workdir}.rows.{process}"):
         runtime.run(train.fail_cleanly)
 

@@ -1,9 +1,23 @@
-"""How bands become tokens: filters are told apart by their wavelength, so that one never seen can be tried."""
+"""How bands become tokens, found by the module's name: stems/<name>.py defines `Stem`.
+
+    class Stem(nnx.Module):
+        def __init__(self, bands, config, dtype, *, rngs)      # config: the group `model`
+        def __call__(self, image, mask, key)                   # [B,C,h,w] -> tokens [B,G,N,D], observed [B,G,N] or None
+
+G tokens for each of N patches. Filters are told apart by their wavelength, so that one never seen can be tried; what is
+masked enters nowhere, whatever it holds. A token that is not `observed` takes no part in attention or means; None: all
+do. key: of what is random in training, or None.
+"""
+
+import importlib
+import pkgutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+
+NAMES = tuple(module.name for module in pkgutil.iter_modules(__path__))
 
 SPACING = 0.04  # in ln(wavelength): neighbouring broad bands differ by 0.1 to 0.3, and must be told apart easily
 CENTRES = np.arange(np.log(150.0), np.log(30_000.0), SPACING)  # far ultraviolet to mid infrared, nm
@@ -42,30 +56,5 @@ def unpatchify(patches: jax.Array, patch: int) -> jax.Array:
     return grid.reshape(batch, bands, side * patch, side * patch)
 
 
-class FusedStem(nnx.Module):
-    """One token per patch, from the observed pixels of all bands: what is masked enters nowhere, whatever it holds.
-
-    token = K0 . m + sum_c K(lambda_c) . GAIN (x_c - m) + sum_c e(lambda_c) * observed fraction_c + bias, m the mean of
-    the pixel's observed bands. Bands look alike: where what they share is not taken out, colours are learned several
-    times slower.
-    """
-
-    GAIN = 3.0  # deviations are a few times smaller than the mean
-
-    def __init__(self, bands, patch: int, width: int, dtype, *, rngs: nnx.Rngs):
-        self.patch, self.dtype = patch, dtype
-        pixels = patch * patch
-        self.kernel = WavelengthKernel(bands, (pixels, width), (len(bands) * pixels) ** -0.5, rngs=rngs)
-        self.mean = nnx.Linear(pixels, width, dtype=dtype, rngs=rngs)
-        self.presence = WavelengthKernel(bands, (width,), 0.02, rngs=rngs)
-
-    def __call__(self, image: jax.Array, mask: jax.Array) -> jax.Array:
-        image = jnp.where(mask, image, 0)
-        mean = image.sum(1, keepdims=True) / jnp.maximum(mask.sum(1, keepdims=True), 1)  # [B,1,H,W]
-        colour = jnp.where(mask, self.GAIN * (image - mean), 0)
-        pixels = patchify(colour, self.patch).astype(self.dtype)  # [B,N,C,PP]
-        observed = patchify(mask.astype(self.dtype), self.patch).mean(-1)  # [B,N,C]
-        kernel = self.kernel().astype(self.dtype)  # [C,PP,D]
-        tokens = pixels.reshape(*pixels.shape[:2], -1) @ kernel.reshape(-1, kernel.shape[-1])
-        tokens += self.mean(patchify(mean, self.patch)[:, :, 0])
-        return tokens + observed @ self.presence().astype(self.dtype)
+def find(name: str):
+    return importlib.import_module(f"jaxz.models.stems.{name}").Stem

@@ -1,0 +1,365 @@
+"""The transformers of published models, with what tells them apart as data: DINOv2, CLIP and their kin.
+
+Weights come from jaxz.pretrained; the arithmetic is that of the models' own code, in the parameters' type.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxz.errors import InputError
+from jaxz.mesh import constrain_batch
+from jaxz.models import layers
+from jaxz.models.resize import resize
+from jaxz.models.stems import patchify
+from jaxz.models.vit import Encoded, masked_mean
+
+ACTIVATIONS = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": jax.nn.gelu,  # Hendrycks & Gimpel 2016, the approximation
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # the same paper's other one
+    "silu": jax.nn.silu,
+}
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A stack of pre-norm transformer blocks."""
+
+    width: int
+    depth: int
+    heads: int
+    hidden: int  # width of the MLP
+    activation: str = "gelu"  # a name in ACTIVATIONS
+    gated: bool = False  # down(activation(gate(x)) * up(x)), SwiGLU with "silu" (Shazeer 2020, eq. 6)
+    eps: float = 1e-6  # of every LayerNorm
+    qkv_bias: tuple[bool, bool, bool] = (True, True, True)
+    layer_scale: bool = False
+
+
+@dataclass(frozen=True)
+class Image:
+    """What is around the blocks of an image tower."""
+
+    blocks: Blocks
+    patch: int
+    bands: int = 3
+    mixed: int = 0  # bands that a 1 x 1 projection makes of `bands` in front of the stem; 0: no projection
+    band_tokens: bool = False  # a token per band and patch (Bao et al. 2024, sec. 3), all by one kernel
+    stem_bias: bool = True
+    cls: bool = True  # a token for the whole image
+    registers: int = 0
+    grid: tuple[int, int] | None = None  # of the table of positions; None: there is none
+    interpolation: str = "bicubic"  # how that is resized, a name in resize.VARIANTS
+    rope: tuple[float, ...] = ()  # periods of rotary positions
+    stem_norm: bool = False  # LayerNorm in front of the blocks
+    summary: str = "cls"  # "cls", "mean" (of patches, the only LayerNorm behind it) or "probe" (attention pooling)
+    mask_token: bool = False
+    classes: int = 0  # of a classifier on the summary; 0: none
+
+
+@dataclass(frozen=True)
+class Text:
+    """What is around the blocks of a text tower."""
+
+    blocks: Blocks
+    vocabulary: int
+    context: int  # tokens at most
+    causal: bool
+    pool: str  # the token that stands for the text: "argmax" (of the ids), "eos" (the first) or "last"
+    eos: int = -1
+
+
+def zeros(*shape: int) -> nnx.Param:
+    return nnx.Param(jnp.zeros(shape))
+
+
+def layer_norm(s: Blocks, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    return nnx.LayerNorm(s.width, epsilon=s.eps, use_fast_variance=False, rngs=rngs)
+
+
+class Attention(nnx.Module):
+    """Multi-head attention (Vaswani et al. 2017, eq. 1)."""
+
+    def __init__(self, s: Blocks, *, rngs: nnx.Rngs):
+        self.heads = s.heads
+        self.query, self.key, self.value, self.out = (
+            nnx.Linear(s.width, s.width, use_bias=bias, rngs=rngs) for bias in (*s.qkv_bias, True)
+        )
+
+    def __call__(self, x, context, angles=None, observed=None, causal=False) -> jax.Array:
+        """x [B,M,D] looks at context [B,N,D], where `observed` bool [B,N] allows it; angles [B or 1,N,D/heads/2] turn
+        both, where they are the same."""
+        q, k, v = (f(y).reshape(*y.shape[:2], self.heads, -1) for f, y in self.projections(x, context))
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        mask = True if observed is None else observed[:, None, None]  # [B,1,1,N]
+        if causal:
+            mask = mask & np.tri(x.shape[1], context.shape[1], dtype=bool)
+        logits = jnp.einsum("bmhd,bnhd->bhmn", q, k) * q.shape[-1] ** -0.5
+        # jax.nn.dot_product_attention would take the softmax in float32 also of float64
+        looks = jax.nn.softmax(jnp.where(mask, logits, jnp.finfo(logits.dtype).min), axis=-1)
+        return self.out(jnp.einsum("bhmn,bnhd->bmhd", looks, v).reshape(x.shape))
+
+    def projections(self, x, context):
+        return (self.query, x), (self.key, context), (self.value, context)
+
+
+def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
+    """x [B,N,heads,2F] turned by angles [B or 1,N,F]: the first half of each head with the second (Su et al. 2021,
+    eq. 15)."""
+    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    a, b = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
+
+
+class Mlp(nnx.Module):
+    def __init__(self, s: Blocks, *, rngs: nnx.Rngs):
+        self.activation = s.activation
+        self.up = nnx.Linear(s.width, s.hidden, rngs=rngs)
+        self.gate = nnx.Linear(s.width, s.hidden, rngs=rngs) if s.gated else None
+        self.down = nnx.Linear(s.hidden, s.width, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        activation = ACTIVATIONS[self.activation]
+        return self.down(activation(self.up(x)) if self.gate is None else activation(self.gate(x)) * self.up(x))
+
+
+class Block(nnx.Module):
+    def __init__(self, s: Blocks, *, rngs: nnx.Rngs):
+        self.norm1 = layer_norm(s, rngs)
+        self.attention = Attention(s, rngs=rngs)
+        self.attention_scale = zeros(s.width) if s.layer_scale else None
+        self.norm2 = layer_norm(s, rngs)
+        self.mlp = Mlp(s, rngs=rngs)
+        self.mlp_scale = zeros(s.width) if s.layer_scale else None
+
+    def __call__(self, x: jax.Array, angles=None, observed=None, causal=False) -> jax.Array:
+        scaled = lambda branch, scale: branch if scale is None else branch * scale[...]
+        y = self.norm1(x)
+        x = x + scaled(self.attention(y, y, angles, observed, causal), self.attention_scale)
+        return constrain_batch(x + scaled(self.mlp(self.norm2(x)), self.mlp_scale))
+
+
+def run(blocks: Block, x: jax.Array, angles=None, observed=None, causal=False, states=False):
+    """x [B,N,D] behind the stacked blocks; with `states`, also [depth+1,B,N,D]: x in front of and behind each. angles,
+    observed: see Attention."""
+
+    def body(x, block):
+        y = block(x, angles, observed, causal)
+        return y, y if states else None
+
+    end, each = jax.lax.scan(body, x, blocks)
+    return (end, jnp.concatenate([x[None], each])) if states else end
+
+
+class Probe(nnx.Module):
+    """Attention pooling: one learned query looks at all tokens (Zhai et al. 2022, sec. 3.4: MAP head)."""
+
+    def __init__(self, s: Blocks, *, rngs: nnx.Rngs):
+        self.token = zeros(1, s.width)
+        self.attention = Attention(s, rngs=rngs)
+        self.norm = layer_norm(s, rngs)
+        self.mlp = Mlp(s, rngs=rngs)
+
+    def __call__(self, x: jax.Array, observed=None) -> jax.Array:
+        query = jnp.broadcast_to(self.token[...], (len(x), *self.token.shape))
+        x = self.attention(query, x, observed=observed)
+        return (x + self.mlp(self.norm(x)))[:, 0]
+
+
+class Stem(nnx.Module):
+    """A token per patch, from all bands, or one per band and patch; what is masked counts as 0."""
+
+    def __init__(self, s: Image, *, rngs: nnx.Rngs):
+        self.patch = s.patch
+        self.projection = nnx.Linear(s.bands, s.mixed, use_bias=False, rngs=rngs) if s.mixed else None
+        self.kernel = zeros(1 if s.band_tokens else s.mixed or s.bands, s.patch**2, s.blocks.width)
+        self.bias = zeros(s.blocks.width) if s.stem_bias else None
+        self.band_token = zeros(s.bands, s.blocks.width) if s.band_tokens else None
+
+    def __call__(self, image: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """image, mask [B,C,H,W] -> tokens [B,G,N,D] and, where G is the number of bands and not 1, which of them hold
+        an observed pixel, bool [B,G,N]."""
+        image = jnp.where(mask, image, 0)
+        if self.projection is not None:
+            image = jnp.moveaxis(self.projection(jnp.moveaxis(image, 1, -1)), -1, 1)
+        kernel = self.kernel[...]  # [C or 1,PP,D]
+        pixels = patchify(image, self.patch)  # [B,N,C,PP]
+        if self.band_token is None:
+            tokens, observed = pixels.reshape(*pixels.shape[:2], -1) @ kernel.reshape(-1, kernel.shape[-1]), None
+            tokens = tokens[:, None]
+        else:
+            tokens = (pixels @ kernel[0]).swapaxes(1, 2) + self.band_token[...][:, None]
+            observed = patchify(jnp.broadcast_to(mask, image.shape), self.patch).any(-1).swapaxes(1, 2)
+        return (tokens if self.bias is None else tokens + self.bias[...]), observed
+
+
+class Embedded(NamedTuple):
+    """What goes into the blocks: cls and registers, then patches, band by band where each has its own."""
+
+    x: jax.Array  # [B,T,D]
+    angles: jax.Array | None  # [B or 1,T,D/heads/2] by which they are turned
+    observed: jax.Array | None  # bool [B,T], where some may not be looked at
+
+
+class ImageTower(nnx.Module):
+    """An encoder of images, as in jaxz.models."""
+
+    def __init__(self, s: Image, *, rngs: nnx.Rngs):
+        width = s.blocks.width
+        self.settings = s
+        self.stem = Stem(s, rngs=rngs)
+        self.position = zeros(s.grid[0] * s.grid[1], width) if s.grid else None
+        self.cls_token = zeros(1, width) if s.cls else None
+        self.cls_position = zeros(1, width) if s.cls and s.grid else None
+        self.register_token = zeros(s.registers, width) if s.registers else None
+        self.mask_token = zeros(width) if s.mask_token else None
+        self.stem_norm = layer_norm(s.blocks, rngs) if s.stem_norm else None
+        self.blocks = layers.stack(s.blocks.depth, lambda r: Block(s.blocks, rngs=r), rngs)
+        self.norm = layer_norm(s.blocks, rngs)
+        self.probe = Probe(s.blocks, rngs=rngs) if s.summary == "probe" else None
+        self.classifier = nnx.Linear(width, s.classes, rngs=rngs) if s.classes else None
+
+    def __call__(self, image, mask, keep=None, hidden=None, mask_token=None, key=None) -> Encoded:
+        """image, mask [B,C,H,W] (mask: true where observed), of any size that the patches divide.
+
+        keep int [B,K]: encode these patches only; hidden bool [B,N] and mask_token [D] (default: the model's own): what
+        stands for these patches. key: there for encoders that are random in training; this one never is.
+        Raises InputError for a size that the patches do not divide.
+        """
+        embedded = self.embed(image, mask, keep, hidden, mask_token)
+        return self.summarise(run(self.blocks, *embedded), embedded.observed)
+
+    def embed(self, image, mask, keep=None, hidden=None, mask_token=None) -> Embedded:
+        s = self.settings
+        size = image.shape[2:]
+        if size[0] % s.patch or size[1] % s.patch:
+            raise InputError(f"image: {size[0]} x {size[1]} pixels are no multiple of the model's patches of {s.patch}")
+        x, observed = self.stem(image, mask)  # [B,G,N,D], [B,G,N]
+        if hidden is not None:
+            token = self.mask_token[...] if mask_token is None else mask_token
+            x = jnp.where(hidden[:, None, :, None], token.astype(x.dtype), x)
+        grid = (size[0] // s.patch, size[1] // s.patch)
+        if s.grid:
+            x = x + resize(self.position[...], s.grid, grid, s.interpolation)
+        angles = rotary_angles(grid, s.rope, x.dtype)[None] if s.rope else None
+        if keep is not None:
+            x = jnp.take_along_axis(x, keep[:, None, :, None], axis=2)
+            angles = None if angles is None else angles[0, keep]
+            observed = None if observed is None else jnp.take_along_axis(observed, keep[:, None], axis=2)
+        return self.with_own_tokens(x, angles, observed)
+
+    def with_own_tokens(self, x, angles, observed) -> Embedded:
+        """Patches [B,G,N,D] behind the tokens of no patch, which are not turned and always looked at."""
+        batch, groups, _, width = x.shape
+        own = []
+        if self.cls_token is not None:
+            own = [self.cls_token[...] if self.cls_position is None else self.cls_token[...] + self.cls_position[...]]
+        if self.register_token is not None:
+            own.append(self.register_token[...])
+        own = [jnp.broadcast_to(token, (batch, *token.shape)) for token in own]
+        x = jnp.concatenate([*own, x.reshape(batch, -1, width)], axis=1)
+        if angles is not None:
+            angles = jnp.pad(jnp.tile(angles, (1, groups, 1)), ((0, 0), (self.extra, 0), (0, 0)))
+        if observed is not None:
+            observed = jnp.pad(observed.reshape(batch, -1), ((0, 0), (self.extra, 0)), constant_values=True)
+        return Embedded(x if self.stem_norm is None else self.stem_norm(x), angles, observed)
+
+    @property
+    def extra(self) -> int:
+        """Tokens of no patch: they come first."""
+        return self.settings.cls + self.settings.registers
+
+    def summarise(self, x: jax.Array, observed: jax.Array | None = None) -> Encoded:
+        """Of the tokens [B,T,D] behind the blocks; a patch with a token for each band is the mean of those observed."""
+        mean = self.settings.summary == "mean"
+        x = x if mean else self.norm(x)
+        patches = x[:, self.extra :]
+        seen = jnp.ones(patches.shape[:2], bool)
+        if observed is not None:
+            shape = (len(x), self.settings.bands, -1)
+            of_bands = observed[:, self.extra :].reshape(shape)
+            patches, seen = masked_mean(patches.reshape(*shape, x.shape[-1]), of_bands), of_bands.any(1)
+        if mean:
+            return Encoded(self.norm(patches.mean(1)), patches, seen)
+        return Encoded(x[:, 0] if self.probe is None else self.probe(x, observed), patches, seen)
+
+
+def rotary_angles(grid: tuple[int, int], periods: tuple[float, ...], dtype) -> jax.Array:
+    """[N, 2 F] angles of F periods for each axis, of patch centres between -1 and 1 (Simeoni et al. 2025, sec. 3.2)."""
+    axes = [2 * (np.arange(n) + 0.5) / n - 1 for n in grid]
+    places = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2, 1)  # row, column
+    return jnp.asarray((2 * np.pi * places / np.asarray(periods)).reshape(len(places), -1), dtype)
+
+
+class TextTower(nnx.Module):
+    def __init__(self, s: Text, *, rngs: nnx.Rngs):
+        self.settings = s
+        self.token = zeros(s.vocabulary, s.blocks.width)
+        self.position = zeros(s.context, s.blocks.width)
+        self.blocks = layers.stack(s.blocks.depth, lambda r: Block(s.blocks, rngs=r), rngs)
+        self.norm = layer_norm(s.blocks, rngs)
+
+    def __call__(self, ids: jax.Array) -> Encoded:
+        """ids int [B,S] -> Encoded(the token that stands for the text [B,D], all of them [B,S,D])."""
+        x = self.token[...][ids] + self.position[...][: ids.shape[1]]
+        x = self.norm(run(self.blocks, x, causal=self.settings.causal))
+        every = jnp.ones(ids.shape, bool)
+        if self.settings.pool == "last":
+            return Encoded(x[:, -1], x, every)
+        at = ids if self.settings.pool == "argmax" else (ids == self.settings.eos).astype(jnp.int32)
+        return Encoded(jnp.take_along_axis(x, at.argmax(1)[:, None, None], axis=1)[:, 0], x, every)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A tower for images and one for texts, which a contrastive objective joins. text and what it is compared by may
+    be missing."""
+
+    image: Image
+    text: Text | None
+    image_projection: int = 0  # width of the common space; 0: the summary is in it already
+    text_projection: int = 0
+    text_projection_bias: bool = False
+    logit_scale: bool = True
+    logit_bias: bool = False
+
+
+class TwoTowers(nnx.Module):
+    """CLIP (Radford et al. 2021) and SigLIP (Zhai et al. 2023). Called, it is the encoder of images."""
+
+    def __init__(self, s: Pair, *, rngs: nnx.Rngs):
+        self.image = ImageTower(s.image, rngs=rngs)
+        self.text = TextTower(s.text, rngs=rngs) if s.text else None
+        linear = lambda tower, width, bias=False: (
+            nnx.Linear(tower.blocks.width, width, use_bias=bias, rngs=rngs) if width else None
+        )
+        self.image_projection = linear(s.image, s.image_projection)
+        self.text_projection = linear(s.text, s.text_projection, s.text_projection_bias)
+        self.logit_scale = zeros() if s.logit_scale else None
+        self.logit_bias = zeros() if s.logit_bias else None
+
+    def __call__(self, *args, **kwargs) -> Encoded:
+        return self.image(*args, **kwargs)
+
+    def embed_image(self, summary: jax.Array) -> jax.Array:
+        """[B,D] of Encoded.cls -> [B,E] in the common space, not normalised."""
+        return summary if self.image_projection is None else self.image_projection(summary)
+
+    def embed_text(self, summary: jax.Array) -> jax.Array:
+        """The same of text(ids).cls."""
+        return summary if self.text_projection is None else self.text_projection(summary)
+
+    def logits(self, images: jax.Array, texts: jax.Array) -> jax.Array:
+        """[B,T] of embeddings [B,E] and [T,E]: exp(scale) times their cosine, plus the bias where there is one."""
+        logits = jnp.exp(self.logit_scale[...]) * unit(images) @ unit(texts).T
+        return logits if self.logit_bias is None else logits + self.logit_bias[...]
+
+
+def unit(x: jax.Array) -> jax.Array:
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)

@@ -1,0 +1,57 @@
+"""VICReg (Bardes et al. 2022): two views agree, while every dimension varies over the batch and no two vary together.
+No negatives, no teacher."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxz.models import Encoder
+from jaxz.objectives import simclr
+from jaxz.objectives.simclr import projector
+
+SETTINGS = dict(projector=(512, 512, 512), invariance=25.0, variance=25.0, covariance=1.0)
+CHECKS = {
+    "projector": simclr.CHECKS["projector"],
+    "invariance": (lambda s: s.invariance > 0, "above 0"),
+    "variance": (lambda s: s.variance >= 0, "at least 0"),
+    "covariance": (lambda s: s.covariance >= 0, "at least 0"),
+}
+
+
+class Objective:
+    """settings: projector (widths of the expander), and the weights invariance, variance and covariance (lambda, mu and
+    nu of eq. 6)."""
+
+    columns, views = (), 2
+
+    def __init__(self, encoder: Encoder, settings, normalisation):
+        self.encoder, self.settings = encoder, settings
+        self.head = projector(encoder, settings)
+
+    def init(self, key):
+        return self.head.init(key), {}
+
+    def loss(self, params, ema, extra, batch, key, step):
+        embedding = self.encoder.views(params["encoder"], batch["views"][:2], key=key).cls
+        z = self.head(params["vicreg"], embedding).astype(jnp.float32)  # [B,2,E]
+        terms = {
+            "invariance": ((z[:, 0] - z[:, 1]) ** 2).mean(),
+            "variance": variance(z[:, 0]) + variance(z[:, 1]),
+            "covariance": covariance(z[:, 0]) + covariance(z[:, 1]),
+        }
+        loss = sum(self.settings[name] * value for name, value in terms.items())
+        return loss, {"metrics": terms, "extra": extra}
+
+    def predict(self, params, extra, batch):
+        return {}
+
+
+def variance(z: jax.Array) -> jax.Array:
+    """The mean over dimensions of how far the standard deviation over the batch of z [B,E] stays below 1 (eq. 1)."""
+    return jax.nn.relu(1 - jnp.sqrt(z.var(0, ddof=1) + 1e-4)).mean()
+
+
+def covariance(z: jax.Array) -> jax.Array:
+    """The sum of the squared covariances of different dimensions of z [B,E], over E (eqs. 3 and 4)."""
+    z = z - z.mean(0)
+    matrix = jnp.matmul(z.T, z, precision="highest") / (len(z) - 1)  # [E,E]
+    return ((matrix**2).sum() - (jnp.diagonal(matrix) ** 2).sum()) / z.shape[1]

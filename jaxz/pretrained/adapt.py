@@ -1,0 +1,160 @@
+"""A model of RGB photographs for cutouts of other sizes and any bands.
+
+A stem's kernel [3,PP,D] becomes one of N bands; the responses of the bands add up, so that 3/N keeps their sum's size.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxz.errors import InputError, suggest
+from jaxz.models.resize import resize
+from jaxz.models.tower import Image, Pair
+from jaxz.pretrained.family import Model
+
+RGB = "RGB"
+
+
+def mean(kernel: np.ndarray, bands: int) -> np.ndarray:
+    """Every band as the mean of red, green and blue: no order of bands, no colour."""
+    return np.repeat(kernel.mean(0, keepdims=True), bands, axis=0) * np.float32(3 / bands)
+
+
+def repeat(kernel: np.ndarray, bands: int) -> np.ndarray:
+    """Red, green, blue, red ... in the bands' order; one band alone as their sum."""
+    if bands == 1:
+        return kernel.sum(0, keepdims=True)
+    return kernel[np.arange(bands) % 3] * np.float32(3 / bands)
+
+
+def rgb_map(kernel: np.ndarray, roles: list[str]) -> np.ndarray:
+    """Each band as its role says: R, G or B, their "mean", or "zero", which changes no output until it is trained."""
+    rows = {"R": kernel[0], "G": kernel[1], "B": kernel[2], "mean": kernel.mean(0), "zero": np.zeros_like(kernel[0])}
+    return np.stack([rows[role] for role in roles])
+
+
+def projection(bands: int) -> np.ndarray:
+    """[N,3]: what a 1 x 1 projection in front of the stem begins with. Folded into the kernel it is `repeat`."""
+    return repeat(np.eye(3, dtype=np.float32), bands)
+
+
+def roles_of(bands) -> list[str]:
+    """What each band is for `rgb_map`: as a dict says, or R, G and B for the first three and "zero" for the others."""
+    roles = list(bands.values()) if isinstance(bands, dict) else [*RGB, *["zero"] * len(bands)][: len(bands)]
+    for role in roles:
+        if role not in (*RGB, "mean", "zero"):
+            raise InputError(f"bands: {role!r} is no role of a band; give 'R', 'G', 'B', 'mean' or 'zero'")
+    if any(roles.count(letter) != 1 for letter in RGB):
+        raise InputError(f"bands: rgb_map needs one band each for R, G and B, not the roles {roles}")
+    return roles
+
+
+def with_bands(model: Model, params: dict, bands, init: str) -> tuple[Model, dict, dict]:
+    """The model for other bands, its parameters, and what is to be reported.
+
+    bands: names in the order of the input's axis, for "rgb_map" also a dict of roles (see `roles_of`).
+    init: "mean", "repeat", "rgb_map", "project" (a learnt 1 x 1 mix in front), "per_band" (a token per band and patch).
+    Raises InputError for another init, names that repeat, or a stem that is not one of three bands.
+    """
+    names = list(bands)
+    kinds = ("mean", "repeat", "rgb_map", "project", "per_band")
+    if init not in kinds:
+        raise InputError(f"band_init: {init!r} is no way to adapt bands.{suggest(init, kinds)}")
+    if not names or len(set(names)) != len(names) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"bands: {names!r} must be names, each once; give those of the images, in their order")
+    image = image_of(model.settings)
+    if image.bands != 3:
+        raise InputError(f"bands: the checkpoint's stem has {image.bands} bands, not 3; leave bands out")
+    stem = image_of(params, model.settings)["stem"]
+    kernel, count = np.asarray(stem["kernel"]), len(names)
+    changes: dict = {"bands": count}
+    record = {"bands": names, "init": init}
+    if init == "project":
+        changes["mixed"] = 3
+        stem["projection"] = {"kernel": jnp.array(projection(count))}
+    elif init == "per_band":
+        changes["band_tokens"] = True  # of one band at a time: a grey image of it
+        stem["kernel"] = jnp.array(mean(kernel, 1))
+        stem["band_token"] = jnp.zeros((count, kernel.shape[-1]))
+    elif init == "rgb_map":
+        record["roles"] = roles_of(bands)
+        stem["kernel"] = jnp.array(rgb_map(kernel, record["roles"]))
+    else:
+        stem["kernel"] = jnp.array({"mean": mean, "repeat": repeat}[init](kernel, count))
+    return changed(model, **changes), params, record
+
+
+def with_size(model: Model, params: dict, size) -> tuple[Model, dict, dict]:
+    """The model with its table of positions resized for images of `size` pixels: one side, or rows and columns.
+
+    Raises InputError for a size that the patches do not divide.
+    """
+    image = image_of(model.settings)
+    rows, columns = (size, size) if isinstance(size, int) else size
+    if rows % image.patch or columns % image.patch or rows < 1 or columns < 1:
+        raise InputError(f"image_size: {rows} x {columns} is no multiple of the model's patches of {image.patch}")
+    new = (rows // image.patch, columns // image.patch)
+    if image.grid is None:
+        return model, params, {}
+    tower = image_of(params, model.settings)
+    with jax.default_matmul_precision("highest"):
+        tower["position"] = resize(tower["position"], image.grid, new, image.interpolation)
+    record = {"from": list(image.grid), "to": list(new), "variant": image.interpolation}
+    return changed(model, grid=new), params, record
+
+
+def image_of(tree, settings=None):
+    """The image tower's part of settings, or of the parameters of such settings."""
+    pair = isinstance(tree if settings is None else settings, Pair)
+    if settings is None:
+        return tree.image if pair else tree
+    return tree["image"] if pair else tree
+
+
+def changed(model: Model, **changes) -> Model:
+    """The model with other settings of its image tower."""
+    image: Image = dataclasses.replace(image_of(model.settings), **changes)
+    pair = isinstance(model.settings, Pair)
+    return dataclasses.replace(model, settings=dataclasses.replace(model.settings, image=image) if pair else image)
+
+
+def lupton_rgb(flux: jax.Array, stretch: float, q: float) -> jax.Array:
+    """Linear flux [B,3,H,W], red first, as a colour picture in [0, 1] (Lupton et al. 2004, eq. 2, with softening and
+    slope as Astropy's make_lupton_rgb has them). It suits a model of photographs; a bright pixel's flux is lost."""
+    flux = jnp.maximum(flux, 0)
+    intensity = flux.mean(1, keepdims=True)
+    slope = 0.1 / math.asinh(0.1 * q)
+    safe = jnp.where(intensity > 0, intensity, 1)
+    rgb = flux * jnp.where(intensity > 0, slope * jnp.arcsinh(q * safe / stretch) / safe, 0)
+    return rgb / jnp.maximum(rgb.max(1, keepdims=True), 1)
+
+
+def normalise(flux: jax.Array, normalisation: dict) -> jax.Array:
+    """Linear flux [B,C,H,W] -> the input of an imported encoder. There is no default: the mean and deviation of
+    photographs do not fit fluxes, and what was chosen belongs into the config.
+
+    normalisation: dict(kind="asinh", scale=[C]): asinh(flux / scale), as jaxz.data.prepare does;
+    dict(kind="affine", mean=[C], std=[C]): (flux - mean) / std;
+    dict(kind="lupton", stretch=, q=, mean=[3], std=[3]): the picture of three bands, red first, then as "affine".
+    Raises InputError for another kind, or numbers that are missing, too many or not one a band.
+    """
+    numbers = {"asinh": ("scale",), "affine": ("mean", "std"), "lupton": ("stretch", "q", "mean", "std")}
+    kind = normalisation.get("kind")
+    if kind not in numbers:
+        raise InputError(f"normalisation.kind: {kind!r} must be said.{suggest(kind, numbers)}")
+    if set(normalisation) != {"kind", *numbers[kind]}:
+        raise InputError(f"normalisation: {sorted(normalisation)} must be kind, {', '.join(numbers[kind])} and no more")
+    given = {}
+    for name in numbers[kind]:
+        value = np.asarray(normalisation[name], np.float32)
+        if value.shape != (() if name in ("stretch", "q") else flux.shape[1:2]):
+            raise InputError(f"normalisation.{name}: {normalisation[name]!r} must be a number for each of the bands")
+        given[name] = value if value.ndim == 0 else value[:, None, None]
+    if kind == "asinh":
+        return jnp.arcsinh(flux / given["scale"])
+    if kind == "lupton":
+        flux = lupton_rgb(flux, float(given["stretch"]), float(given["q"]))
+    return (flux - given["mean"]) / given["std"]

@@ -1,0 +1,20 @@
+"""DINO (Caron et al. 2021): the backbone's file, or a training checkpoint, of which the teacher is taken."""
+
+from jaxz.models.tower import ImageTower
+from jaxz.pretrained import family, vit
+
+PUBLISHED = {(192, 12): 3, (384, 12): 6, (768, 12): 12}  # (width, depth) -> heads
+IGNORED = {r"head\..*": "the head that only DINO's own loss looks at"}
+
+
+def recognises(checkpoint) -> bool:
+    """MAE's files have the same names, below "model"."""
+    return vit.NAMES.stem in checkpoint.tensors and checkpoint.wrapper in ("", "teacher")
+
+
+def describe(checkpoint, arch: dict) -> family.Model:
+    shapes = checkpoint.shapes
+    inner = family.blocks(shapes, arch, vit.NAMES, PUBLISHED, act="gelu", eps=1e-6)
+    image = family.image(shapes, arch, vit.NAMES, inner, interpolation="offset0.1")
+    layout = f"dino, {checkpoint.wrapper or 'backbone'}"
+    return family.Model(layout, image, ImageTower, vit.ROWS, IGNORED, family.arch_of(image), family.seen(image))
