@@ -1,5 +1,6 @@
 """Wrong requests are refused with the field, the value and the fix, all at once, before anything is submitted."""
 
+import json
 import os
 import shutil
 import time
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxz.config import parse, resolved
 from jaxz.errors import InputError
 from launch import preflight, slurm
 from launch.profile import FOLDER, load_profile
@@ -134,7 +136,8 @@ def test_a_full_disk(site, monkeypatch, free, sentence):
 def test_another_config_for_a_run_that_has_begun(site):
     run = site / "scratch" / "run"
     run.mkdir()
-    (run / "config.json").write_text('{"seed": 1, "losses": {"redshift": 1.0}, "model": {"name": "vit"}}')
+    begun = resolved(parse(["--config=config_redshift.py", "--config.seed=1"]))
+    (run / "config.json").write_text(json.dumps(begun))
     assert "was begun with another config" in refused() and "seed: 1 -> 0" in refused()
 
 

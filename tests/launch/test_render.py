@@ -22,7 +22,11 @@ def test_every_golden_script_is_rendered_and_is_bash():
 
 
 STAND_INS = {
-    "srun": """for last; do :; done; mkdir -p "${last#--workdir=}/checkpoints/$SAVES"; exit $CODE""",
+    "srun": """
+        for last; do :; done
+        mkdir -p "${last#--workdir=}/checkpoints/$SAVES"
+        if [ "$ASKED" ]; then trap : USR2; /bin/sleep 0.3; kill -USR2 $PPID; /bin/sleep 0.3; fi
+        exit $CODE""",
     "scontrol": """case "$*" in
         show\\ hostnames*) echo n1 ;;
         show\\ job*) echo "   Requeue=1 Restarts=$NOW BatchFlag=1" ;;
@@ -46,11 +50,17 @@ def job(tmp_path):
     made = request("cpu", train=[*TRAIN, f"--workdir={run}"])
     script = train_script(made, 1000).replace("cd /work/jaxz", f"cd {tmp_path}")
 
-    def start(code: int, saves: int, now: int = 0) -> tuple[int, int]:
+    def start(code: int, saves: int, now: int = 0, asked: str = "") -> tuple[int, int]:
         told = tmp_path / "told"
         told.unlink(missing_ok=True)
         environ = {"PATH": f"{folder}:/usr/bin:/bin", "CODE": str(code), "SAVES": str(saves), "NOW": str(now)}
-        environ |= {"TOLD": str(told), "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-4]", "SLURM_JOB_NUM_NODES": "4"}
+        environ |= {
+            "ASKED": asked,
+            "TOLD": str(told),
+            "SLURM_JOB_ID": "7",
+            "SLURM_JOB_NODELIST": "n[1-4]",
+            "SLURM_JOB_NUM_NODES": "4",
+        }
         environ |= {"SLURM_CPUS_PER_TASK": "8"}
         done = subprocess.run(["bash", "-c", script], env=environ, capture_output=True, text=True, timeout=20)
         assert done.stderr == ""
@@ -71,6 +81,11 @@ def test_a_stop_before_the_first_step_is_requeued_three_times(job, code):
 @pytest.mark.parametrize("code", [1, 134, 137])
 def test_a_failure_is_requeued_three_times_and_only_after_a_checkpoint(job, code):
     assert [job(code, step)[1] for step in (0, 10, 10, 20, 30, 40)] == [False, True, False, True, True, False]
+
+
+def test_who_has_saved_when_asked_may_end_in_any_way(job):
+    assert [job(137, step, asked="yes") for step in (10, 20, 30, 40, 50)] == [(137, True)] * 5
+    assert job(0, 60, asked="yes") == (0, False)
 
 
 @pytest.mark.parametrize("code", [0, 2])

@@ -45,7 +45,8 @@ export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 srun --kill-on-bad-exit=1 --open-mode=append --output="$logs/$SLURM_JOB_ID.%t.log" \
   /venv/bin/python -m jaxz.train "${arguments[@]}" &
 step=$!
-trap 'say "the time limit is near"; kill -USR2 $step' USR2
+asked=no
+trap 'say "the time limit is near"; asked=yes; kill -USR2 $step' USR2
 while kill -0 $step 2>/dev/null; do wait $step; done # a signal ends a wait early
 wait $step; code=$?
 after=$(newest); after=${after:-0}

@@ -44,7 +44,8 @@ export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 srun --kill-on-bad-exit=1 --open-mode=append --output="$logs/$SLURM_JOB_ID.%t.log" \
   /venv/bin/python -m jaxz.train "${arguments[@]}" &
 step=$!
-trap 'say "the time limit is near"; kill -USR2 $step' USR2
+asked=no
+trap 'say "the time limit is near"; asked=yes; kill -USR2 $step' USR2
 while kill -0 $step 2>/dev/null; do wait $step; done # a signal ends a wait early
 wait $step; code=$?
 after=$(newest); after=${after:-0}
@@ -58,6 +59,7 @@ case $code-$advanced in
   75-no | 140-no | 143-no | *-yes) again=counted ;; # stopped before the first step; or failed, but not at once
   *) again=no ;;
 esac
+[ $again-$asked-$advanced = counted-yes-yes ] && again=yes # saved when asked, though one was killed in ending
 if [ $again = counted ]; then
   echo "$code at step $after" >>"$logs/$SLURM_JOB_ID.retries"
   [ "$(wc -l <"$logs/$SLURM_JOB_ID.retries")" -le 3 ] && again=yes
