@@ -13,6 +13,8 @@ from jaxz import objectives
 from jaxz.config import default, fill
 from jaxz.data.manifest import Band
 from jaxz.data.prepare import Normalisation
+from jaxz.flops import matmul_flops
+from jaxz.hardware import find_device
 from jaxz.mesh import make_mesh, to_devices
 from jaxz.models import build, vit
 from jaxz.optim import make_optimizer
@@ -20,11 +22,7 @@ from jaxz.state import abstract_state, fresh_state, make_step
 
 ROUNDS, STEPS = 5, 10
 
-# Dense bfloat16 FLOP/s by the data sheets (V100: float16), by a part of the device's name; the first that fits counts.
-CHIPS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "V100": 125e12}
-
 DECODER = dict(decoder_width=512, decoder_depth=8, decoder_heads=16)  # He et al. 2022, sec. 4
-MASK_RATIO = 0.75
 
 
 class Task(NamedTuple):
@@ -40,17 +38,12 @@ class Task(NamedTuple):
     def patches(self) -> int:
         return (self.image // self.patch) ** 2
 
-    @property
-    def kept(self) -> int:
-        """Patches that the encoder's blocks see."""
-        return self.patches if self.objective == "supervised" else max(1, round(self.patches * (1 - MASK_RATIO)))
-
 
 def config_of(task: Task, batch_size: int):
     config = default()
     config.model.update(vit.SIZES[task.size], patch=task.patch, dtype=task.dtype, attention=task.attention)
     config.losses = {"redshift": 1.0} if task.objective == "supervised" else {"mae": 1.0}
-    config.mae = dict(mask_ratio=MASK_RATIO, band_mask=0.0, **DECODER)
+    config.mae = dict(mask_ratio=0.75, band_mask=0.0, **DECODER)
     config.train.batch_size = batch_size
     return fill(config)
 
@@ -69,31 +62,19 @@ def batch_of(task: Task, batch_size: int) -> dict[str, np.ndarray]:
     return batch | {"z_err": np.full(batch_size, 1e-3, np.float32), "nonfinite": np.zeros(batch_size, np.float32)}
 
 
-def block_flops(tokens: int, width: int, depth: int, mlp: str = "gelu") -> int:
-    """Of depth blocks: projections, MLP and attention, 2 a multiplication."""
-    hidden = 2 * 4 * width if mlp == "gelu" else 3 * (-(-8 * width // 24) * 8)  # outputs and inputs of the MLP
-    return depth * tokens * (8 * width**2 + 2 * width * hidden + 4 * tokens * width)
+def objective_of(task: Task, config):
+    bands = bands_of(task)
+    normalisation = Normalisation(bands, (1.0,) * task.bands, task.image, 0.2, False)
+    return objectives.Objective(build(config.model, bands, task.image), config, normalisation)
 
 
-def forward_flops(task: Task) -> int:
+def forward_flops(task: Task) -> float:
     """Of matrix products and attention of one image's forward pass; what is done once a batch is left out."""
-    size = vit.SIZES[task.size]
-    width, pixels = size["width"], task.patch**2
-    flops = 2 * task.patches * width * (task.bands * pixels + pixels + task.bands)  # stem
-    flops += block_flops(task.kept, width, size["depth"], size.get("mlp", "gelu"))
-    if task.objective == "supervised":
-        return flops + 2 * width * default_bins()
-    inner, depth = DECODER["decoder_width"], DECODER["decoder_depth"]
-    flops += 2 * task.kept * width * inner + block_flops(task.patches, inner, depth)
-    return flops + 2 * task.patches * inner * task.bands * pixels
-
-
-def default_bins() -> int:
-    return importlib.import_module("jaxz.objectives.redshift").SETTINGS["bins"]
-
-
-def peak_flops(device: str) -> float | None:
-    return next((rate for name, rate in CHIPS.items() if name in device), None)
+    objective = objective_of(task, config_of(task._replace(attention="xla"), 1))  # whose products can be seen
+    params, extra = jax.eval_shape(objective.init, jax.random.key(0))
+    loss = lambda params, batch: objective.loss(params, {}, extra, batch, jax.random.key(0), 0)[0]
+    one, two = (matmul_flops(loss, params, batch_of(task, count)) for count in (1, 2))
+    return two - one
 
 
 def stepper(objective, prepare, config, host: dict, mesh) -> Callable[[], float]:
@@ -120,10 +101,10 @@ def stepper(objective, prepare, config, host: dict, mesh) -> Callable[[], float]
 
 
 def jax_arm(task: Task, batch_size: int) -> Callable[[], float]:
-    config, bands = config_of(task, batch_size), bands_of(task)
-    normalisation = Normalisation(bands, (1.0,) * task.bands, task.image, 0.2, False)
-    objective = objectives.Objective(build(config.model, bands, task.image), config, normalisation)
-    return stepper(objective, lambda batch, key: batch, config, batch_of(task, batch_size), make_mesh(1, 1))
+    config = config_of(task, batch_size)
+    return stepper(
+        objective_of(task, config), lambda batch, key: batch, config, batch_of(task, batch_size), make_mesh(1, 1)
+    )
 
 
 def medians(arms: dict) -> dict:
@@ -170,16 +151,17 @@ def compare(tasks: list[Task], batch_sizes: list[int], peers: list[str]) -> list
     libraries = {"jaxz": jax_arm} | {peer: importlib.import_module(f"benchmarks.{peer}_step").arm for peer in peers}
     chosen = {(task, name): best(arm, task, batch_sizes) for task in tasks for name, arm in libraries.items()}
     seconds = medians({case: own.run for case, own in chosen.items()})
-    device = jax.devices()[0].device_kind
-    peak, rows = peak_flops(device), []
+    kind, rows = jax.devices()[0].device_kind, []
+    device = find_device(kind)
     for (task, name), own in chosen.items():
         taken = seconds[task, name]
         rate = own.batch * STEPS / taken
+        peak = device.peak(task.dtype) if device else 0.0  # 0: not known
         flops = 3 * forward_flops(task) * rate  # a backward pass is two forward passes; recomputation does not count
         rows.append(
             {"library": name, **task._asdict(), "batch": own.batch, "by_batch": own.by_batch, "first_s": own.first_s}
             | {"images_per_second": rate, "step_ms": 1e3 * taken / STEPS, "flops_per_second": flops}
-            | {"mfu": flops / peak if peak else None, "device": device}
+            | {"mfu": flops / peak if peak else None, "device": kind}
         )
     return rows
 

@@ -2,8 +2,8 @@
 
     python -m jaxz.train --config=configs/pretrain_bands.py --workdir=RUN --config.data.path=DATASET
 
-Hardware: 2 CPU cores for a try, one GPU for work. Time: .
-Expect: .
+Hardware: 2 CPU cores for a try, one GPU for work. Time: about 3 minutes on 2 cores, by its share of operations.
+Expect: the loss, in units of the sky variance, falls towards 1, the floor that sky noise sets, and stays above it.
 """
 
 from configs import demo_direct

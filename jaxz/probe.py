@@ -28,6 +28,7 @@ from jaxz.data.prepare import Prepare
 from jaxz.data.stream import Source, Stream
 from jaxz.files import replace
 from jaxz.models.functional import Functional
+from jaxz.objectives import merged
 from jaxz.photoz.metrics import evaluate_metrics
 from jaxz.predict import Model, load_run
 from jaxz.results import sure_labels
@@ -225,12 +226,14 @@ def main(argv: list[str]) -> None:
         raise errors.InputError(f"--most: {options.most} must be at least 2")
     runtime.alone("jaxz.probe")
     model = load_run(options.workdir, options.item)
+    if (members := model.config.train.members) > 1:
+        raise errors.InputError(f"--workdir: {str(options.workdir)!r} is an ensemble of {members}; name a run of one")
     dataset = model.open_dataset(options.dataset)
     label, where = conditions(dataset, options.truth)
     fresh = jax.jit(model.objective.init)(jax.random.key(model.config.seed))[0]
     found = {"label": label, "item": options.item, "dataset": str(dataset.path)}
     for name, params in (("run", model.params), ("random_init", fresh)):
-        found[name] = probe(model, params["encoder"], dataset, where, label, options.most)
+        found[name] = probe(model, merged(params)["encoder"], dataset, where, label, options.most)
     replace(options.workdir / "probe.json", json.dumps(found, indent=1).encode())
     kind = "the simulation's truth of all objects" if options.truth else "spectroscopic labels"
     print(f"{options.workdir}: {kind}, {found['run']['objects']} objects; in brackets the untrained encoder")

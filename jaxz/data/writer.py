@@ -148,9 +148,10 @@ class DatasetWriter:
         keys = lambda n: read_index(self._index(int(found[n].name)), ["key"])["key"].to_pylist()
         for n, _, key, _ in repeated_keys(hashes, keys):
             raise InputError(f"key {key!r} of shard {found[n].name} stands in an earlier shard; ids must be unique")
-        for n in {*range(shards)} - {int(shard.name) for shard in found}:  # before the end, or a kill would leave them
-            self._index(n).unlink(missing_ok=True)
-            self._tar(n).unlink(missing_ok=True)
+        empty = {*range(shards)} - {int(shard.name) for shard in found}
+        killed = [left for folder in ("shards", "index") for left in (self.path / folder).glob(".*.tmp")]
+        for path in (*map(self._index, empty), *map(self._tar, empty), *killed):  # first: a kill here leaves no stray
+            path.unlink(missing_ok=True)
         provenance = {**self.manifest.provenance, **(provenance or {}), "plan": self.plan}
         manifest = dataclasses.replace(self.manifest, shards=tuple(found), splits=splits, provenance=provenance)
         replace(self.path / "dataset.json", manifest.to_json().encode())

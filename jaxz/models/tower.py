@@ -1,6 +1,7 @@
 """The transformers of published models, with what tells them apart as data: DINOv2, CLIP and their kin.
 
-Weights come from jaxz.pretrained; the arithmetic is that of the models' own code, in the parameters' type.
+Weights come from jaxz.pretrained, so that all parameters begin at 0; the arithmetic is that of the models' own code, in
+the parameters' type.
 """
 
 from dataclasses import dataclass
@@ -78,6 +79,10 @@ def zeros(*shape: int) -> nnx.Param:
     return nnx.Param(jnp.zeros(shape))
 
 
+def linear(given: int, out: int, rngs: nnx.Rngs, bias: bool = True) -> nnx.Linear:
+    return nnx.Linear(given, out, use_bias=bias, kernel_init=nnx.initializers.zeros, rngs=rngs)
+
+
 def layer_norm(s: Blocks, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(s.width, epsilon=s.eps, use_fast_variance=False, rngs=rngs)
 
@@ -88,7 +93,7 @@ class Attention(nnx.Module):
     def __init__(self, s: Blocks, *, rngs: nnx.Rngs):
         self.heads = s.heads
         self.query, self.key, self.value, self.out = (
-            nnx.Linear(s.width, s.width, use_bias=bias, rngs=rngs) for bias in (*s.qkv_bias, True)
+            linear(s.width, s.width, rngs, bias) for bias in (*s.qkv_bias, True)
         )
 
     def __call__(self, x, context, angles=None, observed=None, causal=False) -> jax.Array:
@@ -120,9 +125,9 @@ def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
 class Mlp(nnx.Module):
     def __init__(self, s: Blocks, *, rngs: nnx.Rngs):
         self.activation = s.activation
-        self.up = nnx.Linear(s.width, s.hidden, rngs=rngs)
-        self.gate = nnx.Linear(s.width, s.hidden, rngs=rngs) if s.gated else None
-        self.down = nnx.Linear(s.hidden, s.width, rngs=rngs)
+        self.up = linear(s.width, s.hidden, rngs)
+        self.gate = linear(s.width, s.hidden, rngs) if s.gated else None
+        self.down = linear(s.hidden, s.width, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         activation = ACTIVATIONS[self.activation]
@@ -177,7 +182,7 @@ class Stem(nnx.Module):
 
     def __init__(self, s: Image, *, rngs: nnx.Rngs):
         self.patch = s.patch
-        self.projection = nnx.Linear(s.bands, s.mixed, use_bias=False, rngs=rngs) if s.mixed else None
+        self.projection = linear(s.bands, s.mixed, rngs, False) if s.mixed else None
         self.kernel = zeros(1 if s.band_tokens else s.mixed or s.bands, s.patch**2, s.blocks.width)
         self.bias = zeros(s.blocks.width) if s.stem_bias else None
         self.band_token = zeros(s.bands, s.blocks.width) if s.band_tokens else None
@@ -223,7 +228,7 @@ class ImageTower(nnx.Module):
         self.blocks = layers.stack(s.blocks.depth, lambda r: Block(s.blocks, rngs=r), rngs)
         self.norm = layer_norm(s.blocks, rngs)
         self.probe = Probe(s.blocks, rngs=rngs) if s.summary == "probe" else None
-        self.classifier = nnx.Linear(width, s.classes, rngs=rngs) if s.classes else None
+        self.classifier = linear(width, s.classes, rngs) if s.classes else None
 
     def __call__(self, image, mask, keep=None, hidden=None, mask_token=None, key=None) -> Encoded:
         """image, mask [B,C,H,W] (mask: true where observed), of any size that the patches divide.
@@ -336,11 +341,9 @@ class TwoTowers(nnx.Module):
     def __init__(self, s: Pair, *, rngs: nnx.Rngs):
         self.image = ImageTower(s.image, rngs=rngs)
         self.text = TextTower(s.text, rngs=rngs) if s.text else None
-        linear = lambda tower, width, bias=False: (
-            nnx.Linear(tower.blocks.width, width, use_bias=bias, rngs=rngs) if width else None
-        )
-        self.image_projection = linear(s.image, s.image_projection)
-        self.text_projection = linear(s.text, s.text_projection, s.text_projection_bias)
+        project = lambda tower, width, bias=False: linear(tower.blocks.width, width, rngs, bias) if width else None
+        self.image_projection = project(s.image, s.image_projection)
+        self.text_projection = project(s.text, s.text_projection, s.text_projection_bias)
         self.logit_scale = zeros() if s.logit_scale else None
         self.logit_bias = zeros() if s.logit_bias else None
 

@@ -95,9 +95,7 @@ class Objective:
         settings, views = self.settings, batch["views"][:2]
         which_key, blocks_key, *encoder_keys = jax.random.split(key, 4)
         observed = jnp.stack([patchify(view["mask"], self.patch).any((2, 3)) for view in views], 1)  # [B,2,N]
-        masked = jax.random.bernoulli(which_key, shape=(len(observed), 1, 1)).astype(
-            int
-        )  # the view with hidden patches
+        masked = jax.random.bernoulli(which_key, shape=(len(observed), 1, 1)).astype(int)  # the view that is
         blocks = hide_blocks(blocks_key, len(observed), self.side, settings.patch_ratio)
         hidden = blocks[:, None] & (masked == jnp.arange(2)[:, None])  # [B,2,N]
         own, teacher = params["dino"], jax.lax.stop_gradient(ema)

@@ -45,14 +45,13 @@ def load_pretrained(
     pos_interp: how positions are resized for other sizes, a name in jaxz.models.resize.VARIANTS; "family": as the code
     that the file is of does it. bands, band_init: see jaxz.pretrained.adapt.with_bands; None: red, green, blue.
     image_size: pixels (one side, or rows and columns) to resize them for once and for all.
-    strict: refuse tensors without a place and places without a tensor; otherwise they are left out, or random.
+    strict: refuse tensors without a place and places without a tensor; otherwise they are left out, or 0.
     Raises InputError for all that is unsafe, damaged, ambiguous or does not fit.
     """
     checkpoint = open_checkpoint(path)
     model, report = describe(checkpoint, family, arch, pos_interp)
     plan = plan_of(checkpoint, model, strict)
-    fresh = nnx.to_pure_dict(nnx.state(model.make(model.settings, rngs=nnx.Rngs(0)))) if plan.missing else {}
-    params = fill(plan, checkpoint.tensors, fresh)
+    params = fill(plan, checkpoint.tensors)
     report |= summary(plan) | {"resized": {}, "adapted": {}}
     if image_size is not None:
         model, params, report["resized"] = adapt.with_size(model, params, image_size)

@@ -1,5 +1,6 @@
 """An imported model against outputs of its own code: a directory with weights, io.npz and meta.json."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from flax import nnx
 
 from jaxz.errors import InputError
 from jaxz.files import read_json, replacing
-from jaxz.models.tower import ImageTower, TwoTowers, run, unit
+from jaxz.models.tower import TwoTowers, run, unit
 from jaxz.pretrained import load_pretrained
 from jaxz.pretrained.formats import WEIGHTS
 
@@ -19,56 +20,70 @@ BAR_X64 = {"dinov3": 1e-6}  # its reference computes rotary angles in float32; o
 DEFAULT_BAR_X64 = 1e-7
 
 
-def image_outputs(tower: ImageTower, image: jax.Array, hidden=None) -> dict:
-    """Everything that references call an output of an image tower."""
+@functools.partial(jax.jit, static_argnums=0)
+def image_outputs(graphdef, params: dict, image: jax.Array, hidden=None) -> dict:
+    """Everything that references call an output of images alone."""
+    module = nnx.merge(graphdef, params)
+    tower = module.image if isinstance(module, TwoTowers) else module
     x, states = run(tower.blocks, *tower.embed(image, jnp.ones(image.shape, bool), hidden=hidden), states=True)
-    encoded = tower.summarise(x)
-    found = {"hidden_states_item0": states[:, 0], "before_norm": x, "pooler_output": encoded.cls, "pooled": encoded.cls}
-    if tower.settings.summary != "mean":
-        found["x_norm"] = found["last_hidden_state"] = tower.norm(x)
-    if tower.classifier is not None:
-        found["logits"] = tower.classifier(encoded.cls)
-    return found
-
-
-def pair_outputs(pair: TwoTowers, image: jax.Array, ids: jax.Array) -> dict:
-    """Everything that references call an output of two towers."""
-    seen = image_outputs(pair.image, image)
-    summary, text = pair.text(ids)[:2]
-    images, texts = pair.embed_image(seen["pooled"]), pair.embed_text(summary)
-    probed = pair.image.probe is not None
-    return {
-        "image_embeds_unnormalised": images,
-        "text_embeds_unnormalised": texts,
-        "image_embeds": unit(images),
-        "text_embeds": unit(texts),
-        "logits_per_image": pair.logits(images, texts),
-        "vision_tokens_pre_ln_post": seen["before_norm"],
-        "vision_tokens_ln_post": seen["x_norm"],
-        "text_tokens_ln_final": text,
-        "vision_last_hidden_state": seen["x_norm"] if probed else seen["before_norm"],
-        "vision_pooler_output": images,
-        "text_last_hidden_state": text,
-        "text_pooler_output": texts,
+    encoded, normed = tower.summarise(x), tower.norm(x)
+    if isinstance(module, TwoTowers):
+        embeds = module.embed_image(encoded.cls)
+        return {
+            "image_embeds_unnormalised": embeds,
+            "image_embeds": unit(embeds),
+            "vision_pooler_output": embeds,
+            "vision_tokens_pre_ln_post": x,
+            "vision_tokens_ln_post": normed,
+            "vision_last_hidden_state": x if tower.probe is None else normed,
+        }
+    logits = {} if tower.classifier is None else {"logits": tower.classifier(encoded.cls)}
+    return logits | {
+        "hidden_states_item0": states[:, 0],
+        "x_norm": normed,
+        "last_hidden_state": normed,
+        "pooler_output": encoded.cls,
+        "pooled": encoded.cls,
     }
 
 
-def outputs(module, inputs: dict) -> dict:
-    if isinstance(module, TwoTowers):
-        return pair_outputs(module, inputs["image"], inputs["input_ids"])
-    return image_outputs(module, inputs["image"], inputs.get("bool_masked_pos"))
+@functools.partial(jax.jit, static_argnums=0)
+def text_outputs(graphdef, params: dict, ids: jax.Array) -> dict:
+    """Everything that references call an output of texts alone."""
+    pair = nnx.merge(graphdef, params)
+    summary, tokens = pair.text(ids)[:2]
+    embeds = pair.embed_text(summary)
+    return {
+        "text_embeds_unnormalised": embeds,
+        "text_embeds": unit(embeds),
+        "text_pooler_output": embeds,
+        "text_tokens_ln_final": tokens,
+        "text_last_hidden_state": tokens,
+    }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logits(graphdef, params: dict, images: jax.Array, texts: jax.Array) -> jax.Array:
+    return nnx.merge(graphdef, params).logits(images, texts)
+
+
+def outputs(graphdef, params: dict, inputs: dict) -> dict:
+    found = image_outputs(graphdef, params, inputs["image"], inputs.get("bool_masked_pos"))
+    if "input_ids" in inputs:
+        found |= text_outputs(graphdef, params, inputs["input_ids"])
+        embeds = found["image_embeds_unnormalised"], found["text_embeds_unnormalised"]
+        found["logits_per_image"] = logits(graphdef, params, *embeds)
+    return jax.device_get(found)
 
 
 def run_model(graphdef, params: dict, io: dict, x64: bool) -> dict[str, np.ndarray]:
     """What the model makes of every input, by the names that io.npz has for the outputs."""
-    kind = "out64" if x64 else "out"
-    params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64 if x64 else jnp.float32), params)
-    function = jax.jit(lambda params, inputs: outputs(nnx.merge(graphdef, params), inputs))
+    kind, dtype = ("out64", np.float64) if x64 else ("out", np.float32)
+    params = jax.tree.map(lambda a: jnp.asarray(a, dtype), params)
     found = {}
     for tag in sorted({name.split("/")[0] for name in io}):
         inputs = {name.split("/")[2]: io[name] for name in io if name.startswith(f"{tag}/in/")}
-        inputs["image"] = inputs["image"].astype(np.float64 if x64 else np.float32)
-        made = jax.device_get(function(params, inputs))
+        made = outputs(graphdef, params, inputs | {"image": inputs["image"].astype(dtype)})
         for name in io:
             if name.startswith(f"{tag}/{kind}/"):
                 output = name.split("/")[2]

@@ -120,7 +120,7 @@ def make_plan(shapes: dict, rows: list[Row], ignored: dict[str, str], parameters
     if strict and missing:
         raise InputError(
             f"checkpoint: {len(missing)} tensors are missing, such as {next(iter(missing.values()))!r}; fetch the "
-            "whole checkpoint, or strict=False fills them at random"
+            "whole checkpoint, or strict=False makes them 0"
         )
     return Plan(wanted, fed, reasons, missing, unexpected)
 
@@ -137,18 +137,13 @@ def check_shape(name: str, shape: tuple[int, ...], transform: Transform, wanted:
         )
 
 
-def fill(plan: Plan, tensors: dict[str, Tensor], fresh: dict) -> dict:
-    """The parameters, float32, as a nested dict; each tensor is read once, and a stacked parameter allocated once.
+def fill(plan: Plan, tensors: dict[str, Tensor]) -> dict:
+    """The parameters, float32, as a nested dict, 0 where they are missing; each tensor is read once, and a stacked
+    parameter allocated once.
 
-    fresh: where parameters are missing, those to take instead; read for these alone.
     Raises InputError for a tensor of integers, or with a value that is not finite.
     """
-    arrays = {path: np.empty(shape, np.float32) for path, shape in plan.shapes.items()}
-    for path in {name.split(" of block ")[0] for name in plan.missing}:
-        leaf = fresh
-        for part in path.split("/"):
-            leaf = leaf[part]
-        arrays[path][...] = leaf
+    arrays = {path: np.zeros(shape, np.float32) for path, shape in plan.shapes.items()}
     for name, feeds in plan.fed.items():
         if tensors[name].dtype not in FLOATS:
             raise InputError(f"checkpoint: {name!r} holds {tensors[name].dtype}, not real numbers; fetch it again")

@@ -241,15 +241,13 @@ def read_zip(path: Path):
     return flatten(found, "") if script else found
 
 
-def checked(entry: zipfile.ZipInfo) -> zipfile.ZipInfo:
-    need(entry.compress_type == zipfile.ZIP_STORED, f"{entry.filename!r} is compressed, which PyTorch never does")
-    need(entry.file_size == entry.compress_size, f"{entry.filename!r} has two sizes")
-    return entry
-
-
 def content(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
     """The bytes of an entry; zipfile compares their checksum."""
-    return archive.read(checked(entry))
+    name = entry.filename
+    need(entry.compress_type == zipfile.ZIP_STORED, f"{name!r} is compressed, which PyTorch never does")
+    need(entry.file_size == entry.compress_size, f"{name!r} has two sizes")
+    need(entry.header_offset + entry.file_size <= archive.start_dir, f"{name!r} is longer than the file")
+    return archive.read(entry)
 
 
 def flatten(module, prefix: str) -> dict[str, Tensor]:

@@ -84,6 +84,7 @@ def test_a_kill_at_the_very_end_leaves_nothing_of_an_empty_shard(tmp_path, monke
     writer, real = make(tmp_path / "d"), module.replace
     for n, keys in enumerate((["a"], [], ["b"])):
         write(writer, n, keys)
+    (tmp_path / "d" / "shards" / ".00002.tar.99.tmp").touch()  # of an earlier kill, in the middle of a shard
 
     def killed(path, content):
         real(path, content)

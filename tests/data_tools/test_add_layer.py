@@ -235,7 +235,7 @@ def test_a_layer_that_was_begun_from_another_source_is_refused(base, tmp_path):
     table_files(tmp_path, np.arange(96))
     add(base, tmp_path / "by_id.npz")
     np.savez(tmp_path / "other.npz", object_id=np.arange(96), embedding=EMBEDDING + 1)
-    with pytest.raises(InputError, match="was begun with"):
+    with pytest.raises(InputError, match="its content is not that with which"):
         add(base, tmp_path / "other.npz")
 
 

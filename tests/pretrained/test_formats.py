@@ -145,6 +145,20 @@ def test_a_tensor_larger_than_its_file_is_refused(tmp_path):
         open_checkpoint(pth(tmp_path / "huge.pth", huge, **{"0": b"\0\0\0\0"}))
 
 
+def test_a_storage_that_claims_more_than_the_file_has_is_refused_before_it_is_read(tmp_path):
+    """Of a storage of 4 GB, as the archive's directory has it, the tensor is one number."""
+    one = b"K\x01tQ"
+    pickle = pickled(b"K\x01\x85", b"K\x01\x85").replace(one, b"J\xf8\xff\xff\x3ftQ")
+    path = pth(tmp_path / "long.pth", pickle, **{"0": np.float32(7).tobytes()})
+    content = bytearray(path.read_bytes())
+    sizes = content.rfind(b"m/data/0") - 46 + 20  # in the directory's header
+    content[sizes : sizes + 8] = (4 * 0x3FFFFFF8).to_bytes(4, "little") * 2
+    path.write_bytes(content)
+    [tensor] = open_checkpoint(path).tensors.values()
+    with pytest.raises(InputError, match="longer than the file"):
+        tensor.read()
+
+
 def test_a_pickle_cannot_ask_for_memory(tmp_path):
     """CPython's unpickler makes room for 2^31 memo entries where a pickle names the last."""
     content = b"\x80\x02}r\xff\xff\xff\x7f."
