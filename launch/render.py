@@ -55,10 +55,10 @@ if [ $again = counted ]; then
   [ "$(wc -l <"$logs/$SLURM_JOB_ID.retries")" -le {retries} ] && again=yes
 fi
 # A former life of this job, on a node that was cut off, must not requeue the present one.
-life=$(scontrol show job "$SLURM_JOB_ID" | grep -o 'Restarts=[0-9]*')
+life=$(scontrol show job {job} | grep -o 'Restarts=[0-9]*')
 if [ $again = yes ] && [ "$life" = "Restarts=${{SLURM_RESTART_COUNT:-0}}" ]; then
   say "requeue"
-  scontrol requeue "$SLURM_JOB_ID" && sleep 60 # requeueing ends this script
+  scontrol requeue {job} && sleep 60 # requeueing ends this script
 fi
 """
 
@@ -74,7 +74,7 @@ export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 srun {python} -m data_tools.convert {arguments} --workers="$SLURM_CPUS_PER_TASK" {share}
 code=$?
 if [ $code = {stopped} ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {restarts} ]; then # it goes on where it was
-  scontrol requeue "$SLURM_JOB_ID" && sleep 60 # requeueing ends this script
+  scontrol requeue {job} && sleep 60 # requeueing ends this script
 fi
 exit $code
 """
@@ -109,7 +109,9 @@ def train_script(request: Request, steps: int) -> str:
         **({"array": f"0-{len(request.points) - 1}{f'%{request.limit}' if request.limit else ''}"} if array else {}),
         **{name: value or True for name, _, value in (option.partition("=") for option in request.options)},
     }
-    rule = REQUEUE_RULE.format(ok=OK, bad=BAD_INPUT, stopped=REQUEUE, early=EARLY, retries=profile.job.retries)
+    rule = REQUEUE_RULE.format(
+        ok=OK, bad=BAD_INPUT, stopped=REQUEUE, early=EARLY, retries=profile.job.retries, job=own(array)
+    )
     body = TRAIN.format(
         folder=quote(request.folder), environment=environment(request, devices=True), logs=quote(logs(request)),
         what=what(request), finished=FINISHED.format(steps=steps) if request.chain else "", tasks=request.tasks,
@@ -152,6 +154,7 @@ def convert_script(request: Request, merge: bool) -> str:
     body = CONVERT.format(
         folder=quote(request.folder), environment=environment(request), python=request.python, share=share,
         arguments=" ".join(map(quote, request.convert)), stopped=REQUEUE, restarts=CONVERT_RESTARTS,
+        job=own(array=not merge),
     )  # fmt: skip
     return header(request, "jaxz merges what was converted" if merge else "jaxz converts a catalogue", options) + body
 
@@ -177,12 +180,17 @@ def logs(request: Request) -> Path:
     return request.workdir / "slurm"
 
 
+def own(array: bool) -> str:
+    """The job's own name in its script; SLURM_JOB_ID of the last of an array is the array's too, and would mean all."""
+    return '"${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"' if array else '"$SLURM_JOB_ID"'
+
+
 def account(request: Request) -> dict[str, str]:
     return {"account": request.account + request.profile.account_suffix} if request.account else {}
 
 
 def header(request: Request, title: str, options: dict) -> str:
-    lines = [f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items()]
+    lines = [f"--{name}" if value is True else f"--{name}={quote(value)}" for name, value in options.items()]
     made = f"# {title}. Made by `python -m launch.slurm` for the profile {request.profile.name}."
     return "\n".join(["#!/bin/bash", made, *(f"#SBATCH {line}" for line in lines), "", ""])
 

@@ -113,6 +113,9 @@ def make_request(args: argparse.Namespace, train: list[str]) -> Request:
     for name in ("convert", "stage"):
         if getattr(args, name) and name not in profile.data:
             raise InputError(f"--{name}: {profile.name} does not say where; add [data.{name}] to the profile")
+    for text in (args.account, args.qos, args.python, *args.option, *(args.stage or ())):
+        if not text.isprintable():  # a line of its own in the script
+            raise InputError(f"{text!r} holds a character that cannot be printed; leave it out")
     stage = tuple(Path(folder).absolute() for folder in args.stage) if args.stage else None
     return Request(
         profile, args.account, (int(least), int(most or least)), gpus, tasks, args.time,

@@ -112,13 +112,13 @@ def test_times_are_slurms(text, seconds):
 
 
 def test_nodes_gpus_and_lead_follow_the_request():
-    more = ["--option", "exclusive", "--option", "mail-type=END"]
+    more = ["--option", "exclusive", "--option", "comment=a #b"]
     script = train_script(
         request("jean_zay_h100", "--nodes", "2-4", "--gpus-per-node", "2", "--time", "0:10:00", *more), 1
     )
     for line in (
         "--exclusive",
-        "--mail-type=END",
+        "--comment='a #b'",
         "--nodes=2-4",
         "--ntasks-per-node=2",
         "--gres=gpu:2",
@@ -134,6 +134,10 @@ WRONG = [
     (["--time", "20h"], "--time: '20h' must be [D-]HH:MM:SS, of at least a minute, such as 20:00:00"),
     (["--profile", "jean_zay_h10"], "--profile: .* cannot be read .* Did you mean 'jean_zay_h100'?"),
     (["--after", "me"], "--after: 'me' must be the number of a job"),
+    (
+        ["--option", "comment=a\nrm -r b"],
+        "'comment=a\\nrm -r b' holds a character that cannot be printed; leave it out",
+    ),
     (["--array", "seed"], "--array: 'seed' must be FIELD=VALUE,VALUE,... such as seed=0,1,2"),
     (["--array", "seed=1,1"], "--array: seed=1,1 names a run twice; leave one out"),
     (["--array", "seed=1,2", "--chain", "2"], "--chain: an array has none"),

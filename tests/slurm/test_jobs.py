@@ -129,7 +129,12 @@ def shrunk(lab: Lab) -> Run:
 
 
 def sweep(lab: Lab) -> Run:
-    run = lab.submit("sweep", "--array", "seed=0,1", "--array", "optim.lr=1e-3,3e-4", train=("--config.train.steps=3",))
+    """The last of the array, whose number is that of the array, is requeued, alone."""
+    points = ("--array", "seed=0,1", "--array", "optim.lr=1e-3,3e-4")
+    run = lab.submit("sweep", *points, sleep=[3, 0], train=("--config.train.steps=5",))
+    last = Run(run.workdir / "seed=1,lr=3e-4", [f"{run.job}_3"])
+    last.at(1)
+    last.stop()
     until(lambda: not call("squeue", "-h", "--me", "-j", run.job).strip(), "the end of the sweep")
     return run
 
@@ -257,8 +262,8 @@ def test_a_sweep_trains_each_point(left):
     assert sorted(p.name for p in run.workdir.iterdir() if p.name != "slurm") == sorted(points)
     table = {row[0].rsplit("/", 1)[1]: row for row in status_rows([run.workdir])}
     for n, point in enumerate(points):
-        assert Run(run.workdir / point, []).step() == 3
-        assert table[point][1:5] == (f"{run.job}_{n}", "COMPLETED", "0", "3/3")
+        assert Run(run.workdir / point, []).step() == 5
+        assert table[point][1:5] == (f"{run.job}_{n}", "COMPLETED", str(int(n == 3)), "5/5")
 
 
 def test_a_chain_goes_on_from_link_to_link(left):

@@ -21,6 +21,6 @@ export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 srun /venv/bin/python -m data_tools.convert --survey=survey.toml --images=/scratch/tiles --out=/data/survey --workers="$SLURM_CPUS_PER_TASK" --part="$SLURM_ARRAY_TASK_ID/40"
 code=$?
 if [ $code = 75 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 20 ]; then # it goes on where it was
-  scontrol requeue "$SLURM_JOB_ID" && sleep 60 # requeueing ends this script
+  scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" && sleep 60 # requeueing ends this script
 fi
 exit $code

@@ -71,9 +71,9 @@ if [ $again = counted ]; then
   [ "$(wc -l <"$logs/$SLURM_JOB_ID.retries")" -le 3 ] && again=yes
 fi
 # A former life of this job, on a node that was cut off, must not requeue the present one.
-life=$(scontrol show job "$SLURM_JOB_ID" | grep -o 'Restarts=[0-9]*')
+life=$(scontrol show job "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" | grep -o 'Restarts=[0-9]*')
 if [ $again = yes ] && [ "$life" = "Restarts=${SLURM_RESTART_COUNT:-0}" ]; then
   say "requeue"
-  scontrol requeue "$SLURM_JOB_ID" && sleep 60 # requeueing ends this script
+  scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" && sleep 60 # requeueing ends this script
 fi
 exit $code
