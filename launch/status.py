@@ -22,15 +22,19 @@ WIDE = 200  # columns of text where there is no terminal
 
 
 def show(runs: list[Path]) -> None:
-    Console(width=None if sys.stdout.isatty() else WIDE).print(table(runs))
+    console().print(table(runs))
 
 
 def watch(runs: list[Path]) -> None:
     """Until Ctrl-C."""
-    with Live(table(runs), auto_refresh=False) as live:
+    with Live(table(runs), console=console(), auto_refresh=False) as live:
         while True:
             time.sleep(PAUSE)
             live.update(table(runs), refresh=True)
+
+
+def console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else WIDE)
 
 
 def table(runs: list[Path]) -> Table:

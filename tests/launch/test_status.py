@@ -71,6 +71,17 @@ def test_a_run_submitted_again_counts_the_hours_of_both(site):
     assert float(row[7]) == 13.0 + 640
 
 
+def test_watching_shows_what_is_new_until_ctrl_c(site, monkeypatch, capsys):
+    def stopped():
+        raise KeyboardInterrupt
+
+    pauses = iter([lambda: (site / "run" / "metrics.jsonl").write_text('{"step": 420, "loss": 1.0}\n'), stopped])
+    monkeypatch.setattr(status.time, "sleep", lambda seconds: next(pauses)())
+    with pytest.raises(KeyboardInterrupt):
+        status.watch([site / "run"])
+    assert "420/1000" in capsys.readouterr().out
+
+
 def test_a_folder_that_was_not_submitted(site):
     with pytest.raises(InputError, match="has no slurm/jobs.jsonl; name a workdir that launch.slurm has submitted"):
         list(status.rows([site]))
