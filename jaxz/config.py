@@ -40,7 +40,8 @@ def default() -> ml_collections.ConfigDict:
                 check="size",  # or "crc": verify every payload's checksum too
                 on_error="raise",  # or "replace": up to 0.1 % of samples that cannot be read are stood in for
                 coalesce_kib=4,  # payloads at most so far apart are read together; network file systems want 1024
-                softening=3.0,  # asinh scale, in units of the sky sigma per pixel
+                softening=3.0,  # flux that is 1 before the stretch, in units of the sky sigma per pixel
+                stretch="asinh",  # or "log", "sqrt": x to sign(x) ln(1 + |x|), sign(x) (sqrt(1 + |x|) - 1)
                 deredden=True,  # Galactic reddening, by the columns ebv and a_over_ebv
             ),
             augment=dict(  # on the device, of linear flux, in training only; 0 and () change nothing
@@ -69,7 +70,7 @@ def default() -> ml_collections.ConfigDict:
             optim=dict(
                 name="adamw",  # or "lamb", "muon"
                 lr=1e-3,
-                schedule="cosine",  # or "wsd": constant, to zero in the last fifth
+                schedule="cosine",  # or "wsd": constant, to zero in the last fifth; "step": a fifth in the second half
                 warmup_steps=100,
                 weight_decay=0.05,
                 b2=0.999,
@@ -117,6 +118,7 @@ CHECKS = (
     ("data.window", lambda v: v >= 0, "at least 0"),
     ("data.threads", lambda v: v >= 1, "at least 1"),
     ("data.softening", lambda v: v > 0, "above 0"),
+    ("data.stretch", lambda v: v in ("asinh", "log", "sqrt"), "'asinh', 'log' or 'sqrt'"),
     ("augment.orientation", lambda v: v in ("square", "any", "none"), "'square', 'any' or 'none'"),
     ("augment.shift", lambda v: v >= 0, "at least 0"),
     ("augment.noise", lambda v: is_range(v) and (not v or v[0] >= 1), "() or (low, high) of at least 1"),
@@ -135,7 +137,7 @@ CHECKS = (
     ("train.ema_final", lambda v: 0 <= v <= 1, "in [0, 1]"),
     ("optim.name", lambda v: v in ("adamw", "lamb", "muon"), "'adamw', 'lamb' or 'muon'"),
     ("optim.lr", lambda v: v > 0, "above 0"),
-    ("optim.schedule", lambda v: v in ("cosine", "wsd"), "'cosine' or 'wsd'"),
+    ("optim.schedule", lambda v: v in ("cosine", "wsd", "step"), "'cosine', 'wsd' or 'step'"),
     ("optim.lr_rules", are_rules, "pairs (regex, factor), a factor at least 0"),
     ("optim.decay_rules", are_rules, "pairs (regex, factor), a factor at least 0"),
     ("optim.layer_decay", lambda v: 0 < v <= 1, "above 0, at most 1"),

@@ -100,10 +100,9 @@ class Model:
         return self.predict(batch, manifest)["embedding"]
 
     @property
-    def edges(self) -> np.ndarray:
-        """[bins+1] redshift bin edges of `pdf`."""
-        settings = self.config.redshift
-        return np.linspace(settings.z_min, settings.z_max, settings.bins + 1)
+    def edges(self) -> np.ndarray | None:
+        """[bins+1] redshift bin edges of `pdf`; None for a run that predicts none."""
+        return self.objective.edges
 
     def densities(self, pdf: np.ndarray) -> tuple[PDF, np.ndarray | None]:
         """What `predict` gives as pdf, averaged over the members; and the standard deviation [N] of z_best, the median,
@@ -120,14 +119,18 @@ class Model:
         overlays = settings.overlays if path == settings.path else ()
         return open_dataset(path, settings.cache, settings.cache_gib, overlays)
 
+    def columns(self, dataset: Dataset) -> tuple[str, ...]:
+        """Those of the dataset's columns that `predict` reads."""
+        prepare, _ = self.compiled(dataset.manifest.to_json())
+        return tuple(sorted({*prepare.columns, *self.objective.inputs} & dataset.manifest.columns.keys()))
+
     def predict_dataset(self, dataset: Dataset, where: str | None, outputs: tuple[str, ...], batch_size: int = 256):
         """(rows int64 [N], {output: [N, ...]}) for the rows that pass `where`, in order; shows progress.
 
         Raises InputError where the dataset's bands, size or scale do not fit the model, or it has no such output.
         """
         prepare, _ = self.compiled(dataset.manifest.to_json())
-        columns = {*prepare.columns, *self.objective.inputs} & dataset.manifest.columns.keys()
-        source = Source(dataset, prepare.arrays, tuple(sorted(columns)), where)
+        source = Source(dataset, prepare.arrays, self.columns(dataset), where)
         stream = Stream(source, batch_size, shuffle=False, epochs=1)
         parts: dict[str, list] = {name: [] for name in ("row", *outputs)}
         with logs.Bar("predict", stream.batches) as bar:
@@ -192,7 +195,7 @@ def main(argv: list[str]) -> None:
         raise errors.InputError(f"--out: {str(options.out.parent)!r} is no directory; make it first")
     model = load_run(options.workdir, options.item)
     dataset = model.open_dataset(options.dataset)
-    redshift = "redshift" in model.config.losses
+    redshift = model.edges is not None
     rows, found = model.predict_dataset(dataset, options.where, ("pdf",) if redshift else ("embedding",))
     catalog = catalog_of(dataset, rows)
     if redshift:

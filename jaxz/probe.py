@@ -56,11 +56,13 @@ def encode(model: Model, params: dict, dataset: Dataset, where: str, label: str,
     @jax.jit
     def look(params, batch):
         seen = prepare(batch, jax.random.key(0))
-        encoded = encoder(params, seen["image"], seen["mask"])
+        encoded = encoder(params, seen["image"], seen["mask"], columns=seen)
         features = jnp.concatenate([encoded.cls, encoded.tokens.mean(1)], 1)
         return features.astype(jnp.float32), encoded.tokens.astype(jnp.float16)
 
-    stream = Stream(Source(dataset, prepare.arrays, (*prepare.columns, label), where), BATCH, epochs=1)
+    stream = Stream(
+        Source(dataset, prepare.arrays, (*{*prepare.columns, *encoder.columns}, label), where), BATCH, epochs=1
+    )
     parts, total = [], min(most, len(stream))
     with contextlib.closing(stream), logs.Bar("encode", total) as bar:
         for batch in stream:

@@ -35,6 +35,7 @@ from jaxz.provenance import versions
 from jaxz.state import abstract_state, fresh_state, make_step, of_one, placed, start_from
 
 log = logs.log
+OTHERS = ("log.txt", "slurm")  # may lie in a run directory before the run
 
 
 def main(argv: list[str]) -> int:
@@ -59,6 +60,8 @@ def main(argv: list[str]) -> int:
     objective = objectives.Objective(encoder, config, normalisation)
     prepare = Prepare(dataset.manifest, normalisation, config.augment, objective.views, objective.crops)
     stream = make_stream(config, dataset, objective, prepare, mesh)
+    if objective.edges is not None:
+        objective.count_labels(*stream.drawn("z"))
     params = jax.eval_shape(lambda: objective.init(jax.random.key(0))[0])
     optimizer = make_optimizer(config.optim, config.train.steps, params)
     with jax.set_mesh(mesh):
@@ -73,7 +76,7 @@ def main(argv: list[str]) -> int:
                 print(described)
             stream.close()
             return errors.OK
-        lock = runtime.lock(workdir / ".lock") if first else contextlib.nullcontext()
+        lock = runtime.Lock(workdir / ".lock") if first else contextlib.nullcontext()
         runtime.wait_for_all("each has looked at the workdir, which changes now")
         logs.start_log(workdir if first else None)
         monitor = Monitor(stream, dataset.manifest, normalisation, objective, mesh, config.train.members)
@@ -106,7 +109,7 @@ def main(argv: list[str]) -> int:
         }
 
         # ---- loop ----------------------------------------------------------------------------------------------------
-        run = Run(workdir, config, checkpoints, monitor, meta, mesh, seconds)
+        run = Run(workdir, config, checkpoints, monitor, meta, mesh, seconds, lock)
         with lock, contextlib.closing(stream), checkpoints, contextlib.closing(run):
             run.loop(step, state, stream, lambda batch: training_flops(step, objective, prepare, abstract, batch))
     return errors.OK
@@ -148,7 +151,11 @@ def starting_normalisation(workdir: Path, config, dataset: Dataset) -> Normalisa
             return inherited_normalisation(meta, config, "the checkpoint")
     if not config.init.path:
         return Normalisation.create(
-            dataset.manifest, tuple(config.data.bands), config.data.softening, config.data.deredden
+            dataset.manifest,
+            tuple(config.data.bands),
+            config.data.softening,
+            config.data.deredden,
+            config.data.stretch,
         )
     meta = run_meta(config.init.path)
     then, now = meta["config"]["model"], resolved(config)["model"]
@@ -168,9 +175,9 @@ def inherited_normalisation(meta: dict, config, origin: str) -> Normalisation:
     """That of a trained run, whose inputs' units its parameters are tied to."""
     normalisation = Normalisation.from_json(meta["normalisation"])
     bands = [band.name for band in normalisation.bands]
-    then = {**meta["config"]["data"], "bands": bands}
+    then = {**complete(meta["config"])["data"], "bands": bands}
     now = {**resolved(config)["data"], "bands": list(config.data.bands) or bands}
-    for name in ("bands", "softening", "deredden"):
+    for name in ("bands", "softening", "deredden", "stretch"):
         if now[name] != then[name]:
             raise errors.InputError(
                 f"data.{name}: {now[name]!r} is not what {origin} was trained with; set data.{name}={then[name]!r}"
@@ -276,7 +283,7 @@ def check_workdir(workdir: Path, config, allow_change: bool) -> None:
                 f"--workdir: {str(workdir)!r} was begun with another config ({'; '.join(changed)}); use another "
                 "workdir, the same config, or --allow_config_change"
             )
-    elif workdir.is_dir() and any(not p.name.startswith(".") and p.name != "log.txt" for p in workdir.iterdir()):
+    elif workdir.is_dir() and any(not p.name.startswith(".") and p.name not in OTHERS for p in workdir.iterdir()):
         raise errors.InputError(f"--workdir: {str(workdir)!r} holds files but no config.json; name an empty directory")
 
 

@@ -57,7 +57,7 @@ class Objective:
 
     def encode(self, params, batch, key=None):
         """The latent's mean and log variance [B,L], the latter empty [B,0] without a posterior."""
-        embedding = self.encoder(params["encoder"], batch["image"], batch["mask"], key=key).cls
+        embedding = self.encoder(params["encoder"], batch["image"], batch["mask"], columns=batch, key=key).cls
         return jnp.split(self.bottleneck(params["autoencoder"]["bottleneck"], embedding), [self.settings.latent], 1)
 
     def loss(self, params, ema, extra, batch, key, step):

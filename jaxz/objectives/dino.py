@@ -6,6 +6,8 @@ teacher sorts another view of it; hidden patches are sorted as the teacher, whic
 views one, drawn by chance, has hidden patches.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -102,12 +104,13 @@ class Objective:
         own = own | {"last": jax.tree.map(lambda p: frozen(p, step < settings.frozen_steps), own["last"])}
 
         token = own["mask_token"]
-        whole = self.encoder.views(params["encoder"], views, hidden, mask_token=token, key=encoder_keys[0])
-        seen = self.encoder.views(teacher["encoder"], views)
+        encode = functools.partial(self.encoder.views, columns=batch)
+        whole = encode(params["encoder"], views, hidden, mask_token=token, key=encoder_keys[0])
+        seen = encode(teacher["encoder"], views)
         small = batch["crops"][: settings.crops]
         images = [whole.cls]
         if small:
-            images.append(self.encoder.views(params["encoder"], small, key=encoder_keys[1]).cls)
+            images.append(encode(params["encoder"], small, key=encoder_keys[1]).cls)
 
         temperature = self.temperature(step)
         target, extra = self.sort(teacher, seen.cls, jnp.ones(seen.cls.shape[:2]), temperature, extra, "images")

@@ -44,7 +44,7 @@ class Objective:
     def loss(self, params, ema, extra, batch, key, step):
         hidden = hide_bands(batch["mask"], self.settings.band_mask, key)
         shown = batch["mask"] & ~hidden[..., None, None]
-        encoded = self.encoder(params["encoder"], batch["image"], shown, key=jax.random.fold_in(key, 1))
+        encoded = self.encoder(params["encoder"], batch["image"], shown, columns=batch, key=jax.random.fold_in(key, 1))
         predicted = self.head(params["fluxes"], encoded.cls)
         flux = jnp.stack([batch[name] for name in self.columns], 1).astype(jnp.float32) / self.scale  # [B,C]
         measured = jnp.isfinite(flux)
@@ -55,5 +55,5 @@ class Objective:
 
     def predict(self, params, extra, batch):
         """flux [B,C] in microjansky, of the bands that the model knows; dereddened where the run's images are."""
-        encoded = self.encoder(params["encoder"], batch["image"], batch["mask"])
+        encoded = self.encoder(params["encoder"], batch["image"], batch["mask"], columns=batch)
         return {"flux": jnp.sinh(self.head(params["fluxes"], encoded.cls)) * self.scale}

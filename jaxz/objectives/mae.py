@@ -31,7 +31,7 @@ class Decoder(nnx.Module):
 
     def __init__(self, settings, encoder: Encoder, patch: int, *, rngs: nnx.Rngs):
         inner = settings.decoder_width
-        self.embed = nnx.Linear(encoder.width, inner, dtype=encoder.dtype, rngs=rngs)
+        self.embed = nnx.Linear(encoder.token_width, inner, dtype=encoder.dtype, rngs=rngs)
         self.mask_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (inner,)))
         self.position = nnx.Param(0.02 * jax.random.normal(rngs.params(), (encoder.tokens, inner)))
         block = lambda r: layers.Block(inner, settings.decoder_heads, encoder.dtype, rngs=r)
@@ -73,7 +73,7 @@ class Objective:
         hidden_band = hide_bands(mask, self.settings.band_mask, bands_key)
         shown = mask & ~hidden_band[..., None, None]
         kept, encoder_key = order[:, : self.keep], encoder_key if training else None
-        tokens = self.encoder(params["encoder"], image, shown, kept, key=encoder_key).tokens
+        tokens = self.encoder(params["encoder"], image, shown, kept, columns=batch, key=encoder_key).tokens
         hidden = (place >= self.keep)[..., None, None] | hidden_band[:, None, :, None]  # [B,N,C,1]
         return self.decoder(params["mae"], tokens, place), hidden & patchify(mask, self.patch)
 

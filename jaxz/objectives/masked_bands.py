@@ -23,7 +23,7 @@ class Head(nnx.Module):
     """From each token to the pixels of its patch in all bands, [B,N,D] -> [B,N,C,PP]."""
 
     def __init__(self, width: int, encoder: Encoder, patch: int, *, rngs: nnx.Rngs):
-        self.mlp = MLP((encoder.width, width, width), norm=False, dtype=encoder.dtype, rngs=rngs)
+        self.mlp = MLP((encoder.token_width, width, width), norm=False, dtype=encoder.dtype, rngs=rngs)
         self.norm = nnx.LayerNorm(width, rngs=rngs)
         self.kernel = WavelengthKernel(encoder.bands, (width, patch * patch), width**-0.5, rngs=rngs)
 
@@ -49,7 +49,8 @@ class Objective:
         bands_key, encoder_key = jax.random.split(key)
         hidden = draw_bands(batch["mask"], bands_key)[..., None, None]
         shown = batch["mask"] & ~hidden
-        encoded = self.encoder(params["encoder"], batch["image"], shown, key=encoder_key if training else None)
+        key = encoder_key if training else None
+        encoded = self.encoder(params["encoder"], batch["image"], shown, columns=batch, key=key)
         return self.head(params["masked_bands"], encoded.tokens), patchify(batch["mask"] & hidden, self.patch)
 
     def loss(self, params, ema, extra, batch, key, step):

@@ -31,7 +31,7 @@ class Objective:
         return self.head.init(key), {}
 
     def loss(self, params, ema, extra, batch, key, step):
-        embedding = self.encoder.views(params["encoder"], batch["views"][:2], key=key).cls
+        embedding = self.encoder.views(params["encoder"], batch["views"][:2], columns=batch, key=key).cls
         z = self.head(params["vicreg"], embedding).astype(jnp.float32)  # [B,2,E]
         terms = {
             "invariance": ((z[:, 0] - z[:, 1]) ** 2).mean(),
