@@ -27,6 +27,7 @@ HISTORIES = (
 )
 # Wavelength (angstrom) and strength relative to H beta, case B at 1e4 K (Osterbrock & Ferland 2006), usual [O]
 LINES = ((3728.0, 2.5), (4861.0, 1.0), (4959.0, 0.7), (5007.0, 2.1), (6563.0, 2.86))
+ESCAPE = 0.02  # of the ionising light
 PHOTONS_PER_H_BETA = 8.5  # ionising ones (Osterbrock & Ferland 2006, case B)
 LYMAN_SERIES = ((1215.67, 0.0036), (1025.72, 0.0017), (972.54, 0.0012), (949.74, 0.00093))
 
@@ -40,13 +41,13 @@ def templates() -> np.ndarray:
 
 def history(youngest: float, oldest: float) -> np.ndarray:
     """F_lambda [W] of stars born at a constant rate from `oldest` to `youngest` Gyr ago, and of their gas."""
-    ages = np.geomspace(max(youngest, 0.003), oldest, 30)
+    ages = np.geomspace(max(youngest, 0.001), oldest, 30)
     stars = np.trapezoid([population(age) for age in ages], ages, axis=0)
-    if youngest < 0.003:
-        stars += 0.003 * population(0.003)
+    if not youngest:
+        stars += ages[0] * population(ages[0])
     ionising = WAVELENGTH < LYMAN_EDGE
-    photons = (stars * WAVELENGTH)[ionising].sum() * WAVELENGTH[ionising].mean() * STEP  # over hc
-    stars = np.where(ionising, 0.02 * stars, stars)  # the rest is the lines'
+    photons = (stars * WAVELENGTH**2)[ionising].sum() * STEP  # times hc
+    stars = np.where(ionising, ESCAPE * stars, stars)  # the gas takes the rest
     sigma = 1.5 * STEP
     for line, strength in LINES:
         profile = np.exp(-0.5 * (np.log(WAVELENGTH / line) / sigma) ** 2) / (np.sqrt(2 * np.pi) * sigma * line)
@@ -55,13 +56,13 @@ def history(youngest: float, oldest: float) -> np.ndarray:
 
 
 def population(age: float) -> np.ndarray:
-    """F_lambda [W] of stars of one age (Gyr) per mass born: L = M^3.5, T = 5777 K M^0.5, lives 10 Gyr M^-2.5 (solar
-    units), numbers M^-2.35 (Salpeter 1955), and giants of 4300 K with most of the light of old ones."""
-    turn_off = min((10 / age) ** 0.4, 60.0)
+    """F_lambda [W] of stars of one age (Gyr) per mass born, in solar units: L = M^3.5, above 20 only by M^2; T = 5777 K
+    M^0.55; lives of 10 Gyr M^-2.5 + 3 Myr; numbers M^-2.35 (Salpeter 1955); and giants of 4300 K, most of old light."""
+    turn_off = min((10 / max(age - 0.003, 1e-6)) ** 0.4, 100.0)
     mass = np.geomspace(0.2, turn_off, 40)
-    weight = mass**-2.35 * mass**3.5 * mass  # light per ln mass
-    light = np.trapezoid([w * star(SUN * m**0.5) for m, w in zip(mass, weight, strict=True)], np.log(mass), axis=0)
-    total = np.trapezoid(weight, np.log(mass))
+    weight = mass**-2.35 * mass**2 * np.minimum(mass, 20) ** 1.5 * mass  # light per ln mass
+    stars = [w * star(min(SUN * m**0.55, 50_000)) for m, w in zip(mass, weight, strict=True)]
+    light, total = np.trapezoid(stars, np.log(mass), axis=0), np.trapezoid(weight, np.log(mass))
     giants = np.interp(np.log10(age), [-2.5, -1, 0, 1], [0.05, 0.2, 0.5, 0.65])  # of all light
     return light + total * giants / (1 - giants) * star(4300.0)
 

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.optimize import nnls
 
 from jaxz.photoz.pdf import PDF
 from jaxz.photoz.spectra import igm_transmission
 
 STEP = 0.004  # of ln(wavelength)
-SWEEPS = 40  # of coordinate descent
-BLOCK = 100  # objects fitted at once
-OFFSET_ROUNDS = 3
+ITERATIONS = 1000  # of non-negative least squares, at most
+OFFSET_ROUNDS = 100  # the fits follow part of an offset: it comes out slowly
 # Benitez 2000, table 1, for E/S0, Sbc/Scd and Irr: alpha, z_0, k_m, f, k
 BENITEZ = ((2.46, 0.431, 0.091, 0.35, 0.147), (1.81, 0.390, 0.0636, 0.50, 0.450), (0.91, 0.063, 0.123, 0.15, 0.0))
 
@@ -43,20 +43,30 @@ def model_fluxes(wavelength: np.ndarray, spectra: np.ndarray, curves: Sequence[C
     return fluxes / np.maximum(fluxes.mean(axis=2, keepdims=True), 1e-30)
 
 
-def fit(flux: np.ndarray, error: np.ndarray, models: np.ndarray, *, combine: bool = True, floor: float = 0.05):
+def fit(
+    flux: np.ndarray, error: np.ndarray, models: np.ndarray, *, combine: bool = True, floor: float = 0.05
+) -> np.ndarray:
     """chi^2 [N,Z] of the best non-negative combination of templates at each redshift, or of the best single one.
 
     flux, error: [N,C], in any unit; NaN or an error that is not positive: not observed, and counts nothing. models:
     [Z,T,C] of `model_fluxes`. floor: of the error, in units of |flux|, for what templates and zero points do not know.
     """
     flux, weight = observed(flux, error, floor)
+    if combine:
+        return np.array([[amplitudes(f, w, model)[1] for model in models] for f, w in zip(flux, weight, strict=True)])
     chi2 = np.empty((len(flux), len(models)))
-    for start in range(0, len(flux), BLOCK):
-        rows = slice(start, start + BLOCK)
-        chi2[rows] = (flux[rows] ** 2 * weight[rows]).sum(axis=1)[:, None] - gain(
-            flux[rows], weight[rows], models, combine
-        )[0]
+    for n, model in enumerate(models):
+        cross, square = np.maximum((weight * flux) @ model.T, 0), weight @ (model**2).T  # [N,T]
+        gain = np.divide(cross**2, square, where=square > 0, out=np.zeros_like(cross))
+        chi2[:, n] = (flux**2 * weight).sum(axis=1) - gain.max(axis=1)
     return np.maximum(chi2, 0)
+
+
+def amplitudes(flux: np.ndarray, weight: np.ndarray, model: np.ndarray) -> tuple[np.ndarray, float]:
+    """[T] non-negative ones of least chi^2, and that, of one object [C] at one redshift [T,C]."""
+    root = np.sqrt(weight)
+    best, norm = nnls((model * root).T, flux * root, maxiter=ITERATIONS)
+    return best, norm**2
 
 
 def observed(flux: np.ndarray, error: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray]:
@@ -64,26 +74,6 @@ def observed(flux: np.ndarray, error: np.ndarray, floor: float) -> tuple[np.ndar
     known = np.isfinite(flux) & np.isfinite(error) & (error > 0)
     flux = np.where(known, flux, 0.0)
     return flux, np.where(known, 1 / (np.where(known, error, 1.0) ** 2 + (floor * flux) ** 2), 0.0)
-
-
-def gain(flux: np.ndarray, weight: np.ndarray, models: np.ndarray, combine: bool) -> tuple[np.ndarray, np.ndarray]:
-    """By how much the best amplitudes lower chi^2 [B,Z], and they [B,Z,T].
-
-    Combinations by coordinate descent, which for non-negative least squares converges to the least chi^2 (Franc, Hlavac
-    & Navara 2005).
-    """
-    b = np.einsum("bc,ztc->bzt", weight * flux, models, optimize=True)
-    a = np.einsum("bc,ztc,zsc->bzts", weight, models, models, optimize=True)
-    diagonal = np.maximum(np.einsum("bztt->bzt", a), 1e-30)
-    single = np.maximum(b, 0)
-    best = (single**2 / diagonal).argmax(axis=2)[..., None]
-    x = np.zeros_like(b)
-    np.put_along_axis(x, best, np.take_along_axis(single / diagonal, best, 2), 2)
-    for _ in range(SWEEPS if combine else 0):
-        for t in range(models.shape[1]):
-            slope = b[..., t] - np.einsum("bzs,bzs->bz", a[:, :, t], x)
-            x[..., t] = np.maximum(0, x[..., t] + slope / diagonal[..., t])
-    return 2 * (b * x).sum(axis=2) - np.einsum("bzt,bzts,bzs->bz", x, a, x, optimize=True), x
 
 
 def zero_points(flux: np.ndarray, error: np.ndarray, z: np.ndarray, models: np.ndarray, grid: np.ndarray) -> np.ndarray:
@@ -95,8 +85,7 @@ def zero_points(flux: np.ndarray, error: np.ndarray, z: np.ndarray, models: np.n
         scaled, weight = observed(flux * factor, error * factor, 0.05)
         predicted = np.empty_like(scaled)
         for n in range(len(z)):
-            _, x = gain(scaled[n : n + 1], weight[n : n + 1], models[at[n] : at[n] + 1], True)
-            predicted[n] = x[0, 0] @ models[at[n]]
+            predicted[n] = amplitudes(scaled[n], weight[n], models[at[n]])[0] @ models[at[n]]
         sure = (scaled > 5 * error * factor) & (weight > 0) & (predicted > 0)
         for c in np.flatnonzero(sure.sum(axis=0) >= 20):
             factor[c] *= np.median(predicted[sure[:, c], c] / scaled[sure[:, c], c])

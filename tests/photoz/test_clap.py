@@ -71,7 +71,7 @@ def test_refit_learns_soft_labels():
     latent, _ = sky(2000, 4)
     mass = np.diff(stats.norm.cdf(EDGES, latent[:, :1], 0.1))
     pdf = PDF(EDGES, mass / mass.sum(1, keepdims=True))
-    found = clap.refit(latent[:1700], pdf[:1700], latent[1700:], seed=0, passes=10)
+    found = clap.refit(latent[:1700], pdf[:1700], latent[1700:], seed=0, steps=600)
     assert np.abs(found.cumulative - pdf[1700:].cumulative).mean() < 0.02
 
 
