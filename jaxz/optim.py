@@ -164,5 +164,5 @@ def layer_factors(decay: float, params) -> dict:
             layers = decay ** np.arange(depths[0], 0, -1, dtype=np.float32)
             result[name] = layers.reshape(-1, *[1] * (leaf.ndim - 1))
         else:
-            result[name] = decay ** (depths[0] + 1) if re.search("^encoder/(?!norm)", name) else 1.0
+            result[name] = decay ** (depths[0] + 1) if re.search("^(encoder|lora)/(?!norm)", name) else 1.0
     return result

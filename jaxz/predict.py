@@ -32,8 +32,8 @@ from jaxz.photoz.pdf import PDF, write_qp
 from jaxz.results import CATALOG_COLUMNS, prediction_table, write_catalog
 
 
-def load_run(path: Path | str, item: str = "params") -> "Model":
-    """The newest whole checkpoint of a run; item "ema" takes its averaged weights.
+def load_run(path: Path | str, item: str = "params", step: int | None = None) -> "Model":
+    """The newest whole checkpoint of a run, or that of `step`; item "ema" takes its averaged weights.
 
     Raises InputError where there is no run or no checkpoint.
     """
@@ -44,9 +44,9 @@ def load_run(path: Path | str, item: str = "params") -> "Model":
         )
     checkpoints = Checkpoints(Path(path))
     try:
-        meta = checkpoints.meta()
+        meta = checkpoints.meta(step)
         model = Model(ConfigDict(complete(meta["config"])), Normalisation.from_json(meta["normalisation"]))
-        model.params = checkpoints.params(model.abstract, item)
+        model.params = checkpoints.params(model.abstract, item, step)
     finally:
         checkpoints.close()
     return model

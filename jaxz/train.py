@@ -23,7 +23,6 @@ from jaxz.data.mixture import Stage
 from jaxz.data.prepare import Normalisation, Prepare
 from jaxz.data.stream import Source, Stream
 from jaxz.files import read_json, replace
-from jaxz.flops import training_flops
 from jaxz.hardware import parse_cluster
 from jaxz.loop import Run
 from jaxz.mesh import local_slots, make_mesh, to_devices
@@ -31,6 +30,7 @@ from jaxz.models import build
 from jaxz.models.lora import lora_init
 from jaxz.monitor import Monitor
 from jaxz.optim import make_optimizer
+from jaxz.perf import training_flops
 from jaxz.provenance import versions
 from jaxz.state import abstract_state, fresh_state, make_step, of_one, placed, start_from
 
@@ -67,11 +67,12 @@ def main(argv: list[str]) -> int:
     with jax.set_mesh(mesh):
         abstract = abstract_state(objective, optimizer, config, mesh)
         step = make_step(objective, optimizer, prepare, config, abstract)
+        flops = lambda batch: training_flops(config, normalisation, prepare, abstract, batch)
         if first and options["--workdir"]:
             check_workdir(workdir, config, options["--allow_config_change"])
         if options["--dry_run"]:
             batch = to_devices(next(stream), mesh)
-            described = dry_run.describe(step, objective, prepare, abstract, batch, mesh, config, cluster)
+            described = dry_run.describe(step, flops(batch), abstract, batch, mesh, config, cluster)
             if first:
                 print(described)
             stream.close()
@@ -111,7 +112,7 @@ def main(argv: list[str]) -> int:
         # ---- loop ----------------------------------------------------------------------------------------------------
         run = Run(workdir, config, checkpoints, monitor, meta, mesh, seconds, lock)
         with lock, contextlib.closing(stream), checkpoints, contextlib.closing(run):
-            run.loop(step, state, stream, lambda batch: training_flops(step, objective, prepare, abstract, batch))
+            run.loop(step, state, stream, flops)
     return errors.OK
 
 
