@@ -39,8 +39,6 @@ def build(config, bands, size: int) -> Encoder:
 
     Raises InputError for an unknown backbone or a size that its patches do not divide.
     """
-    if size % config.patch:
-        raise InputError(f"model.patch: {config.patch} does not divide the cutouts' {size} pixels; choose a divisor")
     return Encoder(config, bands, size)
 
 
