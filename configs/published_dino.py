@@ -17,7 +17,7 @@ from configs import pretrain_dino, published_probe
 def get_config(name="dinov2_vitb14"):
     config = pretrain_dino.get_config()
     imported = published_probe.get_config(name)
-    config.model, config.init = imported.model, imported.init
+    config.model, config.init, config.data.deredden = imported.model, imported.init, imported.data.deredden
     config.dino = dict(prototypes=4096, hidden_width=2048, bottleneck=256)
     config.train.update(dict(steps=10_000, batch_size=256, ema_decay=0.994))
     config.optim.update(dict(lr=1e-4, warmup_steps=1000, layer_decay=0.9))
