@@ -1,7 +1,7 @@
 """Imported weights in runs: what they begin with, what moves, what their checkpoints need, and what is refused."""
 
+import functools
 import json
-import shutil
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +21,19 @@ from jaxz.optim import learning_rates
 from jaxz.pretrained import adapt, describe, inspect_checkpoint, load_pretrained
 from jaxz.pretrained.dinov2 import hugging_face_config, hugging_face_tensors
 from jaxz.pretrained.formats import open_checkpoint
-from jaxz.pretrained.runs import check_weights, encoder_params
+from jaxz.pretrained.runs import check_weights, encoder_params, same
 from tests.helpers import blobs, quick_compiles
 from tests.pretrained.files import FIXTURES, dinov2, needs_fixtures, write_safetensors
 from tests.pretrained.test_import import manifest_checkpoint
 
 TINY = dict(width=16, depth=2, heads=2, hidden=64, patch=4, grid=(3, 3), image_size=16)
 BANDS = tuple(Band(name, w, 100.0, 27.0, 0.2, 1.0, 1.0, 0.8) for name, w in (("g", 480.0), ("r", 620.0), ("i", 770.0)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with quick_compiles():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +47,13 @@ def weights(tmp_path_factory):
 
 
 def arguments(config: str, dataset, weights, **model) -> list[str]:
-    """The command of configs/<config> in float32 for `weights` and 3 steps."""
+    """The command of configs/<config> in float32 for `weights` and 2 steps."""
     return [
         f"--config=configs/{config}",
         f"--config.data.path={dataset}",
         "--config.data.where=z_kind == 'spec'",
         f"--config.init.path={weights}",
-        "--config.train.steps=3",
+        "--config.train.steps=2",
         "--config.train.batch_size=8",
         "--config.train.log_every=1",
         "--config.optim.warmup_steps=0",
@@ -56,8 +62,7 @@ def arguments(config: str, dataset, weights, **model) -> list[str]:
 
 
 def trained(workdir, config, dataset, weights, *more, **model):
-    with quick_compiles():
-        assert train.main([*arguments(config, dataset, weights, **model), f"--workdir={workdir}", *more]) == 0
+    assert train.main([*arguments(config, dataset, weights, **model), f"--workdir={workdir}", *more]) == 0
     return jaxz.load_run(workdir)
 
 
@@ -95,7 +100,6 @@ def test_a_probe_leaves_the_encoder_alone_and_needs_the_weights_once(probe, data
     try:
         again = [*arguments("published_probe.py", dataset, weights, **TINY), f"--workdir={probe}"]
         assert train.main(again) == 0  # restored
-        assert train.main([*again[:-1], "--dry_run", f"--workdir={probe}"]) == 0
         with pytest.raises(InputError, match="init.path: not run: weights absent: .*tiny.safetensors' is not there"):
             train.main([*again[:-1], f"--workdir={tmp_path / 'new'}"])
         assert not (tmp_path / "new").exists()
@@ -156,14 +160,12 @@ def test_low_rank_factors_of_siglip_are_trained_and_merged(dataset, tmp_path):
     path, model = fixture("siglip_hf")
     run = trained(tmp_path / "run", "published_lora.py:siglip_vitb16", dataset, path, **model)
     assert len(still(run, path)) == len(jax.tree.leaves(run.params["encoder"]))
-    whole = merged(run.params)["encoder"]
-    for kernel in ("stem/projection", "blocks/attention/query", "blocks/mlp/down"):
-        at = lambda tree, kernel=kernel: adapt.jax.tree_util.tree_reduce(lambda a, b: b, tree[kernel.split("/")[0]])
-        assert (at(whole) != at(run.params["encoder"])).any()
     export.main([str(tmp_path / "run"), "--out", str(tmp_path / "model")])
-    batch = {"image": np.random.default_rng(0).normal(size=(2, 3, 16, 16)).astype(np.float32), "ebv": np.zeros(2)}
-    found = jaxz.load_run(tmp_path / "model").predict(batch)["pdf"]
-    np.testing.assert_allclose(found, run.predict(batch)["pdf"], rtol=1e-4)
+    whole = jaxz.load_run(tmp_path / "model").params
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), whole, merged(run.params))
+    for place in (("stem", "projection"), ("blocks", "attention", "query"), ("blocks", "mlp", "down")):
+        at = lambda tree, place=place: functools.reduce(dict.get, place, tree["encoder"])["kernel"]
+        assert (at(whole) != at(run.params)).any(), place
 
 
 @needs_fixtures
@@ -176,8 +178,8 @@ def test_self_distillation_begins_with_the_weights_as_the_teacher(dataset, tmp_p
     assert still(student, path) <= {"mask_token"}  # the head's own one stands for what is hidden
     wanted = jax.tree.map(lambda a, b: 0.994 * a + 0.006 * b, start, student.params["encoder"])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), teacher, wanted)
-    fewer = [*arguments("published_probe.py", dataset, tmp_path / "run", **model), "--dry_run"]
-    assert train.main(fewer) == 0  # a run of these weights is a beginning too
+    probe = parse(arguments("published_probe.py", dataset, tmp_path / "run", **model))  # a beginning for others
+    assert train.starting_normalisation(tmp_path / "probe", probe, None) == student.normalisation
 
 
 def test_layers_and_heads_have_their_rates():
@@ -202,7 +204,7 @@ def test_published_settings_are_those_of_the_published_tensors():
         model, _ = describe(checkpoint, "auto", {"act": "quick_gelu"} if "clip" in name else None, "family")
         found = published.settings_of(adapt.image_of(model.settings))
         wanted = published.SETTINGS | published.MODELS[NAMES.get(name, name)]
-        assert {n: found[n] for n in published.ARCHITECTURE} == {n: wanted[n] for n in published.ARCHITECTURE}, name
+        assert [n for n in published.ARCHITECTURE if not same(found[n], wanted[n])] == [], name
 
 
 def settings(**changes) -> ConfigDict:
@@ -224,29 +226,28 @@ def test_the_backbone_is_the_imported_model(weights):
     np.testing.assert_allclose(found.tokens, wanted.tokens, rtol=1e-6, atol=1e-6)
     half = encoded(settings(image_size=0, band_init="mean", dtype="bfloat16"), weights, image, mask)
     assert half.tokens.dtype == jnp.float32 and 0 < abs(half.tokens - wanted.tokens).max() < 0.1
-    garbage = encoded(settings(band_init="mean"), weights, jnp.where(mask, image, jnp.nan), mask)
-    larger = encoded(settings(band_init="mean"), weights, image, mask)
-    np.testing.assert_array_equal(garbage.tokens, larger.tokens)
-    assert larger.tokens.shape == (2, 16, 16)
+    twice = jnp.concatenate([image, jnp.where(mask, image, jnp.nan)]), jnp.concatenate([mask, mask])
+    larger = encoded(settings(band_init="mean", image_size=24), weights, *twice)
+    assert larger.tokens.shape == (4, 36, 16)
+    np.testing.assert_array_equal(larger.tokens[:2], larger.tokens[2:])
 
 
-def test_fluxes_become_the_input_that_was_chosen(weights):
+def test_fluxes_become_the_input_that_was_chosen():
     flux = np.random.default_rng(0).normal(2, 3, (2, 3, 12, 12)).astype(np.float32)
-    mask = np.ones(flux.shape, bool)
-    graphdef, params, _ = load_pretrained(weights, arch={"heads": 2})
-    plain = jax.jit(nnx.merge(graphdef, params))
     rgb = dict(image_size=0, band_init="rgb_map", rgb=("i", "r", "g"))
     numbers = dict(mean=(1.0, 2.0, 3.0), std=(2.0, 3.0, 4.0))
     mean, std = (np.reshape(numbers[name], (3, 1, 1)) for name in ("mean", "std"))
-    affine = encoded(settings(**rgb, normalisation="affine", **numbers), weights, np.arcsinh(flux), mask)
-    wanted = plain(((flux - mean) / std)[:, ::-1].astype(np.float32), mask)
-    np.testing.assert_allclose(affine.tokens, wanted.tokens, rtol=1e-4, atol=1e-4)
-    picture = encoded(settings(**rgb, normalisation="lupton", **numbers), weights, np.arcsinh(flux), mask)
-    red = np.maximum(flux[:, ::-1], 0)
-    total = red.mean(1, keepdims=True)  # Lupton et al. 2004, eq. 2, in float64
-    scaled = red * np.arcsinh(8.0 * total / 5.0) * 0.1 / np.arcsinh(0.8) / np.maximum(total, 1e-30)
-    wanted = plain(((scaled / np.maximum(scaled.max(1, keepdims=True), 1) - mean) / std).astype(np.float32), mask)
-    np.testing.assert_allclose(picture.tokens, wanted.tokens, rtol=1e-4, atol=1e-4)
+
+    def seen(kind):
+        backbone = published.Backbone(settings(**rgb, normalisation=kind, **numbers), BANDS, 12, rngs=nnx.Rngs(0))
+        return backbone.input(np.arcsinh(flux), True)[0]
+
+    np.testing.assert_allclose(seen("affine"), (flux - mean) / std, rtol=1e-4, atol=1e-4)
+    red = np.maximum(flux[:, ::-1].astype(np.float64), 0)
+    total = red.mean(1, keepdims=True)  # Lupton et al. 2004, eq. 2
+    picture = red * np.arcsinh(8.0 * total / 5.0) * 0.1 / np.arcsinh(0.8) / np.maximum(total, 1e-30)
+    picture = picture / np.maximum(picture.max(1, keepdims=True), 1)
+    np.testing.assert_allclose(seen("lupton"), (picture - mean) / std, rtol=1e-4, atol=1e-4)
 
 
 WRONG = [
@@ -278,6 +279,5 @@ def test_bands_and_sizes_that_do_not_fit_are_refused(weights):
         InputError, match=r"another architecture .*width: 8 -> 16.*; use its own: --config.model.width=16"
     ):
         check_weights(str(weights), settings(width=8))
-    shutil.copy(weights, weights.with_name("copy"))
     with pytest.raises(InputError, match="'--config.model.grid=\\(3, 3\\)'"):
         check_weights(str(weights), settings(grid=(4, 4)))
