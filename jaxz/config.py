@@ -56,7 +56,8 @@ def default() -> ml_collections.ConfigDict:
             ),
             model=dict(name="vit"),  # and the settings of jaxz/models/<name>.py
             losses=dict(redshift=1.0),  # objectives by name, with their weights; each has a group of settings
-            init=dict(path="", item="params"),  # a run to start from; item "ema" takes its averaged weights
+            # a run to start from (item "ema": its averaged weights); of the model "published", also a file of weights
+            init=dict(path="", item="params"),
             train=dict(
                 steps=1000,
                 batch_size=128,
@@ -245,6 +246,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if config.optim.lora_rank and not config.init.path:
         problems.append(
             f"optim.lora_rank: {config.optim.lora_rank} leaves the encoder as it is, which is untrained; set init.path"
+        )
+    if getattr(modules(config).get("model"), "IMPORTED", False) and not config.init.path:
+        problems.append(
+            f"init.path: '' is not set, but the model {config.model.name!r} begins with trained weights alone; name "
+            "their file or directory, or a run"
         )
     if config.init.item == "ema" and not config.init.path:
         problems.append("init.item: 'ema' needs init.path, the run to start from")

@@ -12,8 +12,11 @@ UTILISATION = 0.4  # of a device's peak, assumed: what well-tuned transformers r
 MOVED = {"all-reduce": 2.0}  # a ring sends it twice, (n - 1) / n of the array each time; the others once
 
 
-def pretend(cluster: Cluster) -> None:
-    """Let this process have as many devices as the cluster, on the CPU, to compile for; before any backend starts."""
+def pretend(cluster: Cluster, config) -> None:
+    """Let this process have as many devices as the cluster, on the CPU, to compile for; before any backend starts.
+    There is no cuDNN here: attention takes more memory than it may there."""
+    if "attention" in config.model:
+        config.model.attention = "xla"
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", cluster.devices)
 
