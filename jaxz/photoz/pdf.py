@@ -12,7 +12,7 @@ import numpy as np
 
 ODDS_HALF_WIDTH = 0.06  # in units of 1 + z
 RISK_WIDTH = 0.15  # of the loss of `risk`, in units of 1 + z
-RISK_STEP = 0.02  # in z: the risk is smooth over 0.15 (1 + z)
+RISK_STEP, RISK_SHIFT = 0.02, 1e-4  # in z, of the search and of differences: the risk is smooth over 0.15 (1 + z)
 BLOCK = 50_000  # objects whose CDFs are held at once
 
 
@@ -123,13 +123,12 @@ class PDF:
         density = self.probability / self.widths
         gains = lambda z: np.diff(_gain(self.edges, z), axis=-1)  # [..., n]: by a density of 1 in each bin
         points = np.linspace(*self.edges[[0, -1]], 1 + int(np.ceil(np.ptp(self.edges) / RISK_STEP)))
-        best, step = points[np.argmax(density @ gains(points).T, axis=1)], points[1] - points[0]
-        for _ in range(3):  # the vertex of the parabola through three points, ever closer
-            low, at, high = ((density * gains(best + shift)).sum(axis=1) for shift in (-step, 0, step))
-            bend = low - 2 * at + high
-            shift = np.divide(low - high, 2 * bend, out=np.zeros(len(self)), where=bend < 0)
-            best = np.clip(best + step * np.clip(shift, -1, 1), self.edges[0], self.edges[-1])
-            step /= 20
+        best = points[np.argmax(density @ gains(points).T, axis=1)]
+        for _ in range(5):  # Newton's method
+            low, at, high = ((density * gains(best + shift)).sum(axis=1) for shift in (-RISK_SHIFT, 0, RISK_SHIFT))
+            slope, bend = (high - low) / (2 * RISK_SHIFT), (low - 2 * at + high) / RISK_SHIFT**2
+            shift = np.divide(slope, -bend, out=np.zeros(len(self)), where=bend < 0)
+            best = np.clip(best + np.clip(shift, -RISK_STEP, RISK_STEP), self.edges[0], self.edges[-1])
         return best
 
     def credibility(self, z: np.ndarray | float) -> np.ndarray:
