@@ -61,8 +61,8 @@ def scatter(arms: Sequence[Run], test_set: str, colours: Mapping[str, str]) -> I
 
     trended = {name: {**c, "z_phot": c["z_best"]} for name, c in columns.items()}
     captions = (
-        "Bins with at least 25 objects; bars are bootstrap errors. Against true redshift a bias shows where objects end "
-        "up wrong; against estimated redshift, how far to trust an estimate: they differ by regression to the mean.",
+        "Bins with at least 25 objects; bars are bootstrap errors. Against true redshift a bias shows where objects "
+        "are wrong; against estimated redshift, how far to trust an estimate: they differ by regression to the mean.",
         "The same against what the objects were seen with.",
     )
     for kind, caption in zip((TREND_COLUMNS, CONDITIONS), captions, strict=True):

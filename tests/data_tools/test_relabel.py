@@ -258,6 +258,16 @@ def test_a_near_balanced_subset_has_at_most_so_many_in_a_cell(tmp_path, capsys):
     assert set(now.select("near_balanced == 1")) == set(np.flatnonzero(chosen))
 
 
+def test_a_near_balanced_subset_needs_cells_and_labels(survey):
+    for rest, message in (
+        (["0"], "near_balanced: 0 must be at least 1"),
+        (["5", "--z_step", "0"], "z_step: 0.0 must lie in"),
+        (["5"], "near_balanced: the dataset has no column 'split'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            relabel.main([str(survey), "--name", "new", "--near_balanced", *rest])
+
+
 @pytest.mark.parametrize(
     "rest, message",
     [
@@ -279,9 +289,6 @@ def test_a_near_balanced_subset_has_at_most_so_many_in_a_cell(tmp_path, capsys):
             ["good.csv", "--match", "1", "--column", "flux_r=z"],
             "ra: in '.*good.csv' of .* none .* with --ra COLUMN",
         ),
-        (["--near_balanced", "0"], "near_balanced: 0 must be at least 1"),
-        (["--near_balanced", "5", "--z_step", "0"], "z_step: 0.0 must lie in"),
-        (["--near_balanced", "5"], "near_balanced: the dataset has no column 'split'"),
         (["good.csv", "--match", "0"], "match: 0.0 must lie in"),
         (["nothing.csv"], "from: .* cannot be read as a table"),
         (["good.csv", "--overlay", "new"], "overlay: 'new' is the one to write"),
