@@ -83,9 +83,9 @@ def prediction_table(
     """The catalogue of predictions, a row per object of `catalog` and `pdf` [N].
 
     Redshifts z_mean, z_median, z_mode, z_risk (of least expected loss), z_best (the median), central intervals z_l68 to
-    z_u68 and z_l95 to z_u95, odds (mass within 0.06 (1 + z_best)), pdf_width (half of the 68 % interval); z_spread, where `spread` [N] is given:
-    the standard deviation of z_best between the members whose mean pdf is; z_true (NaN: unknown; the first test set
-    that knows it wins) and one bool column test_<name> per test set.
+    z_u68 and z_l95 to z_u95, odds (mass within 0.06 (1 + z_best)), pdf_width (half of the 68 % interval); z_spread,
+    where `spread` [N] is given: the standard deviation of z_best between the members whose mean pdf is; z_true (NaN:
+    unknown; the first test set that knows it wins) and one bool column test_<name> per test set.
     """
     if not len(catalog) == len(pdf) == len(next(iter(truths.values()), catalog)):
         raise ValueError(f"catalog ({len(catalog)} rows), pdf ({len(pdf)}) and truths must be of the same objects")
