@@ -7,12 +7,15 @@ import pytest
 from ml_collections import ConfigDict
 from scipy import stats
 
+from jaxz import errors as errors_of
+from jaxz import train
 from jaxz.config import default, fill, validate
 from jaxz.data.dataset import open_dataset
 from jaxz.data.stream import Source, Stream
 from jaxz.errors import InputError
 from jaxz.models.functional import Functional
 from jaxz.objectives import byol, redshift, redshift_mixture, redshift_regression
+from tests.helpers import small_config
 from tests.terms import Dense, batch_of, make
 
 BINS, COUNT, KEY = 12, 6, jax.random.key(2)
@@ -235,3 +238,15 @@ def test_labels_are_counted_as_often_as_they_are_drawn(blob_dataset):
     np.testing.assert_array_equal(found, np.tile(z, 2))
     counts = np.histogram(z, np.linspace(z.min(), z.max(), 4), weights=draws[len(rows) :])[0]
     np.testing.assert_allclose(counts, len(rows) / 3)
+
+
+def test_training_counts_the_labels_of_its_own_rows(blob_dataset, tmp_path, monkeypatch):
+    built = []
+    monkeypatch.setattr(train.dry_run, "describe", lambda step, objective, *_: built.append(objective))
+    config = small_config(tmp_path, blob_dataset, depth=1, redshift_mixture=1.0)
+    assert train.main([config, "--config.redshift_mixture.balance=lds", "--dry_run"]) == errors_of.OK
+    dataset = open_dataset(blob_dataset)
+    z = dataset.column("z")[dataset.select("split == 'train'")]
+    term = built[0].terms["redshift_mixture"]
+    np.testing.assert_array_equal(term.counts, np.histogram(z[np.isfinite(z)], term.edges)[0])
+    assert np.ptp(term.weights) > 0
