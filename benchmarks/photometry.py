@@ -5,8 +5,8 @@
 Three training sets, each made a dataset of one-pixel cutouts in SCRATCH: BOSS galaxies drawn as those of the test are;
 BOSS galaxies chosen by colour, which those of the test are not; LSST DC2, simulated. On each an ensemble of perceptrons
 is trained by configs/baseline_photometry.py, kNN and gradient boosting by jaxz.photometry, and scored on all test
-objects. On the colour-chosen ones also an ensemble whose objects are drawn by domain-classifier weights, from a reference
-sample without redshifts that is no part of the test. Interrupted, it goes on when the same command is given again.
+objects. On the colour-chosen ones also an ensemble whose objects are drawn by domain-classifier weights, for a target
+without redshifts that is no part of the test. Interrupted, it goes on when the same command is given again.
 """
 
 import argparse
@@ -131,8 +131,9 @@ def run(*command: str) -> None:
         raise errors.InputError(f"{' '.join(command)} ended with {done.returncode}")
 
 
-def scored(workdir: Path, dataset: Path, arm: str, survey: str, seed: int) -> dict:
+def scored(scratch: Path, dataset: Path, arm: str, survey: str, seed: int) -> dict:
     """{metric: {"value", "error"}} over the test objects, of an arm trained and evaluated unless that was done."""
+    workdir = scratch / f"{survey}_{arm.replace(' ', '_')}_{seed}"
     if not (workdir / "report.json").exists():
         if arm in ("knn", "gbt"):
             own = ["--dataset", str(dataset), "--workdir", str(workdir)]
@@ -179,8 +180,7 @@ def main(argv: list[str]) -> None:
         print(f"{survey}: {len(train.z)} training, {len(test.z)} test objects; untuned: {ANCHORS[survey]}")
         for arm in arms:
             own = seeds[:1] if arm == "knn" else seeds  # neighbours draw nothing
-            workdir = lambda seed, name=f"{survey}_{arm.replace(' ', '_')}": options.scratch / f"{name}_{seed}"
-            found[f"{survey} {arm}"] = [scored(workdir(seed), dataset, arm, survey, seed) for seed in own]
+            found[f"{survey} {arm}"] = [scored(options.scratch, dataset, arm, survey, seed) for seed in own]
             print(line(survey, arm, found[f"{survey} {arm}"]), flush=True)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1))
