@@ -18,7 +18,7 @@ def get_config():
     config.model.update(dict(name="photometry"))
     config.losses = dict(redshift=1.0)
     config.redshift = dict(views=1)
-    config.train.update(dict(steps=2000, batch_size=256, members=6, log_every=100))
+    config.train.update(dict(steps=1500, batch_size=256, members=5, log_every=100))
     config.optim.update(dict(lr=3e-3))
-    config.checkpoint.every = 1000
+    config.checkpoint.every = 500
     return config
