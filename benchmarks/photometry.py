@@ -27,6 +27,7 @@ from jaxz.data.overlays import to_parquet
 from jaxz.data.writer import DatasetWriter
 from jaxz.files import replace
 from jaxz.photometry import features
+from jaxz.photoz.shift import density_ratio_classifier, effective_sample_size
 
 BOSS, DC2 = "annz_boss_dr10_ugriz", "rail_dc2_9816_sim"
 BANDS = {"u": 365.0, "g": 475.0, "r": 622.0, "i": 760.0, "z": 900.0, "y": 1000.0}  # nm
@@ -113,13 +114,11 @@ def write(path: Path, survey: str, train: Catalog, test: Catalog) -> None:
 
 def weigh(path: Path, train: Catalog, target: Catalog, seed: int) -> None:
     """The overlay `domain`: column weight, how much more frequent objects like a training one are in the target."""
-    from jaxz.photoz.shift import density_ratio_classifier
-
     file = path / "overlays/domain.parquet"
     softening = np.median(train.error, axis=0)
     x, y = (features(catalog.flux, softening, 3) for catalog in (train, target))
     weight = density_ratio_classifier(x, y, seed).astype(np.float32)
-    print(f"weights: {weight.sum() ** 2 / (weight**2).sum():.0f} effective of {len(weight)} objects", file=sys.stderr)
+    print(f"weights: {effective_sample_size(weight):.0f} effective of {len(weight)} objects", file=sys.stderr)
     ids = open_dataset(path).arrow("split == 'train'", ["object_id"])["object_id"].combine_chunks()
     file.parent.mkdir(exist_ok=True)
     replace(file, to_parquet(ids, {"weight": pa.array(weight)}, {"weight": Column("float32")}, {"seed": seed}))

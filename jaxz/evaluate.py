@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     if reconstructs:
         write_reconstructions(options.workdir / "reconstructions.npz", model, dataset)
         print(f"{options.workdir}: reconstructions.npz")
-    if "redshift" in model.config.losses:
+    if model.edges is not None:
         score(options.workdir, model, dataset)
     elif not reconstructs:
         raise errors.InputError(

@@ -26,7 +26,10 @@ class Run:
     """The loop, and what it writes to the run directory. Of several processes all take part in checkpoints; the first
     writes the rest."""
 
-    def __init__(self, workdir: Path, config, checkpoints: Checkpoints, monitor: Monitor, meta: dict, mesh, seconds):
+    def __init__(
+        self, workdir: Path, config, checkpoints: Checkpoints, monitor: Monitor, meta: dict, mesh, seconds, lock
+    ):
+        self.lock = lock  # of the run directory, which the first holds
         self.workdir, self.config, self.checkpoints, self.meta, self.mesh = workdir, config, checkpoints, meta, mesh
         self.monitor, every = monitor, config.train.log_every
         self.look_every = every * -(-EVERY // every)  # steps
@@ -81,6 +84,7 @@ class Run:
             n, values = self.waiting.popleft()
             values = {name: float(value) for name, value in jax.device_get(values).items()}
             if self.record:
+                self.lock.check()
                 self.record.write(n, values)
                 self.monitor.warn(n, values, self.meta["monitor"])
             self.written = f"loss {values['loss']:.4g} at step {n}, "
@@ -105,6 +109,7 @@ class Run:
         self.write_metrics(keep=0)
         self.check_finite(n, jax.device_get(values))
         if self.record:
+            self.lock.check()
             self.record.flush()
         seconds = self.seconds + time.monotonic() - self.began
         self.checkpoints.save(state, stream_state, {**self.meta, "seconds": seconds})

@@ -100,10 +100,9 @@ class Model:
         return self.predict(batch, manifest)["embedding"]
 
     @property
-    def edges(self) -> np.ndarray:
-        """[bins+1] redshift bin edges of `pdf`."""
-        settings = self.config.redshift
-        return np.linspace(settings.z_min, settings.z_max, settings.bins + 1)
+    def edges(self) -> np.ndarray | None:
+        """[bins+1] redshift bin edges of `pdf`; None for a run that predicts none."""
+        return self.objective.edges
 
     def densities(self, pdf: np.ndarray) -> tuple[PDF, np.ndarray | None]:
         """What `predict` gives as pdf, averaged over the members; and the standard deviation [N] of z_best, the median,
@@ -196,7 +195,7 @@ def main(argv: list[str]) -> None:
         raise errors.InputError(f"--out: {str(options.out.parent)!r} is no directory; make it first")
     model = load_run(options.workdir, options.item)
     dataset = model.open_dataset(options.dataset)
-    redshift = "redshift" in model.config.losses
+    redshift = model.edges is not None
     rows, found = model.predict_dataset(dataset, options.where, ("pdf",) if redshift else ("embedding",))
     catalog = catalog_of(dataset, rows)
     if redshift:

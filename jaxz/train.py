@@ -35,6 +35,7 @@ from jaxz.provenance import versions
 from jaxz.state import abstract_state, fresh_state, make_step, of_one, placed, start_from
 
 log = logs.log
+OTHERS = ("log.txt", "slurm")  # may lie in a run directory before the run
 
 
 def main(argv: list[str]) -> int:
@@ -59,6 +60,8 @@ def main(argv: list[str]) -> int:
     objective = objectives.Objective(encoder, config, normalisation)
     prepare = Prepare(dataset.manifest, normalisation, config.augment, objective.views, objective.crops)
     stream = make_stream(config, dataset, objective, prepare, mesh)
+    if objective.edges is not None:
+        objective.count_labels(*stream.drawn("z"))
     params = jax.eval_shape(lambda: objective.init(jax.random.key(0))[0])
     optimizer = make_optimizer(config.optim, config.train.steps, params)
     with jax.set_mesh(mesh):
@@ -73,7 +76,7 @@ def main(argv: list[str]) -> int:
                 print(described)
             stream.close()
             return errors.OK
-        lock = runtime.lock(workdir / ".lock") if first else contextlib.nullcontext()
+        lock = runtime.Lock(workdir / ".lock") if first else contextlib.nullcontext()
         runtime.wait_for_all("each has looked at the workdir, which changes now")
         logs.start_log(workdir if first else None)
         monitor = Monitor(stream, dataset.manifest, normalisation, objective, mesh, config.train.members)
@@ -106,7 +109,7 @@ def main(argv: list[str]) -> int:
         }
 
         # ---- loop ----------------------------------------------------------------------------------------------------
-        run = Run(workdir, config, checkpoints, monitor, meta, mesh, seconds)
+        run = Run(workdir, config, checkpoints, monitor, meta, mesh, seconds, lock)
         with lock, contextlib.closing(stream), checkpoints, contextlib.closing(run):
             run.loop(step, state, stream, lambda batch: training_flops(step, objective, prepare, abstract, batch))
     return errors.OK
@@ -280,7 +283,7 @@ def check_workdir(workdir: Path, config, allow_change: bool) -> None:
                 f"--workdir: {str(workdir)!r} was begun with another config ({'; '.join(changed)}); use another "
                 "workdir, the same config, or --allow_config_change"
             )
-    elif workdir.is_dir() and any(not p.name.startswith(".") and p.name != "log.txt" for p in workdir.iterdir()):
+    elif workdir.is_dir() and any(not p.name.startswith(".") and p.name not in OTHERS for p in workdir.iterdir()):
         raise errors.InputError(f"--workdir: {str(workdir)!r} holds files but no config.json; name an empty directory")
 
 

@@ -408,7 +408,7 @@ def test_a_failing_disk_is_no_damage(config, straight, tmp_path, monkeypatch):
 
 def test_one_workdir_is_trained_in_by_one_process(tiny, tmp_path):
     workdir = tmp_path / "run"
-    with runtime.lock(workdir / ".lock"), pytest.raises(InputError, match="another process is training in"):
+    with runtime.Lock(workdir / ".lock"), pytest.raises(InputError, match="another process is training in"):
         train.main([tiny, f"--workdir={workdir}", "--config.train.steps=1"])
     (workdir / ".config.json.1.tmp").write_text("{")  # as a kill within the first write leaves it
     run(tiny, f"--workdir={workdir}", "--config.train.steps=1")

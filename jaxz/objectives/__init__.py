@@ -10,6 +10,7 @@
         crops: tuple[int, int] = (0, 0)                        # number and pixels of smaller ones beside them
         teacher: bool = False                                  # whether it needs `ema`, the averaged parameters
         oriented: bool = False                                 # whether augmentation must not turn or mirror images
+    edges: float64 [bins+1]                                # of those that predict p(z): of the bins of their `pdf`
         def __init__(self, encoder, settings, normalisation)
         def init(self, key) -> (params, extra)                 # of its own, beside the encoder's
         def loss(self, params, ema, extra, batch, key, step) -> (float32 [], {"metrics": {...}, "extra": ...})
@@ -26,6 +27,7 @@ import pkgutil
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxz.data.prepare import Normalisation
 from jaxz.errors import InputError, suggest
@@ -63,6 +65,10 @@ class Objective:
                 f"losses: {' and '.join(crops)} want different crops, {crops}; give them the same settings"
             )
         self.crops = next(iter(crops.values()), (0, 0))
+        densities = {name: term.edges for name, term in self.terms.items() if hasattr(term, "edges")}
+        if len(densities) > 1:
+            raise InputError(f"losses: {' and '.join(densities)} each predict p(z); keep one of them")
+        self.edges = next(iter(densities.values()), None)  # of the redshift bins of `pdf`; None: no p(z) is predicted
 
     def init(self, key: jax.Array) -> tuple[dict, dict]:
         params, extra = {"encoder": self.encoder.init(jax.random.fold_in(key, 0))}, {}
@@ -72,6 +78,12 @@ class Objective:
             own = jax.random.fold_in(key, len(self.terms) + 1)
             params["lora"] = lora_init(own, params["encoder"], self.kernels, self.rank)
         return params, extra
+
+    def count_labels(self, z: np.ndarray, draws: np.ndarray) -> None:
+        """Tell the terms that predict p(z) of the labels z [M] and how often each is drawn, before the first loss."""
+        for term in self.terms.values():
+            if hasattr(term, "count_labels"):
+                term.count_labels(z, draws)
 
     def loss(self, params, ema, extra, batch, key, step):
         params, ema = merged(params), merged(ema)

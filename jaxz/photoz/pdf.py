@@ -11,6 +11,8 @@ import h5py
 import numpy as np
 
 ODDS_HALF_WIDTH = 0.06  # in units of 1 + z
+RISK_WIDTH = 0.15  # of the loss of `risk`, in units of 1 + z
+RISK_STEP = 0.02  # in z: the risk is smooth over 0.15 (1 + z)
 BLOCK = 50_000  # objects whose CDFs are held at once
 
 
@@ -115,11 +117,46 @@ class PDF:
         reach = ODDS_HALF_WIDTH * (1 + z)
         return self.cdf(z + reach) - self.cdf(z - reach)
 
+    def risk(self) -> np.ndarray:
+        """[N] the point of least expected loss, argmin over z_p of the integral of p(z) L((z_p - z) / (1 + z)) dz with
+        L(x) = 1 - 1 / (1 + (x / 0.15)^2) (Tanaka et al. 2018, PASJ 70, S9, sec. 4.2), exact to 1e-7."""
+        density = self.probability / self.widths
+        gains = lambda z: np.diff(_gain(self.edges, z), axis=-1)  # [..., n]: by a density of 1 in each bin
+        points = np.linspace(*self.edges[[0, -1]], 1 + int(np.ceil(np.ptp(self.edges) / RISK_STEP)))
+        best, step = points[np.argmax(density @ gains(points).T, axis=1)], points[1] - points[0]
+        for _ in range(3):  # the vertex of the parabola through three points, ever closer
+            low, at, high = ((density * gains(best + shift)).sum(axis=1) for shift in (-step, 0, step))
+            bend = low - 2 * at + high
+            shift = np.divide(low - high, 2 * bend, out=np.zeros(len(self)), where=bend < 0)
+            best = np.clip(best + step * np.clip(shift, -1, 1), self.edges[0], self.edges[-1])
+            step /= 20
+        return best
+
+    def credibility(self, z: np.ndarray | float) -> np.ndarray:
+        """[N] mass of the smallest region that holds z, from 0 at the mode to 1: z lies in the highest-density region
+        of level a where it is at most a. Linear inside the bin, bins of equal density in their order; 1 outside."""
+        bins, inside = self.locate(z)
+        own = self.probability[np.arange(len(self)), bins][:, None] / self.widths[bins][:, None]
+        density, before = self.probability / self.widths, np.arange(len(self.widths)) < bins[:, None]
+        mass = np.diff(self.cumulative, axis=1)
+        level = np.where((density > own) | ((density == own) & before), mass, 0).sum(axis=1)
+        level += inside * mass[np.arange(len(self)), bins]
+        return np.where((z >= self.edges[0]) & (z <= self.edges[-1]), level, 1.0)
+
     def locate(self, z: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
         """[N] bin of z, and [N] where in the bin it lies, from 0 to 1."""
         z = np.broadcast_to(np.asarray(z, np.float64), len(self))
         bins = np.clip(np.searchsorted(self.edges, z, side="right") - 1, 0, len(self.widths) - 1)
         return bins, np.clip((z - self.edges[bins]) / self.widths[bins], 0, 1)
+
+
+def _gain(z: np.ndarray, point: np.ndarray) -> np.ndarray:
+    """[..., n]: the antiderivative at z [n] of 1 / (1 + ((point - z) / (a (1 + z)))^2), a = 0.15, for each point [...]:
+    with u = 1 + z and c = 1 + point it is that of a^2 u^2 / D, D = (1 + a^2) u^2 - 2 c u + c^2."""
+    a, u, c = RISK_WIDTH, 1 + z, (1 + point)[..., None]
+    scale = 1 + a * a
+    logarithm = np.log(scale * u * u - 2 * c * u + c * c)
+    return a * a / scale * (u + c / scale * logarithm + c * (2 / scale - 1) / a * np.arctan((scale * u - c) / (c * a)))
 
 
 def write_qp(path: Path | str, pdf: PDF, ancil: Mapping[str, np.ndarray]) -> None:

@@ -3,7 +3,7 @@ import pytest
 from scipy import integrate, stats
 
 from jaxz.photoz import metrics
-from jaxz.photoz.metrics import binned_metrics, crps, evaluate_metrics, pdf_terms, wasserstein
+from jaxz.photoz.metrics import crps, evaluate_metrics, pdf_terms, wasserstein
 from jaxz.photoz.pdf import PDF
 
 
@@ -204,13 +204,3 @@ def test_refuses_unknown_redshifts():
         evaluate_metrics([1.0, 1.0], [1.0, np.nan])
     with pytest.raises(ValueError, match="same objects"):
         evaluate_metrics([1.0], [1.0, 2.0])
-
-
-def test_binned():
-    z_true = np.array([0.1, 0.2, 0.9, 1.0])
-    bins = binned_metrics(z_true + 0.1 * (1 + z_true), z_true, by=z_true, edges=[0, 0.5, 0.7, 1.0])
-    assert [b["objects"] for b in bins] == [2, 0, 2]
-    assert [b["centre"] for b in bins] == [pytest.approx(0.15), None, pytest.approx(0.95)]
-    assert bins[0]["bias_median"]["value"] == pytest.approx(0.1)
-    assert bins[1]["bias_median"] == {"value": None, "error": None}
-    assert (bins[2]["low"], bins[2]["high"]) == (0.7, 1.0)
