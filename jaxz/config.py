@@ -202,6 +202,12 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if not config.losses:
         problems.append("losses: is empty; name at least one objective")
     for group, module in modules(config).items():
+        if lacking := sorted(getattr(module, "SETTINGS", {}).keys() - config[group].keys()):
+            problems.append(
+                f"model.name: {config.model.name!r} has the settings {lacking}, which the config was made without; "
+                "name it in a config file"
+            )
+            continue
         for name, (test, rule) in getattr(module, "CHECKS", {}).items():
             field = f"{group}.{name}"
             if all(map(is_finite, config[group].values())) and not test(config[group]):
