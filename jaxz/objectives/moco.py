@@ -27,8 +27,8 @@ class Objective:
         queue = jax.random.normal(queue_key, (self.settings.queue, self.settings.projector[-1]))
         return self.head.init(head_key), {"queue": unit(queue)}
 
-    def project(self, params, view, batch, key):
-        embedding = self.encoder(params["encoder"], view["image"], view["mask"], columns=batch, key=key).cls
+    def project(self, params, view, columns, key):
+        embedding = self.encoder(params["encoder"], view["image"], view["mask"], columns=columns, key=key).cls
         return self.head(params["moco"], embedding)  # [B,E]
 
     def loss(self, params, ema, extra, batch, key, step):
