@@ -28,7 +28,13 @@ def softmax(x):
 
 
 def batch():
-    return batch_of() | {"z_err": np.full(6, 0.01, np.float32), "mag_ref": np.float32([20.1, 20.8, 21.2, 22, 19, 23])}
+    """Labelled rows, and two that are not."""
+    z = np.where(np.arange(6) == 4, np.nan, batch_of()["z"])
+    return batch_of() | {
+        "z": z.astype(np.float32),
+        "z_err": np.full(6, 0.01, np.float32),
+        "mag_ref": np.float32([20.1, 20.8, 21.2, 22, 19, 23]),
+    }
 
 
 @pytest.mark.parametrize("name", OWN)
