@@ -39,9 +39,9 @@ from jaxz.results import CATALOG_COLUMNS, prediction_table, write_catalog
 EXPORTED, HEADS = "model.safetensors", "heads.safetensors"  # of jaxz.export: the encoder, and what is behind it
 
 
-def load_run(path: Path | str, item: str = "params") -> "Model":
-    """The newest whole checkpoint of a run; item "ema" takes its averaged weights. Also of a directory that jaxz.export
-    wrote, which holds one item.
+def load_run(path: Path | str, item: str = "params", step: int | None = None) -> "Model":
+    """The newest whole checkpoint of a run, or that of `step`; item "ema" takes its averaged weights. Also of a
+    directory that jaxz.export wrote, which holds one item.
 
     Raises InputError where there is no run or no checkpoint.
     """
@@ -54,9 +54,9 @@ def load_run(path: Path | str, item: str = "params") -> "Model":
         )
     checkpoints = Checkpoints(Path(path))
     try:
-        meta = checkpoints.meta()
+        meta = checkpoints.meta(step)
         model = Model(ConfigDict(complete(meta["config"])), Normalisation.from_json(meta["normalisation"]))
-        model.params = checkpoints.params(model.abstract, item)
+        model.params = checkpoints.params(model.abstract, item, step)
     finally:
         checkpoints.close()
     return model
@@ -134,10 +134,9 @@ class Model:
         return self.predict(batch, manifest)["embedding"]
 
     @property
-    def edges(self) -> np.ndarray:
-        """[bins+1] redshift bin edges of `pdf`."""
-        settings = self.config.redshift
-        return np.linspace(settings.z_min, settings.z_max, settings.bins + 1)
+    def edges(self) -> np.ndarray | None:
+        """[bins+1] redshift bin edges of `pdf`; None for a run that predicts none."""
+        return self.objective.edges
 
     def densities(self, pdf: np.ndarray) -> tuple[PDF, np.ndarray | None]:
         """What `predict` gives as pdf, averaged over the members; and the standard deviation [N] of z_best, the median,
@@ -154,14 +153,18 @@ class Model:
         overlays = settings.overlays if path == settings.path else ()
         return open_dataset(path, settings.cache, settings.cache_gib, overlays)
 
+    def columns(self, dataset: Dataset) -> tuple[str, ...]:
+        """Those of the dataset's columns that `predict` reads."""
+        prepare, _ = self.compiled(dataset.manifest.to_json())
+        return tuple(sorted({*prepare.columns, *self.objective.inputs} & dataset.manifest.columns.keys()))
+
     def predict_dataset(self, dataset: Dataset, where: str | None, outputs: tuple[str, ...], batch_size: int = 256):
         """(rows int64 [N], {output: [N, ...]}) for the rows that pass `where`, in order; shows progress.
 
         Raises InputError where the dataset's bands, size or scale do not fit the model, or it has no such output.
         """
         prepare, _ = self.compiled(dataset.manifest.to_json())
-        columns = {*prepare.columns, *self.objective.inputs} & dataset.manifest.columns.keys()
-        source = Source(dataset, prepare.arrays, tuple(sorted(columns)), where)
+        source = Source(dataset, prepare.arrays, self.columns(dataset), where)
         stream = Stream(source, batch_size, shuffle=False, epochs=1)
         parts: dict[str, list] = {name: [] for name in ("row", *outputs)}
         with logs.Bar("predict", stream.batches) as bar:
@@ -228,7 +231,7 @@ def main(argv: list[str]) -> None:
         raise errors.InputError(f"--out: {str(options.out.parent)!r} is no directory; make it first")
     model = load_exported(options.model) if options.model else load_run(options.workdir, options.item)
     dataset = model.open_dataset(options.dataset)
-    redshift = "redshift" in model.config.losses
+    redshift = model.edges is not None
     rows, found = model.predict_dataset(dataset, options.where, ("pdf",) if redshift else ("embedding",))
     catalog = catalog_of(dataset, rows)
     if redshift:
