@@ -38,7 +38,7 @@ LAYERS = (
     ("loop",),
     ("results", "report_data", "report_tables", "report_figures"),
     ("predict", "report", "photometry"),
-    ("evaluate", "probe", "train"),
+    ("evaluate", "export", "probe", "shift", "train"),
 )
 
 
@@ -152,7 +152,8 @@ def test_every_config_is_valid_and_makes_a_model(path, survey):
     config = parse([f"--config={path}", f"--config.data.path={survey}"])
     validate(config)
     manifest = open_dataset(survey).manifest
-    normalisation = Normalisation.create(manifest, (), config.data.softening, config.data.deredden)
+    data = config.data
+    normalisation = Normalisation.create(manifest, (), data.softening, data.deredden, data.stretch)
     encoder = build(config.model, normalisation.bands, normalisation.size)
     objective = objectives.Objective(encoder, config, normalisation)
     params, extra = jax.eval_shape(objective.init, jax.random.key(0))

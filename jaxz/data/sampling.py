@@ -92,6 +92,11 @@ class Sampler:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def draws(self) -> np.ndarray:
+        """float64 [M]: how often an epoch draws each of `rows`, in the mean."""
+        return np.ones(len(self.rows)) if self.ends is None else np.diff(self.ends, prepend=0)
+
     def __call__(self, at: np.ndarray) -> np.ndarray:
         """int64 [K]: the rows at global positions (epoch * len + position)."""
         epochs, positions = np.divmod(at, len(self))

@@ -111,6 +111,11 @@ class Stream:
         """Positions of one epoch, of all sources."""
         return sum(map(len, self.samplers))
 
+    def drawn(self, column: str) -> tuple[np.ndarray, np.ndarray]:
+        """A column's values [M] in the rows that all sources draw, and how often an epoch of its source draws each."""
+        each = [values[s.rows] for values, s in zip(self.columns[column], self.samplers, strict=True)]
+        return np.concatenate(each), np.concatenate([s.draws for s in self.samplers])
+
     @property
     def batches(self) -> int | None:
         """Batches in all; None for an endless stream."""

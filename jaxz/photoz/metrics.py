@@ -5,9 +5,12 @@ nmad0 on zero. Functions of one sample work along the last axis, so that a block
 [R, N] is summarised in one call.
 """
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable
 
 import numpy as np
+from astropy.stats import biweight_location, biweight_scale
+from scipy import stats
 
 from jaxz.photoz.pdf import PDF
 
@@ -15,6 +18,7 @@ MAD_TO_SIGMA, IQR_TO_SIGMA = 1.4826, 1.349  # of a Gaussian, as rounded in the l
 BRIER_BIN = 0.02  # in z
 DENSITY_FLOOR = 1e-6  # nll of an object whose p(z) is zero at the truth is -log of this, not infinite
 ENOUGH_FOR_ERRORS = 5  # objects: below, a bootstrap error means nothing
+LEVELS = np.arange(1, 20) / 20  # of calibration_error
 BLOCK = 2_000_000  # numbers held at once by the bootstrap, and by the integrals over p(z)
 
 
@@ -29,11 +33,14 @@ def point_metrics(z_phot: np.ndarray, z_true: np.ndarray) -> dict[str, np.ndarra
     bias_mean, bias_median     mean and median of e
     sigma_mad                  1.4826 median|e - median(e)|
     nmad0                      1.4826 median|e|
+    nmad_eazy                  1.48 median(|dz - median(dz)| / (1 + z_true)), dz = z_phot - z_true (Brammer et al. 2008)
     sigma_68, sigma_iqr        half the 16-84 % range of e; its interquartile range / 1.349
     eta_05, eta_15             fraction with |e| > 0.05, 0.15
     outlier_rail               fraction with |e| > max(0.06, 3 sigma_iqr) (LSST-DESC RAIL)
     hsc_loss                   mean of 1 - 1 / (1 + (e / 0.15)^2) (Tanaka et al. 2018, PASJ 70, S9)
-    rms                        sqrt(mean(e^2))
+    hsc_bias, hsc_sigma        biweight location and scale of e (Beers et al. 1990; Tanaka et al. 2018)
+    hsc_outlier                fraction with |e - hsc_bias| > 2 hsc_sigma
+    rms, rms_clipped           sqrt(mean(e^2)), of all and without those that outlier_rail counts
     r2                         1 - sum (z_phot - z_true)^2 / sum (z_true - mean)^2; undefined for one truth only
     """
     e = residuals(z_phot, z_true)
@@ -42,20 +49,30 @@ def point_metrics(z_phot: np.ndarray, z_true: np.ndarray) -> dict[str, np.ndarra
     p16, p25, p75, p84 = np.percentile(e, [16, 25, 75, 84], axis=-1)
     sigma_iqr = (p75 - p25) / IQR_TO_SIGMA
     scatter = np.sum((z_true - z_true.mean(axis=-1, keepdims=True)) ** 2, axis=-1)
+    outlier = size > np.maximum(0.06, 3 * sigma_iqr)[..., None]
+    dz = z_phot - z_true
+    off_median = np.abs(dz - np.median(dz, axis=-1, keepdims=True)) / (1 + z_true)
+    hsc_bias, hsc_sigma = biweight_location(e, axis=-1), biweight_scale(e, axis=-1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        r2 = np.where(scatter > 0, 1 - np.sum((z_phot - z_true) ** 2, axis=-1) / scatter, np.nan)
+        rms_clipped = np.sqrt(np.sum(np.where(outlier, 0, e**2), axis=-1) / np.sum(~outlier, axis=-1))
+        r2 = np.where(scatter > 0, 1 - np.sum(dz**2, axis=-1) / scatter, np.nan)
     return {
         "bias_mean": e.mean(axis=-1),
         "bias_median": median,
         "sigma_mad": MAD_TO_SIGMA * np.median(np.abs(e - median[..., None]), axis=-1),
         "nmad0": MAD_TO_SIGMA * np.median(size, axis=-1),
+        "nmad_eazy": 1.48 * np.median(off_median, axis=-1),
         "sigma_68": (p84 - p16) / 2,
         "sigma_iqr": sigma_iqr,
         "eta_05": (size > 0.05).mean(axis=-1),
         "eta_15": (size > 0.15).mean(axis=-1),
-        "outlier_rail": (size > np.maximum(0.06, 3 * sigma_iqr)[..., None]).mean(axis=-1),
+        "outlier_rail": outlier.mean(axis=-1),
         "hsc_loss": (1 - 1 / (1 + (e / 0.15) ** 2)).mean(axis=-1),
+        "hsc_bias": hsc_bias,
+        "hsc_sigma": hsc_sigma,
+        "hsc_outlier": (np.abs(e - hsc_bias[..., None]) > 2 * hsc_sigma[..., None]).mean(axis=-1),
         "rms": np.sqrt((e**2).mean(axis=-1)),
+        "rms_clipped": rms_clipped,
         "r2": r2,
     }
 
@@ -71,6 +88,24 @@ def pit_cvm(pit: np.ndarray) -> np.ndarray:
     """Cramer-von Mises statistic of PIT values [..., N]: 1 / (12 N) + sum ((2i - 1) / (2N) - pit_i)^2."""
     pit, n = np.sort(pit, axis=-1), pit.shape[-1]
     return 1 / (12 * n) + np.sum((np.arange(1, 2 * n, 2) / (2 * n) - pit) ** 2, axis=-1)
+
+
+def pit_ad(pit: np.ndarray) -> np.ndarray:
+    """Two-sample Anderson-Darling statistic (Scholz & Stephens 1987, eq. 7, normalised) of PIT values [..., N] and N
+    even steps from 0 to 1, as qp has it: the larger, the farther from uniform. NaN for a single value."""
+    n = pit.shape[-1]
+    if n < 2:
+        return np.full(pit.shape[:-1], np.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of significance levels, which are not asked for
+        of_one = lambda row: stats.anderson_ksamp([row, np.linspace(0, 1, n)]).statistic
+        return np.apply_along_axis(of_one, -1, pit)
+
+
+def calibration_error(credibility: np.ndarray) -> np.ndarray:
+    """Expected calibration error: the mean of |coverage(a) - a| of the highest-density regions of the levels a = 0.05,
+    0.10 ... 0.95. credibility: [..., N] of the truths (PDF.credibility)."""
+    return np.mean([np.abs((credibility <= level).mean(axis=-1) - level) for level in LEVELS], axis=0)
 
 
 def crps(pdf: PDF, z_true: np.ndarray) -> np.ndarray:
@@ -129,6 +164,7 @@ def block_terms(pdf: PDF, z_true: np.ndarray) -> dict[str, np.ndarray]:
     """What the metrics of p(z) need of each object, {name: [N]}: averages are then cheap to resample.
 
     pit        CDF(z_true), linear inside the bin
+    credibility  mass of the smallest region that holds z_true
     crps, wasserstein
     cde_loss   integral of p^2 dz - 2 p(z_true) (Izbicki & Lee 2017, EJS 11, 2800)
     brier      sum over bins b of 0.02 in z of (P_b - [z_true in b])^2, from 0 to 2 (Brier 1950), whatever the grid is
@@ -139,6 +175,7 @@ def block_terms(pdf: PDF, z_true: np.ndarray) -> dict[str, np.ndarray]:
     at_truth = pdf.density(z_true)
     return {
         "pit": pdf.cdf(z_true),
+        "credibility": pdf.credibility(z_true),
         "crps": crps(pdf, z_true),
         "wasserstein": wasserstein(pdf, z_true),
         "cde_loss": square - 2 * at_truth,
@@ -151,9 +188,11 @@ def block_terms(pdf: PDF, z_true: np.ndarray) -> dict[str, np.ndarray]:
 def pdf_metrics(z_true: np.ndarray, terms: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Metrics of p(z) from the `block_terms` [..., N] -> {name: [...]}.
 
-    pit_ks, pit_cvm     distances of the PIT values from uniform
+    pit_ks, pit_cvm, pit_ad  distances of the PIT values from uniform
     pit_outlier_rate    fraction with PIT < 1e-4 or > 0.9999
     coverage_68         fraction with the truth in the central 68 % interval (the catalogue's z_l68 to z_u68)
+    coverage_hpd_68, coverage_hpd_95  fraction with the truth in the smallest region of that mass
+    ece                 expected calibration error of such regions
     nz_bias             (mean of the stacked p(z) - mean z_true) / (1 + mean z_true)
     and the means of crps, wasserstein, cde_loss, brier, nll
     """
@@ -161,8 +200,12 @@ def pdf_metrics(z_true: np.ndarray, terms: dict[str, np.ndarray]) -> dict[str, n
     return {
         "pit_ks": pit_ks(pit),
         "pit_cvm": pit_cvm(pit),
+        "pit_ad": pit_ad(pit),
         "pit_outlier_rate": ((pit < 1e-4) | (pit > 0.9999)).mean(axis=-1),
         "coverage_68": ((pit >= 0.16) & (pit <= 0.84)).mean(axis=-1),
+        "coverage_hpd_68": (terms["credibility"] <= 0.68).mean(axis=-1),
+        "coverage_hpd_95": (terms["credibility"] <= 0.95).mean(axis=-1),
+        "ece": calibration_error(terms["credibility"]),
         "nz_bias": (terms["pdf_mean"].mean(axis=-1) - mean) / (1 + mean),
         **{name: terms[name].mean(axis=-1) for name in ("crps", "wasserstein", "cde_loss", "brier", "nll")},
     }
@@ -212,28 +255,3 @@ def _bootstrap(summary: Callable, arrays: dict, n: int, resamples: int, seed: in
 
 def _finite(value) -> float | None:
     return None if value is None or not np.isfinite(value) else float(value)
-
-
-def binned_metrics(
-    z_phot: np.ndarray,
-    z_true: np.ndarray,
-    by: np.ndarray,
-    edges: Sequence[float],
-    *,
-    resamples: int = 100,
-    seed: int = 0,
-) -> list[dict]:
-    """The point metrics in bins of `by` [N] (z_true, z_phot, a magnitude), a dict a bin [low, high), the last closed:
-    {"low", "high", "centre": median of `by`, None where empty, "objects": count, metric: {"value", "error"}, ...}.
-
-    Binning in z_true and in z_phot differ where the estimate regresses to the mean: look at both (Lin et al. 2022).
-    """
-    z_phot, z_true, by = np.asarray(z_phot), np.asarray(z_true), np.asarray(by)
-    bins = []
-    for number, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
-        last = number == len(edges) - 2
-        rows = (by >= low) & ((by <= high) if last else (by < high))
-        metrics = evaluate_metrics(z_phot[rows], z_true[rows], resamples=resamples, seed=seed)
-        centre = float(np.median(by[rows])) if rows.any() else None
-        bins.append({"low": float(low), "high": float(high), "centre": centre, **metrics, "objects": int(rows.sum())})
-    return bins

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from numpy.polynomial import polynomial
 
 ODDS_HALF_WIDTH = 0.06  # in units of 1 + z
+RISK_WIDTH = 0.15  # of the loss of `risk`, in units of 1 + z
+RISK_STEP, RISK_STENCIL = 0.01, np.arange(-4, 5)  # in z, and in steps: the risk is smooth over 0.15 (1 + z)
 BLOCK = 50_000  # objects whose CDFs are held at once
 
 
@@ -115,11 +118,48 @@ class PDF:
         reach = ODDS_HALF_WIDTH * (1 + z)
         return self.cdf(z + reach) - self.cdf(z - reach)
 
+    def risk(self) -> np.ndarray:
+        """[N] the point of least expected loss, argmin over z_p of the integral of p(z) L((z_p - z) / (1 + z)) dz with
+        L(x) = 1 - 1 / (1 + (x / 0.15)^2) (Tanaka et al. 2018, PASJ 70, S9, sec. 4.2), exact to 1e-7."""
+        reach = RISK_STENCIL[-1]
+        count = int(np.ceil(np.ptp(self.edges) / RISK_STEP))
+        points = self.edges[0] + RISK_STEP * np.arange(-reach, count + reach + 1)
+        gains = (self.probability / self.widths) @ np.diff(_gain(self.edges, points), axis=1).T  # 1 - risk, [N, points]
+        peak = reach + np.argmax(gains[:, reach:-reach], axis=1)
+        near = np.take_along_axis(gains, peak[:, None] + RISK_STENCIL, axis=1)
+        slope = polynomial.polyder(np.linalg.solve(np.vander(RISK_STENCIL, increasing=True), near.T))
+        bend, at = polynomial.polyder(slope), np.zeros(len(self))  # at: in steps from the peak
+        for _ in range(5):  # Newton's method
+            down = polynomial.polyval(at, bend, tensor=False)
+            move = polynomial.polyval(at, slope, tensor=False)
+            at = np.clip(at - np.divide(move, down, out=np.zeros(len(self)), where=down < 0), -1, 1)
+        return np.clip(points[peak] + RISK_STEP * at, self.edges[0], self.edges[-1])
+
+    def credibility(self, z: np.ndarray | float) -> np.ndarray:
+        """[N] mass of the smallest region that holds z, from 0 at the mode to 1: z lies in the highest-density region
+        of level a where it is at most a. Linear inside the bin, bins of equal density in their order; 1 outside."""
+        bins, inside = self.locate(z)
+        own = self.probability[np.arange(len(self)), bins][:, None] / self.widths[bins][:, None]
+        density, before = self.probability / self.widths, np.arange(len(self.widths)) < bins[:, None]
+        mass = np.diff(self.cumulative, axis=1)
+        level = np.where((density > own) | ((density == own) & before), mass, 0).sum(axis=1)
+        level += inside * mass[np.arange(len(self)), bins]
+        return np.where((z >= self.edges[0]) & (z <= self.edges[-1]), level, 1.0)
+
     def locate(self, z: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
         """[N] bin of z, and [N] where in the bin it lies, from 0 to 1."""
         z = np.broadcast_to(np.asarray(z, np.float64), len(self))
         bins = np.clip(np.searchsorted(self.edges, z, side="right") - 1, 0, len(self.widths) - 1)
         return bins, np.clip((z - self.edges[bins]) / self.widths[bins], 0, 1)
+
+
+def _gain(z: np.ndarray, point: np.ndarray) -> np.ndarray:
+    """[..., n]: the antiderivative at z [n] of 1 / (1 + ((point - z) / (a (1 + z)))^2), a = 0.15, for each point [...]:
+    with u = 1 + z and c = 1 + point it is that of a^2 u^2 / D, D = (1 + a^2) u^2 - 2 c u + c^2."""
+    a, u, c = RISK_WIDTH, 1 + z, (1 + point)[..., None]
+    scale = 1 + a * a
+    logarithm = np.log(scale * u * u - 2 * c * u + c * c)
+    return a * a / scale * (u + c / scale * logarithm + c * (2 / scale - 1) / a * np.arctan((scale * u - c) / (c * a)))
 
 
 def write_qp(path: Path | str, pdf: PDF, ancil: Mapping[str, np.ndarray]) -> None:

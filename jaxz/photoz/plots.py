@@ -13,7 +13,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, NullFormatter
 
-from jaxz.photoz.metrics import binned_metrics, pit_ks, residuals
+from jaxz.photoz.binned import binned_metrics
+from jaxz.photoz.metrics import pit_ks, residuals
 from jaxz.photoz.pdf import PDF
 
 # Okabe & Ito's colours, told apart by colour-blind readers; the yellow is too pale for lines.

@@ -1,0 +1,71 @@
+"""Redshift as a number, ln(1+z), with a p(z) as wide as its errors were."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from jaxz.models import Encoder
+from jaxz.objectives.redshift import SHARED, SHARED_CHECKS, Head, Redshift, masses
+from jaxz.objectives.redshift_mixture import positive
+
+SETTINGS = SHARED | dict(loss="huber", delta=0.15)
+CHECKS = SHARED_CHECKS | {
+    "loss": (lambda s: s.loss in ("huber", "balanced_mse"), "'huber' or 'balanced_mse'"),
+    "delta": (lambda s: s.delta > 0, "above 0"),
+}
+START_SPREAD, LEAST_SPREAD = 0.05, 1e-3  # of ln(1+z)
+FAR = -1e9  # logit of a target that is none
+
+
+class Heads(nnx.Module):
+    """[B,width] -> [B,2]: the point, and how far it errs, which teaches the encoder nothing."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        self.point, self.spread = Head(width, 1, rngs=rngs), Head(width, 1, rngs=rngs)
+
+    def __call__(self, embedding: jax.Array) -> jax.Array:
+        return jnp.concatenate([self.point(embedding), self.spread(jax.lax.stop_gradient(embedding))], 1)
+
+
+class Objective(Redshift):
+    """Huber loss of ln(1+z), quadratic up to delta, in units of delta^2. p(z) is a logistic distribution around the
+    point, whose scale another head fits by likelihood to the residuals that the point had in training, without moving
+    it: too narrow where labels are learned by heart; recalibrate it on others. settings, beside those of Redshift:
+    loss ("huber", or "balanced_mse": see there), delta."""
+
+    name, columns = "redshift_regression", ("z",)
+
+    def __init__(self, encoder: Encoder, settings, normalisation):
+        super().__init__(encoder, settings, lambda rngs: Heads(encoder.width, rngs=rngs))
+        self.middle = np.log1p([settings.z_min, settings.z_max]).mean()  # before training
+
+    def errors(self, read, z, weight, batch):
+        point, spread = self.point_and_spread(read)
+        target, delta = jnp.log1p(z), self.settings.delta
+        if self.settings.loss == "huber":
+            of_point = optax.losses.huber_loss(point / delta, target / delta)
+        else:
+            of_point = balanced_mse(point, target, weight) / (2 * delta**2)
+        residual = jax.lax.stop_gradient(point) - target
+        return of_point - jax.scipy.stats.logistic.logpdf(residual, scale=spread)
+
+    def mass(self, read):
+        point, spread = (x[:, None] for x in self.point_and_spread(read))
+        return masses(jax.nn.sigmoid((np.log1p(self.edges).astype(np.float32) - point) / spread))
+
+    def point_and_spread(self, read: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """[B] each, of ln(1+z)."""
+        return self.middle + read[:, 0], positive(read[:, 1], START_SPREAD, LEAST_SPREAD)
+
+
+def balanced_mse(point: jax.Array, target: jax.Array, weight: jax.Array) -> jax.Array:
+    """[B]: the squared error as if targets were equally frequent, by the batch's own (BMC; Ren et al. 2022, eq. 10):
+    2 s^2 times the cross-entropy of finding a row's target among those of all rows that count, by the logits
+    -(point - target)^2 / (2 s^2). s^2, the variance of the noise, is the batch's mean squared residual."""
+    square = (point[:, None] - target) ** 2
+    variance = (weight * jnp.diag(square)).sum() / jnp.maximum(weight.sum(), 1)
+    variance = jnp.maximum(jax.lax.stop_gradient(variance), LEAST_SPREAD**2)
+    logits = jnp.where(weight > 0, -square / (2 * variance), FAR)
+    return -2 * variance * jnp.diag(jax.nn.log_softmax(logits))
