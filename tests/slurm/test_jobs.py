@@ -270,7 +270,7 @@ def test_a_job_may_come_back_with_fewer_nodes(left, alone):
 def test_a_sweep_trains_each_point(left):
     run = left["sweep"].result()
     points = [f"seed={seed},lr={lr}" for seed in (0, 1) for lr in ("1e-3", "3e-4")]
-    assert sorted(p.name for p in run.workdir.iterdir() if p.name != "slurm") == sorted(points)
+    assert sorted(path.parent.name for path in run.workdir.glob("*/config.json")) == sorted(points)
     table = {row[0].rsplit("/", 1)[1]: row for row in status_rows([run.workdir])}
     for n, point in enumerate(points):
         assert Run(run.workdir / point, []).step() == 5
