@@ -2,12 +2,15 @@
 
     python -m data_tools.relabel DATASET --name NAME --from TABLE [--column NEW=OLD ...] [--on COLUMN | --match ARCSEC]
     python -m data_tools.relabel DATASET --name NAME --folds 5 [--seed 0]
+    python -m data_tools.relabel DATASET --name NAME --near_balanced 100 [--z_step 0.02] [--mag_step 0.5] [--seed 0]
 
 TABLE is FITS, ECSV, CSV, VOTable or Parquet. Its columns, by default those that the dataset has too, become columns of
 the dataset for the objects of its rows: those with the object_id in COLUMN, or, with --match, the object nearest to
 --ra and --dec (deg, ICRS), if it is within so many arcseconds; by default in columns of the usual names. Of several
 rows of one object the best z_quality wins, then the nearest, then the first. Where z_spec changes, z, z_err and z_kind
 follow it. --folds deals sky cells out to as many folds for cross-validation, with the gap of the splits between them.
+--near_balanced chooses labelled training objects at random so that no cell of redshift and mag_ref has more than so
+many of them: the subset on which Lin et al. (2022) train the last layer anew.
 
 Writes DATASET/overlays/NAME.parquet (docs/labels_and_layers.md), and what was done as JSON on stdout.
 """
@@ -33,6 +36,8 @@ from jaxz.data.staging import place_of
 from jaxz.data.transport import is_remote
 from jaxz.errors import InputError, run
 from jaxz.files import replace
+from jaxz.photoz.balance import near_balanced
+from jaxz.results import sure_labels
 
 SHOWN = 3  # ids that found no object
 
@@ -47,7 +52,8 @@ def main(argv: list[str]) -> int | None:
     path = dataset.path / place_of("overlays", args.name)
     if path.exists() and not args.replace:
         raise InputError(f"name: {path} exists; choose another name, or give --replace")
-    ids, values, columns, summary = folds(dataset, args) if args.folds else labels(dataset, args)
+    make = folds if args.folds else subset if args.near_balanced else labels
+    ids, values, columns, summary = make(dataset, args)
     if pc.count_distinct(ids).as_py() != len(ids):
         raise InputError(f"dataset: object_id of {args.dataset!r} stands more than once for some objects; convert it")
     provenance = {
@@ -71,17 +77,27 @@ def parse(argv: list[str]) -> argparse.Namespace:
     what.add_argument("--from", dest="table", type=Path, metavar="TABLE", help="the new columns, a row an object")
     what.add_argument("--folds", type=int, metavar="K", help="write the column fold, 0 to K - 1, by sky cell")
     parser.add_argument("--column", nargs="+", action="extend", default=[], metavar="NEW=OLD", help="columns of TABLE")
+    what.add_argument(
+        "--near_balanced", type=int, metavar="MOST", help="write the column near_balanced, 1 for at most so many a cell"
+    )
+    parser.add_argument("--z_step", type=float, default=0.02, help="of the cells, in redshift (default 0.02)")
+    parser.add_argument("--mag_step", type=float, default=0.5, help="of the cells, in mag_ref (default 0.5)")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--on", metavar="COLUMN", help="TABLE's object ids (default by its usual names)")
     how.add_argument("--match", type=float, metavar="ARCSEC", help="join by position, within so many arcseconds")
     parser.add_argument("--ra", help="column of TABLE for --match (default by its usual names)")
     parser.add_argument("--dec", help="column of TABLE for --match (default by its usual names)")
-    parser.add_argument("--seed", type=int, default=0, help="of the folds (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of folds and near_balanced (default 0)")
     parser.add_argument("--overlay", action="append", default=[], help="an overlay that the new one is laid over")
     parser.add_argument("--replace", action="store_true", help="where the overlay exists already")
     args = parser.parse_args(argv)
     if args.folds is not None and not 2 <= args.folds <= 1000:
         raise InputError(f"folds: {args.folds} must lie in 2 .. 1000")
+    if args.near_balanced is not None and args.near_balanced < 1:
+        raise InputError(f"near_balanced: {args.near_balanced} must be at least 1")
+    for name in ("z_step", "mag_step"):
+        if not 1e-4 <= getattr(args, name) <= 100:
+            raise InputError(f"{name}: {getattr(args, name)} must lie in 0.0001 .. 100")
     if args.match is not None and not 0 < args.match <= 3600:
         raise InputError(f"match: {args.match} must lie in 0 .. 3600 arcseconds")
     if args.name in args.overlay:
@@ -140,12 +156,41 @@ def joined_by(table: Table, option: str, name: str, path: Path) -> str:
 def folds(dataset: Dataset, args: argparse.Namespace) -> tuple[pa.Array, dict[str, pa.Array], dict[str, Column], dict]:
     """As `labels`: the column fold of all objects."""
     number, cells = of.assign_folds(dataset, args.folds, args.seed)
-    ids = dataset.arrow(columns=["object_id"])["object_id"].combine_chunks()
-    known = pa.array(ids.is_valid())
     column = Column("int32", "", f"fold of the sky cell, of {args.folds}; -1: too near to another fold to use")
     counts = {str(fold): int((number == fold).sum()) for fold in range(-1, args.folds)}
-    values = {"fold": pa.array(number, column_type(column)).filter(known)}
-    return ids.filter(known), values, {"fold": column}, {"folds": counts, "seed": args.seed, **cells}
+    return *of_all(dataset, "fold", number, column), {"folds": counts, "seed": args.seed, **cells}
+
+
+def subset(dataset: Dataset, args: argparse.Namespace) -> tuple[pa.Array, dict[str, pa.Array], dict[str, Column], dict]:
+    """As `labels`: the column near_balanced of all objects."""
+    columns = dataset.manifest.columns
+    for name in ("split", "z", "z_kind", "mag_ref"):
+        if name not in columns:
+            raise InputError(f"near_balanced: the dataset has no column {name!r}; add it with another overlay")
+    rows = dataset.select(f"split == 'train' and {sure_labels(columns)}")
+    z, magnitude = (dataset.column(name)[rows].astype(float) for name in ("z", "mag_ref"))
+    known = np.isfinite(z) & np.isfinite(magnitude)
+    if not known.any():
+        raise InputError("near_balanced: no training object has a sure redshift and a mag_ref; add labels")
+    edges = (
+        np.arange(np.floor(values[known].min() / step), np.floor(values[known].max() / step) + 2) * step
+        for values, step in ((z, args.z_step), (magnitude, args.mag_step))
+    )
+    chosen = np.zeros(len(dataset), np.int32)
+    chosen[rows[near_balanced(z, magnitude, *edges, args.near_balanced, args.seed)]] = 1
+    column = Column("int32", "", f"1 in a subset with at most {args.near_balanced} objects a cell of z and mag_ref")
+    summary = {"labelled": int(known.sum()), "chosen": int(chosen.sum()), "seed": args.seed}
+    summary |= {"z_step": args.z_step, "mag_step": args.mag_step}
+    return *of_all(dataset, "near_balanced", chosen, column), summary
+
+
+def of_all(
+    dataset: Dataset, name: str, values: np.ndarray, column: Column
+) -> tuple[pa.Array, dict[str, pa.Array], dict[str, Column]]:
+    """object_id [K], {name: values [K]} and {name: column} of all objects that have an id."""
+    ids = dataset.arrow(columns=["object_id"])["object_id"].combine_chunks()
+    known = pa.array(ids.is_valid())
+    return ids.filter(known), {name: pa.array(values, column_type(column)).filter(known)}, {name: column}
 
 
 if __name__ == "__main__":

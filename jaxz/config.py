@@ -56,7 +56,8 @@ def default() -> ml_collections.ConfigDict:
             ),
             model=dict(name="vit"),  # and the settings of jaxz/models/<name>.py
             losses=dict(redshift=1.0),  # objectives by name, with their weights; each has a group of settings
-            init=dict(path="", item="params"),  # a run to start from; item "ema" takes its averaged weights
+            # a run to start from (item "ema": its averaged weights); of the model "published", also a file of weights
+            init=dict(path="", item="params"),
             train=dict(
                 steps=1000,
                 batch_size=128,
@@ -230,10 +231,32 @@ def validate(config: ml_collections.ConfigDict) -> None:
             for name, module in modules(config).items()
             if getattr(getattr(module, "Objective", None), "oriented", False)
         ]
+    still = {"orientation": "none", "shift": 0, "subpixel": False, "noise": (), "psf_fwhm": (), "ebv": 0.0}
+    still |= {"band_dropout": 0.0, "hole": 0}
+    if all(config.augment[name] == value for name, value in still.items()):
+        problems += [
+            f"augment: changes nothing, but {name} compares two views of an object; set augment.orientation='square'"
+            for name, module in modules(config).items()
+            if getattr(getattr(module, "Objective", None), "views", 1) > 1
+        ]
     if config.augment.ebv and config.data.deredden:
         problems.append(
             f"augment.ebv: {config.augment.ebv} reddens images that data.deredden corrects; set it to 0, or "
             "data.deredden=False"
+        )
+    decay, final = config.train.ema_decay, config.train.ema_final
+    if final and not 0 < decay <= final:
+        problems.append(
+            f"train.ema_final: {final} is what train.ema_decay, {decay}, rises to; set that between 0 and it"
+        )
+    if config.optim.lora_rank and not config.init.path:
+        problems.append(
+            f"optim.lora_rank: {config.optim.lora_rank} leaves the encoder as it is, which is untrained; set init.path"
+        )
+    if getattr(modules(config).get("model"), "IMPORTED", False) and not config.init.path:
+        problems.append(
+            f"init.path: '' is not set, but the model {config.model.name!r} begins with trained weights alone; name "
+            "their file or directory, or a run"
         )
     if config.init.item == "ema" and not config.init.path:
         problems.append("init.item: 'ema' needs init.path, the run to start from")

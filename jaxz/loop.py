@@ -31,8 +31,7 @@ class Run:
     ):
         self.lock = lock  # of the run directory, which the first holds
         self.workdir, self.config, self.checkpoints, self.meta, self.mesh = workdir, config, checkpoints, meta, mesh
-        self.monitor, every = monitor, config.train.log_every
-        self.look_every = every * -(-EVERY // every)  # steps
+        self.monitor = monitor
         self.seconds, self.began = seconds, time.monotonic()  # spent before this process, and its own beginning
         self.waiting: deque = deque()  # metrics still on the device: read a step late, so that logging never blocks
         self.written = ""  # the newest loss on disk, with its step
@@ -65,8 +64,9 @@ class Run:
                     jax.block_until_ready(running.popleft())
                 stop = signals.agreed()
                 meter.count(n == first + 1)
-                if n % config.train.log_every == 0 or n == last:
-                    if n % self.look_every == 0 or n == last:
+                looks = n % EVERY == 0 or n == last
+                if looks or n % config.train.log_every == 0:
+                    if looks:
                         values |= self.monitor(state.params, self.meta["monitor"])
                     self.waiting.append((n, values))
                     self.write_metrics(keep=1)

@@ -149,7 +149,7 @@ def factors(rules: list[tuple[str, str, float]], params) -> dict[str, float]:
 
 def layer_factors(decay: float, params) -> dict:
     """{path: decay^(depth + 1 - layer)} (Bao et al. 2022, app. H): the layer is 0 for the encoder's stem and positions,
-    1 to depth for its blocks, depth + 1 for its last norm and all heads.
+    1 to depth for its blocks, depth + 1 for its last norm, its attention pooling and all heads.
 
     Raises InputError for an encoder without stacked blocks."""
     leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
@@ -164,5 +164,5 @@ def layer_factors(decay: float, params) -> dict:
             layers = decay ** np.arange(depths[0], 0, -1, dtype=np.float32)
             result[name] = layers.reshape(-1, *[1] * (leaf.ndim - 1))
         else:
-            result[name] = decay ** (depths[0] + 1) if re.search("^encoder/(?!norm)", name) else 1.0
+            result[name] = decay ** (depths[0] + 1) if re.search("^(encoder|lora)/(?!norm/|probe/)", name) else 1.0
     return result

@@ -15,6 +15,7 @@ from jaxz.report_tables import all_test_sets, label
 SHOWN = 8  # objects in the galleries
 LARGEST = 2_000_000  # samples: finding cutouts by key reads all keys of a dataset
 TREND_COLUMNS = {"z_true": "true redshift", "z_best": "estimated redshift", "mag_ref": "reference magnitude (AB)"}
+CONDITIONS = {"n_bands": "observed bands", "ebv": "E(B-V) (mag)"}
 
 
 class Picture(NamedTuple):
@@ -58,17 +59,23 @@ def scatter(arms: Sequence[Run], test_set: str, colours: Mapping[str, str]) -> I
     picture = plots.png(plots.density(pairs, colours))
     yield Picture("Point estimates", f"Estimated against true redshift: {label(test_set)}", caption, picture)
 
-    by = {
-        c: text for c, text in TREND_COLUMNS.items() if all(np.isfinite(v[c]).any() for v in columns.values() if c in v)
-    }
-    by = {c: text for c, text in by.items() if all(c in v for v in columns.values())}
     trended = {name: {**c, "z_phot": c["z_best"]} for name, c in columns.items()}
-    caption = (
+    captions = (
         "Bins with at least 25 objects; bars are bootstrap errors. Against true redshift a bias shows where objects "
-        "end up wrong; against estimated redshift, how far to trust an estimate: they differ by regression to the mean."
+        "are wrong; against estimated redshift, how far to trust an estimate: they differ by regression to the mean.",
+        "The same against what the objects were seen with.",
     )
-    picture = plots.png(plots.trends(trended, by, colours))
-    yield Picture("Point estimates", f"Bias, scatter and outliers: {label(test_set)}", caption, picture)
+    for kind, caption in zip((TREND_COLUMNS, CONDITIONS), captions, strict=True):
+        by = {c: text for c, text in kind.items() if all(c in v and varies(v[c]) for v in columns.values())}
+        if by:
+            title = f"Bias, scatter and outliers{' by conditions' * (kind is CONDITIONS)}: {label(test_set)}"
+            yield Picture("Point estimates", title, caption, plots.png(plots.trends(trended, by, colours)))
+
+
+def varies(values: np.ndarray) -> bool:
+    """Whether a column has a range to be binned in."""
+    finite = values[np.isfinite(values)]
+    return len(finite) > 0 and np.ptp(np.percentile(finite, [0.5, 99.5])) > 0
 
 
 def shapes(arms: Sequence[Run], test_set: str, colours: Mapping[str, str]) -> Iterator[Picture]:

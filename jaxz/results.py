@@ -71,7 +71,7 @@ def claim_scores(workdir: Path, dataset, overwrite: bool) -> dict:
 def summaries(pdf: PDF) -> dict[str, np.ndarray]:
     """{column: float32 [N]} that prediction_table derives from p(z)."""
     median, (l68, u68), (l95, u95) = pdf.median(), pdf.interval(0.68), pdf.interval(0.95)
-    columns = {"z_mean": pdf.mean(), "z_median": median, "z_mode": pdf.mode(), "z_best": median}
+    columns = {"z_mean": pdf.mean(), "z_median": median, "z_mode": pdf.mode(), "z_risk": pdf.risk(), "z_best": median}
     columns |= {"z_l68": l68, "z_u68": u68, "z_l95": l95, "z_u95": u95}
     columns |= {"odds": pdf.odds(median), "pdf_width": (u68 - l68) / 2}
     return {name: np.asarray(values, np.float32) for name, values in columns.items()}
@@ -82,10 +82,10 @@ def prediction_table(
 ) -> pa.Table:
     """The catalogue of predictions, a row per object of `catalog` and `pdf` [N].
 
-    Redshifts z_mean, z_median, z_mode, z_best (the median), central intervals z_l68 to z_u68 and z_l95 to z_u95,
-    odds (mass within 0.06 (1 + z_best)), pdf_width (half of the 68 % interval); z_spread, where `spread` [N] is given:
-    the standard deviation of z_best between the members whose mean pdf is; z_true (NaN: unknown; the first test set
-    that knows it wins) and one bool column test_<name> per test set.
+    Redshifts z_mean, z_median, z_mode, z_risk (of least expected loss), z_best (the median), central intervals z_l68 to
+    z_u68 and z_l95 to z_u95, odds (mass within 0.06 (1 + z_best)), pdf_width (half of the 68 % interval); z_spread,
+    where `spread` [N] is given: the standard deviation of z_best between the members whose mean pdf is; z_true (NaN:
+    unknown; the first test set that knows it wins) and one bool column test_<name> per test set.
     """
     if not len(catalog) == len(pdf) == len(next(iter(truths.values()), catalog)):
         raise ValueError(f"catalog ({len(catalog)} rows), pdf ({len(pdf)}) and truths must be of the same objects")

@@ -21,7 +21,7 @@ class Dense:
     """A layer of the observed pixels, with the face of an Encoder of four patches."""
 
     bands, size, tokens, width, token_width, dtype = BANDS, 16, 4, 32, 32, jnp.dtype("float32")
-    columns = ()
+    columns, side, patch = (), 2, 8
     views = Encoder.views
 
     def init(self, key):

@@ -52,11 +52,7 @@ class Normalisation:
             if name not in by_name:
                 raise InputError(f"data.bands: {name!r} is not a band of the dataset.{suggest(name, by_name)}")
         chosen = tuple(by_name[name] for name in bands or by_name)
-        for band in chosen:
-            if not band.sky_sigma > 0:
-                raise InputError(
-                    f"bands.{band.name}.sky_sigma: {band.sky_sigma} must be positive; measure it and fix dataset.json"
-                )
+        check_sky(chosen)
         scale = tuple(softening * band.sky_sigma * band.ujy_per_unit for band in chosen)
         height, width = manifest.arrays["image"].shape[1:]
         if height != width:
@@ -114,6 +110,7 @@ class Prepare:
                     f"bands.{band.name}.pixel_scale_arcsec: {band.pixel_scale_arcsec} is not the model's "
                     f"{normalisation.pixel_scale_arcsec}; convert at that scale"
                 )
+        check_sky([band for band in manifest.bands if band.name in wanted])
         self.compact = manifest.arrays["image"].compact
         bands = [manifest.bands[i] for i in self.index]
         there = np.array([i >= 0 for i in self.index])
@@ -180,6 +177,15 @@ class Prepare:
         """What a model sees of flux [B,C,H,W] and the sky's sigma [B,C] in units of the softening."""
         stretch, slope = STRETCHES[self.stretch]
         return {"image": stretch(flux), "mask": mask, "sky": slope * sky}
+
+
+def check_sky(bands) -> None:
+    """Raises InputError for a band without noise, which losses and the stretch divide by."""
+    for band in bands:
+        if not band.sky_sigma > 0:
+            raise InputError(
+                f"bands.{band.name}.sky_sigma: {band.sky_sigma} must be positive; measure it and fix dataset.json"
+            )
 
 
 def restore(levels: jax.Array, seed: jax.Array, at: jax.Array, value: jax.Array, steps) -> jax.Array:

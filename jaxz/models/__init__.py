@@ -16,7 +16,8 @@ class Encoder(Functional):
     """encoder(params, image [B,C,H,W], mask [B,C,H,W], columns=batch, ...) -> Encoded(cls [B,width],
     tokens [B,N,width], observed).
 
-    Attributes: bands, size in pixels, tokens (N, the number of patches), width and token_width, dtype (of the
+    Attributes: bands, size in pixels, tokens (N, the number of patches), side (of them), patch (pixels of
+    one's side), width and token_width, dtype (of the
     computation), columns (those of the catalogue, [B] each, that it reads of a batch beside the image), parts (whether
     it encodes some patches of an image, or crops). Raises InputError where it does not and is to.
     """
@@ -32,6 +33,8 @@ class Encoder(Functional):
         params = jax.eval_shape(self.init, jax.random.key(0))
         encoded = jax.eval_shape(self, params, image, image, columns=columns)
         self.width, (self.tokens, self.token_width) = encoded.cls.shape[1], encoded.tokens.shape[1:]
+        self.side = int(self.tokens**0.5)
+        self.patch = size // self.side
 
     def __call__(self, params: dict, image, mask, keep=None, hidden=None, columns: dict | None = None, **kwargs):
         if self.columns:

@@ -38,7 +38,7 @@ CHECKS = {
     "stem": one_of("stem", *stems.NAMES),
     "groups": (lambda s: s.groups >= 1, "at least 1"),
     "position": (
-        lambda s: s.position == "learned" or (s.position == "rope" and s.width % (4 * s.heads) == 0),
+        lambda s: s.position == "learned" or (s.position == "rope" and s.heads >= 1 and s.width % (4 * s.heads) == 0),
         "learned, or rope with heads of a multiple of 4",
     ),
     "summary": one_of("summary", "mean", "cls"),

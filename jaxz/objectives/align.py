@@ -34,7 +34,9 @@ class Towers(nnx.Module):
     def __call__(self, embedding: jax.Array, features: jax.Array):
         """(image, photometry [B,E], what their cosines are multiplied by) of embedding [B,D], features [B,C,F]."""
         hidden = jax.nn.gelu(jnp.einsum("bcf,cfd->bd", features, self.kernel()))
-        return self.image(embedding), self.photometry(hidden), jnp.exp(jnp.minimum(self.scale[...], jnp.log(100.0)))
+        above = jax.nn.relu(self.scale[...] - jnp.log(100.0))  # a gradient brings it back
+        scale = jnp.exp(self.scale[...] - jax.lax.stop_gradient(above))
+        return self.image(embedding), self.photometry(hidden), scale
 
 
 class Objective:

@@ -83,6 +83,9 @@ class Redshift:
         labelled = (z >= self.settings.z_min) & (z < self.settings.z_max)  # false for NaN
         return jnp.where(labelled, z, self.settings.z_min), jnp.where(labelled, batch.get("weight", 1.0), 0)
 
+    def weight(self, batch):
+        return self.labels(batch)[1].sum()
+
     def mean_error(self, read: jax.Array, batch) -> jax.Array:
         """Mean of `errors` over the labelled rows, each weighted by the balance of its redshift."""
         z, weight = self.labels(batch)

@@ -13,21 +13,23 @@ from scipy.optimize import minimize_scalar
 
 from jaxz.photoz.pdf import PDF
 
-PIT_KNOTS = 20
+MOST_KNOTS = 100  # of the distribution of PIT
+TAIL = 1e-6  # of a CDF, where redshifts beyond its p(z) are put
 
 
 def recalibrate(pdf: PDF, pit: np.ndarray, weights: np.ndarray | None = None) -> PDF:
     """p(z) whose CDF is R(CDF), R being the distribution of `pit` [N]: CDF(z_true) of held-out objects under p(z)
     of the same model, with weights [N] where these stand for others (Bordoloi et al. 2010; Kuleshov et al. 2018).
 
-    R is linear between 21 knots, with one object's weight spread evenly: it rises everywhere, so that what was
-    possible stays so. It mends p(z) on average over objects like the held-out ones, not for each kind of them.
+    R is linear between quantiles of `pit`, about sqrt(N) of them; what was possible stays so. It mends p(z) on average
+    over objects like the held-out ones, not for each kind of them.
     """
-    knots = np.linspace(0, 1, PIT_KNOTS + 1)
-    weights = np.ones(len(pit)) if weights is None else weights
-    share = np.histogram(pit, knots, weights=weights)[0] / weights.mean()
-    rise = np.append(0, np.cumsum(share + 1 / PIT_KNOTS) / (len(pit) + 1))
-    mass = np.diff(np.interp(pdf.cumulative, knots, rise), axis=1)
+    weights, order = np.ones(len(pit)) if weights is None else weights, np.argsort(pit)
+    reached = (np.cumsum(weights[order]) - weights[order] / 2) / weights.sum()
+    count = min(MOST_KNOTS, max(2, round(len(pit) ** 0.5)))
+    levels = (np.arange(count) + 0.5) / count
+    knots = np.interp(levels, reached, np.asarray(pit)[order]).clip(TAIL, 1 - TAIL)
+    mass = np.diff(np.interp(pdf.cumulative, [0, *knots, 1], [0, *levels, 1]), axis=1)
     return PDF(pdf.edges, mass / mass.sum(axis=1, keepdims=True))
 
 
@@ -103,7 +105,7 @@ def gaussian_bins(mean: np.ndarray, sigma: np.ndarray | float, edges: np.ndarray
 
 def scatter_profile(z_phot: np.ndarray, z_spec: np.ndarray, edges: np.ndarray, sigma: float) -> np.ndarray:
     """[n] sigma_scatter in bins of z_spec: its square is half the median plus half the mean of (z_phot - z_spec)^2,
-    plus sigma^2 of the labels, smoothed over two bins (Lin et al. 2022, step 3); sigma where no object is near."""
+    plus sigma^2 of the labels, smoothed over two bins (Lin et al. 2022, step 3); empty bins are as those around."""
     square, centres = (z_phot - z_spec) ** 2, (edges[1:] + edges[:-1]) / 2
     number = np.digitize(z_spec, edges) - 1
     filled = [n for n in range(len(centres)) if (number == n).any()]

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from numpy.polynomial import polynomial
 
 ODDS_HALF_WIDTH = 0.06  # in units of 1 + z
 RISK_WIDTH = 0.15  # of the loss of `risk`, in units of 1 + z
-RISK_STEP = 0.02  # in z: the risk is smooth over 0.15 (1 + z)
+RISK_STEP, RISK_STENCIL = 0.01, np.arange(-4, 5)  # in z, and in steps: the risk is smooth over 0.15 (1 + z)
 BLOCK = 50_000  # objects whose CDFs are held at once
 
 
@@ -120,17 +121,19 @@ class PDF:
     def risk(self) -> np.ndarray:
         """[N] the point of least expected loss, argmin over z_p of the integral of p(z) L((z_p - z) / (1 + z)) dz with
         L(x) = 1 - 1 / (1 + (x / 0.15)^2) (Tanaka et al. 2018, PASJ 70, S9, sec. 4.2), exact to 1e-7."""
-        density = self.probability / self.widths
-        gains = lambda z: np.diff(_gain(self.edges, z), axis=-1)  # [..., n]: by a density of 1 in each bin
-        points = np.linspace(*self.edges[[0, -1]], 1 + int(np.ceil(np.ptp(self.edges) / RISK_STEP)))
-        best, step = points[np.argmax(density @ gains(points).T, axis=1)], points[1] - points[0]
-        for _ in range(3):  # the vertex of the parabola through three points, ever closer
-            low, at, high = ((density * gains(best + shift)).sum(axis=1) for shift in (-step, 0, step))
-            bend = low - 2 * at + high
-            shift = np.divide(low - high, 2 * bend, out=np.zeros(len(self)), where=bend < 0)
-            best = np.clip(best + step * np.clip(shift, -1, 1), self.edges[0], self.edges[-1])
-            step /= 20
-        return best
+        reach = RISK_STENCIL[-1]
+        count = int(np.ceil(np.ptp(self.edges) / RISK_STEP))
+        points = self.edges[0] + RISK_STEP * np.arange(-reach, count + reach + 1)
+        gains = (self.probability / self.widths) @ np.diff(_gain(self.edges, points), axis=1).T  # 1 - risk, [N, points]
+        peak = reach + np.argmax(gains[:, reach:-reach], axis=1)
+        near = np.take_along_axis(gains, peak[:, None] + RISK_STENCIL, axis=1)
+        slope = polynomial.polyder(np.linalg.solve(np.vander(RISK_STENCIL, increasing=True), near.T))
+        bend, at = polynomial.polyder(slope), np.zeros(len(self))  # at: in steps from the peak
+        for _ in range(5):  # Newton's method
+            down = polynomial.polyval(at, bend, tensor=False)
+            move = polynomial.polyval(at, slope, tensor=False)
+            at = np.clip(at - np.divide(move, down, out=np.zeros(len(self)), where=down < 0), -1, 1)
+        return np.clip(points[peak] + RISK_STEP * at, self.edges[0], self.edges[-1])
 
     def credibility(self, z: np.ndarray | float) -> np.ndarray:
         """[N] mass of the smallest region that holds z, from 0 at the mode to 1: z lies in the highest-density region

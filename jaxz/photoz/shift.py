@@ -54,11 +54,14 @@ def common_space(train: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def density_ratio_classifier(train: np.ndarray, target: np.ndarray, seed: int) -> np.ndarray:
-    """[N] weights p_target / p_train, of mean 1, of training features [N,F] for a target [M,F].
+    """[N] weights p_target / p_train, of mean 1, of training features [N,F] for a target [M,F]: the odds p / (1 - p) of
+    being a target object under `domain_probability`, `truncated`."""
+    return odds(domain_probability(train, target, seed)[: len(train)])
 
-    The odds p / (1 - p) N / M of being a target object under `domain_probability`, `truncated`."""
-    p = domain_probability(train, target, seed)[: len(train)]
-    return truncated(p / (1 - p))
+
+def odds(probability: np.ndarray) -> np.ndarray:
+    """[N] weights, of mean 1, of training objects of a probability [N] to be target ones."""
+    return truncated(probability / (1 - probability))
 
 
 def truncated(weights: np.ndarray) -> np.ndarray:

@@ -244,6 +244,30 @@ def test_folds_are_by_sky_cell_with_a_gap(survey, capsys):
     assert set(now.select("fold != 2 and fold >= 0")) == set(np.flatnonzero((fold >= 0) & (fold != 2)))
 
 
+def test_a_near_balanced_subset_has_at_most_so_many_in_a_cell(tmp_path, capsys):
+    """Of labelled training objects alone; the others stay objects, with 0."""
+    path = blobs(tmp_path / "d", samples=400, size=4)
+    summary = run(path, capsys, "--near_balanced", 3, "--z_step", 0.2, "--mag_step", 0.5)
+    now = open_dataset(path, overlays=["new"])
+    chosen, labelled = now.column("near_balanced") == 1, np.zeros(400, bool)
+    labelled[now.select("split == 'train' and z_kind == 'spec'")] = True
+    assert not (chosen & ~labelled).any() and summary["chosen"] == chosen.sum() < summary["labelled"] == labelled.sum()
+    cell = np.floor(now.column("z") / 0.2) * 1000 + np.floor(now.column("mag_ref") / 0.5)
+    for value in np.unique(cell[labelled]):
+        assert chosen[cell == value].sum() == min(3, labelled[cell == value].sum())
+    assert set(now.select("near_balanced == 1")) == set(np.flatnonzero(chosen))
+
+
+def test_a_near_balanced_subset_needs_cells_and_labels(survey):
+    for rest, message in (
+        (["0"], "near_balanced: 0 must be at least 1"),
+        (["5", "--z_step", "0"], "z_step: 0.0 must lie in"),
+        (["5"], "near_balanced: the dataset has no column 'split'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            relabel.main([str(survey), "--name", "new", "--near_balanced", *rest])
+
+
 @pytest.mark.parametrize(
     "rest, message",
     [

@@ -55,12 +55,12 @@ def test_local_recalibration_mends_each_region_and_stays_a_density():
         latent = draw.uniform(size=(n, 1))
         high = latent[:, 0] > 0.5
         z = 1 + np.where(high, 0.1, 0.0) + np.where(high, 0.2, 0.1) * draw.normal(size=n)
-        mass = np.diff(stats.norm.cdf(np.linspace(-1, 3, 401), 1, 0.2))
-        return latent, PDF(np.linspace(-1, 3, 401), np.tile(mass / mass.sum(), (n, 1))), z
+        mass = np.diff(stats.norm.cdf(np.linspace(-1, 3, 101), 1, 0.2))
+        return latent, PDF(np.linspace(-1, 3, 101), np.tile(mass / mass.sum(), (n, 1))), z
 
-    held, held_pdf, held_z = objects(20000)
-    latent, pdf, z = objects(2000)
-    mended = clap.recalibrate_locally(pdf, latent, held, held_pdf.cdf(held_z), 2000)
+    held, held_pdf, held_z = objects(6000)
+    latent, pdf, z = objects(1500)
+    mended = clap.recalibrate_locally(pdf, latent, held, held_pdf.cdf(held_z), 600)
     for region in (latent[:, 0] < 0.45, latent[:, 0] > 0.55):
         before, after = (stats.kstest(p.cdf(z)[region], "uniform").statistic for p in (pdf, mended))
         assert after < before / 2
@@ -71,7 +71,7 @@ def test_refit_learns_soft_labels():
     latent, _ = sky(2000, 4)
     mass = np.diff(stats.norm.cdf(EDGES, latent[:, :1], 0.1))
     pdf = PDF(EDGES, mass / mass.sum(1, keepdims=True))
-    found = clap.refit(latent[:1700], pdf[:1700], latent[1700:], seed=0)
+    found = clap.refit(latent[:1700], pdf[:1700], latent[1700:], seed=0, steps=600)
     assert np.abs(found.cumulative - pdf[1700:].cumulative).mean() < 0.02
 
 

@@ -148,25 +148,81 @@ def test_calibrated_densities_look_calibrated():
 
 
 def test_against_qp():
+    """A thousand random densities on a grid whose end bins are empty: there qp's trapezoids are exact."""
     qp = pytest.importorskip("qp", reason="qp-prob is an optional peer")
+    from qp.metrics import point_estimate_metric_classes as points
     from qp.metrics.brier import Brier
     from qp.metrics.concrete_metric_classes import CDELossMetric
     from qp.metrics.pit import PIT
 
-    generator = np.random.default_rng(9)
-    edges = np.linspace(0, 3, 301)
-    mean = generator.uniform(0.5, 2.5, 400)
-    pdf, z_true = gaussians(mean, 0.08, edges), mean + 0.1 * generator.normal(size=400)
-    ensemble = qp.Ensemble(qp.hist, data={"bins": edges, "pdfs": pdf.probability})
+    generator, n, edges = np.random.default_rng(9), 1000, np.linspace(0, 2, 101)
+    mass = np.pad(generator.dirichlet(np.full(98, 0.3), n), ((0, 0), (1, 1)))
+    pdf, z_true = PDF(edges, mass), generator.uniform(0.02, 1.98, n)
+    z_phot = z_true + 0.1 * generator.standard_cauchy(n)
+    ensemble = qp.Ensemble(qp.hist, data={"bins": edges, "pdfs": pdf.probability / pdf.widths})
     terms, peer = pdf_terms(pdf, z_true), PIT(ensemble, z_true)
+    found = values(z_phot, z_true, pdf, resamples=0)
+    in_bin = (z_true[:, None] >= edges[:-1]) & (z_true[:, None] < edges[1:])  # bins of 0.02
     assert terms["pit"] == pytest.approx(peer.pit_samps, abs=1e-9)
+    for name, expected in {
+        "pit_ks": peer.evaluate_PIT_KS().statistic,
+        "pit_cvm": peer.evaluate_PIT_CvM().statistic,
+        "pit_ad": peer.evaluate_PIT_anderson_ksamp().statistic,
+        "brier": Brier(mass, in_bin.astype(float)).evaluate(),
+        "cde_loss": CDELossMetric(eval_grid=pdf.centres).evaluate(ensemble, z_true),
+        "bias_median": points.PointBias().evaluate(z_phot, z_true),
+        "sigma_iqr": points.PointSigmaIQR().evaluate(z_phot, z_true),
+        "sigma_mad": points.PointSigmaMAD().evaluate(z_phot, z_true),
+        "outlier_rail": points.PointOutlierRate().evaluate(z_phot, z_true),
+    }.items():
+        assert found[name] == pytest.approx(expected, abs=1e-6), name
+    assert pdf.median() == pytest.approx(ensemble.median().ravel(), abs=1e-6)
+    assert pdf.quantile(0.16) == pytest.approx(ensemble.ppf(0.16).ravel(), abs=1e-6)
+    assert pdf.mode() == pytest.approx(ensemble.mode(pdf.centres).ravel(), abs=1e-6)
+
+
+def test_the_metrics_of_calibrated_gaussians():
+    """Truths drawn from the densities: CRPS is sigma / sqrt(pi), CDE loss -1 / (2 sqrt(pi) sigma), in expectation."""
+    n, sigma, generator = 2000, 0.1, np.random.default_rng(12)
+    mean = generator.uniform(1, 2, n)
+    z_true = mean + sigma * generator.normal(size=n)
+    pdf = gaussians(mean, sigma, np.linspace(0, 3, 601))
+    terms = pdf_terms(pdf, z_true)
+    x = (z_true - mean) / sigma
+    assert terms["crps"] == pytest.approx(
+        sigma * (x * (2 * stats.norm.cdf(x) - 1) + 2 * stats.norm.pdf(x) - 1 / np.sqrt(np.pi)), abs=2e-5
+    )
+    assert terms["cde_loss"].mean() == pytest.approx(-1 / (2 * np.sqrt(np.pi) * sigma), rel=0.02)
+    assert terms["credibility"] == pytest.approx(2 * stats.norm.cdf(np.abs(x)) - 1, abs=0.04)  # two bins' mass
+    assert stats.kstest(terms["pit"], "uniform").pvalue > 0.01
+    assert stats.kstest(terms["credibility"], "uniform").pvalue > 0.01
     found = values(mean, z_true, pdf, resamples=0)
-    assert found["pit_ks"] == pytest.approx(peer.evaluate_PIT_KS().statistic, abs=5e-3)  # qp's is of 100 quantiles
-    in_bin = (z_true[:, None] >= edges[:-1:2]) & (z_true[:, None] < edges[2::2])  # bins of 0.02
-    mass = pdf.probability.reshape(400, -1, 2).sum(2)
-    assert found["brier"] == pytest.approx(Brier(mass, in_bin.astype(float)).evaluate())
-    cde = CDELossMetric(eval_grid=pdf.centres).evaluate(ensemble, z_true)
-    assert found["cde_loss"] == pytest.approx(cde, rel=1e-3)
+    inside = np.abs(x)
+    assert found["coverage_hpd_68"] == pytest.approx((inside < stats.norm.ppf(0.84)).mean(), abs=0.01)
+    assert found["coverage_hpd_95"] == pytest.approx((inside < stats.norm.ppf(0.975)).mean(), abs=0.01)
+    assert found["ece"] < 0.02
+    wider = values(mean, z_true, gaussians(mean, 2 * sigma, np.linspace(0, 3, 601)), resamples=0)
+    levels = np.arange(1, 20) / 20
+    expected = np.mean(np.abs(2 * stats.norm.cdf(2 * stats.norm.ppf((1 + levels) / 2)) - 1 - levels))
+    assert wider["ece"] == pytest.approx(expected, abs=0.02)
+
+
+def test_conventions_of_other_surveys_by_hand():
+    z_true = np.array([0.0, 1.0, 0.0, 1.0, 0.0, 0.0])
+    e = np.array([-0.1, 0.0, 0.02, 0.06, 0.52, 0.01])
+    found = values(z_true + e * (1 + z_true), z_true)
+    dz = e * (1 + z_true)  # -0.1, 0, 0.02, 0.12, 0.52, 0.01; median 0.015
+    assert found["nmad_eazy"] == pytest.approx(1.48 * np.median(np.abs(dz - 0.015) / (1 + z_true)))
+    assert found["rms_clipped"] == pytest.approx(np.sqrt((0.01 + 0 + 0.0004 + 0.0036 + 0.0001) / 5))
+    mad = np.median(np.abs(e - 0.015))  # biweights of Beers et al. 1990, with the tuning constants 6 and 9
+    u, v = (e - 0.015) / (6 * mad), (e - 0.015) / (9 * mad)
+    near, wide = np.abs(u) < 1, np.abs(v) < 1
+    weight = (1 - u[near] ** 2) ** 2
+    location = 0.015 + np.sum(weight * (e[near] - 0.015)) / np.sum(weight)
+    top = np.sum((e[wide] - 0.015) ** 2 * (1 - v[wide] ** 2) ** 4)
+    scale = np.sqrt(6 * top) / np.abs(np.sum((1 - v[wide] ** 2) * (1 - 5 * v[wide] ** 2)))
+    assert (found["hsc_bias"], found["hsc_sigma"]) == (pytest.approx(location), pytest.approx(scale))
+    assert found["hsc_outlier"] == pytest.approx(np.mean(np.abs(e - location) > 2 * scale))
 
 
 def test_bootstrap_errors_match_theory():

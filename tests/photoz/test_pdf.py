@@ -1,9 +1,10 @@
 import errno
+import math
 
 import h5py
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 
 from jaxz.photoz.pdf import PDF, read_qp, write_qp
 
@@ -73,6 +74,44 @@ def test_gaussian_closed_forms():
 def test_refuses_what_is_no_density(edges, mass, message):
     with pytest.raises(ValueError, match=message):
         PDF(edges, mass)
+
+
+def risk_of(pdf, row, z):
+    """The expected loss by Gauss-Legendre quadrature in each bin."""
+    x, weight = np.polynomial.legendre.leggauss(12)
+    nodes = pdf.centres[:, None] + pdf.widths[:, None] / 2 * x
+    loss = 1 - 1 / (1 + ((z - nodes) / (1 + nodes) / 0.15) ** 2)
+    return np.sum(pdf.probability[row][:, None] / 2 * weight * loss)
+
+
+def test_the_risk_based_point_is_where_the_expected_loss_is_least():
+    mass = np.random.default_rng(4).dirichlet(np.full(60, 0.1), 12)
+    pdf = PDF(np.linspace(0, 3, 61), mass)
+    grid = np.linspace(0, 3, 151)
+    for row, found in enumerate(pdf.risk()):
+        start = grid[np.argmin([risk_of(pdf, row, z) for z in grid])]
+        bounds = (max(start - 0.02, 0), min(start + 0.02, 3))
+        expected = optimize.minimize_scalar(
+            lambda z, row=row: risk_of(pdf, row, z), bounds=bounds, method="bounded", options={"xatol": 1e-9}
+        ).x
+        assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_risk_based_point_of_qp():
+    pytest.importorskip("qp", reason="qp-prob is an optional peer")
+    from qp.metrics.array_metrics import quick_rbpe
+
+    edges, parts = np.linspace(0, 3, 601), ((0.55, 0.5, 0.1), (0.45, 1.0, 0.05))
+    gaussian = lambda z, mean, sigma: math.exp(-(((z - mean) / sigma) ** 2) / 2) / sigma / math.sqrt(2 * math.pi)
+    smooth = lambda z: sum(weight * gaussian(z, mean, sigma) for weight, mean, sigma in parts)
+    pdf = PDF(edges, sum(weight * gaussians([mean], [sigma], edges).probability for weight, mean, sigma in parts))
+    peer = quick_rbpe(smooth, (0.0, 2.0), (0.2, 1.3))
+    assert pdf.risk() == pytest.approx([peer], abs=5e-5)  # its steps are 1e-5, our bins 5e-3
+
+
+def test_credibility_by_hand():
+    pdf = PDF([0, 1, 2, 4, 5], [[0.2, 0.4, 0.2, 0.2]] * 5)  # densities 0.2, 0.4, 0.1, 0.2
+    assert pdf.credibility(np.array([1.25, 0.5, 4.5, 3.0, 6.0])) == pytest.approx([0.1, 0.5, 0.7, 0.9, 1.0])
 
 
 def test_file_round_trip(tmp_path):
