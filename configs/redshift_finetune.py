@@ -3,7 +3,7 @@
     python -m jaxz.train --config=configs/redshift_finetune.py --workdir=RUN --config.data.path=DATASET \\
         --config.init.path=PRETRAINING_RUN
 
-Takes the model of configs/pretrain_mae.py; z_max of the head must lie above the largest redshift hoped for. Other heads:
+Takes the model of configs/pretrain_mae.py; z_max of the head must lie above the largest redshift hoped for. Another:
 --config=configs/redshift_finetune.py:redshift_mixture or :redshift_regression.
 Hardware: 2 CPU cores for a try, one GPU for work. Time: minutes to hours, by the number of labels.
 Expect: compare it with a run without init.path.
