@@ -63,7 +63,7 @@ class Encoder(nn.Module):
         mean = image.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
         pixels = cut(torch.where(mask, FusedStem.GAIN * (image - mean), 0), self.patch).flatten(2)
         x = pixels @ self.kernel().flatten(0, 1) + self.mean(cut(mean, self.patch).flatten(2))
-        x = x + cut(mask.float(), self.patch).mean(-1) @ self.presence() + self.position
+        x = x + cut(mask.float(), self.patch).mean(-1) @ self.presence() + self.position.to(x.dtype)
         if keep is not None:
             x = x.gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))
         for block in self.blocks:
@@ -119,7 +119,7 @@ class MAE(nn.Module):
         place = order.argsort(1)
         x = self.embed(self.encoder(batch["image"], batch["mask"], order[:, : self.keep]))
         x = torch.cat([x, self.mask_token.to(x.dtype).expand(count, patches - self.keep, -1)], 1)
-        x = x.gather(1, place[..., None].expand(-1, -1, x.shape[-1])) + self.position
+        x = x.gather(1, place[..., None].expand(-1, -1, x.shape[-1])) + self.position.to(x.dtype)
         for block in self.blocks:
             x = block(x)
         predicted = torch.einsum("bnd,cdp->bncp", self.norm(x), self.kernel())

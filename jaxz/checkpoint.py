@@ -109,28 +109,36 @@ class Checkpoints:
             runtime.wait_for_all("damaged checkpoints are moved")
             self.manager.reload()
 
-    def meta(self) -> dict:
-        """The meta of the newest checkpoint. Raises InputError where there is no whole one."""
-        for step in reversed(self.steps()):
+    def newest(self, step: int | None) -> list[int]:
+        """All steps, newest first; or the one wanted, InputError where it is not kept."""
+        steps = self.steps()[::-1]
+        if step is not None and step not in steps:
+            raise InputError(f"--step: {step} is not one of {str(self.path.parent)!r}'s checkpoints, {steps[::-1]}")
+        return steps if step is None else [step]
+
+    def meta(self, step: int | None = None) -> dict:
+        """The meta of the newest checkpoint, or of `step`. Raises InputError where there is no whole one."""
+        for number in self.newest(step):
             try:
-                return self._meta(step)
+                return self._meta(number)
             except Damaged as error:
-                log.warning("checkpoint %d is damaged (%s); taking the one before", step, error)
+                log.warning("checkpoint %d is damaged (%s); taking the one before", number, error)
         raise InputError(f"{str(self.path.parent)!r} holds no checkpoint; train it first, or name another run")
 
-    def params(self, abstract: dict, item: str = "params") -> dict:
-        """The parameters (or, item "ema", their average) of the newest whole checkpoint, placed like `abstract`.
+    def params(self, abstract: dict, item: str = "params", step: int | None = None) -> dict:
+        """The parameters (or, item "ema", their average) of the newest whole checkpoint, or of `step`, placed like
+        `abstract`.
 
         Only the entries of `abstract` are kept. Raises InputError where that item or a whole checkpoint is missing.
         """
-        for step in reversed(self.steps()):
+        for number in self.newest(step):
             try:
-                if item not in self._meta(step)["digests"]:
+                if item not in self._meta(number)["digests"]:
                     raise InputError(f"init.item: {item!r} was not kept by {str(self.path.parent)!r}; use 'params'")
-                restored, _ = self._read(step, {item: abstract})
+                restored, _ = self._read(number, {item: abstract})
                 return restored[item]
             except Damaged as error:
-                log.warning("checkpoint %d is damaged (%s); taking the one before", step, error)
+                log.warning("checkpoint %d is damaged (%s); taking the one before", number, error)
         raise InputError(f"{str(self.path.parent)!r} holds no whole checkpoint; train it first, or name another run")
 
     def close(self) -> None:

@@ -40,7 +40,8 @@ def default() -> ml_collections.ConfigDict:
                 check="size",  # or "crc": verify every payload's checksum too
                 on_error="raise",  # or "replace": up to 0.1 % of samples that cannot be read are stood in for
                 coalesce_kib=4,  # payloads at most so far apart are read together; network file systems want 1024
-                softening=3.0,  # asinh scale, in units of the sky sigma per pixel
+                softening=3.0,  # flux that is 1 before the stretch, in units of the sky sigma per pixel
+                stretch="asinh",  # or "log", "sqrt": x to sign(x) ln(1 + |x|), sign(x) (sqrt(1 + |x|) - 1)
                 deredden=True,  # Galactic reddening, by the columns ebv and a_over_ebv
             ),
             augment=dict(  # on the device, of linear flux, in training only; 0 and () change nothing
@@ -55,7 +56,8 @@ def default() -> ml_collections.ConfigDict:
             ),
             model=dict(name="vit"),  # and the settings of jaxz/models/<name>.py
             losses=dict(redshift=1.0),  # objectives by name, with their weights; each has a group of settings
-            init=dict(path="", item="params"),  # a run to start from; item "ema" takes its averaged weights
+            # a run to start from (item "ema": its averaged weights); of the model "published", also a file of weights
+            init=dict(path="", item="params"),
             train=dict(
                 steps=1000,
                 batch_size=128,
@@ -69,7 +71,7 @@ def default() -> ml_collections.ConfigDict:
             optim=dict(
                 name="adamw",  # or "lamb", "muon"
                 lr=1e-3,
-                schedule="cosine",  # or "wsd": constant, to zero in the last fifth
+                schedule="cosine",  # or "wsd": constant, to zero in the last fifth; "step": a fifth in the second half
                 warmup_steps=100,
                 weight_decay=0.05,
                 b2=0.999,
@@ -117,6 +119,7 @@ CHECKS = (
     ("data.window", lambda v: v >= 0, "at least 0"),
     ("data.threads", lambda v: v >= 1, "at least 1"),
     ("data.softening", lambda v: v > 0, "above 0"),
+    ("data.stretch", lambda v: v in ("asinh", "log", "sqrt"), "'asinh', 'log' or 'sqrt'"),
     ("augment.orientation", lambda v: v in ("square", "any", "none"), "'square', 'any' or 'none'"),
     ("augment.shift", lambda v: v >= 0, "at least 0"),
     ("augment.noise", lambda v: is_range(v) and (not v or v[0] >= 1), "() or (low, high) of at least 1"),
@@ -135,7 +138,7 @@ CHECKS = (
     ("train.ema_final", lambda v: 0 <= v <= 1, "in [0, 1]"),
     ("optim.name", lambda v: v in ("adamw", "lamb", "muon"), "'adamw', 'lamb' or 'muon'"),
     ("optim.lr", lambda v: v > 0, "above 0"),
-    ("optim.schedule", lambda v: v in ("cosine", "wsd"), "'cosine' or 'wsd'"),
+    ("optim.schedule", lambda v: v in ("cosine", "wsd", "step"), "'cosine', 'wsd' or 'step'"),
     ("optim.lr_rules", are_rules, "pairs (regex, factor), a factor at least 0"),
     ("optim.decay_rules", are_rules, "pairs (regex, factor), a factor at least 0"),
     ("optim.layer_decay", lambda v: 0 < v <= 1, "above 0, at most 1"),
@@ -199,6 +202,12 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if not config.losses:
         problems.append("losses: is empty; name at least one objective")
     for group, module in modules(config).items():
+        if lacking := sorted(getattr(module, "SETTINGS", {}).keys() - config[group].keys()):
+            problems.append(
+                f"model.name: {config.model.name!r} has the settings {lacking}, which the config was made without; "
+                "name it in a config file"
+            )
+            continue
         for name, (test, rule) in getattr(module, "CHECKS", {}).items():
             field = f"{group}.{name}"
             if all(map(is_finite, config[group].values())) and not test(config[group]):
@@ -222,10 +231,32 @@ def validate(config: ml_collections.ConfigDict) -> None:
             for name, module in modules(config).items()
             if getattr(getattr(module, "Objective", None), "oriented", False)
         ]
+    still = {"orientation": "none", "shift": 0, "subpixel": False, "noise": (), "psf_fwhm": (), "ebv": 0.0}
+    still |= {"band_dropout": 0.0, "hole": 0}
+    if all(config.augment[name] == value for name, value in still.items()):
+        problems += [
+            f"augment: changes nothing, but {name} compares two views of an object; set augment.orientation='square'"
+            for name, module in modules(config).items()
+            if getattr(getattr(module, "Objective", None), "views", 1) > 1
+        ]
     if config.augment.ebv and config.data.deredden:
         problems.append(
             f"augment.ebv: {config.augment.ebv} reddens images that data.deredden corrects; set it to 0, or "
             "data.deredden=False"
+        )
+    decay, final = config.train.ema_decay, config.train.ema_final
+    if final and not 0 < decay <= final:
+        problems.append(
+            f"train.ema_final: {final} is what train.ema_decay, {decay}, rises to; set that between 0 and it"
+        )
+    if config.optim.lora_rank and not config.init.path:
+        problems.append(
+            f"optim.lora_rank: {config.optim.lora_rank} leaves the encoder as it is, which is untrained; set init.path"
+        )
+    if getattr(modules(config).get("model"), "IMPORTED", False) and not config.init.path:
+        problems.append(
+            f"init.path: '' is not set, but the model {config.model.name!r} begins with trained weights alone; name "
+            "their file or directory, or a run"
         )
     if config.init.item == "ema" and not config.init.path:
         problems.append("init.item: 'ema' needs init.path, the run to start from")

@@ -6,24 +6,26 @@ import jax
 
 from jaxz.collectives import Collective, collectives
 from jaxz.errors import InputError
-from jaxz.flops import training_flops
 from jaxz.hardware import Cluster
 
 UTILISATION = 0.4  # of a device's peak, assumed: what well-tuned transformers reach
 MOVED = {"all-reduce": 2.0}  # a ring sends it twice, (n - 1) / n of the array each time; the others once
 
 
-def pretend(cluster: Cluster) -> None:
-    """Let this process have as many devices as the cluster, on the CPU, to compile for; before any backend starts."""
+def pretend(cluster: Cluster, config) -> None:
+    """Let this process have as many devices as the cluster, on the CPU, to compile for; before any backend starts.
+    There is no cuDNN here: attention takes more memory than it may there."""
+    if "attention" in config.model:
+        config.model.attention = "xla"
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", cluster.devices)
 
 
-def describe(step, objective, prepare, abstract, batch: dict, mesh, config, cluster: Cluster | None) -> str:
-    """Parameters, operations, memory and collectives of the jitted `step(state, batch)`, as lines of text; with a
-    cluster what these mean there. Raises InputError for a dtype that its devices lack."""
+def describe(step, flops: float, abstract, batch: dict, mesh, config, cluster: Cluster | None) -> str:
+    """Parameters, operations (`flops` of a step), memory and collectives of the jitted `step(state, batch)`, as lines
+    of text; with a cluster what these mean there. Raises InputError for a dtype that its devices lack."""
     compiled = step.lower(abstract, batch).compile()
-    memory, flops = compiled.memory_analysis(), training_flops(step, objective, prepare, abstract, batch)
+    memory = compiled.memory_analysis()
     parameters: dict[str, int] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(abstract.params)[0]:
         group = jax.tree_util.keystr(path[:1], simple=True)

@@ -80,7 +80,7 @@ def write_reconstructions(path: Path, model: Model, dataset: Dataset) -> None:
         rows = rows[np.argsort(np.where(np.isfinite(magnitude), magnitude, np.inf), kind="stable")]
     chosen = rows[(np.linspace(0.003, 0.4, SHOWN) ** 1.5 * len(rows)).astype(int)]
     prepare, _ = model.compiled(dataset.manifest.to_json())
-    with contextlib.closing(Stream(Source(dataset, prepare.arrays, prepare.columns), len(chosen))) as stream:
+    with contextlib.closing(Stream(Source(dataset, prepare.arrays, model.columns(dataset)), len(chosen))) as stream:
         batch = stream.fetch(chosen)
     found = model.predict(batch, dataset.manifest)
     if model.members > 1:

@@ -15,15 +15,6 @@ def matmul_flops(function, *arguments) -> float:
     return of_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-def training_flops(step, objective, prepare, state, batch: dict) -> float:
-    """FLOPs that a training step needs for the whole batch: those of the compiled step, or thrice those of the loss
-    where it computes parts of it again to save memory (Chowdhery et al. 2022, appendix B)."""
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    seen = jax.eval_shape(prepare, batch, key)
-    loss = matmul_flops(objective.loss, state.params, state.ema, state.extra, seen, key, state.step)
-    return min(matmul_flops(step, state, batch), 3 * loss)
-
-
 def of_jaxpr(jaxpr) -> float:
     return sum(map(of_equation, jaxpr.eqns))
 

@@ -48,7 +48,7 @@ def devices() -> list[Device]:
 
 def find_device(kind: str) -> Device | None:
     """By JAX's device_kind, such as "NVIDIA H100 80GB HBM3"; None for one that is not in the file."""
-    return next((device for device in devices() if device.kind in kind), None)
+    return next((device for device in devices() if device.kind == kind), None)
 
 
 def parse_cluster(text: str) -> Cluster:

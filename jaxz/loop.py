@@ -26,10 +26,12 @@ class Run:
     """The loop, and what it writes to the run directory. Of several processes all take part in checkpoints; the first
     writes the rest."""
 
-    def __init__(self, workdir: Path, config, checkpoints: Checkpoints, monitor: Monitor, meta: dict, mesh, seconds):
+    def __init__(
+        self, workdir: Path, config, checkpoints: Checkpoints, monitor: Monitor, meta: dict, mesh, seconds, lock
+    ):
+        self.lock = lock  # of the run directory, which the first holds
         self.workdir, self.config, self.checkpoints, self.meta, self.mesh = workdir, config, checkpoints, meta, mesh
-        self.monitor, every = monitor, config.train.log_every
-        self.look_every = every * -(-EVERY // every)  # steps
+        self.monitor = monitor
         self.seconds, self.began = seconds, time.monotonic()  # spent before this process, and its own beginning
         self.waiting: deque = deque()  # metrics still on the device: read a step late, so that logging never blocks
         self.written = ""  # the newest loss on disk, with its step
@@ -62,8 +64,9 @@ class Run:
                     jax.block_until_ready(running.popleft())
                 stop = signals.agreed()
                 meter.count(n == first + 1)
-                if n % config.train.log_every == 0 or n == last:
-                    if n % self.look_every == 0 or n == last:
+                looks = n % EVERY == 0 or n == last
+                if looks or n % config.train.log_every == 0:
+                    if looks:
                         values |= self.monitor(state.params, self.meta["monitor"])
                     self.waiting.append((n, values))
                     self.write_metrics(keep=1)
@@ -81,6 +84,7 @@ class Run:
             n, values = self.waiting.popleft()
             values = {name: float(value) for name, value in jax.device_get(values).items()}
             if self.record:
+                self.lock.check()
                 self.record.write(n, values)
                 self.monitor.warn(n, values, self.meta["monitor"])
             self.written = f"loss {values['loss']:.4g} at step {n}, "
@@ -105,6 +109,7 @@ class Run:
         self.write_metrics(keep=0)
         self.check_finite(n, jax.device_get(values))
         if self.record:
+            self.lock.check()
             self.record.flush()
         seconds = self.seconds + time.monotonic() - self.began
         self.checkpoints.save(state, stream_state, {**self.meta, "seconds": seconds})

@@ -1,6 +1,6 @@
 """Whether a run's embeddings collapse: their spread and rank over fixed images, without augmentation.
 
-Logged as monitor/feature_std, monitor/rankme and monitor/collapsed about every 50 steps, on a logged one.
+Logged as monitor/feature_std, monitor/rankme and monitor/collapsed every 50 steps.
 """
 
 import jax
@@ -14,7 +14,7 @@ from jaxz.mesh import to_devices
 from jaxz.models.heads import unit
 from jaxz.objectives import Objective
 
-IMAGES, EVERY = 512, 50  # images at least, and steps at least, from one look to the next
+IMAGES, EVERY = 512, 50  # images at least, and steps from one look to the next
 # Collapsed is what lies below both: this part of the value at the run's beginning, and this value.
 STD_PART, STD_LEAST = 0.2, 0.05
 RANK_PART, RANK_LEAST = 0.5, 1.5

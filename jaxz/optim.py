@@ -17,14 +17,18 @@ LAYERED = re.compile(r"^(encoder|lora)/blocks/")
 
 def schedule(config, steps: int) -> optax.Schedule:
     """Linear warm-up to optim.lr, then "cosine": to zero at the last step; or "wsd", warm-up-stable-decay (Hu et al.
-    2024, sec. 4): constant, and linearly to zero over the last fifth of the steps."""
+    2024, sec. 4): constant, and linearly to zero over the last fifth of the steps; or "step": a fifth of it from half
+    of the steps on (as Pasquet et al. 2019 are trained in Lin et al. 2022)."""
     warmup = min(config.warmup_steps, steps)
     if config.schedule == "cosine":
         return optax.warmup_cosine_decay_schedule(0.0, config.lr, warmup, max(steps, warmup + 1))
-    cooldown = max(1, round(COOLDOWN * steps))
-    ramps = optax.linear_schedule(0.0, config.lr, warmup), optax.linear_schedule(config.lr, 0.0, cooldown)
-    stable = optax.constant_schedule(config.lr)
-    return optax.join_schedules([ramps[0], stable, ramps[1]], [warmup, max(warmup, steps - cooldown)])
+    if config.schedule == "step":
+        last, fall = optax.constant_schedule(config.lr / 5), steps // 2
+    else:
+        cooldown = max(1, round(COOLDOWN * steps))
+        last, fall = optax.linear_schedule(config.lr, 0.0, cooldown), steps - cooldown
+    ramp, stable = optax.linear_schedule(0.0, config.lr, warmup), optax.constant_schedule(config.lr)
+    return optax.join_schedules([ramp, stable, last], [warmup, max(warmup, fall)])
 
 
 def path_name(path) -> str:
@@ -145,7 +149,7 @@ def factors(rules: list[tuple[str, str, float]], params) -> dict[str, float]:
 
 def layer_factors(decay: float, params) -> dict:
     """{path: decay^(depth + 1 - layer)} (Bao et al. 2022, app. H): the layer is 0 for the encoder's stem and positions,
-    1 to depth for its blocks, depth + 1 for its last norm and all heads.
+    1 to depth for its blocks, depth + 1 for its last norm, its attention pooling and all heads.
 
     Raises InputError for an encoder without stacked blocks."""
     leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
@@ -160,5 +164,5 @@ def layer_factors(decay: float, params) -> dict:
             layers = decay ** np.arange(depths[0], 0, -1, dtype=np.float32)
             result[name] = layers.reshape(-1, *[1] * (leaf.ndim - 1))
         else:
-            result[name] = decay ** (depths[0] + 1) if re.search("^encoder/(?!norm)", name) else 1.0
+            result[name] = decay ** (depths[0] + 1) if re.search("^(encoder|lora)/(?!norm/|probe/)", name) else 1.0
     return result

@@ -10,7 +10,12 @@ from pathlib import Path
 
 import jax
 
+from jaxz import objectives
+from jaxz.data.prepare import Normalisation, Prepare
+from jaxz.flops import matmul_flops
 from jaxz.hardware import find_device
+from jaxz.models import build
+from jaxz.state import TrainState, make_gradients, of_one
 
 COLLECT_EVERY = 100  # steps
 
@@ -70,6 +75,24 @@ def memory() -> dict[str, float]:
         }
     unit = 1 if sys.platform == "darwin" else 2**10  # of ru_maxrss
     return {"perf/memory_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
+
+
+def training_flops(config, normalisation: Normalisation, prepare: Prepare, abstract: TrainState, batch: dict) -> float:
+    """FLOPs that a training step needs for the whole batch: the matrix products of its gradients, of attention too, not
+    those that are computed again to save memory (Chowdhery et al. 2022, appendix B). abstract: the state's shapes."""
+    config = config.copy_and_resolve_references()
+    for name, value in (("remat", "none"), ("attention", "xla")):  # products inside cuDNN's attention are not seen
+        if name in config.model:
+            config.model[name] = value
+    objective = objectives.Objective(
+        build(config.model, normalisation.bands, normalisation.size), config, normalisation
+    )
+    gradients, state = make_gradients(objective, prepare, config, abstract), abstract
+    if config.train.members > 1:
+        one = {name: jax.tree.map(of_one, getattr(abstract, name)) for name in ("params", "ema", "extra")}
+        state = abstract._replace(**one)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return config.train.members * matmul_flops(lambda *a: gradients(*a, None), state, batch, key)
 
 
 class Garbage:

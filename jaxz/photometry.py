@@ -1,10 +1,11 @@
-"""Baseline: redshifts from the catalogue's fluxes alone, by nearest neighbours or boosted trees, with p(z).
+"""Baseline: redshifts from the catalogue's fluxes alone, by nearest neighbours, boosted trees or templates, with p(z).
 
     python -m jaxz.photometry --dataset DATASET --workdir RUN --model gbt
+    python -m jaxz.photometry --dataset DATASET --workdir RUN --model template [--filters g=hsc2017-g r=hsc2017-r2 ...]
 
 Trains on the sure spectroscopic labels of the training split, predicts every test object, and writes a run directory
 that `jaxz.report` compares with those of the image models. Fluxes are corrected for Galactic reddening where the
-dataset has `ebv`, as the image models' inputs are.
+dataset has `ebv`, as the image models' inputs are. Templates learn zero points alone from the labels, if there are any.
 """
 
 import argparse
@@ -15,6 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import speclite.filters
+from astropy.io.registry import IORegistryError
+from astropy.table import Table
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.impute import SimpleImputer
@@ -27,11 +31,14 @@ from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.manifest import ZERO_POINT_UJY, Band
 from jaxz.errors import InputError, run
 from jaxz.files import read_json, replace
+from jaxz.photoz import spectra, templates
 from jaxz.photoz.pdf import PDF
 from jaxz.results import CATALOG_COLUMNS, claim_scores, sure_labels, truths_of, write_results
 
 POGSON = 2.5 / np.log(10)
 FOLDS, REDSHIFT_BINS, FEWEST = 5, 300, 50
+TEMPLATE_Z_MAX, CALIBRATORS = 6.0, 500  # labelled objects that zero points are from
+PRIOR_NM = 800.0  # of the I band that the prior is for
 SMALL = 20_000  # training objects: below, threads cost the trees more than they save
 MOST_GROUPS, GROUP, LEVELS = 10, 100, 51  # of residuals: groups, objects in one at least, quantiles kept of each
 
@@ -117,23 +124,47 @@ def load(dataset: Dataset, where: str, bands: list[Band], extra: list[str]) -> t
     return table.select(extra), stack("flux"), stack("fluxerr")
 
 
-def predict(dataset: Dataset, model: str, seed: int) -> tuple[pa.Table, PDF]:
-    """Catalogue and p(z) of every test object. Raises InputError where fluxes or labels are missing."""
+def flux_bands(dataset: Dataset) -> list[Band]:
+    """Raises InputError where fewer than two bands have fluxes with errors."""
     columns = dataset.manifest.columns
     bands = [b for b in dataset.manifest.bands if {f"flux_{b.name}", f"fluxerr_{b.name}"} <= columns.keys()]
     if len(bands) < 2:
         raise InputError(
             "flux_<band>: fewer than two bands have flux_ and fluxerr_ columns; convert with a flux catalogue"
         )
-    train, flux, error = load(dataset, f"split == 'train' and {sure_labels(columns)}", bands, ["z"])
-    z_train = np.asarray(train["z"].to_numpy(), np.float64)
+    return bands
+
+
+def training_objects(dataset: Dataset, bands: list[Band]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """z [N], flux and error [N,C] of the sure labels of the training split. Raises InputError for labels without z."""
+    train, flux, error = load(dataset, f"split == 'train' and {sure_labels(dataset.manifest.columns)}", bands, ["z"])
+    z = np.asarray(train["z"].to_numpy(), np.float64)
+    if not np.isfinite(z).all():
+        raise InputError(f"z: {int((~np.isfinite(z)).sum())} 'spec' training objects have none; set z_kind to 'none'")
+    return z, flux, error
+
+
+def test_objects(dataset: Dataset, bands: list[Band]) -> tuple[pa.Table, np.ndarray, np.ndarray]:
+    """Their catalogue, flux and error [M,C]. Raises InputError where there are none."""
+    columns = dataset.manifest.columns
+    known = [name for name in CATALOG_COLUMNS if name == "key" or name in columns]
+    catalog, flux, error = load(dataset, "split == 'test'", bands, known)
+    if not len(catalog):
+        raise InputError(
+            "split: no object is 'test', so there is nothing to predict; convert the dataset with a test split"
+        )
+    if "n_bands" not in known:
+        catalog = catalog.append_column("n_bands", pa.array(np.isfinite(flux).sum(axis=1)))
+    return catalog, flux, error
+
+
+def predict(dataset: Dataset, model: str, seed: int) -> tuple[pa.Table, PDF]:
+    """Catalogue and p(z) of every test object. Raises InputError where fluxes or labels are missing."""
+    bands = flux_bands(dataset)
+    z_train, flux, error = training_objects(dataset, bands)
     if len(z_train) < FEWEST:
         raise InputError(
             f"z_kind: {len(z_train)} training objects are 'spec', at least {FEWEST} are needed; add labels"
-        )
-    if not np.isfinite(z_train).all():
-        raise InputError(
-            f"z: {int((~np.isfinite(z_train)).sum())} 'spec' training objects have none; set z_kind to 'none'"
         )
     seen = np.isfinite(flux).any(axis=0)  # a band without training photometry teaches nothing
     bands, flux, error = [b for b, s in zip(bands, seen, strict=True) if s], flux[:, seen], error[:, seen]
@@ -141,15 +172,7 @@ def predict(dataset: Dataset, model: str, seed: int) -> tuple[pa.Table, PDF]:
     # Absent counts as no signal: the reference is a deep band that nearly every object has.
     reference = int(np.argmax(np.median(np.nan_to_num(flux) / softening, axis=0)))
     x_train = features(flux, softening, reference)
-
-    known = [name for name in CATALOG_COLUMNS if name == "key" or name in columns]
-    catalog, flux, _ = load(dataset, "split == 'test'", bands, known)
-    if not len(catalog):
-        raise InputError(
-            "split: no object is 'test', so there is nothing to predict; convert the dataset with a test split"
-        )
-    if "n_bands" not in known:
-        catalog = catalog.append_column("n_bands", pa.array(np.isfinite(flux).sum(axis=1)))
+    catalog, flux, _ = test_objects(dataset, bands)
     with threadpool_limits(1 if len(z_train) < SMALL else None):
         z_fold = out_of_fold(model, x_train, z_train, seed)
         z_point = make_model(model, seed).fit(x_train, z_train).predict(features(flux, softening, reference))
@@ -157,11 +180,78 @@ def predict(dataset: Dataset, model: str, seed: int) -> tuple[pa.Table, PDF]:
     return catalog, residual_pdf(z_point, z_fold, z_train, edges)
 
 
+def predict_by_templates(
+    dataset: Dataset, filters: list[str], table: str | None, prior: bool, seed: int
+) -> tuple[pa.Table, PDF]:
+    """Catalogue and p(z) of every test object. filters: BAND=CURVE of speclite; bands without one are boxes of the
+    manifest's wavelength and width. table: of spectra, in place of jaxz's own; prior: that of Benitez 2000."""
+    bands = flux_bands(dataset)
+    wavelength, f_lambda = (spectra.WAVELENGTH, spectra.templates()) if table is None else read_spectra(table)
+    edges = np.linspace(0, TEMPLATE_Z_MAX, REDSHIFT_BINS + 1)
+    middles = (edges[1:] + edges[:-1]) / 2
+    models = templates.model_fluxes(wavelength, f_lambda, filter_curves(bands, filters), middles)
+    z, flux, error = training_objects(dataset, bands)
+    chosen = np.random.default_rng(seed).permutation(len(z))[:CALIBRATORS]
+    factor = templates.zero_points(flux[chosen], error[chosen], z[chosen], models, middles)
+    print(
+        "zero points, mag: "
+        + ", ".join(f"{b.name} {-2.5 * np.log10(f):+.3f}" for b, f in zip(bands, factor, strict=True)),
+        file=sys.stderr,
+    )
+    catalog, flux, error = test_objects(dataset, bands)
+    chi2 = templates.fit(flux * factor, error * factor, models)
+    if not prior:
+        return catalog, templates.posterior(chi2, edges)
+    red = int(np.argmin([abs(band.wavelength_nm - PRIOR_NM) for band in bands]))
+    magnitude = ZERO_POINT_UJY - 2.5 * np.log10(np.maximum(flux[:, red], error[:, red]))
+    return catalog, templates.posterior(chi2, edges, templates.magnitude_prior(magnitude, middles))
+
+
+def filter_curves(bands: list[Band], filters: list[str]) -> list[templates.Curve]:
+    """Raises InputError for a filter that speclite does not know, or of no band."""
+    named = dict(text.split("=", 1) for text in filters if "=" in text)
+    known = [band.name for band in bands]
+    if wrong := [text for text in filters if text.split("=", 1)[0] not in known or "=" not in text]:
+        raise InputError(f"--filters: {wrong[0]!r} is not BAND=CURVE with a band of {known}; mend it")
+    curves = []
+    for band in bands:
+        middle, half = 10 * band.wavelength_nm, 5 * band.width_nm
+        curve = templates.Curve(np.array([middle - half, middle + half]), np.ones(2))
+        if band.name in named:
+            try:
+                found = speclite.filters.load_filter(named[band.name])
+            except ValueError as error:
+                raise InputError(f"--filters: {named[band.name]!r} is no curve of speclite ({error})") from None
+            curve = templates.Curve(np.asarray(found.wavelength), np.asarray(found.response))
+        curves.append(curve)
+    return curves
+
+
+def read_spectra(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Wavelengths [W] in angstrom, of the first column, and F_lambda [T,W], of the others. Raises InputError."""
+    try:
+        table = Table.read(path)
+        columns = [np.asarray(table[name], np.float64) for name in table.colnames]
+    except (OSError, ValueError, IORegistryError) as error:
+        raise InputError(f"--templates: {path!r} cannot be read as a table of numbers ({error}); mend it") from None
+    wavelength, f_lambda = columns[0], np.array(columns[1:])
+    if not len(f_lambda) or not (np.diff(wavelength) > 0).all() or not (f_lambda >= 0).all():
+        raise InputError(f"--templates: {path!r} must hold ascending wavelengths, then columns of F_lambda >= 0")
+    return wavelength, f_lambda
+
+
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m jaxz.photometry", description=__doc__.split("\n\n")[0])
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--workdir", required=True, help="run directory to write")
-    parser.add_argument("--model", choices=("knn", "gbt"), default="gbt")
+    parser.add_argument("--model", choices=("knn", "gbt", "template"), default="gbt")
+    parser.add_argument(
+        "--filters", nargs="+", default=[], metavar="BAND=CURVE", help="of templates: speclite's curves"
+    )
+    parser.add_argument(
+        "--templates", metavar="TABLE", help="wavelength (angstrom) and F_lambda, in place of jaxz's own"
+    )
+    parser.add_argument("--prior", action="store_true", help="of templates: p(z | I magnitude) of Benitez 2000")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overlay", action="append", default=[], help="one of the dataset's overlays; may be repeated")
     options = parser.parse_args(argv)
@@ -170,6 +260,11 @@ def main(argv: list[str]) -> None:
 
     config = {"model": options.model, "data": {"path": options.dataset}, "seed": options.seed}
     config["data"] |= {"overlays": options.overlay} if options.overlay else {}
+    chosen = {"filters": options.filters, "templates": options.templates, "prior": options.prior}
+    if options.model == "template":
+        config |= chosen
+    elif any(chosen.values()):
+        raise InputError(f"--model: {options.model!r} takes no --filters, --templates or --prior; name 'template'")
     path = workdir / "config.json"
     if workdir.is_dir() and not path.exists() and any(workdir.iterdir()):
         raise InputError(f"workdir: {options.workdir!r} holds files but no config.json; name an empty directory")
@@ -178,7 +273,10 @@ def main(argv: list[str]) -> None:
     if not 0 <= options.seed < 2**32:
         raise InputError(f"--seed: {options.seed} must lie in 0..{2**32 - 1}")
     evaluated = claim_scores(workdir, dataset, overwrite=False)
-    catalog, pdf = predict(dataset, options.model, options.seed)
+    if options.model == "template":
+        catalog, pdf = predict_by_templates(dataset, *chosen.values(), options.seed)
+    else:
+        catalog, pdf = predict(dataset, options.model, options.seed)
     workdir.mkdir(parents=True, exist_ok=True)
     replace(workdir / "config.json", json.dumps(config, indent=1).encode())
     truths = truths_of(dataset, catalog["key"])

@@ -1,6 +1,7 @@
 """A trained run applied to any dataset: redshifts with p(z), or embeddings.
 
     python -m jaxz.predict --workdir=RUN --dataset=DATASET --out=FILE.parquet [--where "split == 'test'"]
+    python -m jaxz.predict --model=DIR ...                    # what jaxz.export wrote, anywhere
 
 FILE (.parquet or .fits) gets a row per object; p(z) goes beside it as FILE's name with .hdf5, readable by qp.
 In a notebook:
@@ -27,16 +28,25 @@ from jaxz.data.manifest import Array, Column, Manifest
 from jaxz.data.prepare import COMPACT, Normalisation, Prepare
 from jaxz.data.stream import Source, Stream
 from jaxz.errors import suggest
+from jaxz.files import read_json
 from jaxz.models import build
 from jaxz.photoz.pdf import PDF, write_qp
+from jaxz.pretrained import load_pretrained
+from jaxz.pretrained.formats import read_safetensors
+from jaxz.pretrained.layouts import nested
 from jaxz.results import CATALOG_COLUMNS, prediction_table, write_catalog
 
+EXPORTED, HEADS = "model.safetensors", "heads.safetensors"  # of jaxz.export: the encoder, and what is behind it
 
-def load_run(path: Path | str, item: str = "params") -> "Model":
-    """The newest whole checkpoint of a run; item "ema" takes its averaged weights.
+
+def load_run(path: Path | str, item: str = "params", step: int | None = None) -> "Model":
+    """The newest whole checkpoint of a run, or that of `step`; item "ema" takes its averaged weights. Also of a
+    directory that jaxz.export wrote, which holds one item.
 
     Raises InputError where there is no run or no checkpoint.
     """
+    if (Path(path) / EXPORTED).is_file():
+        return load_exported(Path(path))
     runtime.set_xla_flags()
     if not (Path(path) / "checkpoints").is_dir():
         raise errors.InputError(
@@ -44,12 +54,36 @@ def load_run(path: Path | str, item: str = "params") -> "Model":
         )
     checkpoints = Checkpoints(Path(path))
     try:
-        meta = checkpoints.meta()
+        meta = checkpoints.meta(step)
         model = Model(ConfigDict(complete(meta["config"])), Normalisation.from_json(meta["normalisation"]))
-        model.params = checkpoints.params(model.abstract, item)
+        model.params = checkpoints.params(model.abstract, item, step)
     finally:
         checkpoints.close()
     return model
+
+
+def load_exported(path: Path) -> "Model":
+    """What jaxz.export wrote. Raises InputError where a file is missing, damaged or of another model."""
+    runtime.set_xla_flags()
+    described = read_json(path / "config.json", "the config of an exported model")
+    if "jaxz" not in described:
+        raise errors.InputError(f"model: {str(path)!r} was not written by jaxz.export; name a directory that was")
+    own = described["jaxz"]
+    model = Model(ConfigDict(complete(own["config"])), Normalisation.from_json(own["normalisation"]))
+    named_here = described["model_type"] == "jaxz"
+    params = read_tree(path / EXPORTED) if named_here else {"encoder": load_pretrained(path)[1]}
+    if (path / HEADS).is_file():
+        params |= read_tree(path / HEADS)
+    shapes = lambda tree: jax.tree.map(lambda a: a.shape, tree)
+    if shapes(params) != shapes(model.abstract):
+        raise errors.InputError(f"model: the arrays in {str(path)!r} are not those of its config; export the run again")
+    model.params = jax.device_put(params)
+    return model
+
+
+def read_tree(path: Path) -> dict:
+    """Parameters as a nested dict of float32 arrays, of a file in which their names have dots."""
+    return nested({name.replace(".", "/"): tensor.read() for name, tensor in read_safetensors(path).items()})
 
 
 class Model:
@@ -119,14 +153,18 @@ class Model:
         overlays = settings.overlays if path == settings.path else ()
         return open_dataset(path, settings.cache, settings.cache_gib, overlays)
 
+    def columns(self, dataset: Dataset) -> tuple[str, ...]:
+        """Those of the dataset's columns that `predict` reads."""
+        prepare, _ = self.compiled(dataset.manifest.to_json())
+        return tuple(sorted({*prepare.columns, *self.objective.inputs} & dataset.manifest.columns.keys()))
+
     def predict_dataset(self, dataset: Dataset, where: str | None, outputs: tuple[str, ...], batch_size: int = 256):
         """(rows int64 [N], {output: [N, ...]}) for the rows that pass `where`, in order; shows progress.
 
         Raises InputError where the dataset's bands, size or scale do not fit the model, or it has no such output.
         """
         prepare, _ = self.compiled(dataset.manifest.to_json())
-        columns = {*prepare.columns, *self.objective.inputs} & dataset.manifest.columns.keys()
-        source = Source(dataset, prepare.arrays, tuple(sorted(columns)), where)
+        source = Source(dataset, prepare.arrays, self.columns(dataset), where)
         stream = Stream(source, batch_size, shuffle=False, epochs=1)
         parts: dict[str, list] = {name: [] for name in ("row", *outputs)}
         with logs.Bar("predict", stream.batches) as bar:
@@ -178,7 +216,9 @@ def catalog_of(dataset: Dataset, rows: np.ndarray) -> pa.Table:
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m jaxz.predict", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--workdir", required=True, help="the run")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--workdir", help="the run")
+    source.add_argument("--model", type=Path, help="or a directory that jaxz.export wrote")
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--out", required=True, type=Path, help="FILE.parquet or FILE.fits")
     parser.add_argument("--where", help="rows to predict, such as \"split == 'test'\"; default all")
@@ -189,7 +229,7 @@ def main(argv: list[str]) -> None:
         raise errors.InputError(f"--out: {str(options.out)!r} must end in .parquet or .fits")
     if not options.out.parent.is_dir():
         raise errors.InputError(f"--out: {str(options.out.parent)!r} is no directory; make it first")
-    model = load_run(options.workdir, options.item)
+    model = load_exported(options.model) if options.model else load_run(options.workdir, options.item)
     dataset = model.open_dataset(options.dataset)
     redshift = model.edges is not None
     rows, found = model.predict_dataset(dataset, options.where, ("pdf",) if redshift else ("embedding",))

@@ -1,9 +1,9 @@
 """What a frozen encoder knows of redshift, by the protocol of docs/probes.md, beside one that was never trained.
 
-    python -m jaxz.probe --workdir=RUN --dataset=DATASET [--item ema] [--truth] [--most 20000]
+    python -m jaxz.probe --workdir=RUN --dataset=DATASET [--step N] [--item ema] [--truth] [--most 20000]
 
-writes RUN/probe.json: R^2 of ln(1+z), sigma_mad and eta_15 of a ridge regression, nearest neighbours, a logistic
-regression over redshift bins and an attentive probe.
+writes RUN/probe.json, or of a step RUN/probe_N.json, also beside a training that goes on: R^2 of ln(1+z), sigma_mad
+and eta_15 of a ridge regression, nearest neighbours, a logistic regression over redshift bins and an attentive probe.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from jaxz.data.prepare import Prepare
 from jaxz.data.stream import Source, Stream
 from jaxz.files import replace
 from jaxz.models.functional import Functional
+from jaxz.models.vit import masked_mean
 from jaxz.objectives import merged
 from jaxz.photoz.metrics import evaluate_metrics
 from jaxz.predict import Model, load_run
@@ -46,6 +47,7 @@ class Part(NamedTuple):
 
     features: np.ndarray  # float32 [M,2D]: cls and the mean token
     tokens: np.ndarray  # float16 [M,N,D]
+    observed: np.ndarray  # bool [M,N]: which hold an observation
     target: np.ndarray  # float64 [M]: ln(1+z)
 
 
@@ -56,11 +58,13 @@ def encode(model: Model, params: dict, dataset: Dataset, where: str, label: str,
     @jax.jit
     def look(params, batch):
         seen = prepare(batch, jax.random.key(0))
-        encoded = encoder(params, seen["image"], seen["mask"])
-        features = jnp.concatenate([encoded.cls, encoded.tokens.mean(1)], 1)
-        return features.astype(jnp.float32), encoded.tokens.astype(jnp.float16)
+        encoded = encoder(params, seen["image"], seen["mask"], columns=seen)
+        features = jnp.concatenate([encoded.cls, masked_mean(encoded.tokens, encoded.observed)], 1)
+        return features.astype(jnp.float32), encoded.tokens.astype(jnp.float16), encoded.observed
 
-    stream = Stream(Source(dataset, prepare.arrays, (*prepare.columns, label), where), BATCH, epochs=1)
+    stream = Stream(
+        Source(dataset, prepare.arrays, (*{*prepare.columns, *encoder.columns}, label), where), BATCH, epochs=1
+    )
     parts, total = [], min(most, len(stream))
     with contextlib.closing(stream), logs.Bar("encode", total) as bar:
         for batch in stream:
@@ -68,7 +72,7 @@ def encode(model: Model, params: dict, dataset: Dataset, where: str, label: str,
             good = batch["valid"] & np.isfinite(z)
             arrays = (*jax.device_get(look(params, {n: v for n, v in batch.items() if n != label})), np.log1p(z))
             parts.append([array[good] for array in arrays])
-            done = sum(len(part[2]) for part in parts)
+            done = sum(len(part[0]) for part in parts)
             bar.update(min(done, total))
             if done >= most:
                 break
@@ -79,11 +83,14 @@ def standardised(parts: dict[str, Part]) -> dict[str, Part]:
     """Features and tokens with mean 0 and deviation 1 over the training objects; what never varies becomes 0."""
     train = parts["train"]
     centre, scale = train.features.mean(0), train.features.std(0)
-    means = train.tokens.mean((0, 1), dtype=np.float32)
-    spread = train.tokens.std((0, 1), dtype=np.float32)
+    seen = train.observed[..., None]
+    means = train.tokens.mean((0, 1), dtype=np.float32, where=seen)
+    spread = train.tokens.std((0, 1), dtype=np.float32, where=seen)
     over = lambda x, scale: x / np.where(scale > 1e-6, scale, np.inf)
     return {
-        name: Part(over(p.features - centre, scale), over(p.tokens - means, spread).astype(np.float16), p.target)
+        name: p._replace(
+            features=over(p.features - centre, scale), tokens=over(p.tokens - means, spread).astype(np.float16)
+        )
         for name, p in parts.items()
     }
 
@@ -143,8 +150,9 @@ class Attentive(nnx.Module):
         self.norm = nnx.LayerNorm(HEADS * width, rngs=rngs)
         self.out = nnx.Linear(HEADS * width, bins, rngs=rngs)
 
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        weight = jax.nn.softmax(tokens @ self.query[...].T / tokens.shape[-1] ** 0.5, axis=1)  # [B,N,heads]
+    def __call__(self, tokens: jax.Array, observed: jax.Array) -> jax.Array:
+        similar = tokens @ self.query[...].T / tokens.shape[-1] ** 0.5
+        weight = jax.nn.softmax(jnp.where(observed[..., None], similar, -1e9), axis=1)  # [B,N,heads]
         gathered = jnp.einsum("bnh,bnd->bhd", weight, self.value(tokens))
         return self.out(self.norm(gathered.reshape(len(tokens), -1)))
 
@@ -158,24 +166,25 @@ def attentive(parts: dict[str, Part]) -> np.ndarray:
     count = len(bins) // min(BATCH, len(bins))  # batches of an epoch
     optimizer = optax.adamw(optax.cosine_decay_schedule(3e-3, EPOCHS * count), weight_decay=0.05)
 
-    def loss(params, tokens, bins):
-        logits = head(params, tokens.astype(jnp.float32))
+    def loss(params, tokens, observed, bins):
+        logits = head(params, tokens.astype(jnp.float32), observed)
         return optax.softmax_cross_entropy_with_integer_labels(logits, bins).mean()
 
     @jax.jit
-    def step(params, state, tokens, bins):
-        updates, state = optimizer.update(jax.grad(loss)(params, tokens, bins), state, params)
+    def step(params, state, *batch):
+        updates, state = optimizer.update(jax.grad(loss)(params, *batch), state, params)
         return optax.apply_updates(params, updates), state
 
-    expect = jax.jit(lambda params, tokens: jax.nn.softmax(head(params, tokens.astype(jnp.float32))) @ centres)
-    predict = lambda part: np.concatenate(
-        [expect(params, part.tokens[i : i + BATCH]) for i in range(0, len(part.tokens), BATCH)]
+    expect = jax.jit(
+        lambda params, tokens, seen: jax.nn.softmax(head(params, tokens.astype(jnp.float32), seen)) @ centres
     )
+    cuts = lambda part: (slice(i, i + BATCH) for i in range(0, len(part.tokens), BATCH))
+    predict = lambda part: np.concatenate([expect(params, part.tokens[c], part.observed[c]) for c in cuts(part)])
     state, draw, candidates = optimizer.init(params), np.random.default_rng(0), []
     for _ in range(EPOCHS):
         order = draw.permutation(len(bins))
         for rows in order[: len(bins) // count * count].reshape(count, -1):
-            params, state = step(params, state, train.tokens[rows], bins[rows])
+            params, state = step(params, state, train.tokens[rows], train.observed[rows], bins[rows])
         candidates.append((predict(val), predict(test)))
     return best(candidates, val.target)
 
@@ -218,6 +227,8 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m jaxz.probe", description=__doc__.split("\n\n")[0])
     parser.add_argument("--workdir", required=True, type=Path, help="the run")
     parser.add_argument("--dataset", required=True)
+    parser.add_argument("--step", type=int, help="its checkpoint of this step; default the newest")
+    parser.add_argument("--member", type=int, default=0, help="of an ensemble; default 0")
     parser.add_argument("--item", choices=("params", "ema"), default="params", help="ema: the averaged weights")
     parser.add_argument("--truth", action="store_true", help="a simulation's true_z of all objects, not labels")
     parser.add_argument("--most", type=int, default=20_000, help="objects of each split; default 20000")
@@ -225,16 +236,19 @@ def main(argv: list[str]) -> None:
     if options.most < 2:
         raise errors.InputError(f"--most: {options.most} must be at least 2")
     runtime.alone("jaxz.probe")
-    model = load_run(options.workdir, options.item)
-    if (members := model.config.train.members) > 1:
-        raise errors.InputError(f"--workdir: {str(options.workdir)!r} is an ensemble of {members}; name a run of one")
+    model = load_run(options.workdir, options.item, options.step)
+    members, member = model.config.train.members, options.member
+    if not 0 <= member < members:
+        raise errors.InputError(f"--member: {member} is none of the run's {members}, which count from 0")
+    trained = jax.tree.map(lambda a: a[member], model.params) if members > 1 else model.params
     dataset = model.open_dataset(options.dataset)
     label, where = conditions(dataset, options.truth)
-    fresh = jax.jit(model.objective.init)(jax.random.key(model.config.seed))[0]
+    fresh = jax.jit(model.objective.init)(jax.random.key(model.config.seed + member))[0]
     found = {"label": label, "item": options.item, "dataset": str(dataset.path)}
-    for name, params in (("run", model.params), ("random_init", fresh)):
+    for name, params in (("run", trained), ("random_init", fresh)):
         found[name] = probe(model, merged(params)["encoder"], dataset, where, label, options.most)
-    replace(options.workdir / "probe.json", json.dumps(found, indent=1).encode())
+    name = "probe.json" if options.step is None else f"probe_{options.step}.json"
+    replace(options.workdir / name, json.dumps(found, indent=1).encode())
     kind = "the simulation's truth of all objects" if options.truth else "spectroscopic labels"
     print(f"{options.workdir}: {kind}, {found['run']['objects']} objects; in brackets the untrained encoder")
     for name in PROBES:

@@ -3,14 +3,18 @@
 import collections
 import fcntl
 import importlib.metadata
+import logging
 import os
+import platform
 import signal
 import sys
 import threading
+import time
 import traceback
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +25,12 @@ from jaxz import errors
 from jaxz.errors import InputError
 from jaxz.mesh import to_devices
 
+log = logging.getLogger("jaxz")
 ADDRESS, COUNT, ID = "JAX_COORDINATOR_ADDRESS", "JAXZ_PROCESS_COUNT", "JAXZ_PROCESS_ID"  # jax itself reads the first
 SLURM_STEP = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+DEVICES, RESTARTS = "JAXZ_DEVICES", "SLURM_RESTART_COUNT"  # what a batch script expects; how often Slurm requeued it
 START_TIMEOUT = 900  # seconds; many nodes that import from one file system come late
+LOCK_PATIENCE = 150  # seconds in which jax notices, by its heartbeat of 100 s, that others of a run are gone
 
 
 def set_xla_flags() -> None:
@@ -70,8 +77,23 @@ def start(timeout: int = START_TIMEOUT) -> None:
     where not all have come after `timeout` seconds, as XLA does too, but saying so.
     """
     arguments = processes()
-    if not arguments or jax.distributed.is_initialized():
-        return
+    if arguments and not jax.distributed.is_initialized():
+        join(arguments, timeout)
+    check_devices()
+
+
+def check_devices(environ: Mapping[str, str] = os.environ) -> None:
+    """Raises InputError where jax has not the devices that the batch script expects by JAXZ_DEVICES."""
+    if (expected := environ.get(DEVICES)) and int(expected) != jax.device_count():
+        found = f"{jax.device_count()} of {jax.process_count()} process(es)"
+        raise InputError(
+            f"{DEVICES}: {expected} are expected, and jax finds {found}; ask for one task a GPU with --gres=gpu:N and "
+            "--ntasks-per-node=N, without --gpus-per-task or --gpu-bind"
+        )
+
+
+def join(arguments: dict, timeout: int) -> None:
+    """Start jax.distributed, as `start` says."""
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from StopSignal
     where = f"{ADDRESS} {os.environ[ADDRESS]!r}" if ADDRESS in os.environ else "Slurm's first node"
 
@@ -123,7 +145,9 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """errors.run for a program that goes on where it was and may have several processes.
 
     They end together where all are done or stopped. One that fails otherwise ends at once and closes its connections,
-    by which the others notice; jax's own exit would wait minutes for them, and they for it.
+    by which the others notice; jax's own exit would wait minutes for them, and they for it. SIGTERM and SIGUSR2 are
+    kept from here to the end of the process: before the first step for StopSignal, after the last since `srun
+    --kill-on-bad-exit` sends one to all when the first has ended with 75.
     """
 
     def together(argv: list[str]) -> int | None:
@@ -136,9 +160,14 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
             jax.distributed.shutdown()
         return code
 
+    kept = (signal.SIGTERM, signal.SIGUSR2)
+    for number in kept:
+        signal.signal(number, lambda number, _: early.append(number))
     try:
         errors.run(together, resumes=True)
     except BaseException as error:
+        for number in kept:  # a handler of Python's ends before the process does
+            signal.signal(number, signal.SIG_IGN)
         if not jax.distributed.is_initialized():
             raise
         if not isinstance(error, SystemExit):
@@ -148,33 +177,69 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
         os._exit(error.code if isinstance(error, SystemExit) else errors.FAILED)
 
 
-def lock(path: Path) -> IO:
-    """A file that only one process can hold: until it is closed, or the process ends in whatever way.
+class Lock:
+    """RUN/.lock: one process trains in a directory, until it closes this or ends in whatever way.
 
-    Raises InputError where another holds it. A file system without locks is trusted.
+    Raises InputError where another holds it. A job that Slurm has requeued takes it over instead: its former life may
+    live on where a node was cut off. The file's content names the holder, and `check` tells one that has lost it, also
+    where the file system has no locks, or such that end at the node.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "w")  # noqa: SIM115
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise InputError(
-            f"--workdir: another process is training in {str(path.parent)!r}; stop it or name another"
-        ) from None
-    except OSError:
-        pass
-    return file
+
+    def __init__(self, path: Path, environ: Mapping[str, str] = os.environ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self.file = path, open(path, "a")  # noqa: SIM115
+        self.name = f"{uuid.uuid4().hex} {platform.node()} {os.getpid()}".encode()
+        end = time.monotonic() + (LOCK_PATIENCE if SLURM_STEP[0] in environ else 0)
+        takes_over = int(environ.get(RESTARTS, 0)) > 0
+        if takes_over:
+            self._claim()
+        while not (free := self._acquired()) and time.monotonic() < end:
+            log.warning("%s: waiting for the process that holds it, at most %d s", path, end - time.monotonic())
+            time.sleep(5)
+        if takes_over:
+            return
+        if not free:
+            self.close()
+            where = str(path.parent)
+            raise InputError(f"--workdir: another process is training in {where!r}; stop it or name another")
+        self._claim()
+
+    def check(self) -> None:
+        """Raises InputError where another process has taken over; to be asked before the run directory changes."""
+        if self.path.read_bytes() != self.name:
+            raise InputError(f"--workdir: another process has taken over {str(self.path.parent)!r}; let it go on")
+
+    def close(self) -> None:
+        self.file.close()
+
+    def __enter__(self) -> "Lock":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _claim(self) -> None:
+        self.path.write_bytes(self.name)
+
+    def _acquired(self) -> bool:
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        return True
 
 
 class StopSignal:
-    """Within it, SIGINT, SIGTERM and SIGUSR2 do not end the process but are kept; a second SIGINT does end it."""
+    """Within it, SIGINT, SIGTERM and SIGUSR2 do not end the process but are kept; a second SIGINT does end it. So are
+    those that came `early`."""
 
     NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
     LATE = 2  # steps after which an answer is read, so that none waits for the device
 
     def __init__(self, mesh):
-        self.mesh, self.number = mesh, 0
+        self.mesh, self.number = mesh, early[-1] if early else 0
         self.asked: collections.deque[jax.Array] = collections.deque()
 
     def __enter__(self) -> "StopSignal":
@@ -201,4 +266,5 @@ class StopSignal:
         self.number = number
 
 
+early: list[int] = []  # signals that came to a program of `run` outside of its loop
 _largest = jax.jit(jnp.max)

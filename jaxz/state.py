@@ -149,10 +149,11 @@ def make_gradients(objective, prepare, config, abstract: TrainState) -> Callable
         loss, aux = objective.loss(params, state.ema, state.extra, batch, key, state.step)
         return loss if scale is None else loss * scale, (loss, aux)
 
-    def of_slice(state, batch, seed, key, scale):
-        batch = prepare(batch, jax.random.fold_in(jax.random.key(config.seed), 0))
-        if several:
-            batch["weight"] = bootstrap(jax.random.fold_in(seed, 2), batch)
+    def weighted(batch, seed):
+        return batch | {"weight": bootstrap(jax.random.fold_in(seed, 2), batch)} if several else batch
+
+    def of_slice(state, batch, seed, key, scale, share):
+        batch = weighted(prepare(batch, jax.random.fold_in(jax.random.key(config.seed), 0)), seed) | {"share": share}
         (_, (loss, aux)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params, state, batch, key, scale)
         if scale is not None:
             grads = jax.tree.map(lambda a: a / scale, grads)
@@ -162,16 +163,19 @@ def make_gradients(objective, prepare, config, abstract: TrainState) -> Callable
     def gradients(state, batch, seed, scale):
         key, count = jax.random.fold_in(jax.random.fold_in(seed, 1), state.step), config.train.accumulate
         if count == 1:
-            return of_slice(state, batch, seed, key, scale)
+            return of_slice(state, batch, seed, key, scale, {})
 
         def add(carry, part):
-            (total, extra), (n, batch) = carry, part
-            own = state._replace(extra=extra)
-            grads, extra, metrics = of_slice(own, batch, seed, jax.random.fold_in(key, n), scale)
+            (total, extra), (n, batch, share) = carry, part
+            own, key_of = state._replace(extra=extra), jax.random.fold_in(key, n)
+            grads, extra, metrics = of_slice(own, batch, seed, key_of, scale, share)
             return (jax.tree.map(jnp.add, total, grads), extra), metrics
 
-        start = jax.tree.map(jnp.zeros_like, state.params), state.extra
-        (total, extra), metrics = jax.lax.scan(add, start, (jnp.arange(count), slices(batch, count)))
+        start, parts = (jax.tree.map(jnp.zeros_like, state.params), state.extra), slices(batch, count)
+        # a slice with more labels than another counts more: the mean over labels is that of the whole batch
+        weights = jax.vmap(lambda part: objective.slice_weights(weighted(part, seed)))(parts)
+        shares = jax.tree.map(lambda a: a / jnp.maximum(a.mean(), 1e-9), weights)
+        (total, extra), metrics = jax.lax.scan(add, start, (jnp.arange(count), parts, shares))
         return jax.tree.map(lambda a: a / count, total), extra, jax.tree.map(lambda a: a.mean(0), metrics)
 
     return gradients

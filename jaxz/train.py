@@ -23,7 +23,6 @@ from jaxz.data.mixture import Stage
 from jaxz.data.prepare import Normalisation, Prepare
 from jaxz.data.stream import Source, Stream
 from jaxz.files import read_json, replace
-from jaxz.flops import training_flops
 from jaxz.hardware import parse_cluster
 from jaxz.loop import Run
 from jaxz.mesh import local_slots, make_mesh, to_devices
@@ -31,10 +30,13 @@ from jaxz.models import build
 from jaxz.models.lora import lora_init
 from jaxz.monitor import Monitor
 from jaxz.optim import make_optimizer
+from jaxz.perf import training_flops
+from jaxz.pretrained.runs import check_weights, encoder_params
 from jaxz.provenance import versions
 from jaxz.state import abstract_state, fresh_state, make_step, of_one, placed, start_from
 
 log = logs.log
+OTHERS = ("log.txt", "slurm")  # may lie in a run directory before the run
 
 
 def main(argv: list[str]) -> int:
@@ -44,7 +46,7 @@ def main(argv: list[str]) -> int:
     validate(config)
     cluster = parse_cluster(options["--cluster"]) if options["--cluster"] else None
     if cluster:
-        dry_run.pretend(cluster)
+        dry_run.pretend(cluster, config)
     runtime.start()
     first = runtime.is_first()
 
@@ -66,16 +68,17 @@ def main(argv: list[str]) -> int:
     with jax.set_mesh(mesh):
         abstract = abstract_state(objective, optimizer, config, mesh)
         step = make_step(objective, optimizer, prepare, config, abstract)
+        flops = lambda batch: training_flops(config, normalisation, prepare, abstract, batch)
         if first and options["--workdir"]:
             check_workdir(workdir, config, options["--allow_config_change"])
         if options["--dry_run"]:
             batch = to_devices(next(stream), mesh)
-            described = dry_run.describe(step, objective, prepare, abstract, batch, mesh, config, cluster)
+            described = dry_run.describe(step, flops(batch), abstract, batch, mesh, config, cluster)
             if first:
                 print(described)
             stream.close()
             return errors.OK
-        lock = runtime.lock(workdir / ".lock") if first else contextlib.nullcontext()
+        lock = runtime.Lock(workdir / ".lock") if first else contextlib.nullcontext()
         runtime.wait_for_all("each has looked at the workdir, which changes now")
         logs.start_log(workdir if first else None)
         monitor = Monitor(stream, dataset.manifest, normalisation, objective, mesh, config.train.members)
@@ -93,7 +96,7 @@ def main(argv: list[str]) -> int:
             make = lambda: fresh_state(objective, optimizer, config)
             state = jax.jit(make, out_shardings=jax.tree.map(lambda a: a.sharding, abstract))()
             if config.init.path:
-                state = start_from(state, pretrained_params(config, abstract, mesh))
+                state = start_from(state, pretrained_params(config, abstract, mesh, normalisation))
             seconds, initial = 0.0, None
             count = sum(a.size for a in jax.tree.leaves(state.params))
             log.info(
@@ -108,9 +111,9 @@ def main(argv: list[str]) -> int:
         }
 
         # ---- loop ----------------------------------------------------------------------------------------------------
-        run = Run(workdir, config, checkpoints, monitor, meta, mesh, seconds)
+        run = Run(workdir, config, checkpoints, monitor, meta, mesh, seconds, lock)
         with lock, contextlib.closing(stream), checkpoints, contextlib.closing(run):
-            run.loop(step, state, stream, lambda batch: training_flops(step, objective, prepare, abstract, batch))
+            run.loop(step, state, stream, flops)
     return errors.OK
 
 
@@ -140,7 +143,8 @@ def arguments(argv: list[str]) -> tuple[dict, list[str]]:
 def starting_normalisation(workdir: Path, config, dataset: Dataset) -> Normalisation:
     """The run's own where it goes on, else that of the run in init.path, else a new one for this dataset.
 
-    Raises InputError where the run in init.path has another model, number of members or inputs than the config says.
+    Raises InputError where the run in init.path has another model, number of members or inputs than the config says, or
+    the weights in it another architecture.
     """
     if (workdir / "checkpoints").is_dir():
         meta = None
@@ -148,9 +152,15 @@ def starting_normalisation(workdir: Path, config, dataset: Dataset) -> Normalisa
             meta = run_meta(str(workdir))
         if meta:
             return inherited_normalisation(meta, config, "the checkpoint")
-    if not config.init.path:
+    if begins_with_weights(config):
+        check_weights(config.init.path, config.model)
+    if not config.init.path or begins_with_weights(config):
         return Normalisation.create(
-            dataset.manifest, tuple(config.data.bands), config.data.softening, config.data.deredden
+            dataset.manifest,
+            tuple(config.data.bands),
+            config.data.softening,
+            config.data.deredden,
+            config.data.stretch,
         )
     meta = run_meta(config.init.path)
     then, now = meta["config"]["model"], resolved(config)["model"]
@@ -170,14 +180,19 @@ def inherited_normalisation(meta: dict, config, origin: str) -> Normalisation:
     """That of a trained run, whose inputs' units its parameters are tied to."""
     normalisation = Normalisation.from_json(meta["normalisation"])
     bands = [band.name for band in normalisation.bands]
-    then = {**meta["config"]["data"], "bands": bands}
+    then = {**complete(meta["config"])["data"], "bands": bands}
     now = {**resolved(config)["data"], "bands": list(config.data.bands) or bands}
-    for name in ("bands", "softening", "deredden"):
+    for name in ("bands", "softening", "deredden", "stretch"):
         if now[name] != then[name]:
             raise errors.InputError(
                 f"data.{name}: {now[name]!r} is not what {origin} was trained with; set data.{name}={then[name]!r}"
             )
     return normalisation
+
+
+def begins_with_weights(config) -> bool:
+    """Whether init.path is to name published weights, not a run."""
+    return config.model.name == "published" and not (Path(config.init.path) / "checkpoints").is_dir()
 
 
 def run_meta(path: str) -> dict:
@@ -193,9 +208,11 @@ def run_meta(path: str) -> dict:
         checkpoints.close()
 
 
-def pretrained_params(config, abstract, mesh) -> dict:
+def pretrained_params(config, abstract, mesh, normalisation: Normalisation) -> dict:
     """The encoder of the run in init.path, low-rank factors merged into it, and the heads of the objectives that both
-    have with the same settings."""
+    have with the same settings; or an encoder of published weights."""
+    if begins_with_weights(config):
+        return {"encoder": encoder_params(config.init.path, config.model, normalisation.bands)}
     then, now = complete(run_meta(config.init.path)["config"]), resolved(config)
     members, rank = then["train"]["members"], then["optim"]["lora_rank"]
     heads = (name for name in config.losses if name in then["losses"] and then.get(name) == now.get(name))
@@ -278,7 +295,7 @@ def check_workdir(workdir: Path, config, allow_change: bool) -> None:
                 f"--workdir: {str(workdir)!r} was begun with another config ({'; '.join(changed)}); use another "
                 "workdir, the same config, or --allow_config_change"
             )
-    elif workdir.is_dir() and any(not p.name.startswith(".") and p.name != "log.txt" for p in workdir.iterdir()):
+    elif workdir.is_dir() and any(not p.name.startswith(".") and p.name not in OTHERS for p in workdir.iterdir()):
         raise errors.InputError(f"--workdir: {str(workdir)!r} holds files but no config.json; name an empty directory")
 
 

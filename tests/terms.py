@@ -20,13 +20,14 @@ BANDS = tuple(
 class Dense:
     """A layer of the observed pixels, with the face of an Encoder of four patches."""
 
-    bands, size, tokens, width, dtype = BANDS, 16, 4, 32, jnp.dtype("float32")
+    bands, size, tokens, width, token_width, dtype = BANDS, 16, 4, 32, 32, jnp.dtype("float32")
+    columns, side, patch = (), 2, 8
     views = Encoder.views
 
     def init(self, key):
         return {"kernel": jax.random.normal(key, (3 * 16 * 16, self.width)) / 3 / 16}
 
-    def __call__(self, params, image, mask, key=None) -> Encoded:
+    def __call__(self, params, image, mask, columns=None, key=None) -> Encoded:
         cls = jnp.tanh(jnp.where(mask, image, 0).reshape(len(image), -1) @ params["kernel"])
         return Encoded(cls, jnp.repeat(cls[:, None], self.tokens, 1), jnp.ones((len(cls), self.tokens), bool))
 

@@ -208,7 +208,7 @@ def test_moco_learns_by_the_student_alone_and_keeps_the_teachers_keys():
     (of_student, of_teacher), aux = step(params, teacher)
     assert any(np.any(g) for g in jax.tree.leaves(of_student["encoder"]))
     assert not any(np.any(g) for g in jax.tree.leaves(of_teacher))
-    keys = jax.jit(objective.terms["moco"].project, static_argnums=2)(teacher, batch["views"][1], None)
+    keys = jax.jit(objective.terms["moco"].project, static_argnums=3)(teacher, batch["views"][1], batch, None)
     queue = aux["extra"]["moco"]["queue"]
     np.testing.assert_allclose(queue[:6], unit(np.asarray(keys)), rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(queue[6:], extra["moco"]["queue"][:4])

@@ -19,6 +19,7 @@ KINDS = [
     ("NVIDIA H100 80GB HBM3", "H100-SXM"),
     ("NVIDIA H100 PCIe", "H100-PCIe"),
     ("NVIDIA H200", "H200"),
+    ("NVIDIA H100 NVL", None),
     ("cpu", None),
 ]
 

@@ -155,7 +155,10 @@ def test_schedules():
     np.testing.assert_allclose(cosine, [*warm, *(half(t) for t in range(3, 11))], atol=1e-8)
     wsd = [float(schedule(settings(schedule="wsd"), 10)(t)) for t in range(11)]
     np.testing.assert_allclose(wsd, [*warm, *[0.1] * 6, 0.05, 0], atol=1e-8)
-    assert float(schedule(settings(schedule="wsd", warmup_steps=0), 10)(0)) == pytest.approx(0.1)
+    step = [float(schedule(settings(schedule="step"), 10)(t)) for t in range(11)]
+    np.testing.assert_allclose(step, [*warm, *[0.1] * 2, *[0.02] * 6], atol=1e-8)
+    for name in ("wsd", "step"):
+        assert float(schedule(settings(schedule=name, warmup_steps=0), 10)(0)) == pytest.approx(0.1)
 
 
 BAD = [

@@ -1,17 +1,27 @@
 """What a run measures of itself: rates, stalls, use of the peak, memory, traces; and when garbage is collected."""
 
+import contextlib
 import gc
 import json
 import time
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxz import perf, train
+from jaxz import objectives, perf, train
+from jaxz.config import parse
+from jaxz.data.dataset import open_dataset
+from jaxz.data.prepare import Normalisation, Prepare
+from jaxz.data.stream import Source, Stream
+from jaxz.flops import matmul_flops
 from jaxz.hardware import Device
 from jaxz.mesh import make_mesh
+from jaxz.models import build
+from jaxz.optim import make_optimizer
 from jaxz.perf import Garbage, Meter
+from jaxz.state import abstract_state
 from tests.helpers import small_config
 
 CONFIG = ConfigDict(dict(model=dict(dtype="float32"), train=dict(batch_size=8)))
@@ -90,3 +100,29 @@ def test_a_run_writes_its_performance_apart_and_a_trace_of_some_steps(blob_datas
         assert np.isfinite(line["perf/mfu"]) and line["perf/mfu"] > 0
     assert "perf" not in (tmp_path / "run/metrics.jsonl").read_text()
     assert len(list((tmp_path / "run/profile").rglob("*.xplane.pb"))) == 1
+
+
+def test_model_flops_leave_out_what_is_computed_again_and_count_every_member(blob_dataset, tmp_path):
+    """Twice to thrice the forward pass: nothing needs the gradient of the first layer's pixels."""
+    argument, dataset = small_config(tmp_path, blob_dataset, redshift=1.0), open_dataset(blob_dataset)
+    normalisation = Normalisation.create(dataset.manifest, (), 3.0, False)
+
+    def flops(*changes):
+        config = parse([argument, *(f"--config.{change}" for change in changes)])
+        encoder = build(config.model, normalisation.bands, normalisation.size)
+        objective = objectives.Objective(encoder, config, normalisation)
+        prepare = Prepare(dataset.manifest, normalisation, config.augment, objective.views)
+        optimizer = make_optimizer(config.optim, 100, jax.eval_shape(objective.init, jax.random.key(0))[0])
+        abstract = abstract_state(objective, optimizer, config, make_mesh(1, 1))
+        with contextlib.closing(
+            Stream(Source(dataset, prepare.arrays, (*prepare.columns, *objective.columns)), 16)
+        ) as stream:
+            found = perf.training_flops(config, normalisation, prepare, abstract, next(stream))
+        params = jax.eval_shape(encoder.init, jax.random.key(0))
+        image = jax.ShapeDtypeStruct((16, 3, 16, 16), "float32")
+        return found, matmul_flops(encoder, params, image, image)
+
+    plain, forward = flops()
+    assert 2.5 * forward < plain < 3.1 * forward  # and the head
+    assert flops("model.remat=block")[0] == plain
+    assert flops("train.members=2")[0] == 2 * plain

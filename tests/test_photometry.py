@@ -124,6 +124,60 @@ def test_run_directory(tmp_path, model, capsys):
     assert "full: 300 objects" in capsys.readouterr().out
 
 
+def galaxies(path):
+    """A dataset of quiescent galaxies seen through boxes, z 0.3 to 1.1, its g band 0.2 mag too bright."""
+    curves = photometry.filter_curves([Band(b, nm, 100.0, 27.0, 0.2, 2.0, 1.0, 0.8) for b, nm in BANDS.items()], [])
+    draw = np.random.default_rng(6)
+    z = draw.uniform(0.3, 1.1, 400)
+    flux = photometry.templates.model_fluxes(
+        photometry.spectra.WAVELENGTH, photometry.spectra.templates()[:1], curves, z
+    )[:, 0]
+    flux = 10 * flux * (1 + 0.02 * draw.normal(size=flux.shape)) * [10**0.08, 1, 1, 1]
+    change = {"true_z": lambda v: z, "z": lambda v: np.where(v["z_kind"] == "spec", z, np.nan)}
+    for n, b in enumerate(BANDS):
+        change |= {f"flux_{b}": lambda v, n=n: flux[:, n], f"fluxerr_{b}": lambda v, n=n: 0.02 * flux[:, n]}
+    return make_dataset(path, n=400, change=change)
+
+
+def test_template_run(tmp_path, capsys):
+    dataset = galaxies(tmp_path / "dataset")
+    run = ["--dataset", str(dataset), "--workdir", str(tmp_path / "template"), "--model", "template"]
+    photometry.main(run)
+    said = capsys.readouterr()
+    report = json.loads((tmp_path / "template/report.json").read_text())["template"]
+    assert report["full"]["sigma_mad"]["value"] < 0.03 and abs(report["full"]["bias_median"]["value"]) < 0.02
+    offset = dict(pair.split() for pair in said.err.split(": ")[1].split(", "))
+    assert float(offset["g"]) - float(offset["i"]) == pytest.approx(0.2, abs=0.05)
+    assert json.loads((tmp_path / "template/config.json").read_text())["templates"] is None
+    with pytest.raises(InputError, match="another configuration"):
+        photometry.main([*run, "--prior"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "template", "--filters", "g=nothing-g"], "'nothing-g' is no curve of speclite"),
+        (["--model", "template", "--filters", "w=hsc2017-g"], "'w=hsc2017-g' is not BAND=CURVE"),
+        (["--model", "template", "--templates", "absent.ecsv"], "'absent.ecsv' cannot be read"),
+        (["--model", "knn", "--prior"], "'knn' takes no --filters"),
+    ],
+)
+def test_template_refusals(tmp_path, options, message):
+    dataset = make_dataset(tmp_path / "dataset", n=40)
+    with pytest.raises(InputError, match=message):
+        photometry.main(["--dataset", str(dataset), "--workdir", str(tmp_path / "run"), *options])
+    assert not (tmp_path / "run").exists()
+
+
+def test_spectra_of_a_table(tmp_path):
+    Table([[1000.0, 2000, 3000], [1.0, 2, 3], [3.0, 2, 1]], names=["wavelength", "a", "b"]).write(tmp_path / "t.ecsv")
+    wavelength, f_lambda = photometry.read_spectra(str(tmp_path / "t.ecsv"))
+    assert wavelength.tolist() == [1000, 2000, 3000] and f_lambda.tolist() == [[1, 2, 3], [3, 2, 1]]
+    Table([[1000.0, 900]], names=["wavelength"]).write(tmp_path / "none.ecsv")
+    with pytest.raises(InputError, match="must hold ascending wavelengths"):
+        photometry.read_spectra(str(tmp_path / "none.ecsv"))
+
+
 def predicted(path):
     catalog, pdf = photometry.predict(open_dataset(path), "knn", seed=0)
     return catalog["key"].to_pylist(), pdf.probability

@@ -20,7 +20,8 @@ def parts(rule, counts=(400, 100, 150), width=6, tokens=4):
     for split, count in zip(probe.SPLITS, counts, strict=True):
         x = draw.normal(size=(count, tokens, width)) * np.array([1, 1, 1, 1, 1, 0])[:width] + 3
         features = np.concatenate([x.mean(1)] * 2, axis=1).astype(np.float32)
-        found[split] = probe.Part(features, x.astype(np.float16), rule(x - 3) + 0.02 * draw.normal(size=count))
+        target = rule(x - 3) + 0.02 * draw.normal(size=count)
+        found[split] = probe.Part(features, x.astype(np.float16), np.ones(x.shape[:2], bool), target)
     return probe.standardised(found)
 
 
@@ -81,7 +82,9 @@ def test_the_attentive_probe_finds_what_only_one_token_says():
         x[rows, which, 1] += 4  # the mark of the token whose first number is the target
         target = 0.1 * x[rows, which, 0]
         x = (x @ turned).astype(np.float32)
-        split[name] = probe.Part(np.concatenate([x.mean(1)] * 2, axis=1), x.astype(np.float16), target)
+        x = np.concatenate([x, np.full((count, 2, 32), 1e4, np.float32)], axis=1)  # what is not observed says nothing
+        observed = np.arange(6) < np.full((count, 1), 4)
+        split[name] = probe.Part(np.concatenate([x[:, :4].mean(1)] * 2, axis=1), x.astype(np.float16), observed, target)
     split = probe.standardised(split)
     assert r2(probe.attentive(split), split["test"]) > 0.8
     assert r2(probe.ridge(split), split["test"]) < 0.3

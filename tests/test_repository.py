@@ -38,7 +38,7 @@ LAYERS = (
     ("loop",),
     ("results", "report_data", "report_tables", "report_figures"),
     ("predict", "report", "photometry"),
-    ("evaluate", "probe", "train"),
+    ("evaluate", "export", "probe", "shift", "train"),
 )
 
 
@@ -84,8 +84,15 @@ def test_models_know_no_data_objectives_no_trainer_and_photoz_only_itself():
             assert all(t.startswith("photoz") for t in found), name
 
 
+def test_launch_knows_jaxz_and_nothing_else_of_the_house():
+    for path in (ROOT / "launch").rglob("*.py"):
+        assert not any(t.startswith(("data_tools", "benchmarks", "tests", "configs")) for t in imports(path)), path
+    for path in (ROOT / "data_tools").rglob("*.py"):
+        assert not any(target.startswith("launch") for target in imports(path)), path
+
+
 def test_orbax_is_imported_in_one_place_and_torch_nowhere():
-    for top in ("jaxz", "data_tools"):
+    for top in ("jaxz", "data_tools", "launch"):
         for path in (ROOT / top).rglob("*.py"):
             for target in imports(path):
                 assert target.split(".")[0] not in ("torch", "tensorflow"), path
@@ -113,11 +120,16 @@ def test_every_import_is_declared():
     extra = project["optional-dependencies"]["tfds"]  # imported where it is asked for
     declared = {Requirement(r).name.replace("-", "_") for r in project["dependencies"] + extra}
     names = {"orbax": "orbax_checkpoint", "sklearn": "scikit_learn", "absl": "absl_py"}
-    for top in ("jaxz", "data_tools", "configs"):
+    for top in ("jaxz", "data_tools", "launch", "configs"):
         for path in (ROOT / top).rglob("*.py"):
             for target in imports(path):
                 package = target.split(".")[0]
-                if package not in sys.stdlib_module_names and package not in ("jaxz", "data_tools", "configs"):
+                if package not in sys.stdlib_module_names and package not in (
+                    "jaxz",
+                    "data_tools",
+                    "launch",
+                    "configs",
+                ):
                     assert names.get(package, package) in declared, f"{path}: {package}"
 
 
@@ -140,7 +152,8 @@ def test_every_config_is_valid_and_makes_a_model(path, survey):
     config = parse([f"--config={path}", f"--config.data.path={survey}"])
     validate(config)
     manifest = open_dataset(survey).manifest
-    normalisation = Normalisation.create(manifest, (), config.data.softening, config.data.deredden)
+    data = config.data
+    normalisation = Normalisation.create(manifest, (), data.softening, data.deredden, data.stretch)
     encoder = build(config.model, normalisation.bands, normalisation.size)
     objective = objectives.Objective(encoder, config, normalisation)
     params, extra = jax.eval_shape(objective.init, jax.random.key(0))

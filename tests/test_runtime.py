@@ -1,5 +1,6 @@
 """How several processes are told to be so, and what is said where they cannot be."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -68,3 +69,53 @@ def test_predicting_in_several_processes_is_refused(program, monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match="runs in one process; start it once, under Slurm with srun --ntasks=1"):
         program.main(["--workdir=x", "--dataset=y", *(["--out=z.parquet"] if program is predict else [])])
+
+
+REQUEUED = {"SLURM_JOB_ID": "7", runtime.RESTARTS: "1"}
+
+
+def test_a_requeued_job_takes_over_and_its_former_life_learns_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "LOCK_PATIENCE", 0.1)
+    monkeypatch.setattr(runtime.time, "sleep", lambda _: None)
+    with runtime.Lock(tmp_path / ".lock", {}) as former:
+        with pytest.raises(InputError, match="another process is training in"):
+            runtime.Lock(tmp_path / ".lock", {})
+        former.check()
+        with runtime.Lock(tmp_path / ".lock", REQUEUED) as newer:
+            newer.check()
+            with pytest.raises(InputError, match="another process has taken over"):
+                former.check()
+
+
+def test_a_requeued_job_waits_for_its_former_life_to_end(tmp_path, monkeypatch):
+    former = runtime.Lock(tmp_path / ".lock", {})
+    monkeypatch.setattr(runtime.time, "sleep", lambda _: former.close())
+    with runtime.Lock(tmp_path / ".lock", REQUEUED), pytest.raises(InputError, match="another process is training in"):
+        runtime.Lock(tmp_path / ".lock", {})
+
+
+def test_other_devices_than_the_job_has_are_refused():
+    runtime.check_devices({})
+    runtime.check_devices({runtime.DEVICES: "1"})
+    with pytest.raises(InputError, match="JAXZ_DEVICES: 16 are expected, and jax finds 1 of 1 process"):
+        runtime.check_devices({runtime.DEVICES: "16"})
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2"])
+def test_a_signal_before_the_first_step_stops_at_it_and_one_after_the_last_is_too_late(name):
+    code = f"""
+import os, signal
+from jaxz import errors, runtime
+class Last:
+    def __del__(self, kill=os.kill, process=os.getpid()):  # when Python has taken its handlers away
+        kill(process, {int(signal.Signals[name])})
+last = Last()
+def main(argv):
+    os.kill(os.getpid(), signal.{name})
+    with runtime.StopSignal(None) as signals:
+        told = signals.agreed()
+    os.kill(os.getpid(), signal.{name})
+    raise errors.Stopped(told)
+runtime.run(main)"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.strip()) == (errors.REQUEUE, f"stopped: {name}")

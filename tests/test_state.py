@@ -6,12 +6,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from scipy import stats
 
 from jaxz.config import default
 from jaxz.mesh import make_mesh, slices
 from jaxz.optim import make_optimizer
-from jaxz.state import FIRST_SCALE, GOOD_STEPS, abstract_state, bootstrap, fresh_state, make_step
+from jaxz.state import (
+    FIRST_SCALE,
+    GOOD_STEPS,
+    TrainState,
+    abstract_state,
+    bootstrap,
+    fresh_state,
+    make_gradients,
+    make_step,
+)
+from tests.terms import batch_of as batch_of_terms
+from tests.terms import make
 
 ROWS, STEPS = 16, 4
 
@@ -29,6 +41,9 @@ class Objective:
             "head": {"kernel": jax.random.normal(second, (8,))},
         }
         return params, {"head": {"seen": jnp.int32(0)}}
+
+    def slice_weights(self, batch):
+        return {}
 
     def loss(self, params, ema, extra, batch, key, step):
         predicted = jnp.tanh(batch["x"] @ params["encoder"]["kernel"]) @ params["head"]["kernel"]
@@ -99,6 +114,33 @@ def test_accumulated_slices_are_the_whole_batch(plain):
             np.testing.assert_allclose(own[name], whole[name], rtol=1e-5)
         np.testing.assert_allclose(own["first"], batch["y"][:count].mean(), rtol=1e-5)
     assert int(found.state.extra["head"]["seen"]) == STEPS * count
+
+
+def test_slices_with_more_labels_count_more():
+    """Of 8 objects 3 have fluxes and one a redshift; the gradient of four slices is that of the whole batch."""
+    objective, params, extra = make(dict(fluxes=1.0, redshift=0.5), fluxes=dict(band_mask=0.0))
+    batch = batch_of_terms(8) | {"z_err": np.full(8, 1e-3), "nonfinite": np.zeros(8), "row": np.arange(8)}
+    batch["z"][[0, 1, 2, 3, 5, 6, 7]] = np.nan
+    for band in "gri":
+        batch[f"flux_{band}"][3:] = np.nan
+    batch = jax.tree.map(lambda a: jnp.asarray(a, a.dtype if a.dtype == bool else jnp.float32), batch)
+    mesh = make_mesh(1, 1)
+    found = []
+    for count in (1, 4):
+        config = default()
+        config.train.accumulate = count
+        abstract = TrainState(
+            *(jax.tree.map(lambda a: placed_shape(a, mesh), part) for part in (0, params, {}, {}, {}))
+        )
+        gradients = make_gradients(objective, lambda batch, key: batch, config, abstract)
+        state = TrainState(jnp.int32(0), params, {}, {}, extra)
+        found.append(jax.jit(lambda b, g=gradients, s=state: g(s, b, jax.random.key(0), None))(batch))
+    same(found[1][0], found[0][0], rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(found[1][2]["loss"], found[0][2]["loss"], rtol=1e-5)
+
+
+def placed_shape(array, mesh) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(array), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
 
 
 def test_each_slice_draws_its_own_noise():

@@ -332,6 +332,7 @@ BAD = [
     (["--config.model.heads=5"], "model.heads: 5 must be a divisor of model.width"),
     (["--config.model.patch=7"], "model.patch: 7 does not divide the cutouts' 16 pixels"),
     (["--config.model.name=resnet"], "model.name: 'resnet' is no backbone"),
+    (["--config.model.name=pasquet2019"], "model.name: 'pasquet2019' has the settings .*subsets.*; name it in a conf"),
     (["--config.init.path=nowhere"], "init.path: 'nowhere' is no run directory"),
     (["--config.optim.frozen=^nothing/"], "optim.frozen: '\\^nothing/' matches no parameter"),
     (["--config.optim.lr_rules=('.', 1.0)"], "optim.lr_rules: .* must be pairs"),
@@ -407,13 +408,15 @@ def test_a_failing_disk_is_no_damage(config, straight, tmp_path, monkeypatch):
 
 def test_one_workdir_is_trained_in_by_one_process(tiny, tmp_path):
     workdir = tmp_path / "run"
-    with runtime.lock(workdir / ".lock"), pytest.raises(InputError, match="another process is training in"):
+    with runtime.Lock(workdir / ".lock"), pytest.raises(InputError, match="another process is training in"):
         train.main([tiny, f"--workdir={workdir}", "--config.train.steps=1"])
     (workdir / ".config.json.1.tmp").write_text("{")  # as a kill within the first write leaves it
     run(tiny, f"--workdir={workdir}", "--config.train.steps=1")
 
 
-@pytest.mark.parametrize(("field", "value"), [("bands", "('r','g')"), ("softening", 9.0), ("deredden", False)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("bands", "('r','g')"), ("softening", 9.0), ("deredden", False), ("stretch", "log")]
+)
 def test_a_fine_tuning_keeps_the_inputs_of_its_model(straight, blob_dataset, tmp_path, field, value):
     config = small_config(tmp_path, blob_dataset, redshift=1.0)
     with pytest.raises(

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_tools.simulator import bands
+from jaxz.photoz.spectra import calzetti, igm_transmission
 
 KINDS = ("elliptical", "Sbc", "Scd", "irregular", "starburst")
 DUST = np.array([0.0, 0.15, 0.3])  # E(B-V) of the grid
@@ -40,7 +41,6 @@ LINES = (
     (5007.0, (0, 2, 9, 45, 120)),  # [O III]
     (6563.0, (0, 15, 35, 80, 180)),  # H alpha
 )
-LYMAN_SERIES = ((1215.67, 0.0036), (1025.72, 0.0017), (972.54, 0.0012), (949.74, 0.00093))
 
 
 def templates(wavelength: np.ndarray) -> np.ndarray:
@@ -57,32 +57,6 @@ def templates(wavelength: np.ndarray) -> np.ndarray:
         profile = np.exp(-0.5 * (np.log(wavelength / line) / sigma) ** 2) / (np.sqrt(2 * np.pi) * sigma * line)
         spectra += continuum * np.array(widths)[:, None] * profile
     return spectra
-
-
-def calzetti(wavelength: np.ndarray) -> np.ndarray:
-    """k(lambda) = A(lambda) / E(B-V) of Calzetti et al. 2000, eq. 4; constant below 0.12 micron, not negative."""
-    um = np.maximum(wavelength / 1e4, 0.12)
-    blue = -2.156 + 1.509 / um - 0.198 / um**2 + 0.011 / um**3
-    red = -1.857 + 1.040 / um
-    return np.maximum(2.659 * np.where(um < 0.63, blue, red) + 4.05, 0.0)
-
-
-def igm_transmission(wavelength: np.ndarray, z: float) -> np.ndarray:
-    """Mean transmission at observed wavelengths (angstrom) of the light of a source at redshift z.
-
-    Madau 1995: eq. 15 (Lyman series), footnote 3 (an approximation of the photoelectric optical depth of eq. 16).
-    """
-    depth = np.zeros_like(wavelength)
-    for line, strength in LYMAN_SERIES:
-        depth += np.where(wavelength < line * (1 + z), strength * (wavelength / line) ** 3.46, 0.0)
-    c, e = wavelength / 912.0, 1 + z
-    continuum = (
-        0.25 * c**3 * (e**0.46 - c**0.46)
-        + 9.4 * c**1.5 * (e**0.18 - c**0.18)
-        - 0.7 * c**3 * (c**-1.32 - e**-1.32)
-        - 0.023 * (e**1.68 - c**1.68)
-    )
-    return np.exp(-depth - np.where(c < e, np.maximum(continuum, 0.0), 0.0))
 
 
 class FluxGrid(NamedTuple):

@@ -1,4 +1,4 @@
-"""From stored numbers to what a model sees, on the device: mask, microjansky, dereddening, asinh, symmetries."""
+"""From stored numbers to what a model sees, on the device: mask, microjansky, dereddening, stretch, symmetries."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -14,10 +14,18 @@ from jaxz.errors import InputError, suggest
 
 COMPACT = tuple(f"image_{entry}" for entry in compact.ENTRIES)
 
+# What becomes of flux over the softening, and the slope at zero: that of the published CNNs is log or sqrt.
+STRETCHES = {
+    "asinh": (jnp.arcsinh, 1.0),
+    "log": (lambda x: jnp.sign(x) * jnp.log1p(jnp.abs(x)), 1.0),
+    "sqrt": (lambda x: jnp.sign(x) * (jnp.sqrt(1 + jnp.abs(x)) - 1), 0.5),
+}
+
 
 @dataclass(frozen=True)
 class Normalisation:
-    """How pixels become numbers of order one: asinh(flux / scale) per band, flux in microjansky, dereddened if so said.
+    """How pixels become numbers of order one: asinh(flux / scale) per band, or another of STRETCHES, flux in
+    microjansky, dereddened if so said.
 
     Made once, from the dataset of the first training, and kept in every checkpoint: the same flux gives the same number
     for every dataset that the model sees later.
@@ -28,9 +36,12 @@ class Normalisation:
     size: int  # pixels on a side
     pixel_scale_arcsec: float
     deredden: bool
+    stretch: str = "asinh"
 
     @classmethod
-    def create(cls, manifest: Manifest, bands: tuple[str, ...], softening: float, deredden: bool) -> "Normalisation":
+    def create(
+        cls, manifest: Manifest, bands: tuple[str, ...], softening: float, deredden: bool, stretch: str = "asinh"
+    ) -> "Normalisation":
         """Softening is in units of the sky sigma per pixel. Raises InputError for bands that the dataset lacks."""
         if "image" not in manifest.arrays:
             raise InputError(
@@ -41,16 +52,12 @@ class Normalisation:
             if name not in by_name:
                 raise InputError(f"data.bands: {name!r} is not a band of the dataset.{suggest(name, by_name)}")
         chosen = tuple(by_name[name] for name in bands or by_name)
-        for band in chosen:
-            if not band.sky_sigma > 0:
-                raise InputError(
-                    f"bands.{band.name}.sky_sigma: {band.sky_sigma} must be positive; measure it and fix dataset.json"
-                )
+        check_sky(chosen)
         scale = tuple(softening * band.sky_sigma * band.ujy_per_unit for band in chosen)
         height, width = manifest.arrays["image"].shape[1:]
         if height != width:
             raise InputError(f"arrays.image.shape: cutouts of {height} x {width} are not square; convert with --size")
-        return cls(chosen, scale, height, chosen[0].pixel_scale_arcsec, deredden)
+        return cls(chosen, scale, height, chosen[0].pixel_scale_arcsec, deredden, stretch)
 
     def to_json(self) -> dict:
         return dataclasses.asdict(self)
@@ -63,6 +70,7 @@ class Normalisation:
             raw["size"],
             raw["pixel_scale_arcsec"],
             raw["deredden"],
+            raw.get("stretch", "asinh"),
         )
 
 
@@ -102,13 +110,14 @@ class Prepare:
                     f"bands.{band.name}.pixel_scale_arcsec: {band.pixel_scale_arcsec} is not the model's "
                     f"{normalisation.pixel_scale_arcsec}; convert at that scale"
                 )
+        check_sky([band for band in manifest.bands if band.name in wanted])
         self.compact = manifest.arrays["image"].compact
         bands = [manifest.bands[i] for i in self.index]
         there = np.array([i >= 0 for i in self.index])
         factor = [b.ujy_per_unit / s for b, s in zip(bands, normalisation.scale_ujy, strict=True)]
         self.factor = np.where(there, factor, 0).astype(np.float32)
         self.sky = np.where(there, [b.sky_sigma for b in bands] * self.factor, 1).astype(np.float32)
-        self.there, self.deredden = there, normalisation.deredden
+        self.there, self.deredden, self.stretch = there, normalisation.deredden, normalisation.stretch
         least = crops[1] if crops[0] else normalisation.size
         self.augment = augment and Augment(augment, bands, normalisation.size, least)
         self.views, self.crops = views, crops
@@ -154,20 +163,29 @@ class Prepare:
             flux, sky = flux * brighter[..., None, None], sky * brighter
             rest |= {name: rest[name] * brighter[:, c] for c, name in self.fluxes if name in rest}
         if self.augment is None:
-            views, crops = [seen(flux, mask, sky)], []
+            views, crops = [self.seen(flux, mask, sky)], []
         else:
             numbers = [batch[name].astype(jnp.uint32) for name in ("epoch", "position", "source") if name in batch]
-            look = lambda n, size: seen(
+            look = lambda n, size: self.seen(
                 *self.augment(flux, mask, sky, jnp.stack(numbers, 1), jax.random.fold_in(key, n), size)
             )
             views = [look(n, flux.shape[-1]) for n in range(self.views)]
             crops = [look(self.views + n, self.crops[1]) for n in range(self.crops[0])]
         return {**rest, **views[0], "views": views, "crops": crops, "nonfinite": nonfinite}
 
+    def seen(self, flux: jax.Array, mask: jax.Array, sky: jax.Array) -> dict:
+        """What a model sees of flux [B,C,H,W] and the sky's sigma [B,C] in units of the softening."""
+        stretch, slope = STRETCHES[self.stretch]
+        return {"image": stretch(flux), "mask": mask, "sky": slope * sky}
 
-def seen(flux: jax.Array, mask: jax.Array, sky: jax.Array) -> dict:
-    """What a model sees of flux [B,C,H,W] and the sky's sigma [B,C] in units of the softening."""
-    return {"image": jnp.arcsinh(flux), "mask": mask, "sky": sky}
+
+def check_sky(bands) -> None:
+    """Raises InputError for a band without noise, which losses and the stretch divide by."""
+    for band in bands:
+        if not band.sky_sigma > 0:
+            raise InputError(
+                f"bands.{band.name}.sky_sigma: {band.sky_sigma} must be positive; measure it and fix dataset.json"
+            )
 
 
 def restore(levels: jax.Array, seed: jax.Array, at: jax.Array, value: jax.Array, steps) -> jax.Array:

@@ -1,6 +1,8 @@
-"""Backbones, found by their module's name: models/<name>.py defines `Backbone(config, bands, size, *, rngs)`."""
+"""Backbones, found by their module's name: models/<name>.py defines `Backbone(config, bands, size, *, rngs)`, and
+`columns(bands)` where it reads numbers of the catalogue beside images."""
 
 import importlib
+import inspect
 import pkgutil
 
 import jax
@@ -11,36 +13,59 @@ from jaxz.models.functional import Functional
 
 
 class Encoder(Functional):
-    """encoder(params, image [B,C,H,W], mask [B,C,H,W], ...) -> Encoded(cls [B,width], tokens [B,N,width], observed).
+    """encoder(params, image [B,C,H,W], mask [B,C,H,W], columns=batch, ...) -> Encoded(cls [B,width],
+    tokens [B,N,width], observed).
 
-    Attributes: bands, size in pixels, tokens (N, the number of patches), width, dtype (of the computation).
+    Attributes: bands, size in pixels, tokens (N, the number of patches), side (of them), patch (pixels of
+    one's side), width and token_width, dtype (of the
+    computation), columns (those of the catalogue, [B] each, that it reads of a batch beside the image), parts (whether
+    it encodes some patches of an image, or crops). Raises InputError where it does not and is to.
     """
 
     def __init__(self, config, bands, size: int):
-        super().__init__(lambda rngs: backbone(config.name).Backbone(config, bands, size, rngs=rngs))
+        module = backbone(config.name)
+        super().__init__(lambda rngs: module.Backbone(config, bands, size, rngs=rngs))
+        self.name, self.bands, self.size, self.dtype = config.name, bands, size, jnp.dtype(config.dtype)
+        self.parts = "keep" in inspect.signature(module.Backbone.__call__).parameters
+        self.columns = module.columns(bands) if hasattr(module, "columns") else ()
         image = jax.ShapeDtypeStruct((1, len(bands), size, size), jnp.float32)
-        encoded = jax.eval_shape(self, jax.eval_shape(self.init, jax.random.key(0)), image, image)
-        self.bands, self.size, self.dtype = bands, size, jnp.dtype(config.dtype)
-        self.tokens, self.width = encoded.tokens.shape[1:]
+        columns = {name: jax.ShapeDtypeStruct((1,), jnp.float32) for name in self.columns}
+        params = jax.eval_shape(self.init, jax.random.key(0))
+        encoded = jax.eval_shape(self, params, image, image, columns=columns)
+        self.width, (self.tokens, self.token_width) = encoded.cls.shape[1], encoded.tokens.shape[1:]
+        self.side = int(self.tokens**0.5)
+        self.patch = size // self.side
 
-    def views(self, params: dict, views: list[dict], hidden: jax.Array | None = None, **kwargs):
+    def __call__(self, params: dict, image, mask, keep=None, hidden=None, columns: dict | None = None, **kwargs):
+        if self.columns:
+            kwargs["columns"] = {name: columns[name].astype(jnp.float32) for name in self.columns}
+        if self.parts:
+            kwargs |= {"keep": keep, "hidden": hidden}
+        elif keep is not None or hidden is not None or image.shape[2:] != (self.size, self.size):
+            raise InputError(
+                f"model.name: {self.name!r} sees whole images, and an objective in losses shows it parts; use 'vit'"
+            )
+        return super().__call__(params, image, mask, **kwargs)
+
+    def views(
+        self, params: dict, views: list[dict], hidden: jax.Array | None = None, columns: dict | None = None, **kwargs
+    ):
         """Encoded(cls [B,V,D], tokens [B,V,N,D]) of V views {image, mask} of each object, all of one size; hidden bool
         [B,V,N]. One batch in which an object's views lie together: on a mesh they stay on its device."""
         together = lambda arrays: jnp.stack(arrays, 1).reshape(-1, *arrays[0].shape[1:])
         image, mask = (together([view[name] for view in views]) for name in ("image", "mask"))
         if hidden is not None:
             kwargs["hidden"] = hidden.reshape(-1, hidden.shape[-1])
-        encoded = self(params, image, mask, **kwargs)
+        columns = {name: jnp.repeat(columns[name], len(views)) for name in self.columns}
+        encoded = self(params, image, mask, columns=columns, **kwargs)
         return jax.tree.map(lambda a: a.reshape(-1, len(views), *a.shape[1:]), encoded)
 
 
 def build(config, bands, size: int) -> Encoder:
     """The encoder that the config's `model` group describes, for images of `size` pixels in `bands`.
 
-    Raises InputError for an unknown backbone or a size that its patches do not divide.
+    Raises InputError for an unknown backbone or images that its layers do not fit.
     """
-    if size % config.patch:
-        raise InputError(f"model.patch: {config.patch} does not divide the cutouts' {size} pixels; choose a divisor")
     return Encoder(config, bands, size)
 
 

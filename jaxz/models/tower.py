@@ -1,7 +1,7 @@
 """The transformers of published models, with what tells them apart as data: DINOv2, CLIP and their kin.
 
-Weights come from jaxz.pretrained, so that all parameters begin at 0; the arithmetic is that of the models' own code, in
-the parameters' type.
+Weights come from jaxz.pretrained: what is drawn here is only what an untrained model is like. The arithmetic is that of
+the models' own code, in the parameters' type.
 """
 
 from dataclasses import dataclass
@@ -79,8 +79,12 @@ def zeros(*shape: int) -> nnx.Param:
     return nnx.Param(jnp.zeros(shape))
 
 
+def ones(*shape: int) -> nnx.Param:
+    return nnx.Param(jnp.ones(shape))
+
+
 def linear(given: int, out: int, rngs: nnx.Rngs, bias: bool = True) -> nnx.Linear:
-    return nnx.Linear(given, out, use_bias=bias, kernel_init=nnx.initializers.zeros, rngs=rngs)
+    return nnx.Linear(given, out, use_bias=bias, rngs=rngs)
 
 
 def layer_norm(s: Blocks, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -105,9 +109,9 @@ class Attention(nnx.Module):
         mask = True if observed is None else observed[:, None, None]  # [B,1,1,N]
         if causal:
             mask = mask & np.tri(x.shape[1], context.shape[1], dtype=bool)
-        logits = jnp.einsum("bmhd,bnhd->bhmn", q, k) * q.shape[-1] ** -0.5
-        # jax.nn.dot_product_attention would take the softmax in float32 also of float64
-        looks = jax.nn.softmax(jnp.where(mask, logits, jnp.finfo(logits.dtype).min), axis=-1)
+        exact = jnp.promote_types(x.dtype, jnp.float32)  # jax.nn.dot_product_attention rounds float64 to float32
+        logits = jnp.einsum("bmhd,bnhd->bhmn", q, k, preferred_element_type=exact) * q.shape[-1] ** -0.5
+        looks = jax.nn.softmax(jnp.where(mask, logits, jnp.finfo(exact).min), axis=-1).astype(x.dtype)
         return self.out(jnp.einsum("bhmn,bnhd->bmhd", looks, v).reshape(x.shape))
 
     def projections(self, x, context):
@@ -138,10 +142,10 @@ class Block(nnx.Module):
     def __init__(self, s: Blocks, *, rngs: nnx.Rngs):
         self.norm1 = layer_norm(s, rngs)
         self.attention = Attention(s, rngs=rngs)
-        self.attention_scale = zeros(s.width) if s.layer_scale else None
+        self.attention_scale = ones(s.width) if s.layer_scale else None
         self.norm2 = layer_norm(s, rngs)
         self.mlp = Mlp(s, rngs=rngs)
-        self.mlp_scale = zeros(s.width) if s.layer_scale else None
+        self.mlp_scale = ones(s.width) if s.layer_scale else None
 
     def __call__(self, x: jax.Array, angles=None, observed=None, causal=False) -> jax.Array:
         scaled = lambda branch, scale: branch if scale is None else branch * scale[...]
@@ -150,15 +154,15 @@ class Block(nnx.Module):
         return constrain_batch(x + scaled(self.mlp(self.norm2(x)), self.mlp_scale))
 
 
-def run(blocks: Block, x: jax.Array, angles=None, observed=None, causal=False, states=False):
+def run(blocks: Block, x: jax.Array, angles=None, observed=None, causal=False, states=False, remat="none"):
     """x [B,N,D] behind the stacked blocks; with `states`, also [depth+1,B,N,D]: x in front of and behind each. angles,
-    observed: see Attention."""
+    observed: see Attention; remat: a name in layers.REMAT."""
 
     def body(x, block):
         y = block(x, angles, observed, causal)
         return y, y if states else None
 
-    end, each = jax.lax.scan(body, x, blocks)
+    end, each = jax.lax.scan(layers.REMAT[remat](body), x, blocks)
     return (end, jnp.concatenate([x[None], each])) if states else end
 
 
@@ -183,7 +187,8 @@ class Stem(nnx.Module):
     def __init__(self, s: Image, *, rngs: nnx.Rngs):
         self.patch = s.patch
         self.projection = linear(s.bands, s.mixed, rngs, False) if s.mixed else None
-        self.kernel = zeros(1 if s.band_tokens else s.mixed or s.bands, s.patch**2, s.blocks.width)
+        shape = (1 if s.band_tokens else s.mixed or s.bands, s.patch**2, s.blocks.width)
+        self.kernel = nnx.Param((shape[0] * shape[1]) ** -0.5 * jax.random.normal(rngs.params(), shape))
         self.bias = zeros(s.blocks.width) if s.stem_bias else None
         self.band_token = zeros(s.bands, s.blocks.width) if s.band_tokens else None
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxz.errors import InputError
 from jaxz.models import attention, layers, stems
 
 SETTINGS = dict(
@@ -37,7 +38,7 @@ CHECKS = {
     "stem": one_of("stem", *stems.NAMES),
     "groups": (lambda s: s.groups >= 1, "at least 1"),
     "position": (
-        lambda s: s.position == "learned" or (s.position == "rope" and s.width % (4 * s.heads) == 0),
+        lambda s: s.position == "learned" or (s.position == "rope" and s.heads >= 1 and s.width % (4 * s.heads) == 0),
         "learned, or rope with heads of a multiple of 4",
     ),
     "summary": one_of("summary", "mean", "cls"),
@@ -67,10 +68,14 @@ class Encoded(NamedTuple):
 
 class Backbone(nnx.Module):
     """ViT with the settings above. With summary="mean", cls is the mean of the normalised tokens: in few steps it
-    learned redshifts better than a token of its own.
+    learned redshifts better than a token of its own. Raises InputError for a size that the patches do not divide.
     """
 
     def __init__(self, config, bands, size: int, *, rngs: nnx.Rngs):
+        if size % config.patch:
+            raise InputError(
+                f"model.patch: {config.patch} does not divide the cutouts' {size} pixels; choose a divisor"
+            )
         dtype = jnp.dtype(config.dtype)
         self.stem = stems.find(config.stem)(bands, config, dtype, rngs=rngs)
         self.patch, self.head = config.patch, config.width // config.heads

@@ -10,15 +10,18 @@
         crops: tuple[int, int] = (0, 0)                        # number and pixels of smaller ones beside them
         teacher: bool = False                                  # whether it needs `ema`, the averaged parameters
         oriented: bool = False                                 # whether augmentation must not turn or mirror images
+        tokens_only: bool = False                              # whether it leaves the encoder's summary untrained
     edges: float64 [bins+1]                                # of those that predict p(z): of the bins of their `pdf`
         def __init__(self, encoder, settings, normalisation)
         def init(self, key) -> (params, extra)                 # of its own, beside the encoder's
         def loss(self, params, ema, extra, batch, key, step) -> (float32 [], {"metrics": {...}, "extra": ...})
+        def weight(self, batch) -> float32 []                  # optional: of what it is the mean, where that may vary
         def predict(self, params, extra, batch) -> dict[str, Array]
 
 `params` is {"encoder": ..., <name>: ...} for every objective of the run, `ema` the same, averaged, or {}; `batch` is
 what jaxz.data.prepare makes: image, mask, sky, and lists of views and crops, which each hold these three; where an
-ensemble is trained also weight [B], how often each row counts for this member.
+ensemble is trained also weight [B], how often each row counts for this member. Every call of the encoder is given the
+batch as `columns`, of which it takes what it reads beside images.
 """
 
 import importlib
@@ -44,7 +47,8 @@ def find(name: str):
 
 
 class Objective:
-    """The weighted sum of the terms in `config.losses` over one encoder; itself an objective.
+    """The weighted sum of the terms in `config.losses` over one encoder; itself an objective, whose columns and inputs
+    hold those that the encoder reads.
 
     With optim.lora_rank its parameters hold low-rank factors beside the encoder's, `lora`, which the terms see merged.
     """
@@ -52,9 +56,14 @@ class Objective:
     def __init__(self, encoder: Encoder, config, normalisation: Normalisation):
         self.encoder, self.weights = encoder, dict(config.losses)
         self.terms = {name: find(name)(encoder, config.get(name), normalisation) for name in self.weights}
+        if config.model.get("summary") == "cls" and all(getattr(t, "tokens_only", False) for t in self.terms.values()):
+            raise InputError(
+                f"model.summary: 'cls' is trained by none of losses {', '.join(self.terms)}; use 'mean', or add a term"
+            )
         self.rank, self.kernels = config.optim.lora_rank, config.optim.lora_kernels
-        self.columns = tuple(sorted({column for term in self.terms.values() for column in term.columns}))
-        self.inputs = tuple(sorted({column for term in self.terms.values() for column in getattr(term, "inputs", ())}))
+        every = lambda name: {column for term in self.terms.values() for column in getattr(term, name, ())}
+        self.columns = tuple(sorted(every("columns").union(encoder.columns)))
+        self.inputs = tuple(sorted(every("inputs").union(encoder.columns)))
         self.views = max(getattr(term, "views", 1) for term in self.terms.values())
         crops = {name: term.crops for name, term in self.terms.items() if getattr(term, "crops", (0, 0))[0]}
         if len(set(crops.values())) > 1:
@@ -82,19 +91,25 @@ class Objective:
             if hasattr(term, "count_labels"):
                 term.count_labels(z, draws)
 
+    def slice_weights(self, batch) -> dict[str, jax.Array]:
+        """{term: how much a slice of a batch has of that which the term's loss is a mean of}, where that may vary."""
+        return {name: term.weight(batch) for name, term in self.terms.items() if hasattr(term, "weight")}
+
     def loss(self, params, ema, extra, batch, key, step):
+        """Of a slice of a batch, `share` holds its slice_weights over their means."""
         params, ema = merged(params), merged(ema)
+        share = batch.get("share", {})
         total, metrics, kept = jnp.float32(0), {}, {}
         for n, (name, term) in enumerate(self.terms.items()):
             value, aux = term.loss(params, ema, extra[name], batch, jax.random.fold_in(key, n), step)
-            total += self.weights[name] * value
+            total += self.weights[name] * share.get(name, 1.0) * value
             metrics |= {f"{name}/loss": value, **{f"{name}/{metric}": v for metric, v in aux["metrics"].items()}}
             kept[name] = aux["extra"]
         return total, {"metrics": metrics, "extra": kept}
 
     def embed(self, params, batch) -> jax.Array:
         """[B,D]: the encoder's summary of each image."""
-        return self.encoder(merged(params)["encoder"], batch["image"], batch["mask"]).cls
+        return self.encoder(merged(params)["encoder"], batch["image"], batch["mask"], columns=batch).cls
 
     def predict(self, params, extra, batch) -> dict[str, jax.Array]:
         """embedding [B,D] and what each term predicts."""

@@ -34,7 +34,9 @@ class Towers(nnx.Module):
     def __call__(self, embedding: jax.Array, features: jax.Array):
         """(image, photometry [B,E], what their cosines are multiplied by) of embedding [B,D], features [B,C,F]."""
         hidden = jax.nn.gelu(jnp.einsum("bcf,cfd->bd", features, self.kernel()))
-        return self.image(embedding), self.photometry(hidden), jnp.exp(jnp.minimum(self.scale[...], jnp.log(100.0)))
+        above = jax.nn.relu(self.scale[...] - jnp.log(100.0))  # a gradient brings it back
+        scale = jnp.exp(self.scale[...] - jax.lax.stop_gradient(above))
+        return self.image(embedding), self.photometry(hidden), scale
 
 
 class Objective:
@@ -63,7 +65,7 @@ class Objective:
         return features, there[..., 0].any(1)
 
     def loss(self, params, ema, extra, batch, key, step):
-        embedding = self.encoder(params["encoder"], batch["image"], batch["mask"], key=key).cls
+        embedding = self.encoder(params["encoder"], batch["image"], batch["mask"], columns=batch, key=key).cls
         features, measured = self.features(batch)
         image, photometry, scale = self.towers(params["align"], embedding, features)
         loss, accuracy = symmetric_info_nce(image, photometry, scale, measured)
@@ -72,7 +74,7 @@ class Objective:
     def predict(self, params, extra, batch):
         """aligned_image and aligned_photometry [B,E], to be compared by their cosines; the second is NaN without any
         measured flux."""
-        embedding = self.encoder(params["encoder"], batch["image"], batch["mask"]).cls
+        embedding = self.encoder(params["encoder"], batch["image"], batch["mask"], columns=batch).cls
         features, measured = self.features(batch)
         image, photometry, _ = self.towers(params["align"], embedding, features)
         return {"aligned_image": image, "aligned_photometry": jnp.where(measured[:, None], photometry, jnp.nan)}

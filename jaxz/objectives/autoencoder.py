@@ -1,7 +1,7 @@
 """Autoencoder with a bottleneck, and beta-VAE (Kingma & Welling 2014; Higgins et al. 2017): an image through few
 numbers and back.
 
-The loss is in units of the background variance: 1 is the floor that sky noise sets.
+The loss is in units of the background variance, as in masked autoencoding.
 """
 
 import jax
@@ -46,7 +46,7 @@ class Objective:
 
     def __init__(self, encoder: Encoder, settings, normalisation):
         self.encoder, self.settings = encoder, settings
-        self.patch = encoder.size // int(encoder.tokens**0.5)
+        self.patch = encoder.patch
         outputs = settings.latent * (2 if settings.beta else 1)
         self.bottleneck = Functional(lambda rngs: nnx.Linear(encoder.width, outputs, rngs=rngs))
         self.decoder = Functional(lambda rngs: Decoder(settings, encoder, self.patch, rngs=rngs))
@@ -57,7 +57,7 @@ class Objective:
 
     def encode(self, params, batch, key=None):
         """The latent's mean and log variance [B,L], the latter empty [B,0] without a posterior."""
-        embedding = self.encoder(params["encoder"], batch["image"], batch["mask"], key=key).cls
+        embedding = self.encoder(params["encoder"], batch["image"], batch["mask"], columns=batch, key=key).cls
         return jnp.split(self.bottleneck(params["autoencoder"]["bottleneck"], embedding), [self.settings.latent], 1)
 
     def loss(self, params, ema, extra, batch, key, step):

@@ -46,8 +46,8 @@ class Objective:
 
     def loss(self, params, ema, extra, batch, key, step):
         views = batch["views"][:2]
-        online = self.encoder.views(params["encoder"], views, key=key).cls  # [B,2,D]
-        target = self.encoder.views(ema["encoder"], views).cls
+        online = self.encoder.views(params["encoder"], views, columns=batch, key=key).cls  # [B,2,D]
+        target = self.encoder.views(ema["encoder"], views, columns=batch).cls
         predicted = self.heads(params["byol"], online, predict=True)
         projected = jax.lax.stop_gradient(self.heads(ema["byol"], target, predict=False))
         return regression(predicted, projected[:, ::-1]), {"metrics": {}, "extra": extra}

@@ -6,10 +6,13 @@ teacher sorts another view of it; hidden patches are sorted as the teacher, whic
 views one, drawn by chance, has hidden patches.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxz.config import is_range
 from jaxz.errors import InputError
 from jaxz.models import Encoder
 from jaxz.models.functional import Functional
@@ -47,7 +50,7 @@ CHECKS = {
     "crop_scale": (lambda s: 0 < s.crop_scale <= 1, "in (0, 1]"),
     "centering": (lambda s: s.centering in ("sinkhorn", "mean"), "'sinkhorn' or 'mean'"),
     "patch_ratio": (
-        lambda s: len(s.patch_ratio) == 2 and 0 < s.patch_ratio[0] <= s.patch_ratio[1] < 1,
+        lambda s: is_range(s.patch_ratio) and len(s.patch_ratio) == 2 and 0 < s.patch_ratio[0] <= s.patch_ratio[1] < 1,
         "two rising numbers between 0 and 1",
     ),
 }
@@ -76,8 +79,7 @@ class Objective:
 
     def __init__(self, encoder: Encoder, settings, normalisation):
         self.encoder, self.settings = encoder, settings
-        self.side = int(encoder.tokens**0.5)
-        self.patch = encoder.size // self.side
+        self.side, self.patch = encoder.side, encoder.patch
         pixels = int(settings.crop_scale * self.side) * self.patch
         if settings.crops and not pixels:
             raise InputError(
@@ -102,12 +104,13 @@ class Objective:
         own = own | {"last": jax.tree.map(lambda p: frozen(p, step < settings.frozen_steps), own["last"])}
 
         token = own["mask_token"]
-        whole = self.encoder.views(params["encoder"], views, hidden, mask_token=token, key=encoder_keys[0])
-        seen = self.encoder.views(teacher["encoder"], views)
+        encode = functools.partial(self.encoder.views, columns=batch)
+        whole = encode(params["encoder"], views, hidden, mask_token=token, key=encoder_keys[0])
+        seen = encode(teacher["encoder"], views)
         small = batch["crops"][: settings.crops]
         images = [whole.cls]
         if small:
-            images.append(self.encoder.views(params["encoder"], small, key=encoder_keys[1]).cls)
+            images.append(encode(params["encoder"], small, key=encoder_keys[1]).cls)
 
         temperature = self.temperature(step)
         target, extra = self.sort(teacher, seen.cls, jnp.ones(seen.cls.shape[:2]), temperature, extra, "images")
@@ -181,7 +184,7 @@ def koleo(x: jax.Array) -> jax.Array:
     """-mean log of the distance from each of x [B,D], at unit norm, to its nearest neighbour (Sablayrolles et al. 2019,
     eq. 2)."""
     x = unit(x)
-    cosine = jnp.where(jnp.eye(len(x), dtype=bool), -2, jax.lax.stop_gradient(x @ x.T))
+    cosine = jnp.where(jnp.eye(len(x), dtype=bool), -2, jax.lax.stop_gradient(jnp.matmul(x, x.T, precision="highest")))
     distance = ((x - x[cosine.argmax(1)]) ** 2).sum(1)
     return -0.5 * jnp.log(distance + 1e-12).mean()
 

@@ -41,19 +41,26 @@ class Objective:
     def init(self, key):
         return self.head.init(key), {}
 
+    def measured(self, batch) -> tuple[jax.Array, jax.Array]:
+        """flux / scale and how much it counts [B,C], both 0 where there is none."""
+        flux = jnp.stack([batch[name] for name in self.columns], 1).astype(jnp.float32) / self.scale
+        there = jnp.isfinite(flux)
+        return jnp.where(there, flux, 0), there * batch.get("weight", jnp.ones(len(flux)))[:, None]
+
+    def weight(self, batch):
+        return self.measured(batch)[1].sum()
+
     def loss(self, params, ema, extra, batch, key, step):
         hidden = hide_bands(batch["mask"], self.settings.band_mask, key)
         shown = batch["mask"] & ~hidden[..., None, None]
-        encoded = self.encoder(params["encoder"], batch["image"], shown, key=jax.random.fold_in(key, 1))
+        encoded = self.encoder(params["encoder"], batch["image"], shown, columns=batch, key=jax.random.fold_in(key, 1))
         predicted = self.head(params["fluxes"], encoded.cls)
-        flux = jnp.stack([batch[name] for name in self.columns], 1).astype(jnp.float32) / self.scale  # [B,C]
-        measured = jnp.isfinite(flux)
-        error = jnp.where(measured, predicted - jnp.arcsinh(jnp.where(measured, flux, 0)), 0)
+        flux, weight = self.measured(batch)
+        error = jnp.where(weight > 0, predicted - jnp.arcsinh(flux), 0)
         huber = jnp.where(jnp.abs(error) < 1, 0.5 * error**2, jnp.abs(error) - 0.5)
-        weight = measured * batch.get("weight", jnp.ones(len(flux)))[:, None]
         return (weight * huber).sum() / jnp.maximum(weight.sum(), 1), {"metrics": {}, "extra": extra}
 
     def predict(self, params, extra, batch):
         """flux [B,C] in microjansky, of the bands that the model knows; dereddened where the run's images are."""
-        encoded = self.encoder(params["encoder"], batch["image"], batch["mask"])
+        encoded = self.encoder(params["encoder"], batch["image"], batch["mask"], columns=batch)
         return {"flux": jnp.sinh(self.head(params["fluxes"], encoded.cls)) * self.scale}

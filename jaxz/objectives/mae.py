@@ -1,6 +1,7 @@
 """Masked autoencoding of multi-band cutouts (He et al. 2022): hide patches and whole bands, predict their pixels.
 
-The loss is in units of the background variance: 1 is the floor that sky noise sets. Weights from the source's own
+The loss is in units of the background variance before the stretch: on empty sky noise sets a floor just below 1 (0.91
+with the default softening), in bright pixels, which the stretch compresses, a lower one. Weights from the source's own
 photons would bias faint pixels.
 """
 
@@ -31,7 +32,7 @@ class Decoder(nnx.Module):
 
     def __init__(self, settings, encoder: Encoder, patch: int, *, rngs: nnx.Rngs):
         inner = settings.decoder_width
-        self.embed = nnx.Linear(encoder.width, inner, dtype=encoder.dtype, rngs=rngs)
+        self.embed = nnx.Linear(encoder.token_width, inner, dtype=encoder.dtype, rngs=rngs)
         self.mask_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (inner,)))
         self.position = nnx.Param(0.02 * jax.random.normal(rngs.params(), (encoder.tokens, inner)))
         block = lambda r: layers.Block(inner, settings.decoder_heads, encoder.dtype, rngs=r)
@@ -53,11 +54,11 @@ class Decoder(nnx.Module):
 class Objective:
     """settings: mask_ratio of patches hidden, band_mask (chance of an observed band to be hidden), decoder_*."""
 
-    columns = ()
+    columns, tokens_only = (), True
 
     def __init__(self, encoder: Encoder, settings, normalisation):
         self.encoder, self.settings = encoder, settings
-        self.tokens, self.patch = encoder.tokens, encoder.size // int(encoder.tokens**0.5)
+        self.tokens, self.patch = encoder.tokens, encoder.patch
         self.keep = max(1, round(self.tokens * (1 - settings.mask_ratio)))
         self.decoder = Functional(lambda rngs: Decoder(settings, encoder, self.patch, rngs=rngs))
 
@@ -73,7 +74,7 @@ class Objective:
         hidden_band = hide_bands(mask, self.settings.band_mask, bands_key)
         shown = mask & ~hidden_band[..., None, None]
         kept, encoder_key = order[:, : self.keep], encoder_key if training else None
-        tokens = self.encoder(params["encoder"], image, shown, kept, key=encoder_key).tokens
+        tokens = self.encoder(params["encoder"], image, shown, kept, columns=batch, key=encoder_key).tokens
         hidden = (place >= self.keep)[..., None, None] | hidden_band[:, None, :, None]  # [B,N,C,1]
         return self.decoder(params["mae"], tokens, place), hidden & patchify(mask, self.patch)
 
@@ -82,9 +83,19 @@ class Objective:
         return pixel_error(predicted, batch, hidden, self.patch), {"metrics": {}, "extra": extra}
 
     def predict(self, params, extra, batch):
-        """reconstruction [B,C,H,W] from a part of each image, and which pixels were hidden."""
-        predicted, hidden = self.reconstruct(params, batch, jax.random.key(0))
-        return {"reconstruction": unpatchify(predicted, self.patch), "hidden": unpatchify(hidden, self.patch)}
+        """reconstruction [B,C,H,W] from a part of each image, and which pixels were hidden: the same draw for all."""
+        return one_by_one(self, params, batch)
+
+
+def one_by_one(objective, params, batch) -> dict[str, jax.Array]:
+    """What `objective` reconstructs of each image and which pixels were hidden [B,C,H,W]: as if it were alone."""
+
+    def of_one(row):
+        alone = jax.tree.map(lambda a: a[None], row)
+        return jax.tree.map(lambda a: a[0], objective.reconstruct(params, alone, jax.random.key(0)))
+
+    predicted, hidden = jax.vmap(of_one)({name: batch[name] for name in ("image", "mask", *objective.encoder.columns)})
+    return {"reconstruction": unpatchify(predicted, objective.patch), "hidden": unpatchify(hidden, objective.patch)}
 
 
 def pixel_error(predicted: jax.Array, batch: dict, hidden: jax.Array, patch: int) -> jax.Array:

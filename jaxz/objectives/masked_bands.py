@@ -12,8 +12,8 @@ from flax import nnx
 from jaxz.models import Encoder
 from jaxz.models.functional import Functional
 from jaxz.models.heads import MLP
-from jaxz.models.stems import WavelengthKernel, patchify, unpatchify
-from jaxz.objectives.mae import pixel_error
+from jaxz.models.stems import WavelengthKernel, patchify
+from jaxz.objectives.mae import one_by_one, pixel_error
 
 SETTINGS = dict(head_width=256)
 CHECKS = {"head_width": (lambda s: s.head_width >= 1, "at least 1")}
@@ -23,7 +23,7 @@ class Head(nnx.Module):
     """From each token to the pixels of its patch in all bands, [B,N,D] -> [B,N,C,PP]."""
 
     def __init__(self, width: int, encoder: Encoder, patch: int, *, rngs: nnx.Rngs):
-        self.mlp = MLP((encoder.width, width, width), norm=False, dtype=encoder.dtype, rngs=rngs)
+        self.mlp = MLP((encoder.token_width, width, width), norm=False, dtype=encoder.dtype, rngs=rngs)
         self.norm = nnx.LayerNorm(width, rngs=rngs)
         self.kernel = WavelengthKernel(encoder.bands, (width, patch * patch), width**-0.5, rngs=rngs)
 
@@ -35,10 +35,10 @@ class Head(nnx.Module):
 class Objective:
     """settings: head_width. An object with one observed band has no weight."""
 
-    columns = ()
+    columns, tokens_only = (), True
 
     def __init__(self, encoder: Encoder, settings, normalisation):
-        self.encoder, self.patch = encoder, encoder.size // int(encoder.tokens**0.5)
+        self.encoder, self.patch = encoder, encoder.patch
         self.head = Functional(lambda rngs: Head(settings.head_width, encoder, self.patch, rngs=rngs))
 
     def init(self, key):
@@ -49,7 +49,8 @@ class Objective:
         bands_key, encoder_key = jax.random.split(key)
         hidden = draw_bands(batch["mask"], bands_key)[..., None, None]
         shown = batch["mask"] & ~hidden
-        encoded = self.encoder(params["encoder"], batch["image"], shown, key=encoder_key if training else None)
+        key = encoder_key if training else None
+        encoded = self.encoder(params["encoder"], batch["image"], shown, columns=batch, key=key)
         return self.head(params["masked_bands"], encoded.tokens), patchify(batch["mask"] & hidden, self.patch)
 
     def loss(self, params, ema, extra, batch, key, step):
@@ -58,8 +59,7 @@ class Objective:
 
     def predict(self, params, extra, batch):
         """reconstruction [B,C,H,W] from some of the bands of each image, and which pixels were hidden."""
-        predicted, hidden = self.reconstruct(params, batch, jax.random.key(0))
-        return {"reconstruction": unpatchify(predicted, self.patch), "hidden": unpatchify(hidden, self.patch)}
+        return one_by_one(self, params, batch)
 
 
 def draw_bands(mask: jax.Array, key: jax.Array) -> jax.Array:

@@ -27,13 +27,13 @@ class Objective:
         queue = jax.random.normal(queue_key, (self.settings.queue, self.settings.projector[-1]))
         return self.head.init(head_key), {"queue": unit(queue)}
 
-    def project(self, params, view, key):
-        embedding = self.encoder(params["encoder"], view["image"], view["mask"], key=key).cls
+    def project(self, params, view, columns, key):
+        embedding = self.encoder(params["encoder"], view["image"], view["mask"], columns=columns, key=key).cls
         return self.head(params["moco"], embedding)  # [B,E]
 
     def loss(self, params, ema, extra, batch, key, step):
-        query = self.project(params, batch["views"][0], key)
-        keys = unit(jax.lax.stop_gradient(self.project(ema, batch["views"][1], None)))
+        query = self.project(params, batch["views"][0], batch, key)
+        keys = unit(jax.lax.stop_gradient(self.project(ema, batch["views"][1], batch, None)))
         loss, accuracy = info_nce(query, keys, extra["queue"], self.settings.temperature)
         return loss, {"metrics": {"accuracy": accuracy}, "extra": {"queue": enqueue(extra["queue"], keys)}}
 

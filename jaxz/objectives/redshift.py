@@ -20,7 +20,7 @@ SHARED_CHECKS = {
     "views": (lambda s: s.views in (1, 8), "1 or 8"),
     "balance": (lambda s: s.balance in ("", *BALANCES), f"'' or one of {', '.join(BALANCES)}"),
 }
-SETTINGS = SHARED | dict(label_sigma=0.01, loss="ce", focal=0.0, logit_adjust=0.0)
+SETTINGS = SHARED | dict(norm=True, label_sigma=0.01, loss="ce", focal=0.0, logit_adjust=0.0)
 CHECKS = SHARED_CHECKS | {
     "label_sigma": (lambda s: s.label_sigma >= 0, "at least 0"),
     "loss": (lambda s: s.loss in ("ce", "ordinal"), "'ce' or 'ordinal'"),
@@ -34,12 +34,12 @@ LEAST_MASS = 1e-12  # of a bin: no p(z) says never
 class Head(nnx.Module):
     """[B,width] -> [B,outputs]."""
 
-    def __init__(self, width: int, outputs: int, *, rngs: nnx.Rngs):
-        self.norm = nnx.LayerNorm(width, rngs=rngs)
+    def __init__(self, width: int, outputs: int, norm: bool = True, *, rngs: nnx.Rngs):
+        self.norm = nnx.LayerNorm(width, rngs=rngs) if norm else None
         self.out = nnx.Linear(width, outputs, kernel_init=nnx.initializers.normal(0.01), rngs=rngs)
 
     def __call__(self, embedding: jax.Array) -> jax.Array:
-        return self.out(self.norm(embedding))
+        return self.out(embedding if self.norm is None else self.norm(embedding))
 
 
 class Redshift:
@@ -83,6 +83,9 @@ class Redshift:
         labelled = (z >= self.settings.z_min) & (z < self.settings.z_max)  # false for NaN
         return jnp.where(labelled, z, self.settings.z_min), jnp.where(labelled, batch.get("weight", 1.0), 0)
 
+    def weight(self, batch):
+        return self.labels(batch)[1].sum()
+
     def mean_error(self, read: jax.Array, batch) -> jax.Array:
         """Mean of `errors` over the labelled rows, each weighted by the balance of its redshift."""
         z, weight = self.labels(batch)
@@ -92,7 +95,7 @@ class Redshift:
 
     def loss(self, params, ema, extra, batch, key, step):
         mask, own = self.shown(batch["mask"], key), jax.random.fold_in(key, 1)
-        embedding = self.encoder(params["encoder"], batch["image"], mask, key=own).cls
+        embedding = self.encoder(params["encoder"], batch["image"], mask, columns=batch, key=own).cls
         loss = self.mean_error(self.read(params, embedding), batch)
         return loss, {"metrics": {"labelled": (self.labels(batch)[1] > 0).mean()}, "extra": extra}
 
@@ -101,22 +104,23 @@ class Redshift:
 
         def seen(view):
             image, mask = (turn(batch[name], view) for name in ("image", "mask"))
-            return self.mass(self.read(params, self.encoder(params["encoder"], image, mask).cls))
+            return self.mass(self.read(params, self.encoder(params["encoder"], image, mask, columns=batch).cls))
 
         return {"pdf": jax.lax.map(seen, jnp.arange(self.settings.views)).mean(0)}
 
 
 class Objective(Redshift):
-    """Cross-entropy with p(z) in bins. settings, beside those of Redshift: label_sigma (least smoothing of a label, in
-    units of 1+z; 0 leaves its own error), loss ("ce", or "ordinal": of the questions whether the redshift lies below
-    each edge, Niu et al. 2016, with answers that one p(z) gives, so that they agree), focal (gamma of Lin et al. 2017:
-    less weight on what is sure), logit_adjust (tau of Menon et al. 2021, eq. 10: p(z) is learned as times the labels'
-    frequency to the power tau, and predicted without)."""
+    """Cross-entropy with p(z) in bins. settings, beside those of Redshift: norm (whether the embedding is normalised
+    before the one layer to the bins; the published CNNs' is not), label_sigma (least smoothing of a label, in units of
+    1+z; 0 leaves its own error), loss ("ce", or "ordinal": of the questions whether the redshift lies below each edge,
+    Niu et al. 2016, with answers that one p(z) gives, so that they agree), focal (gamma of Lin et al. 2017: less weight
+    on what is sure), logit_adjust (tau of Menon et al. 2021, eq. 10: p(z) is learned as times the labels' frequency to
+    the power tau, and predicted without)."""
 
     name = "redshift"
 
     def __init__(self, encoder: Encoder, settings, normalisation):
-        super().__init__(encoder, settings, lambda rngs: Head(encoder.width, settings.bins, rngs=rngs))
+        super().__init__(encoder, settings, lambda rngs: Head(encoder.width, settings.bins, settings.norm, rngs=rngs))
 
     def errors(self, logits, z, weight, batch):
         """[B]: cross-entropies, the ordinal ones in the mean over the edges inside the range."""

@@ -32,21 +32,22 @@ class Objective:
     def init(self, key):
         return self.head.init(key), {}
 
-    def logits(self, params, image, mask, key=None):
-        return self.head(params[self.name], self.encoder(params["encoder"], image, mask, key=key).cls)
+    def logits(self, params, image, mask, columns, key=None):
+        encoded = self.encoder(params["encoder"], image, mask, columns=columns, key=key)
+        return self.head(params[self.name], encoded.cls)
 
     def loss(self, params, ema, extra, batch, key, step):
         draw_key, encoder_key = jax.random.split(key)
         label = jax.random.randint(draw_key, batch["image"].shape[:1], 0, len(self.sources))
         image, mask = (rearranged(batch[name], jnp.asarray(self.sources)[label]) for name in ("image", "mask"))
-        logits = self.logits(params, image, mask, encoder_key)
+        logits = self.logits(params, image, mask, batch, encoder_key)
         own = jax.nn.one_hot(label, len(self.sources))
         loss = -(own * jax.nn.log_softmax(logits)).sum(1).mean()
         return loss, {"metrics": {"accuracy": (logits.argmax(1) == label).mean()}, "extra": extra}
 
     def predict(self, params, extra, batch):
         """<name> [B,K]: the probability of each rearrangement; the images as they are have the first."""
-        return {self.name: jax.nn.softmax(self.logits(params, batch["image"], batch["mask"]))}
+        return {self.name: jax.nn.softmax(self.logits(params, batch["image"], batch["mask"], batch))}
 
 
 def rearranged(x: jax.Array, sources: jax.Array) -> jax.Array:

@@ -30,7 +30,8 @@ class Objective:
         return self.head.init(key), {}
 
     def loss(self, params, ema, extra, batch, key, step):
-        z = self.head(params["simclr"], self.encoder.views(params["encoder"], batch["views"][:2], key=key).cls)
+        encoded = self.encoder.views(params["encoder"], batch["views"][:2], columns=batch, key=key)
+        z = self.head(params["simclr"], encoded.cls)
         loss, accuracy = nt_xent(z, self.settings.temperature)
         return loss, {"metrics": {"accuracy": accuracy}, "extra": extra}
 

@@ -28,7 +28,7 @@ class Objective:
         z = batch["z"].astype(jnp.float32)
         labelled = jnp.isfinite(z) & (z > -1)
         bins = jnp.floor(jnp.log1p(jnp.where(labelled, z, 0)) / self.settings.bin_width).astype(jnp.int32)
-        embedded = self.encoder.views(params["encoder"], batch["views"][:2], key=key).cls
+        embedded = self.encoder.views(params["encoder"], batch["views"][:2], columns=batch, key=key).cls
         loss = supcon(self.head(params["supcon"], embedded), bins, labelled, self.settings.temperature)
         return loss, {"metrics": {"labelled": labelled.mean()}, "extra": extra}
 

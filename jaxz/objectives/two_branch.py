@@ -39,8 +39,8 @@ class Objective(redshift.Objective):
             {**view, "mask": self.shown(view["mask"], own)}
             for view, own in zip(batch["views"][:2], keys[:2], strict=True)
         ]
-        online = self.encoder.views(params["encoder"], views, key=keys[2]).cls  # [B,2,D]
-        target = self.encoder.views(ema["encoder"], views).cls
+        online = self.encoder.views(params["encoder"], views, columns=batch, key=keys[2]).cls  # [B,2,D]
+        target = self.encoder.views(ema["encoder"], views, columns=batch).cls
         predicted = self.branch(params["two_branch"]["branch"], online, predict=True)
         projected = jax.lax.stop_gradient(self.branch(ema["two_branch"]["branch"], target, predict=False))
         agreement = regression(predicted, projected[:, ::-1])

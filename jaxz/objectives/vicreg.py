@@ -31,8 +31,9 @@ class Objective:
         return self.head.init(key), {}
 
     def loss(self, params, ema, extra, batch, key, step):
-        embedding = self.encoder.views(params["encoder"], batch["views"][:2], key=key).cls
+        embedding = self.encoder.views(params["encoder"], batch["views"][:2], columns=batch, key=key).cls
         z = self.head(params["vicreg"], embedding).astype(jnp.float32)  # [B,2,E]
+        # the mean over dimensions too, as in the paper's algorithm 1; its eq. 5 sums over them
         terms = {
             "invariance": ((z[:, 0] - z[:, 1]) ** 2).mean(),
             "variance": variance(z[:, 0]) + variance(z[:, 1]),

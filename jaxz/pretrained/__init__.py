@@ -12,6 +12,7 @@ from pathlib import Path
 from flax import nnx
 
 from jaxz.errors import InputError, suggest
+from jaxz.models.published import settings_of
 from jaxz.models.resize import VARIANTS
 from jaxz.pretrained import adapt, clip, dino, dinov2, dinov3, family, mae, siglip
 from jaxz.pretrained.formats import Checkpoint, open_checkpoint
@@ -72,8 +73,9 @@ def image_tower(graphdef: nnx.GraphDef, params: dict) -> tuple[nnx.GraphDef, dic
 
 
 def inspect_checkpoint(path: Path | str, *, family: str = "auto", arch: dict | None = None) -> dict:
-    """What load_pretrained would make of a checkpoint; where it would ask or refuse, the sentence. Every tensor is read
-    once, so that checksums are compared, and none is kept.
+    """What load_pretrained would make of a checkpoint; where it would ask or refuse, the sentence. "model": what a
+    run's config says of it (jaxz.models.published). Every tensor is read once, so that checksums are compared, and none
+    is kept.
 
     Raises InputError for a file that is damaged or unsafe.
     """
@@ -81,6 +83,7 @@ def inspect_checkpoint(path: Path | str, *, family: str = "auto", arch: dict | N
     found = contents(checkpoint)
     try:
         model, report = describe(checkpoint, family, arch, "family")
+        found |= {"model": settings_of(adapt.image_of(model.settings))}
         return found | report | summary(plan_of(checkpoint, model, strict=False))
     except InputError as error:
         return found | {"asks": str(error)}

@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
-from jaxz.models.tower import ImageTower
+import numpy as np
+
+from jaxz.models.tower import Blocks, Image, ImageTower
 from jaxz.pretrained import family, vit
-from jaxz.pretrained.layouts import Row, convolution, linear, norm, positions, tokens
+from jaxz.pretrained.layouts import Row, convolution, linear, norm, positions, tensors_of, tokens
 
 PUBLISHED = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1536, 40): 24}  # (width, depth) -> heads
 IGNORED = {r"classifier\..*|linear_head\..*": "a classifier of ImageNet's classes"}
@@ -75,3 +77,38 @@ def said(config: dict) -> dict:
         act="silu" if config.get("use_swiglu_ffn") else config.get("hidden_act", "gelu"),
         layernorm_eps=config.get("layer_norm_eps", 1e-6),
     )
+
+
+def hugging_face_config(image: Image) -> dict | None:
+    """The config.json with which transformers reads a DINOv2 of the image tower's settings; None where it is none."""
+    own, grid, eights = image.blocks, image.grid or (0, 1), 8 * -(-(8 * image.blocks.width // 3) // 8)
+    blocks = Blocks(own.width, own.depth, own.heads, own.hidden, gated=own.gated, eps=own.eps, layer_scale=True)
+    blocks = replace(blocks, activation="silu" if own.gated else "gelu")
+    like = Image(blocks, image.patch, image.bands, registers=image.registers, grid=grid, mask_token=True)
+    fits = own.hidden == eights if own.gated else own.hidden % own.width == 0
+    if image != replace(like, interpolation=image.interpolation) or grid[0] != grid[1] or not fits:
+        return None
+    kind, name = ("dinov2_with_registers", "Dinov2WithRegisters") if image.registers else ("dinov2", "Dinov2")
+    config = dict(
+        model_type=kind,
+        architectures=[f"{name}Model"],
+        dtype="float32",
+        hidden_size=own.width,
+        num_hidden_layers=own.depth,
+        num_attention_heads=own.heads,
+        mlp_ratio=4 if own.gated else own.hidden // own.width,
+        hidden_act="gelu",
+        use_swiglu_ffn=own.gated,
+        layer_norm_eps=own.eps,
+        qkv_bias=True,
+        patch_size=image.patch,
+        image_size=image.patch * grid[0],
+        num_channels=image.bands,
+    )
+    return config | (dict(num_register_tokens=image.registers) if image.registers else {})
+
+
+def hugging_face_tensors(params: dict) -> dict[str, np.ndarray]:
+    """An encoder's parameters under transformers' names: the inverse of reading them."""
+    other = "mlp.fc" if "gate" in params["blocks"]["mlp"] else "mlp.weights"
+    return tensors_of(params, [row for row in HUGGING_FACE if other not in row.name])

@@ -29,6 +29,14 @@ POOLS = ("argmax", "eos", "last")
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
+class Unsaid(InputError):
+    """Neither the file nor the family says a number of the architecture; `name` is what to give."""
+
+    def __init__(self, name: str, why: str):
+        super().__init__(f"arch: {name!r} is not in the file{why}; give it, as arch=dict({name}=...)")
+        self.name = name
+
+
 @dataclass(frozen=True)
 class Model:
     """A checkpoint understood: the module to build and the rows that fill it."""
@@ -66,7 +74,7 @@ def choose(arch: dict, name: str, known, why: str):
     """What arch, the file's config or a table of published models says; asks where none does."""
     value = arch.get(name, known)
     if value is None:
-        raise InputError(f"arch: {name!r} is not in the file, and {why}; give it, as arch=dict({name}=...)")
+        raise Unsaid(name, f", and {why}")
     return value
 
 
@@ -89,7 +97,8 @@ def activation(name: str) -> str:
 def grid(arch: dict, count: int) -> tuple[int, int]:
     """Rows and columns of a table of `count` positions, square unless arch says otherwise."""
     side = math.isqrt(count)
-    rows, columns = arch.get("pos_grid", (side, side))
+    square = (side, side) if side * side == count else None
+    rows, columns = choose(arch, "pos_grid", square, f"its {count} positions are no square")
     if rows * columns != count:
         raise InputError(f"arch: pos_grid {rows} x {columns} is not the {count} positions of the file; give pos_grid")
     return rows, columns
@@ -158,7 +167,7 @@ def text(shapes: dict, arch: dict, names: Names, inner: Blocks, *, causal: bool,
         raise InputError(f"arch: text_pool {pool!r} is no token that stands for a text.{suggest(pool, POOLS)}")
     eos = arch.get("eos_token_id", -1)
     if pool == "eos" and eos < 0:
-        raise InputError("arch: 'eos_token_id' is not in the file; give it, as arch=dict(eos_token_id=...)")
+        raise Unsaid("eos_token_id", "")
     vocabulary, _ = shape_of(shapes, names.token, 2)
     return Text(inner, vocabulary, shape_of(shapes, names.position, 2)[0], causal, pool, eos)
 

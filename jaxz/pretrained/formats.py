@@ -8,8 +8,10 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from jaxz.errors import InputError
-from jaxz.files import read_json
+from jaxz.files import read_json, replacing
 from jaxz.pretrained.tensors import ITEM, Tensor, damaged, decode, need
 from jaxz.pretrained.torch_files import read_torch, unwrap
 
@@ -125,6 +127,21 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             tensors[name] = stored(path, start + first, entry["dtype"], shape)
         need(start + end == size, f"it has {size} bytes, not {start + end}")
     return tensors
+
+
+def write_safetensors(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write float32 arrays as a .safetensors file, complete or not at all."""
+    header: dict = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, array in arrays.items():
+        header[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": [end, end + array.nbytes]}
+        end += array.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # arrays are to begin at a multiple of 8
+    with replacing(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in arrays.values():
+            file.write(np.ascontiguousarray(array, "<f4"))
 
 
 def unique(pairs: list) -> dict:

@@ -89,7 +89,7 @@ def make_plan(shapes: dict, rows: list[Row], ignored: dict[str, str], parameters
     Raises InputError for a shape that does not fit, and where strict for a tensor or parameter without the other.
     """
     flat = jax.tree_util.tree_leaves_with_path(parameters)
-    wanted = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in flat}
+    wanted = {path_of(path): leaf.shape for path, leaf in flat}
     fed: dict[str, list] = {}
     absent, done = {}, set()
     for row in rows:
@@ -153,14 +153,47 @@ def fill(plan: Plan, tensors: dict[str, Tensor]) -> dict:
             if not np.isfinite(used).all():
                 raise InputError(f"checkpoint: {name!r} holds values that are not finite; fetch it again")
             arrays[path][() if block is None else block] = used
-    params: dict = {}
-    for path in list(arrays):
+    # One after another: the copy of all would double the memory.
+    return nested({path: jnp.array(arrays.pop(path)) for path in list(arrays)})
+
+
+def nested(flat: dict) -> dict:
+    """{"a/b": leaf} -> {"a": {"b": leaf}}."""
+    tree: dict = {}
+    for path, leaf in flat.items():
         *parents, last = path.split("/")
-        node = params
+        node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[last] = jnp.array(arrays.pop(path))  # one after another: the copy of all would double the memory
-    return params
+        node[last] = leaf
+    return tree
+
+
+def tensors_of(params: dict, rows: list[Row]) -> dict[str, np.ndarray]:
+    """{name: float32 array} as a file of PyTorch's has the parameters: what `fill` reads, turned round. rows: of a
+    layout in which every dense layer is [out, in]; several that have one name are packed."""
+    flat = {path_of(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    packed: dict[str, list[np.ndarray]] = {}
+    for row in rows:
+        if row.target in flat:
+            stacked = flat[row.target] if "{}" in row.name else flat[row.target][None]
+            for block, value in enumerate(stacked):
+                packed.setdefault(row.name.format(block), []).append(turned(row.target, value))
+    axis = {name: 1 if parts[0].ndim == 3 else 0 for name, parts in packed.items()}  # tokens are [1,N,D]
+    return {name: np.ascontiguousarray(np.concatenate(parts, axis[name])) for name, parts in packed.items()}
+
+
+def turned(target: str, value: np.ndarray) -> np.ndarray:
+    if target == "stem/kernel":  # [C,PP,D] -> [D,C,P,P]
+        side = int(value.shape[1] ** 0.5)
+        return value.transpose(2, 0, 1).reshape(value.shape[2], value.shape[0], side, side)
+    if target.endswith(("token", "position")):
+        return value[None]
+    return value.T if target.endswith("kernel") else value
+
+
+def path_of(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def depth(shapes: dict, name: str) -> int:

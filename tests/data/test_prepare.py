@@ -55,6 +55,25 @@ def test_the_stretch_is_asinh_of_dereddened_flux_over_three_sky_sigma(manifest):
     np.testing.assert_allclose(as_seen["sky"], np.full((5, 3), 1 / 3), rtol=1e-6)
 
 
+def test_other_stretches_are_those_of_the_published_networks(manifest):
+    """sign(x) (sqrt(|x| + 1) - 1) (Pasquet et al. 2019) and sign(x) ln(1 + |x|); the sky's sigma is stretched alike."""
+    batch = batch_of(np.random.default_rng(0))
+    x = batch["image"].astype(np.float64) / 3
+    by_hand = {"sqrt": (np.sqrt(np.abs(x) + 1) - 1, 1 / 6), "log": (np.log(np.abs(x) + 1), 1 / 3)}
+    for name, (size, sky) in by_hand.items():
+        normalisation = Normalisation.create(manifest, (), 3.0, False, name)
+        assert Normalisation.from_json(normalisation.to_json()) == normalisation
+        prepared = Prepare(manifest, normalisation)(batch, KEY)
+        np.testing.assert_allclose(prepared["image"], np.sign(x) * size, rtol=2e-5, atol=1e-6)
+        np.testing.assert_allclose(prepared["sky"], np.full((5, 3), sky), rtol=1e-6)
+
+
+def test_a_normalisation_of_old_is_asinh(manifest):
+    normalisation = Normalisation.create(manifest, (), 3.0, False)
+    old = {name: value for name, value in normalisation.to_json().items() if name != "stretch"}
+    assert Normalisation.from_json(old) == normalisation
+
+
 def test_another_zero_point_of_the_same_sky_gives_the_same_numbers(manifest):
     """A model sees microjansky: 2.5 mag of zero point are a factor of 10 in stored numbers."""
     normalisation = Normalisation.create(manifest, (), 3.0, False)

@@ -8,6 +8,7 @@ from astropy.visualization import make_lupton_rgb
 from flax import nnx
 
 from jaxz.errors import InputError
+from jaxz.models import inputs
 from jaxz.pretrained import adapt, load_pretrained
 from tests.pretrained.files import FIXTURES, dinov2, needs_fixtures, write_safetensors
 
@@ -123,7 +124,7 @@ def test_bands_that_make_no_sense_are_refused(path, bands, init, why):
 def test_the_colour_picture_is_astropy_s():
     flux = np.random.default_rng(0).lognormal(1, 2, (3, 20, 20)).astype(np.float32)
     wanted = make_lupton_rgb(*flux, stretch=5, Q=8)  # uint8 [H,W,3]
-    found = adapt.lupton_rgb(jnp.asarray(flux)[None], 5, 8)[0]
+    found = inputs.lupton_rgb(jnp.asarray(flux)[None], 5, 8)[0]
     assert np.abs(255 * np.moveaxis(np.asarray(found), 0, -1) - wanted).max() < 1.01
     assert (found >= 0).all() and (found <= 1).all() and wanted.max() > 200
 
@@ -132,13 +133,13 @@ def test_how_fluxes_become_input_must_be_said():
     flux = jnp.linspace(-1, 9, 2 * 3 * 4).reshape(2, 3, 2, 2)
     for wrong in ({}, {"kind": "imagenet"}, {"kind": "asinh"}, {"kind": "asinh", "scale": [1, 2]}):
         with pytest.raises(InputError, match="normalisation"):
-            adapt.normalise(flux, wrong)
+            inputs.normalise(flux, wrong)
     scale = np.array([1, 2, 4])[:, None, None]
-    stretched = adapt.normalise(flux, {"kind": "asinh", "scale": [1, 2, 4]})
+    stretched = inputs.normalise(flux, {"kind": "asinh", "scale": [1, 2, 4]})
     np.testing.assert_allclose(stretched, np.arcsinh(np.asarray(flux, float) / scale), rtol=1e-5, atol=1e-6)
     numbers = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.4]}
     mean, std = (np.array(numbers[name])[:, None, None] for name in numbers)
-    affine = adapt.normalise(flux, {"kind": "affine"} | numbers)
+    affine = inputs.normalise(flux, {"kind": "affine"} | numbers)
     np.testing.assert_allclose(affine, (np.asarray(flux, float) - mean) / std, rtol=1e-5, atol=1e-6)
-    picture = adapt.normalise(flux, {"kind": "lupton", "stretch": 2, "q": 8} | numbers)
-    np.testing.assert_allclose(picture, (np.asarray(adapt.lupton_rgb(flux, 2, 8)) - mean) / std, rtol=1e-5, atol=1e-6)
+    picture = inputs.normalise(flux, {"kind": "lupton", "stretch": 2, "q": 8} | numbers)
+    np.testing.assert_allclose(picture, (np.asarray(inputs.lupton_rgb(flux, 2, 8)) - mean) / std, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,69 @@
+"""The inception network of Treyer et al. 2024 (MNRAS 527, 651), in which E(B-V) shifts the first maps and all that is
+known of a redshift passes through 16 numbers.
+
+Its head is one layer to the bins' softmax: redshift.norm=False. Open in the description, and chosen here: the 16
+numbers have no activation, both hidden layers around them ReLU, and means before them take in no border.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxz.errors import InputError
+from jaxz.models import inception
+from jaxz.models.inception import CHECKS, SETTINGS, Conv, Inception  # noqa: F401  the settings are this module's too
+from jaxz.models.vit import Encoded
+
+MAPS, HIDDEN, LATENT = 96, 1024, 16
+
+
+def columns(bands) -> tuple[str, ...]:
+    return ("ebv",)
+
+
+class First(nnx.Module):
+    """[B,H,W,C], E(B-V) [B,1] -> [B,H/2,W/2,96]."""
+
+    def __init__(self, bands: int, dtype, *, rngs: nnx.Rngs):
+        self.reddening = nnx.Linear(1, MAPS, dtype=dtype, **inception.INITIAL, rngs=rngs)
+        self.conv0 = Conv(bands, MAPS, 5, "relu", dtype, rngs=rngs)
+        self.conv1 = Conv(MAPS, MAPS, 3, "tanh", dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, ebv: jax.Array) -> jax.Array:
+        return inception.mean_pool(self.conv1(self.conv0(x, self.reddening(ebv))), stride=2)
+
+
+class Backbone(nnx.Module):
+    """Six inception layers, halved in size twice between, three convolutions without padding, and hidden layers of
+    1024, 16 and 1024, of which the last is cls. Raises InputError for images that are too small for these."""
+
+    def __init__(self, config, bands, size: int, *, rngs: nnx.Rngs):
+        side = -(-size // 8) - 7  # halved three times, rounded up; three convolutions, and a mean
+        if side < 1:
+            raise InputError(f"model.name: treyer2024 needs images of at least 57 pixels, not {size}; use pasquet2019")
+        self.dtype = dtype = jnp.dtype(config.dtype)
+        make = lambda count: First(count, dtype, rngs=rngs)
+        self.first = inception.FirstLayers(make, MAPS, bands, tuple(config.subsets))
+        inner = self.first.outer
+        for n in range(6):
+            layer = Inception(inner, 101, 156, 109, (5, 3), "relu", dtype, rngs=rngs)
+            setattr(self, f"inception{n}", layer)
+            inner = layer.outer
+        for n in range(3):
+            setattr(self, f"conv{n}", Conv(inner, MAPS, 3, "relu", dtype, padding="VALID", rngs=rngs))
+            inner = MAPS
+        linear = lambda inner, outer: nnx.Linear(inner, outer, dtype=dtype, **inception.INITIAL, rngs=rngs)
+        self.dense0 = linear(MAPS * side**2, HIDDEN)
+        self.latent, self.dense1 = linear(HIDDEN, LATENT), linear(LATENT, HIDDEN)
+
+    def __call__(self, image: jax.Array, mask: jax.Array, columns: dict, key: jax.Array | None = None) -> Encoded:
+        """image, mask [B,C,H,W]; columns: ebv [B]; nothing is drawn from key."""
+        x = self.first(inception.pixels(image, mask, self.dtype), inception.reddening(columns, self.dtype))
+        for n in range(6):
+            x = inception.mean_pool(x, stride=2) if n in (3, 5) else x
+            x = getattr(self, f"inception{n}")(x)
+        for n in range(3):
+            x = getattr(self, f"conv{n}")(x)
+        maps = inception.mean_pool(x, stride=1, padding="VALID")
+        x = self.latent(jax.nn.relu(self.dense0(maps.reshape(len(maps), -1))))
+        return inception.encoded(jax.nn.relu(self.dense1(x)), maps)

@@ -1,0 +1,115 @@
+"""Redshifts by template fits: chi^2 over redshift and non-negative combinations of spectra (EAZY: Brammer et al. 2008),
+or the best single one (LePhare: Arnouts et al. 1999). The baseline that needs no labels, and reaches any redshift."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import nnls
+
+from jaxz.photoz.pdf import PDF
+from jaxz.photoz.spectra import igm_transmission
+
+STEP = 0.004  # of ln(wavelength)
+ITERATIONS = 1000  # of non-negative least squares, at most
+OFFSET_ROUNDS = 100  # the fits follow part of an offset: it comes out slowly
+# Benitez 2000, table 1, for E/S0, Sbc/Scd and Irr: alpha, z_0, k_m, f, k
+BENITEZ = ((2.46, 0.431, 0.091, 0.35, 0.147), (1.81, 0.390, 0.0636, 0.50, 0.450), (0.91, 0.063, 0.123, 0.15, 0.0))
+
+
+class Curve(NamedTuple):
+    """A filter's response [W], of any unit, to photons of wavelengths [W] in angstrom."""
+
+    wavelength: np.ndarray
+    response: np.ndarray
+
+
+def model_fluxes(wavelength: np.ndarray, spectra: np.ndarray, curves: Sequence[Curve], z: np.ndarray) -> np.ndarray:
+    """f_nu [Z,T,C] in the bands `curves` of spectra F_lambda [T,W] at rest wavelengths [W] (angstrom), redshifted to z
+    [Z] through intergalactic hydrogen; photon-counting means, each spectrum in a unit of its own at each redshift.
+
+    Beyond their ends spectra are 0 in the ultraviolet and fall by the Rayleigh-Jeans law in the infrared.
+    """
+    ends = min(c.wavelength[0] for c in curves), max(c.wavelength[-1] for c in curves)
+    seen = np.exp(np.arange(np.log(ends[0]), np.log(ends[1]) + STEP, STEP))
+    response = np.array([np.interp(seen, c.wavelength, c.response, left=0, right=0) for c in curves])
+    response /= response.sum(axis=1, keepdims=True)  # <f_nu> of a photon counter: weights R d(ln lambda)
+    fluxes = np.empty((len(z), len(spectra), len(curves)))
+    for n, redshift in enumerate(z):
+        rest = seen / (1 + redshift)
+        tail = np.minimum(1, wavelength[-1] / rest) ** 4
+        f_lambda = np.array([np.interp(rest, wavelength, row, left=0) for row in spectra]) * tail
+        fluxes[n] = (f_lambda * rest**2 * igm_transmission(seen, redshift)) @ response.T
+    return fluxes / np.maximum(fluxes.mean(axis=2, keepdims=True), 1e-30)
+
+
+def fit(
+    flux: np.ndarray, error: np.ndarray, models: np.ndarray, *, combine: bool = True, floor: float = 0.05
+) -> np.ndarray:
+    """chi^2 [N,Z] of the best non-negative combination of templates at each redshift, or of the best single one.
+
+    flux, error: [N,C], in any unit; NaN or an error that is not positive: not observed, and counts nothing. models:
+    [Z,T,C] of `model_fluxes`. floor: of the error, in units of |flux|, for what templates and zero points do not know.
+    """
+    flux, weight = observed(flux, error, floor)
+    if combine:
+        return np.array([[amplitudes(f, w, model)[1] for model in models] for f, w in zip(flux, weight, strict=True)])
+    chi2 = np.empty((len(flux), len(models)))
+    for n, model in enumerate(models):
+        cross, square = np.maximum((weight * flux) @ model.T, 0), weight @ (model**2).T  # [N,T]
+        gain = np.divide(cross**2, square, where=square > 0, out=np.zeros_like(cross))
+        chi2[:, n] = (flux**2 * weight).sum(axis=1) - gain.max(axis=1)
+    return np.maximum(chi2, 0)
+
+
+def amplitudes(flux: np.ndarray, weight: np.ndarray, model: np.ndarray) -> tuple[np.ndarray, float]:
+    """[T] non-negative ones of least chi^2, and that, of one object [C] at one redshift [T,C]."""
+    root = np.sqrt(weight)
+    best, norm = nnls((model * root).T, flux * root, maxiter=ITERATIONS)
+    return best, norm**2
+
+
+def observed(flux: np.ndarray, error: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray]:
+    """Flux, 0 where not observed, and its inverse variance, 0 there."""
+    known = np.isfinite(flux) & np.isfinite(error) & (error > 0)
+    flux = np.where(known, flux, 0.0)
+    return flux, np.where(known, 1 / (np.where(known, error, 1.0) ** 2 + (floor * flux) ** 2), 0.0)
+
+
+def zero_points(flux: np.ndarray, error: np.ndarray, z: np.ndarray, models: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """[C] factors by which fluxes must be multiplied to agree with the templates at the known redshifts z [N]: medians
+    of model over flux, iterated, of geometric mean 1. models [Z,T,C] at redshifts `grid` [Z]. Bands seen in fewer than
+    20 of the objects, at 5 sigma, keep 1."""
+    factor, at = np.ones(flux.shape[1]), np.abs(z[:, None] - grid).argmin(axis=1)
+    for _ in range(OFFSET_ROUNDS):
+        scaled, weight = observed(flux * factor, error * factor, 0.05)
+        predicted = np.empty_like(scaled)
+        for n in range(len(z)):
+            predicted[n] = amplitudes(scaled[n], weight[n], models[at[n]])[0] @ models[at[n]]
+        sure = (scaled > 5 * error * factor) & (weight > 0) & (predicted > 0)
+        for c in np.flatnonzero(sure.sum(axis=0) >= 20):
+            factor[c] *= np.median(predicted[sure[:, c], c] / scaled[sure[:, c], c])
+        factor /= np.exp(np.log(factor).mean())
+    return factor
+
+
+def posterior(chi2: np.ndarray, edges: np.ndarray, prior: np.ndarray | float = 1.0) -> PDF:
+    """p(z) = exp(-chi^2 / 2) prior, of chi2 [N,n] at the middles of bins with edges [n+1]; prior [N,n] or 1."""
+    mass = np.exp(-0.5 * (chi2 - chi2.min(axis=1, keepdims=True))) * prior * np.diff(edges)
+    total = mass.sum(axis=1, keepdims=True)
+    flat = np.diff(edges) / (edges[-1] - edges[0])
+    return PDF(edges, np.where(total > 0, mass / np.where(total > 0, total, 1), flat))
+
+
+def magnitude_prior(magnitude: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """p(z | I magnitude) [N,n] at redshifts z [n] (Benitez 2000, eqs. 22 to 24, table 1), summed over galaxy types; of
+    magnitudes below 20 as at 20, and 1 where the magnitude is not known."""
+    faint = np.maximum(np.where(np.isfinite(magnitude), magnitude, 20), 20)[:, None] - 20
+    shares = [f * np.exp(-k * faint) for *_, f, k in BENITEZ[:2]]
+    shares.append(1 - sum(shares))
+    total = 0.0
+    for share, (alpha, z0, k, *_) in zip(shares, BENITEZ, strict=True):
+        peak = z0 + k * faint
+        shape = z**alpha * np.exp(-((z / peak) ** alpha))
+        total = total + share * shape / shape.sum(axis=1, keepdims=True)
+    return np.where(np.isfinite(magnitude)[:, None], total / total.max(axis=1, keepdims=True), 1.0)

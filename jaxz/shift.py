@@ -1,0 +1,145 @@
+"""Weights and coverage under covariate shift, as an overlay of a dataset that training reads by data.weights.
+
+    python -m jaxz.shift DATASET --name NAME --train "split == 'train' and z_kind == 'spec'" \\
+        --target "split == 'train'" --features flux [--method knn|classifier]
+
+Features are `flux` (a magnitude and colours, dereddened, of all bands with flux_ and fluxerr_), `embedding` (of the run
+--workdir), and numeric columns. Writes DATASET/overlays/NAME.parquet with the columns weight (p_target / p_train of the
+objects of --train, of mean 1; 0 for those of --target alone) and coverage (1 where an object has training neighbours,
+else 0), and prints the effective sample size, the AUC of the domain classifier (0.5: no shift) and the share of the
+target that is uncovered. See docs/shift.md.
+"""
+
+import argparse
+import json
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from sklearn.metrics import roc_auc_score
+
+from jaxz.data.dataset import Dataset, open_dataset
+from jaxz.data.index import column_type
+from jaxz.data.manifest import Column
+from jaxz.data.overlays import to_parquet
+from jaxz.data.staging import place_of
+from jaxz.data.transport import is_remote
+from jaxz.errors import InputError, run
+from jaxz.files import replace
+from jaxz.photometry import features, flux_bands, load
+from jaxz.photoz import shift
+from jaxz.predict import load_run
+from jaxz.provenance import versions
+
+MOST = 200_000  # target objects that weights are estimated from; coverage is of all
+COLUMNS = {
+    "weight": Column("float32", "", "density ratio of target to training objects; 0: no training object"),
+    "coverage": Column("int8", "", "1: has training neighbours in feature space; 0: none, no label speaks for it"),
+}
+
+
+class Domain(NamedTuple):
+    """rows [N] of the dataset and their features [N,F]."""
+
+    rows: np.ndarray
+    x: np.ndarray
+
+
+def domains(dataset: Dataset, where: dict[str, str], names: list[str], workdir: str | None) -> list[Domain]:
+    """Training and target objects. Raises InputError for features that there are not, or that are the truth."""
+    columns, parts = dataset.manifest.columns, {kind: [] for kind in where}
+    for name in names:
+        if name == "flux":
+            found = fluxes(dataset, where)
+        elif name == "embedding":
+            found = embeddings(dataset, where, workdir)
+        elif name in columns and columns[name].dtype != "string" and not name.startswith("true_"):
+            found = [np.asarray(dataset.arrow(text, [name])[name], np.float64) for text in where.values()]
+        else:
+            raise InputError(f"--features: {name!r} is neither 'flux', 'embedding' nor a numeric column; name another")
+        for kind, values in zip(where, found, strict=True):
+            parts[kind].append(values.reshape(len(values), -1))
+    return [Domain(dataset.select(text), np.concatenate(parts[kind], axis=1)) for kind, text in where.items()]
+
+
+def fluxes(dataset: Dataset, where: dict[str, str]) -> list[np.ndarray]:
+    """Magnitude and colours [N,2C-1] of each domain, in the units of the training objects' errors."""
+    bands = flux_bands(dataset)
+    loaded = [load(dataset, text, bands, [])[1:] for text in where.values()]
+    flux, error = loaded[0]
+    softening = np.nanmedian(np.where(np.isfinite(error).any(axis=0), error, 1.0), axis=0)
+    reference = int(np.argmax(np.median(np.nan_to_num(flux) / softening, axis=0)))
+    return [features(flux, softening, reference) for flux, _ in loaded]
+
+
+def embeddings(dataset: Dataset, where: dict[str, str], workdir: str | None) -> list[np.ndarray]:
+    """[N,D] of each domain, by a run."""
+    if workdir is None:
+        raise InputError("--workdir: the feature 'embedding' is of a run; name its directory")
+    model = load_run(workdir)
+    return [model.predict_dataset(dataset, text, ("embedding",))[1]["embedding"] for text in where.values()]
+
+
+def overlay(dataset: Dataset, options: argparse.Namespace) -> tuple[pa.Array, dict[str, pa.Array], dict]:
+    """object_id [K] of training and target objects, their columns [K], and what was found."""
+    train, target = domains(
+        dataset, {"train": options.train, "target": options.target}, options.features, options.workdir
+    )
+    some = target.x[np.random.default_rng(options.seed).permutation(len(target.x))[:MOST]]
+    try:
+        probability = shift.domain_probability(train.x, some, options.seed)
+        if options.method == "classifier":
+            weight = shift.odds(probability[: len(train.x)])
+        else:
+            weight = shift.density_ratio_knn(train.x, some)
+        covered = shift.covered(train.x, target.x)
+    except ValueError as error:
+        raise InputError(f"--features: {error}; choose others, or other --train and --target") from None
+    is_target = np.repeat([False, True], [len(train.x), len(some)])
+    summary = {
+        "train": len(train.x), "target": len(target.x), "method": options.method,
+        "effective_sample_size": shift.effective_sample_size(weight), "largest_weight": float(weight.max()),
+        "auc": float(roc_auc_score(is_target, probability)), "uncovered": float(1 - covered.mean()),
+    }  # fmt: skip
+    rows = np.union1d(train.rows, target.rows)
+    values = {"weight": np.zeros(len(rows)), "coverage": np.ones(len(rows), np.int8)}
+    values["weight"][np.searchsorted(rows, train.rows)] = weight
+    values["coverage"][np.searchsorted(rows, target.rows)] = covered
+    values["coverage"][np.searchsorted(rows, train.rows)] = 1
+    ids = dataset.arrow(columns=["object_id"])["object_id"].take(pa.array(rows)).combine_chunks()
+    return ids, {name: pa.array(v, column_type(COLUMNS[name])) for name, v in values.items()}, summary
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m jaxz.shift", description=__doc__.split("\n\n")[0])
+    parser.add_argument("dataset")
+    parser.add_argument("--name", required=True, help="of the overlay")
+    parser.add_argument("--train", required=True, metavar="WHERE", help="filter of the labelled objects")
+    parser.add_argument(
+        "--target", required=True, metavar="WHERE", help="filter of the objects that predictions are for"
+    )
+    parser.add_argument("--features", nargs="+", required=True, help="flux, embedding, or numeric columns")
+    parser.add_argument("--workdir", help="the run that embeds")
+    parser.add_argument("--method", choices=("knn", "classifier"), default="classifier")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--overlay", action="append", default=[], help="an overlay that is read first; may be repeated")
+    options = parser.parse_args(argv)
+    if is_remote(options.dataset):
+        raise InputError(f"dataset: {options.dataset!r} is remote; write the overlay where it is")
+    dataset = open_dataset(options.dataset, overlays=options.overlay)
+    if "object_id" not in dataset.manifest.columns:
+        raise InputError(
+            f"dataset: {options.dataset!r} has no column object_id, by which overlays are joined; convert it"
+        )
+    path = dataset.path / place_of("overlays", options.name)
+    if path.exists():
+        raise InputError(f"--name: {path} exists; choose another name")
+    ids, values, summary = overlay(dataset, options)
+    provenance = {"tool": "jaxz.shift", "arguments": argv, "rows": dataset.fingerprint()["rows"], "summary": summary}
+    path.parent.mkdir(exist_ok=True)
+    replace(path, to_parquet(ids, values, COLUMNS, provenance | {"versions": versions()}))
+    print(json.dumps({"overlay": str(path), **summary}, indent=1))
+
+
+if __name__ == "__main__":
+    run(main)

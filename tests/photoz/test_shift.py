@@ -1,0 +1,149 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from jaxz.photoz import shift
+from jaxz.photoz.pdf import PDF
+
+
+def gaussians(dimensions, seed, rows=2500):
+    """Training and target features, and the true density ratio: target means lie 0.8 away, and it is narrower."""
+    draw, mean = np.random.default_rng(seed), np.full(dimensions, 0.8 / dimensions**0.5)
+    train, target = draw.normal(size=(rows, dimensions)), mean + 0.9 * draw.normal(size=(rows, dimensions))
+    log_ratio = stats.norm.logpdf(train, mean, 0.9) - stats.norm.logpdf(train)
+    return train, target, np.exp(log_ratio.sum(1))
+
+
+def selected(seed, rows=2500):
+    """A magnitude and two colours, of which the bright and the red are labelled: no Gaussian ratio."""
+    draw = np.random.default_rng(seed)
+    chance = lambda x: 0.05 + 0.95 / (1 + np.exp(2.5 * x[:, 0] - x[:, 1]))
+    everything = draw.normal(size=(8 * rows, 3))
+    train = everything[draw.uniform(size=len(everything)) < chance(everything)][:rows]
+    return train, draw.normal(size=(rows, 3)), 1 / chance(train)
+
+
+@pytest.mark.parametrize("toy", [gaussians(2, 0), gaussians(6, 1), selected(2)], ids=["2", "6", "selected"])
+def test_classifier_weights_follow_the_true_ratio(toy):
+    train, target, true = toy
+    found = shift.density_ratio_classifier(train, target, seed=0)
+    assert np.corrcoef(found, true)[0, 1] > 0.95
+    assert found.mean() == pytest.approx(1)
+    unweighted, weighted = train.mean(0), np.average(train, 0, found)
+    assert np.abs(weighted - target.mean(0)).max() < 0.12 < np.abs(unweighted - target.mean(0)).max()
+
+
+def test_classifier_sees_that_a_band_is_missing_and_nothing_behind_it():
+    draw = np.random.default_rng(0)
+    train, target = draw.normal(size=(800, 2)), draw.normal(size=(800, 2))
+    train[:200, 1] = np.nan
+    target[:400, 1] = np.nan
+    found = shift.density_ratio_classifier(train, target, seed=1)
+    assert found[:200].mean() == pytest.approx(2, rel=0.15)
+    assert found[200:].mean() == pytest.approx(2 / 3, rel=0.1)
+    train[:200, 1] = np.inf
+    assert np.array_equal(found, shift.density_ratio_classifier(train, target, seed=1))
+
+
+def test_neighbour_weights_equal_counts_by_brute_force_and_follow_the_ratio():
+    train, target, true = gaussians(2, 3)
+    found = shift.density_ratio_knn(train, target)
+    assert np.corrcoef(found, true)[0, 1] > 0.95
+    scale = np.concatenate([train, target]).std(0)
+    distance = lambda b: np.sqrt((((train[:100, None] - b) / scale) ** 2).sum(2))
+    radius = np.partition(distance(train), 20, axis=1)[:, 20]
+    count = (distance(target) <= radius[:, None]).sum(1)
+    found = shift.density_ratio_knn(train, target, 20)[:100]
+    assert found / found.mean() == pytest.approx(count / count.mean())
+    with pytest.raises(ValueError, match="no target object lies near"):
+        shift.density_ratio_knn(train[:50], train[:50] + 100)
+
+
+def test_one_object_carries_sqrt_n_at_most():
+    weights = shift.truncated(np.append(np.ones(99), 1e9))
+    assert weights.mean() == pytest.approx(1)
+    assert weights.max() / 100 > 0.9  # of the sum: truncated at sqrt(N) times the mean, here of one object
+
+
+@pytest.mark.parametrize(
+    ("train", "target", "message"),
+    [
+        (np.zeros((9, 2)), np.zeros((9, 3)), "not \\[N,F\\] and \\[M,F\\]"),
+        (np.zeros((4, 2)), np.zeros((9, 2)), "4 training and 9 target"),
+        (np.zeros((9, 2)), np.zeros((9, 2)), "the same"),
+    ],
+)
+def test_refuses_what_cannot_be_compared(train, target, message):
+    with pytest.raises(ValueError, match=message):
+        shift.density_ratio_classifier(train, target, 0)
+
+
+def test_coverage_ends_with_the_training_objects():
+    draw = np.random.default_rng(4)
+    train = draw.uniform(size=(2000, 2))
+    inside, outside = 0.05 + 0.9 * draw.uniform(size=(500, 2)), draw.uniform(1.3, 2, (500, 2))
+    found = shift.covered(train, np.concatenate([inside, outside]))
+    assert found[:500].all() and not found[500:].any()
+
+
+def test_effective_sample_size():
+    assert shift.effective_sample_size(np.ones(7)) == 7
+    assert shift.effective_sample_size(np.array([1, 1, 0, 0])) == 2
+    assert shift.effective_sample_size(np.array([3, 1])) == 1.6
+
+
+def test_strata_balance_features():
+    train, target, _ = gaussians(2, 5)
+    probability = shift.domain_probability(train, target, 0)
+    stratum = shift.propensity_strata(probability)
+    assert np.bincount(stratum).tolist() == [1000] * 5
+    assert (np.diff([probability[stratum == n].mean() for n in range(5)]) > 0).all()
+    first, second = stratum[:2500], stratum[2500:]
+    gaps = [np.abs(train[first == n].mean(0) - target[second == n].mean(0)).max() for n in range(5)]
+    assert np.mean(gaps) < 0.35 * np.abs(train.mean(0) - target.mean(0)).max()
+
+
+def test_label_shift_finds_the_target_n_of_z():
+    draw, edges = np.random.default_rng(6), np.linspace(0, 1, 6)
+    prior, wanted = np.array([0.4, 0.3, 0.15, 0.1, 0.05]), np.array([0.1, 0.1, 0.2, 0.3, 0.3])
+    z = draw.choice(5, 80000, p=wanted)
+    x = z + 0.7 * draw.normal(size=len(z))
+    likelihood = stats.norm.pdf(x[:, None], np.arange(5), 0.7)
+    posterior = lambda p: likelihood * p / (likelihood * p).sum(1, keepdims=True)
+    adapted, found = shift.label_shift(posterior(prior), prior)
+    assert found == pytest.approx(wanted, abs=0.02)
+    assert np.abs(found - wanted).max() < np.abs(posterior(prior).mean(0) - wanted).max() / 4
+    assert np.allclose(adapted, posterior(found), atol=1e-4)
+    assert len(PDF(edges, adapted)) == len(z)
+
+
+def test_label_shift_leaves_alone_what_training_never_had():
+    adapted, found = shift.label_shift(np.array([[0.5, 0.2, 0.3], [0.0, 1.0, 0.0]]), np.array([0.5, 0.0, 0.5]))
+    assert found[1] == 0 and found.sum() == pytest.approx(1)
+    assert adapted[1] == pytest.approx(found, abs=1e-5)  # only an empty bin explains it: nothing is known
+
+
+def test_cells_know_their_bias_and_where_they_know_none():
+    draw, centres = np.random.default_rng(7), np.array([[0, 0], [9, 0], [0, 9]])
+    target_kind, train_kind = draw.integers(0, 3, 900), draw.integers(0, 2, 400)
+    target, train = (centres[kind] + draw.normal(size=(len(kind), 2)) for kind in (target_kind, train_kind))
+    residual = np.array([0.02, -0.05])[train_kind] + 0.01 * draw.normal(size=400)
+    cells = shift.calibrate_cells(train, residual, target, cells=3, seed=0)
+    bias, error = cells.bias[cells.target], cells.error[cells.target]
+    for kind in (0, 1):
+        own = residual[train_kind == kind]
+        assert bias[target_kind == kind] == pytest.approx(own.mean())
+        assert error[target_kind == kind] == pytest.approx(own.std(ddof=1) / len(own) ** 0.5)
+    assert np.isnan(bias[target_kind == 2]).all() and sorted(cells.labelled)[0] == 0
+
+
+def test_weighted_risk_chooses_the_model_that_fits_the_target():
+    """In closed form of Gaussians: E[int p^2] - 2 E[p(z)] of N(m, s) under truth N(0, 1)."""
+    draw, edges = np.random.default_rng(8), np.linspace(-6, 6, 601)
+    z = draw.uniform(-6, 6, 40000)  # labelled evenly, wanted as N(0, 1)
+    weights = stats.norm.pdf(z)
+    for mean, sigma in ((0, 1), (1, 1), (0, 2)):
+        mass = np.diff(stats.norm.cdf(edges, mean, sigma))
+        pdf = PDF(edges, np.tile(mass / mass.sum(), (len(z), 1)).astype(np.float32))
+        true = 1 / (2 * sigma * np.pi**0.5) - 2 * stats.norm.pdf(0, mean, (1 + sigma**2) ** 0.5)
+        assert shift.weighted_cde_loss(pdf, z, weights, pdf[:10]) == pytest.approx(true, abs=0.01)

@@ -1,0 +1,102 @@
+"""The command that writes weights and coverage, and training that reads them."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxz import shift
+from jaxz.data.dataset import open_dataset
+from jaxz.data.stream import Source, Stream
+from jaxz.errors import InputError, run
+from tests.test_photometry import make_dataset
+
+TRAIN = "split == 'train' and z_kind == 'spec'"
+
+
+def bright(values):
+    """Half of the bright objects are labelled, few of the faint and none of the faintest."""
+    draw, magnitude = np.random.default_rng(1).uniform(size=len(values["mag_ref"])), values["mag_ref"]
+    chance = np.where(magnitude < 20.5, 0.6, np.where(magnitude < 21.8, 0.15, 0))
+    return np.where(draw < chance, "spec", "none")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("shift") / "d", n=1600, change={"z_kind": bright})
+
+
+def weigh(dataset, name, *rest):
+    shift.main([str(dataset), "--name", name, "--train", TRAIN, "--target", "split == 'train'", *rest])
+
+
+@pytest.mark.parametrize("method", ["classifier", "knn"])
+def test_weights_and_coverage_of_a_magnitude_limit(dataset, method, capsys):
+    weigh(dataset, method, "--features", "flux", "mag_ref", "--method", method)
+    said = json.loads(capsys.readouterr().out)
+    table = open_dataset(dataset, overlays=[method]).arrow(
+        "split == 'train'", ["z_kind", "mag_ref", "weight", "coverage"]
+    )
+    labelled = np.array(table["z_kind"].to_pylist()) == "spec"
+    magnitude, weight, coverage = (table[name].to_numpy() for name in ("mag_ref", "weight", "coverage"))
+    assert weight[labelled].mean() == pytest.approx(1) and (weight[~labelled] == 0).all()
+    assert said["effective_sample_size"] == pytest.approx(weight.sum() ** 2 / (weight**2).sum(), rel=1e-3)
+    assert said["train"] == labelled.sum() and said["target"] == len(table) and 0.6 < said["auc"] < 1
+    within = magnitude < 21.8  # what weights can mend
+    gap = magnitude[within].mean() - magnitude[labelled].mean()
+    assert abs(np.average(magnitude, weights=weight) - magnitude[within].mean()) < 0.35 * gap
+    faint = magnitude > 22.1
+    assert coverage[faint].mean() < 0.3 and coverage[within].mean() > 0.95 and coverage[labelled].all()
+    assert said["uncovered"] == pytest.approx(1 - coverage.mean())
+
+
+def test_a_stream_draws_by_them(dataset):
+    weigh(dataset, "drawn", "--features", "mag_ref")
+    source = Source(
+        open_dataset(dataset, overlays=["drawn"]), ("tag",), ("mag_ref", "weight"), where=TRAIN, weights="weight"
+    )
+    stream = Stream(source, 64)
+    drawn = np.concatenate([next(stream)["mag_ref"] for _ in range(30)])
+    stream.close()
+    table = open_dataset(dataset, overlays=["drawn"]).arrow(TRAIN, ["mag_ref", "weight"])
+    magnitude, weight = table["mag_ref"].to_numpy(), table["weight"].to_numpy()
+    assert drawn.mean() == pytest.approx(np.average(magnitude, weights=weight), abs=0.05)
+
+
+def test_embeddings_are_those_of_the_run(dataset, monkeypatch, capsys):
+    class Run:
+        def predict_dataset(self, dataset, where, outputs):
+            return dataset.select(where), {
+                "embedding": np.asarray(dataset.arrow(where, ["mag_ref"])["mag_ref"])[:, None]
+            }
+
+    monkeypatch.setattr(shift, "load_run", lambda path: {"RUN": Run()}[path])
+    found = []
+    for name, chosen in (("by_run", ["embedding", "--workdir", "RUN"]), ("by_column", ["mag_ref"])):
+        weigh(dataset, name, "--features", *chosen)
+        found.append(open_dataset(dataset, overlays=[name]).arrow(TRAIN, ["weight"])["weight"].to_numpy())
+    assert np.array_equal(*found)
+
+
+@pytest.mark.parametrize(
+    ("rest", "message"),
+    [
+        (["--features", "true_z"], "'true_z' is neither"),
+        (["--features", "embedding"], "name its directory"),
+        (["--features", "flux", "--name", "../up"], "not a path"),
+        (["--features", "flux", "--train", "z == 9"], "0 training and"),
+        (["--features", "flux", "--target", "nothing == 9"], "nothing"),
+    ],
+)
+def test_refusals(dataset, rest, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(lambda argv: weigh(dataset, "refused", *rest), [])
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+    assert not (dataset / "overlays/refused.parquet").exists()
+
+
+def test_an_overlay_is_not_replaced(dataset):
+    (dataset / "overlays").mkdir(exist_ok=True)
+    (dataset / "overlays/taken.parquet").write_text("")
+    with pytest.raises(InputError, match="choose another name"):
+        weigh(dataset, "taken", "--features", "mag_ref")
