@@ -256,8 +256,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if getattr(modules(config).get("model"), "IMPORTED", False):
         if not config.init.path:
             problems.append(
-                f"init.path: '' is not set, but the model {config.model.name!r} begins with trained weights alone; name "
-                "their file or directory, or a run"
+                f"init.path: '' is not set, but the model {config.model.name!r} begins with trained weights alone; "
+                "name their file or directory, or a run"
             )
         if config.data.stretch != "asinh":
             problems.append(
