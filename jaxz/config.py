@@ -253,11 +253,17 @@ def validate(config: ml_collections.ConfigDict) -> None:
         problems.append(
             f"optim.lora_rank: {config.optim.lora_rank} leaves the encoder as it is, which is untrained; set init.path"
         )
-    if getattr(modules(config).get("model"), "IMPORTED", False) and not config.init.path:
-        problems.append(
-            f"init.path: '' is not set, but the model {config.model.name!r} begins with trained weights alone; name "
-            "their file or directory, or a run"
-        )
+    if getattr(modules(config).get("model"), "IMPORTED", False):
+        if not config.init.path:
+            problems.append(
+                f"init.path: '' is not set, but the model {config.model.name!r} begins with trained weights alone; "
+                "name their file or directory, or a run"
+            )
+        if config.data.stretch != "asinh":
+            problems.append(
+                f"data.stretch: {config.data.stretch!r}, but the model {config.model.name!r} takes asinh; set it to "
+                "'asinh'"
+            )
     if config.init.item == "ema" and not config.init.path:
         problems.append("init.item: 'ema' needs init.path, the run to start from")
     if problems:

@@ -93,7 +93,7 @@ class Objective:
 
     def slice_weights(self, batch) -> dict[str, jax.Array]:
         """{term: how much a slice of a batch has of that which the term's loss is a mean of}, where that may vary."""
-        return {name: term.weight(batch) for name, term in self.terms.items() if hasattr(term, "weight")}
+        return {name: term.weight(batch) for name, term in self.terms.items() if getattr(term, "weight", None)}
 
     def loss(self, params, ema, extra, batch, key, step):
         """Of a slice of a batch, `share` holds its slice_weights over their means."""
