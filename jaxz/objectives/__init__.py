@@ -11,7 +11,7 @@
         teacher: bool = False                                  # whether it needs `ema`, the averaged parameters
         oriented: bool = False                                 # whether augmentation must not turn or mirror images
         tokens_only: bool = False                              # whether it leaves the encoder's summary untrained
-    edges: float64 [bins+1]                                # of those that predict p(z): of the bins of their `pdf`
+        edges: float64 [bins+1]                                # of those that predict p(z): of the bins of their `pdf`
         def __init__(self, encoder, settings, normalisation)
         def init(self, key) -> (params, extra)                 # of its own, beside the encoder's
         def loss(self, params, ema, extra, batch, key, step) -> (float32 [], {"metrics": {...}, "extra": ...})
