@@ -20,6 +20,7 @@ OWN = {
     "coral": {},
     "mmd": {},
     "dann": dict(hidden=8, ramp_steps=10),
+    "self_training": dict(bins=12, odds=0.0),
 }
 
 
@@ -28,13 +29,20 @@ def softmax(x):
 
 
 def batch():
-    return batch_of() | {"z_err": np.full(6, 0.01, np.float32), "mag_ref": np.float32([20.1, 20.8, 21.2, 22, 19, 23])}
+    """Labelled rows, and two that are not."""
+    z = np.where(np.arange(6) == 4, np.nan, batch_of()["z"])
+    return batch_of() | {
+        "z": z.astype(np.float32),
+        "coverage": np.ones(6, np.float32),
+        "z_err": np.full(6, 0.01, np.float32),
+        "mag_ref": np.float32([20.1, 20.8, 21.2, 22, 19, 23]),
+    }
 
 
 @pytest.mark.parametrize("name", OWN)
 def test_what_is_not_observed_changes_nothing(name):
     objective, params, extra = make({name: 1.0}, **{name: OWN[name]})
-    step = jax.jit(jax.value_and_grad(lambda p, b: objective.loss(p, {}, extra, b, KEY, 5)[0]))
+    step = jax.jit(jax.value_and_grad(lambda p, b: objective.loss(p, params, extra, b, KEY, 5)[0]))
     plain, filled = batch(), batch()
     for view in filled["views"]:
         view["image"] = np.where(view["mask"], view["image"], np.nan)
@@ -121,3 +129,20 @@ def test_dann_reverses_the_gradient_of_the_encoder_alone():
     move = lambda part, sign: {**params, part: jax.tree.map(lambda p, g: p + sign * 1e-3 * g, params[part], late[part])}
     assert value(move("dann", -1), 1000) < value(params, 1000)  # descent teaches the classifier
     assert value(move("encoder", -1), 1000) > value(params, 1000)  # and unteaches the encoder
+
+
+def test_self_training_teaches_sure_and_covered_rows_alone():
+    objective, params, extra = make(dict(self_training=1.0), self_training={**OWN["self_training"], "odds": 0.3})
+    [term] = objective.terms.values()
+    centres = (term.edges[1:] + term.edges[:-1]) / 2
+    mass = np.random.default_rng(5).dirichlet(np.full(12, 0.3), 6).astype(np.float32)
+    modes = centres[mass.argmax(1)]
+    expected = [m[np.abs(centres - z) <= 0.06 * (1 + z)].sum() for m, z in zip(mass, modes, strict=True)]
+    assert np.asarray(term.odds(mass)) == pytest.approx(expected, rel=1e-5)
+
+    term.odds = lambda mass: jnp.ones(len(mass))
+    part = jax.jit(lambda b: objective.loss(params, params, extra, b, KEY, 10**6)[1]["metrics"])
+    everywhere, uncovered = part(batch()), part(batch() | {"coverage": np.float32([1, np.nan, 1, 1, 0, 1])})
+    assert everywhere["self_training/sure"] == 1 and everywhere["self_training/pseudo"] > 0
+    assert uncovered["self_training/pseudo"] == 0  # rows 1 and 4 are the unlabelled ones
+    assert uncovered["self_training/entropy"] == everywhere["self_training/entropy"]

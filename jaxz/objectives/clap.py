@@ -33,6 +33,7 @@ class Objective(redshift.Objective):
     reconstruction (its weight; 100 or 1 in the paper, by survey)."""
 
     name, views = "clap", 2
+    weight = None  # all but the cross-entropy are means over all rows
 
     def __init__(self, encoder: Encoder, settings, normalisation):
         super().__init__(encoder, settings, normalisation)

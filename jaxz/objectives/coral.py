@@ -8,9 +8,6 @@ import jax.numpy as jnp
 
 from jaxz.models import Encoder
 
-SETTINGS: dict = {}
-CHECKS: dict = {}
-
 
 class Objective:
     """|C_s - C_t|^2 / (4 D^2) of the embeddings of rows with a redshift and of those without, in the global batch; 0

@@ -9,8 +9,6 @@ import jax.numpy as jnp
 from jaxz.mesh import constrain_batch
 from jaxz.models import Encoder
 
-SETTINGS: dict = {}
-CHECKS: dict = {}
 WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the Gaussian kernels, in units of the batch's mean squared distance
 
 
