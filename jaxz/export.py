@@ -33,7 +33,7 @@ def export(model: Model, out: Path, origin: str) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise errors.InputError(f"--out: {str(out)!r} holds something already; name a new directory")
     out.mkdir(parents=True, exist_ok=True)
-    params, config = merged(model.params), resolved(model.config)
+    params, config = jax.jit(merged)(model.params), resolved(model.config)
     config["optim"]["lora_rank"] = 0
     config["data"]["cache"] = ""  # a place of the machine where it was trained
     described = hugging_face(model)

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh
+from ml_collections import ConfigDict
 
 from jaxz import objectives
-from jaxz.config import parse
+from jaxz.config import fill, parse, validate
 from jaxz.data.prepare import Normalisation
 from jaxz.errors import InputError
 from jaxz.flops import matmul_flops
@@ -34,6 +35,13 @@ def made(request):
     config = parse([f"--config={request.param}", "--config.data.path=d"])
     normalisation = Normalisation(UGRIZ, (1.0,) * 5, 64, 0.396, config.data.deredden, config.data.stretch)
     return config, objectives.Objective(build(config.model, UGRIZ, 64), config, normalisation)
+
+
+def test_objectives_that_hide_patches_are_refused(made):
+    config, _ = made
+    config.losses = ConfigDict(dict(mae=1.0, redshift=1.0))
+    with pytest.raises(InputError, match="losses: mae shows the encoder parts of images, but model.name '.*' sees wh"):
+        validate(fill(config))
 
 
 def test_every_parameter_has_a_place_a_rate_and_a_decay(made):

@@ -19,9 +19,9 @@ HALF_WIDTH = 0.06  # of the odds, in units of 1 + z
 
 class Objective(redshift.Objective):
     """Cross-entropy of labelled rows, plus that of unlabelled ones, in another view, with the averaged network's p(z)
-    of the first view: of rows whose column `coverage` is 1 (`jaxz.shift`) and of which p(z) holds `odds` at least
-    within 0.06 (1 + z) of its mode, over the number of all unlabelled rows. Mix both kinds with data.sources. settings,
-    beside those of redshift: odds, pseudo_weight, ramp_steps (over which that weight rises from 0)."""
+    of the first view: of rows whose column `coverage` is 1 (`jaxz.shift`) and of which p(z) holds `odds` or more within
+    0.06 (1 + z) of its mode, over the number of all unlabelled rows. Mix both kinds with data.sources. settings, beside
+    those of redshift: odds, pseudo_weight, ramp_steps (over which that weight rises from 0)."""
 
     name, views, teacher = "self_training", 2, True
     columns = (*redshift.Objective.columns, "coverage")
