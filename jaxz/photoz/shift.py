@@ -88,10 +88,11 @@ def domain_probability(train: np.ndarray, target: np.ndarray, seed: int) -> np.n
         for n, model in enumerate(models):
             logits[held, n] = model.fit(x[seen], y[seen]).decision_function(x[held])
     logit = combined(logits, y)[:, None]
-    spline = SplineTransformer(5, knots="quantile", extrapolation="linear")
-    return np.clip(
-        make_pipeline(spline, LogisticRegression()).fit(logit, y).predict_proba(logit)[:, 1], LEAST, 1 - LEAST
-    )
+    # The logit itself beside the spline: the penalty then draws to no calibration, not to no ratio.
+    curve = SplineTransformer(5, knots="quantile", extrapolation="linear").fit_transform(logit)
+    curve = np.column_stack([10 * logit, curve])
+    calibrated = LogisticRegression(C=10, max_iter=1000).fit(curve, y).predict_proba(curve)[:, 1]
+    return np.clip(calibrated, LEAST, 1 - LEAST)
 
 
 def classifiers(features: int, seed: int) -> list:
