@@ -248,6 +248,13 @@ def validate(config: ml_collections.ConfigDict) -> None:
             for name, module in modules(config).items()
             if getattr(getattr(module, "Objective", None), "views", 1) > 1
         ]
+    if not getattr(getattr(modules(config).get("model"), "Backbone", None), "parts", True):
+        problems += [
+            f"losses: {name} shows the encoder parts of images, but model.name {config.model.name!r} sees whole ones; "
+            "use 'vit'"
+            for name, module in modules(config).items()
+            if getattr(getattr(module, "Objective", None), "parts", False)
+        ]
     if config.augment.ebv and config.data.deredden:
         problems.append(
             f"augment.ebv: {config.augment.ebv} reddens images that data.deredden corrects; set it to 0, or "
