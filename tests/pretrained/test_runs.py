@@ -170,6 +170,7 @@ def test_low_rank_factors_of_mae_are_trained_and_merged(dataset, tmp_path):
         assert (merged != at(params["encoder"])).any(), place
 
 
+@pytest.mark.long
 @needs_fixtures
 def test_self_distillation_begins_with_the_weights_as_the_teacher(dataset, tmp_path):
     path, model = fixture("dinov2_official", {"heads": 4})
