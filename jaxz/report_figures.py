@@ -15,7 +15,7 @@ from jaxz.report_tables import all_test_sets, label
 SHOWN = 8  # objects in the galleries
 LARGEST = 2_000_000  # samples: finding cutouts by key reads all keys of a dataset
 TREND_COLUMNS = {"z_true": "true redshift", "z_best": "estimated redshift", "mag_ref": "reference magnitude (AB)"}
-CONDITIONS = {"n_bands": "observed bands", "ebv": "E(B-V) (mag)"}
+CONDITIONS = {"n_bands": "observed bands", "ebv": "E(B-V) (mag)", "coverage": "has training neighbours"}
 
 
 class Picture(NamedTuple):

@@ -16,7 +16,7 @@ from jaxz.photoz.metrics import evaluate_metrics
 from jaxz.photoz.pdf import PDF, write_qp
 
 # Kept where present.
-CATALOG_COLUMNS = ("key", "object_id", "ra", "dec", "x", "y", "n_bands", "mag_ref", "ebv", "z", "z_kind")
+CATALOG_COLUMNS = ("key", "object_id", "ra", "dec", "x", "y", "n_bands", "mag_ref", "ebv", "coverage", "z", "z_kind")
 
 
 def test_sets(dataset) -> dict[str, tuple[str, str]]:
