@@ -1,10 +1,11 @@
-# make demo: a simulated sky to runs/demo/report.html; make test: the tests. Each sets up .venv by itself.
+# make demo: a simulated sky to runs/demo/report.html; make test: the tests, without the long ones of make test-long.
+# Each sets up .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
 SAMPLES := 40000
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-long lint clean
 .DELETE_ON_ERROR:
 
 .venv/ready: requirements.txt
@@ -30,6 +31,9 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-long: .venv/ready
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m long
 
 lint: .venv/ready
 	$(BIN)/ruff format --check .

@@ -182,6 +182,15 @@ def source_problems(config: ml_collections.ConfigDict):
             yield f"data.stages[{n}].steps: {stage['steps']!r} must be an integer"
 
 
+def imported_problems(config: ml_collections.ConfigDict):
+    """What is wrong with the rest of a config whose model has weights of others."""
+    name = config.model.name
+    if not config.init.path:
+        yield f"init.path: '' is not set, but the model {name!r} begins with trained weights alone; name their file"
+    if config.data.stretch != "asinh":
+        yield f"data.stretch: {config.data.stretch!r}, but the model {name!r} takes asinh; set it to 'asinh'"
+
+
 def validate(config: ml_collections.ConfigDict) -> None:
     """Raises InputError naming every field that is wrong, before any device starts."""
     values = dict(fields(config))
@@ -239,6 +248,13 @@ def validate(config: ml_collections.ConfigDict) -> None:
             for name, module in modules(config).items()
             if getattr(getattr(module, "Objective", None), "views", 1) > 1
         ]
+    if not getattr(getattr(modules(config).get("model"), "Backbone", None), "parts", True):
+        problems += [
+            f"losses: {name} shows the encoder parts of images, but model.name {config.model.name!r} sees whole ones; "
+            "use 'vit'"
+            for name, module in modules(config).items()
+            if getattr(getattr(module, "Objective", None), "parts", False)
+        ]
     if config.augment.ebv and config.data.deredden:
         problems.append(
             f"augment.ebv: {config.augment.ebv} reddens images that data.deredden corrects; set it to 0, or "
@@ -253,11 +269,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
         problems.append(
             f"optim.lora_rank: {config.optim.lora_rank} leaves the encoder as it is, which is untrained; set init.path"
         )
-    if getattr(modules(config).get("model"), "IMPORTED", False) and not config.init.path:
-        problems.append(
-            f"init.path: '' is not set, but the model {config.model.name!r} begins with trained weights alone; name "
-            "their file or directory, or a run"
-        )
+    if getattr(modules(config).get("model"), "IMPORTED", False):
+        problems += imported_problems(config)
     if config.init.item == "ema" and not config.init.path:
         problems.append("init.item: 'ema' needs init.path, the run to start from")
     if problems:

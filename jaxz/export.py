@@ -33,7 +33,7 @@ def export(model: Model, out: Path, origin: str) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise errors.InputError(f"--out: {str(out)!r} holds something already; name a new directory")
     out.mkdir(parents=True, exist_ok=True)
-    params, config = merged(model.params), resolved(model.config)
+    params, config = jax.jit(merged)(model.params), resolved(model.config)
     config["optim"]["lora_rank"] = 0
     config["data"]["cache"] = ""  # a place of the machine where it was trained
     described = hugging_face(model)
@@ -71,7 +71,7 @@ An encoder of multi-band sky cutouts with its heads ({losses}), written by jaxz 
 {transformers}
 ## Input
 
-Cutouts of {size} x {size} pixels of {pixel_scale} arcsec. Each band is asinh(flux / scale) of the linear flux in
+Cutouts of {size} x {size} pixels of {pixel_scale} arcsec. Each band is {stretch}(flux / scale) of the linear flux in
 microjansky, {dereddened}corrected for Galactic reddening; what is not observed is masked, not zero.
 
 | band | wavelength, nm | scale, microjansky |
@@ -114,6 +114,7 @@ def card(model: Model, described: dict, origin: str) -> str:
         transformers=known,
         size=normalisation.size,
         pixel_scale=normalisation.pixel_scale_arcsec,
+        stretch=normalisation.stretch,
         dereddened="" if normalisation.deredden else "not ",
         bands="\n".join(f"| {band.name} | {band.wavelength_nm:g} | {scale:.6g} |" for band, scale in rows),
         data=Path(config.data.path).name,

@@ -37,7 +37,7 @@ class Metrics:
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else ()  # past the last newline: unfinished
         kept = [line + b"\n" for n, line in enumerate(lines, 1) if step_of(line, f"{path}, line {n}") <= step]
         replace(path, b"".join(kept))
-        self.file = open(path, "a")  # noqa: SIM115
+        self.file = open(path, "a", buffering=1)  # noqa: SIM115  a line at a time, for those who watch
 
     def write(self, step: int, values: dict[str, float]) -> None:
         self.file.write(json.dumps({"step": step, **{name: float(value) for name, value in values.items()}}) + "\n")

@@ -48,6 +48,9 @@ class Domain(NamedTuple):
 def domains(dataset: Dataset, where: dict[str, str], names: list[str], workdir: str | None) -> list[Domain]:
     """Training and target objects. Raises InputError for features that there are not, or that are the truth."""
     columns, parts = dataset.manifest.columns, {kind: [] for kind in where}
+    rows = {kind: dataset.select(text) for kind, text in where.items()}
+    if few := [kind for kind in where if len(rows[kind]) < shift.FOLDS]:
+        raise InputError(f"--{few[0]}: {where[few[0]]!r} chooses {len(rows[few[0]])} objects; choose more")
     for name in names:
         if name == "flux":
             found = fluxes(dataset, where)
@@ -59,7 +62,7 @@ def domains(dataset: Dataset, where: dict[str, str], names: list[str], workdir: 
             raise InputError(f"--features: {name!r} is neither 'flux', 'embedding' nor a numeric column; name another")
         for kind, values in zip(where, found, strict=True):
             parts[kind].append(values.reshape(len(values), -1))
-    return [Domain(dataset.select(text), np.concatenate(parts[kind], axis=1)) for kind, text in where.items()]
+    return [Domain(rows[kind], np.concatenate(parts[kind], axis=1)) for kind in where]
 
 
 def fluxes(dataset: Dataset, where: dict[str, str]) -> list[np.ndarray]:

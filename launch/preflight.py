@@ -45,8 +45,12 @@ def check(request: Request) -> None:
             seen.add(path)
         try:
             train.check_workdir(run, config, options["--allow_config_change"])
-            if there and not (request.after and config.init.path):  # which that job is yet to train
+            if config.init.path and request.after:  # which that job is yet to train
+                continue
+            if there:
                 problems += room(run, config)
+            elif config.init.path and not absolute(request, config.init.path).exists():
+                problems.append(f"init.path: {config.init.path!r} is not there; fetch it, which jobs cannot do")
         except InputError as error:
             problems.append(str(error))
     if problems := list(dict.fromkeys(problems)):

@@ -30,8 +30,8 @@ def test_going_on_cuts_later_lines_and_an_unfinished_one(path, unfinished):
     path.write_text(path.read_text() + unfinished)
     metrics = Metrics(path, 3)
     metrics.write(4, {"loss": 0.5})
+    assert steps(path) == [1, 2, 3, 4]  # at once, for those who watch
     metrics.close()
-    assert steps(path) == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("garbage", ["null", "{}", "[1]", '{"step": "a"}', '{"step": true}', "garbage", "", "\xff"])

@@ -26,6 +26,7 @@ from jaxz.state import abstract_state
 from tests.device_check import MESHES
 from tests.helpers import small_config
 
+pytestmark = pytest.mark.long
 ROOT = Path(__file__).parents[1]
 
 

@@ -4,6 +4,7 @@ import json
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxz import errors, monitor, objectives, train
 from tests.helpers import small_config
@@ -55,6 +56,7 @@ def monitored(workdir) -> list[dict]:
     return [line for line in lines if "monitor/collapsed" in line]
 
 
+@pytest.mark.long
 def test_a_forced_collapse_is_flagged_within_200_steps_and_a_healthy_run_is_not(blob_dataset, tmp_path, monkeypatch):
     healthy = small_config(tmp_path, blob_dataset, depth=1, mae=1.0)
     options = ["--config.train.steps=150", "--config.train.log_every=140", "--config.checkpoint.every=1000"]

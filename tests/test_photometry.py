@@ -141,14 +141,17 @@ def galaxies(path):
 
 def test_template_run(tmp_path, capsys):
     dataset = galaxies(tmp_path / "dataset")
+    columns = [photometry.spectra.WAVELENGTH, photometry.spectra.templates()[0]]  # with more, four bands say little
+    Table(columns, names=["wavelength", "old"]).write(tmp_path / "spectra.fits")
     run = ["--dataset", str(dataset), "--workdir", str(tmp_path / "template"), "--model", "template"]
+    run += ["--templates", str(tmp_path / "spectra.fits")]
     photometry.main(run)
     said = capsys.readouterr()
     report = json.loads((tmp_path / "template/report.json").read_text())["template"]
     assert report["full"]["sigma_mad"]["value"] < 0.03 and abs(report["full"]["bias_median"]["value"]) < 0.02
     offset = dict(pair.split() for pair in said.err.split(": ")[1].split(", "))
     assert float(offset["g"]) - float(offset["i"]) == pytest.approx(0.2, abs=0.05)
-    assert json.loads((tmp_path / "template/config.json").read_text())["templates"] is None
+    assert json.loads((tmp_path / "template/config.json").read_text())["templates"] == run[-1]
     with pytest.raises(InputError, match="another configuration"):
         photometry.main([*run, "--prior"])
 

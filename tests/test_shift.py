@@ -17,7 +17,7 @@ TRAIN = "split == 'train' and z_kind == 'spec'"
 def bright(values):
     """Half of the bright objects are labelled, few of the faint and none of the faintest."""
     draw, magnitude = np.random.default_rng(1).uniform(size=len(values["mag_ref"])), values["mag_ref"]
-    chance = np.where(magnitude < 20.5, 0.6, np.where(magnitude < 21.8, 0.15, 0))
+    chance = np.where(magnitude < 20.2, 0.7, np.where(magnitude < 21, 0.2, 0))
     return np.where(draw < chance, "spec", "none")
 
 
@@ -42,11 +42,11 @@ def test_weights_and_coverage_of_a_magnitude_limit(dataset, method, capsys):
     assert weight[labelled].mean() == pytest.approx(1) and (weight[~labelled] == 0).all()
     assert said["effective_sample_size"] == pytest.approx(weight.sum() ** 2 / (weight**2).sum(), rel=1e-3)
     assert said["train"] == labelled.sum() and said["target"] == len(table) and 0.6 < said["auc"] < 1
-    within = magnitude < 21.8  # what weights can mend
-    gap = magnitude[within].mean() - magnitude[labelled].mean()
-    assert abs(np.average(magnitude, weights=weight) - magnitude[within].mean()) < 0.35 * gap
-    faint = magnitude > 22.1
-    assert coverage[faint].mean() < 0.3 and coverage[within].mean() > 0.95 and coverage[labelled].all()
+    within, rare = magnitude < 21, labelled & (magnitude > 20.2)
+    ratio = weight[rare].mean() / weight[labelled & ~rare].mean()
+    assert 0.7 / 0.2 / 1.5 < ratio < 1.8 * 0.7 / 0.2  # of the chances; the edge stands for what lies beyond, too
+    faint = magnitude > 22.3
+    assert coverage[faint].mean() < 0.3 and coverage[within].mean() > 0.9 and coverage[labelled].all()
     assert said["uncovered"] == pytest.approx(1 - coverage.mean())
 
 
@@ -84,7 +84,7 @@ def test_embeddings_are_those_of_the_run(dataset, monkeypatch, capsys):
         (["--features", "true_z"], "'true_z' is neither"),
         (["--features", "embedding"], "name its directory"),
         (["--features", "flux", "--name", "../up"], "not a path"),
-        (["--features", "flux", "--train", "z == 9"], "0 training and"),
+        (["--features", "flux", "--train", "z == 9"], "'z == 9' chooses 0 objects"),
         (["--features", "flux", "--target", "nothing == 9"], "nothing"),
     ],
 )

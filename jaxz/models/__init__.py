@@ -1,8 +1,8 @@
 """Backbones, found by their module's name: models/<name>.py defines `Backbone(config, bands, size, *, rngs)`, and
-`columns(bands)` where it reads numbers of the catalogue beside images."""
+`columns(bands)` where it reads numbers of the catalogue beside images. A Backbone with parts = False encodes whole
+images only, neither some of their patches nor crops."""
 
 import importlib
-import inspect
 import pkgutil
 
 import jax
@@ -18,15 +18,13 @@ class Encoder(Functional):
 
     Attributes: bands, size in pixels, tokens (N, the number of patches), side (of them), patch (pixels of
     one's side), width and token_width, dtype (of the
-    computation), columns (those of the catalogue, [B] each, that it reads of a batch beside the image), parts (whether
-    it encodes some patches of an image, or crops). Raises InputError where it does not and is to.
+    computation), columns (those of the catalogue, [B] each, that it reads of a batch beside the image).
     """
 
     def __init__(self, config, bands, size: int):
         module = backbone(config.name)
         super().__init__(lambda rngs: module.Backbone(config, bands, size, rngs=rngs))
-        self.name, self.bands, self.size, self.dtype = config.name, bands, size, jnp.dtype(config.dtype)
-        self.parts = "keep" in inspect.signature(module.Backbone.__call__).parameters
+        self.bands, self.size, self.dtype = bands, size, jnp.dtype(config.dtype)
         self.columns = module.columns(bands) if hasattr(module, "columns") else ()
         image = jax.ShapeDtypeStruct((1, len(bands), size, size), jnp.float32)
         columns = {name: jax.ShapeDtypeStruct((1,), jnp.float32) for name in self.columns}
@@ -36,16 +34,10 @@ class Encoder(Functional):
         self.side = int(self.tokens**0.5)
         self.patch = size // self.side
 
-    def __call__(self, params: dict, image, mask, keep=None, hidden=None, columns: dict | None = None, **kwargs):
+    def __call__(self, params: dict, image: jax.Array, mask: jax.Array, *parts, columns: dict | None = None, **kwargs):
         if self.columns:
             kwargs["columns"] = {name: columns[name].astype(jnp.float32) for name in self.columns}
-        if self.parts:
-            kwargs |= {"keep": keep, "hidden": hidden}
-        elif keep is not None or hidden is not None or image.shape[2:] != (self.size, self.size):
-            raise InputError(
-                f"model.name: {self.name!r} sees whole images, and an objective in losses shows it parts; use 'vit'"
-            )
-        return super().__call__(params, image, mask, **kwargs)
+        return super().__call__(params, image, mask, *parts, **kwargs)
 
     def views(
         self, params: dict, views: list[dict], hidden: jax.Array | None = None, columns: dict | None = None, **kwargs

@@ -35,6 +35,8 @@ class Backbone(nnx.Module):
     """Five inception layers, halved in size twice between; what they give, flat, with E(B-V) beside it, through two
     hidden layers, of which the second is cls. Images may have any size."""
 
+    parts = False
+
     def __init__(self, config, bands, size: int, *, rngs: nnx.Rngs):
         self.dtype = dtype = jnp.dtype(config.dtype)
         make = lambda count: First(count, dtype, rngs=rngs)

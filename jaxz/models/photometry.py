@@ -30,6 +30,8 @@ def columns(bands) -> tuple[str, ...]:
 class Backbone(nnx.Module):
     """cls [B,width] and as the one token, of features(flux, error). Of the image only the number of rows is used."""
 
+    parts = False
+
     def __init__(self, config, bands, size: int, *, rngs: nnx.Rngs):
         self.names = tuple(tuple(f"{kind}_{band.name}" for band in bands) for kind in KINDS)
         self.scale = tuple(SOFTENING * band.sky_sigma * band.ujy_per_unit for band in bands)

@@ -37,6 +37,8 @@ class Backbone(nnx.Module):
     """Six inception layers, halved in size twice between, three convolutions without padding, and hidden layers of
     1024, 16 and 1024, of which the last is cls. Raises InputError for images that are too small for these."""
 
+    parts = False
+
     def __init__(self, config, bands, size: int, *, rngs: nnx.Rngs):
         side = -(-size // 8) - 7  # halved three times, rounded up; three convolutions, and a mean
         if side < 1:

@@ -10,6 +10,7 @@
         crops: tuple[int, int] = (0, 0)                        # number and pixels of smaller ones beside them
         teacher: bool = False                                  # whether it needs `ema`, the averaged parameters
         oriented: bool = False                                 # whether augmentation must not turn or mirror images
+        parts: bool = False                                    # whether it shows the encoder some patches, or crops
         tokens_only: bool = False                              # whether it leaves the encoder's summary untrained
         edges: float64 [bins+1]                                # of those that predict p(z): of the bins of their `pdf`
         def __init__(self, encoder, settings, normalisation)
@@ -94,7 +95,7 @@ class Objective:
 
     def slice_weights(self, batch) -> dict[str, jax.Array]:
         """{term: how much a slice of a batch has of that which the term's loss is a mean of}, where that may vary."""
-        return {name: term.weight(batch) for name, term in self.terms.items() if hasattr(term, "weight")}
+        return {name: term.weight(batch) for name, term in self.terms.items() if getattr(term, "weight", None)}
 
     def loss(self, params, ema, extra, batch, key, step):
         """Of a slice of a batch, `share` holds its slice_weights over their means."""

@@ -75,7 +75,7 @@ class Head(nnx.Module):
 class Objective:
     """settings: see SETTINGS. Raises InputError for crops that hold no patch."""
 
-    columns, views, teacher = (), 2, True
+    columns, views, teacher, parts = (), 2, True, True
 
     def __init__(self, encoder: Encoder, settings, normalisation):
         self.encoder, self.settings = encoder, settings

@@ -21,6 +21,7 @@ class Objective(redshift.Objective):
     those of redshift and byol."""
 
     name, views, teacher = "two_branch", 2, True
+    weight = None  # the agreement is a mean over all rows
 
     def __init__(self, encoder: Encoder, settings, normalisation):
         super().__init__(encoder, settings, normalisation)

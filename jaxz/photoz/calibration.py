@@ -5,8 +5,6 @@ two biases of Lin et al. stay apart: E[z_phot - z_spec | z_spec], which step 3 r
 E[z_phot - z_spec | z_phot], which step 4 subtracts. Removing one does not remove the other.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 from scipy import stats
 from scipy.optimize import minimize_scalar
@@ -60,27 +58,6 @@ def conformal_intervals(
     low, high = pdf.interval(level)
     margin = stretch * (high - low)
     return low - margin, high + margin
-
-
-def magnitude_heads(magnitude: np.ndarray, low: float, high: float, heads: int) -> np.ndarray:
-    """[N,K]: the share of each head in an object of a magnitude [N], summing to 1 (Lin et al. 2022, step 1).
-
-    [low, high] is cut into 2K - 1 rows. An even row is of one head; an odd one is shared by halves with the next, so
-    that a head sees up to three rows. Magnitudes beyond belong to the outermost rows; NaN gives NaN.
-    """
-    row = np.floor((magnitude - low) / (high - low) * (2 * heads - 1)).clip(0, 2 * heads - 2)
-    return np.maximum(0, 1 - np.abs(row[:, None] / 2 - np.arange(heads)))
-
-
-def capped_cells(cells: Sequence[np.ndarray], cap: int, seed: int) -> np.ndarray:
-    """The rows, ascending, of a near-balanced subset: at most `cap` drawn from each cell, which is what objects have in
-    common in all of `cells`, int [N] each, such as redshift bin and magnitude row (Lin et al. 2022, step 2)."""
-    _, cell = np.unique(np.column_stack(cells), axis=0, return_inverse=True)
-    drawn = np.random.default_rng(seed).permutation(len(cell))
-    drawn = drawn[np.argsort(cell.ravel()[drawn], kind="stable")]
-    ordered = cell.ravel()[drawn]
-    position = np.arange(len(ordered)) - np.searchsorted(ordered, ordered)
-    return np.sort(drawn[position < cap])
 
 
 def label_width(z_phot: np.ndarray, z_spec: np.ndarray, edges: np.ndarray) -> float:

@@ -27,7 +27,8 @@ FOLDS = 5
 MOST_FEATURES = 16  # more become as many principal components
 MOST_ROWS = 100_000  # that one classifier learns from
 LEAST = 1e-6  # probability of either domain
-NEIGHBOURS = 16
+FEWEST_NEIGHBOURS = 16  # of weights
+COVER_NEIGHBOURS = 8
 
 
 def common_space(train: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -124,7 +125,7 @@ def density_ratio_knn(train: np.ndarray, target: np.ndarray, neighbours: int | N
     so does the ball. Raises ValueError as `common_space` does, and where the domains do not meet.
     """
     train, target = common_space(train, target)
-    _, radius = training_balls(train, neighbours or max(NEIGHBOURS, round(len(train) ** 0.5)))
+    _, radius = training_balls(train, neighbours or max(FEWEST_NEIGHBOURS, round(len(train) ** 0.5)))
     count = KDTree(target).query_ball_point(train, radius, return_length=True)
     if not count.any():
         raise ValueError("no target object lies near any training object: there are no weights")
@@ -137,9 +138,12 @@ def training_balls(train: np.ndarray, neighbours: int) -> tuple[KDTree, np.ndarr
     return tree, tree.query(train, [min(neighbours + 1, len(train))])[0][:, 0]  # the first neighbour is itself
 
 
-def covered(train: np.ndarray, target: np.ndarray, neighbours: int = NEIGHBOURS) -> np.ndarray:
+def covered(train: np.ndarray, target: np.ndarray, neighbours: int = COVER_NEIGHBOURS) -> np.ndarray:
     """bool [M]: whether a target object [M,F] lies within the ball of the training object [N,F] nearest to it, which
-    reaches to that one's k-th training neighbour. Of others no weight and no training label says anything."""
+    reaches to that one's k-th training neighbour. Of others no weight and no training label says anything.
+
+    The edge is as sharp as the features are few: balls grow with their number, and some objects like the training ones
+    fall between them (of 3,000 Gaussian ones 2 % in 4 dimensions, 6 % in 6)."""
     train, target = common_space(train, target)
     tree, radius = training_balls(train, neighbours)
     distance, nearest = tree.query(target)

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxz.errors import InputError
@@ -153,8 +152,8 @@ def fill(plan: Plan, tensors: dict[str, Tensor]) -> dict:
             if not np.isfinite(used).all():
                 raise InputError(f"checkpoint: {name!r} holds values that are not finite; fetch it again")
             arrays[path][() if block is None else block] = used
-    # One after another: the copy of all would double the memory.
-    return nested({path: jnp.array(arrays.pop(path)) for path in list(arrays)})
+    # One after another, each waited for: the copies of all at once would double the memory.
+    return nested({path: jax.device_put(arrays.pop(path)).block_until_ready() for path in list(arrays)})
 
 
 def nested(flat: dict) -> dict:

@@ -39,6 +39,7 @@ def test_flops_are_those_of_the_matrix_products(size, hidden, objective):
     assert vit_step.forward_flops(vit_step.Task(size, 4, 16, 5, "float32", "auto", objective)) == expected
 
 
+@pytest.mark.long
 def test_each_objective_is_reported(tmp_path, capsys, monkeypatch):
     report = tmp_path / "report.json"
     peak = types.SimpleNamespace(peak={"float32": 1e12}.get)

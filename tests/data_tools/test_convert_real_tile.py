@@ -84,6 +84,7 @@ def test_real_tile_reads_with_stock_webdataset(kids):
     assert number == len(kids)
 
 
+@pytest.mark.long
 def test_real_tile_pretrains(kids, tmp_path):
     """200 steps of masked autoencoding on the train split: the loss on hidden pixels falls."""
     config = ["--config=configs/pretrain_mae.py", f"--config.data.path={kids.path}", f"--workdir={tmp_path / 'run'}"]

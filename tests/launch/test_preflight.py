@@ -147,6 +147,8 @@ def test_what_the_jobs_before_make_need_not_be_there(site):
     assert refused("--convert", f"--survey=a.toml --images=tiles --out {site}/scratch/survey") == ""
     assert refused("--stage", "store/survey", "scratch/survey") == ""
     assert "has no readable dataset.json" in refused("--stage", "store/survey", "scratch/other")
+    weights = refused("--stage", "store/survey", "scratch/survey", train=("--config.init.path=scratch/weights",))
+    assert weights == "init.path: 'scratch/weights' is not there; fetch it, which jobs cannot do"
 
 
 def test_all_is_said_at_once_and_nothing_submitted(site, monkeypatch, capsys):

@@ -153,7 +153,3 @@ def test_images_that_do_not_fit_are_refused():
     assert build("treyer2024", size=57).tokens == 1
     with pytest.raises(InputError, match="model.subsets: 3 is more than the 2 bands"):
         build("pasquet2019", UGRIZ[:2], subsets=(3,))
-    encoder = build("pasquet2019", size=16)
-    image, columns = jax.ShapeDtypeStruct((2, 5, 8, 8), "float32"), {"ebv": jnp.zeros(2)}
-    with pytest.raises(InputError, match="model.name: 'pasquet2019' sees whole images"):
-        jax.eval_shape(lambda p, image: encoder(p, image, image, columns=columns), shapes(encoder), image)

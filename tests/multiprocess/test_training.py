@@ -16,6 +16,7 @@ from jaxz import errors, train
 from jaxz.data.dataset import open_dataset
 from tests.helpers import blobs, quick_compiles, small_config
 
+pytestmark = pytest.mark.long
 LIMIT = 300  # seconds: a hang is a failure
 
 

@@ -80,23 +80,6 @@ def test_weighted_conformal_intervals_cover_under_shift():
     assert np.mean(inside) > 0.9 - 3 * np.std(inside) / len(inside) ** 0.5
 
 
-def test_magnitude_heads_share_interlaced_rows():
-    middles = 12.5 + 0.5 * (np.arange(11) + 0.5)
-    found = calibration.magnitude_heads(middles, 12.5, 18.0, 6)
-    assert (found.sum(1) == 1).all()
-    assert [np.flatnonzero(found[:, k]).tolist() for k in (0, 1, 5)] == [[0, 1], [1, 2, 3], [9, 10]]
-    assert found[1].tolist() == [0.5, 0.5, 0, 0, 0, 0]
-    assert calibration.magnitude_heads(np.array([9.0, 30.0]), 12.5, 18.0, 6).argmax(1).tolist() == [0, 5]
-
-
-def test_capped_cells():
-    z, row = np.repeat([0, 0, 1], [50, 3, 20]), np.repeat([0, 1, 1], [50, 3, 20])
-    found = calibration.capped_cells((z, row), 5, seed=0)
-    assert np.bincount(z[found] * 2 + row[found]).tolist() == [5, 3, 0, 5]
-    assert (np.diff(found) > 0).all()
-    assert not np.array_equal(found, calibration.capped_cells((z, row), 5, seed=1))
-
-
 def test_label_width_is_the_missing_scatter():
     draw = np.random.default_rng(0)
     z_phot = draw.choice([0.5, 1.5], 100000) + 0.05 * draw.normal(size=100000)

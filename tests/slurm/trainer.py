@@ -1,7 +1,7 @@
 """A training of a job, slowed and recorded: `python -m tests.slurm.trainer OPTIONS -m jaxz.train ARGUMENTS ...`.
 
-OPTIONS is JSON: {"sleep": seconds before a step, for each life of the job, "slow_from": step, "raise": [step, process]:
-that one raises there, in the first life}.
+OPTIONS is JSON: {"sleep": seconds before a step, for each life of the job, until a signal comes; "slow_from": step of
+that life; "raise": [step, process]: that one raises there, in the first life}.
 The rows of every step are added to WORKDIR.rows.PROCESS.
 """
 
@@ -13,7 +13,7 @@ import time
 from benchmarks.processes import record
 from jaxz import loop, runtime, train
 
-handed = loop.prefetch
+handed, keep = loop.prefetch, runtime.StopSignal._set
 
 
 def main(argv: list[str]) -> None:
@@ -22,16 +22,23 @@ def main(argv: list[str]) -> None:
     life = int(os.environ.get("SLURM_RESTART_COUNT", 0))
     sleeps = options.get("sleep", [0])
     fails = options.get("raise") if life == 0 else None
+    told: list[int] = []
+
+    def hear(self, number, frame):
+        told.append(number)
+        keep(self, number, frame)
 
     def handing(*arguments):
         for n, batch in enumerate(handed(*arguments), 1):
             if n >= options.get("slow_from", 0):
-                time.sleep(sleeps[min(life, len(sleeps) - 1)])
+                end = time.monotonic() + sleeps[min(life, len(sleeps) - 1)]
+                while time.monotonic() < end and not told:
+                    time.sleep(0.1)
             if [n, int(process)] == fails:
-                raise RuntimeError(f"process {process} alone, at {time.time()}")
+                raise RuntimeError(f"process {process} alone")
             yield batch
 
-    loop.prefetch = handing
+    loop.prefetch, runtime.StopSignal._set = handing, hear
     with record(f"{workdir}.rows.{process}"):
         runtime.run(train.fail_cleanly)
 

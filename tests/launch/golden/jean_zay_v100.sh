@@ -39,7 +39,8 @@ first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export JAX_COORDINATOR_ADDRESS="$first:$((61440 + SLURM_JOB_ID % 4096))" # jobs that share a node must not meet
 export JAXZ_DEVICES=$((SLURM_JOB_NUM_NODES * 4))
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
-srun --kill-on-bad-exit=1 --open-mode=append --output="$logs/$SLURM_JOB_ID.%t.log" \
+# SLURM_NTASKS is that of the first life, also where a job comes back with fewer nodes.
+srun --ntasks=$JAXZ_DEVICES --kill-on-bad-exit=1 --open-mode=append --output="$logs/$SLURM_JOB_ID.%t.log" \
   /venv/bin/python -m jaxz.train "${arguments[@]}" &
 step=$!
 asked=no

@@ -1,0 +1,22 @@
+"""Redshifts by magnitude, the first step of Lin et al. 2022, on an encoder pretrained or not.
+
+    python -m jaxz.train --config=configs/redshift_lin.py --workdir=RUN --config.data.path=DATASET \\
+        --config.init.path=PRETRAINING_RUN
+
+lin.magnitude_min and magnitude_max are the range of mag_ref, in 2 x heads - 1 rows of half a magnitude. Step 2, from
+this run: --config.init.path=RUN --config.optim.frozen='^(?!lin/out/)' and the overlay of configs/redshift_balanced.py.
+Hardware: 2 CPU cores for a try, one GPU for work. Time: that of configs/redshift_finetune.py.
+Expect: residuals that depend less on z_spec, and a little more scatter.
+"""
+
+from configs import redshift_finetune
+
+
+def get_config():
+    config = redshift_finetune.get_config()
+    config.losses = dict(lin=1.0)
+    config.lin = dict(
+        z_min=0.0, z_max=3.0, bins=150, band_mask=0.0, views=8, balance="",
+        label_sigma=0.01, heads=8, magnitude_min=17.5, magnitude_max=25.0,
+    )  # fmt: skip
+    return config
