@@ -5,8 +5,9 @@
 Three training sets, each made a dataset of one-pixel cutouts in SCRATCH: BOSS galaxies drawn as those of the test are;
 BOSS galaxies chosen by colour, which those of the test are not; LSST DC2, simulated. On each an ensemble of perceptrons
 is trained by configs/baseline_photometry.py, kNN and gradient boosting by jaxz.photometry, and scored on all test
-objects. On the colour-chosen ones also an ensemble whose objects are drawn by domain-classifier weights, for a target
-without redshifts that is no part of the test. Interrupted, it goes on when the same command is given again.
+objects. On the colour-chosen ones also an ensemble whose objects are drawn by domain-classifier weights, for which the
+fluxes of the test objects are looked at, not their redshifts (the catalogue's own reference for reweighting is brighter
+than they are). Interrupted, it goes on when the same command is given again.
 """
 
 import argparse
@@ -47,7 +48,7 @@ class Catalog(NamedTuple):
 
     flux: np.ndarray  # [N,C] microjansky
     error: np.ndarray  # [N,C]
-    z: np.ndarray  # [N], NaN where unknown
+    z: np.ndarray  # [N]
 
 
 def from_magnitudes(magnitude: np.ndarray, error: np.ndarray, z: np.ndarray) -> Catalog:
@@ -59,11 +60,9 @@ def from_magnitudes(magnitude: np.ndarray, error: np.ndarray, z: np.ndarray) -> 
 
 
 def read_boss(folder: Path, *names: str) -> Catalog:
-    """The files of these names, without redshifts where they have none."""
     parts = [np.loadtxt(folder / BOSS / f"{name}.csv", delimiter=",", skiprows=1) for name in names]
     table = np.concatenate(parts)
-    z = table[:, 10] if table.shape[1] > 10 else np.full(len(table), np.nan)
-    return from_magnitudes(table[:, :10:2], table[:, 1:10:2], z)
+    return from_magnitudes(table[:, :10:2], table[:, 1:10:2], table[:, 10])
 
 
 def read_dc2(folder: Path, part: str) -> Catalog:
@@ -175,7 +174,7 @@ def main(argv: list[str]) -> None:
         if survey == "boss_cut":
             arms.append("mlp weighted")
             if not (dataset / "overlays/domain.parquet").exists():
-                weigh(dataset, train, read_boss(options.data, "knnErr/boss_dr10_refForReWeight"), seed=0)
+                weigh(dataset, train, test, seed=0)
         print(f"{survey}: {len(train.z)} training, {len(test.z)} test objects; untuned: {ANCHORS[survey]}")
         for arm in arms:
             own = seeds[:1] if arm == "knn" else seeds  # neighbours draw nothing
