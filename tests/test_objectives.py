@@ -46,7 +46,7 @@ def test_mae_is_the_error_of_hidden_observed_pixels_in_units_of_the_sky(blob_dat
     objective, params, _ = make(blob_dataset, mae=1.0)
     batch, term = batch_of(), objective.terms["mae"]
     loss, _ = term.loss(params, {}, {}, batch, KEY, 0)
-    predicted, hidden = (np.asarray(a) for a in term.reconstruct(params, batch, KEY))
+    predicted, hidden = (np.asarray(a) for a in term.reconstruct(params, batch, KEY, training=True))
     target, observed = (np.asarray(patchify(batch[name], 4)) for name in ("image", "mask"))
     assert not (hidden & ~observed).any()
     sky = np.array([0.5, 0.25, 1.0])[None] * np.linspace(1, 2, 6)[:, None]

@@ -66,12 +66,13 @@ class Objective:
         return self.decoder.init(key), {}
 
     def reconstruct(self, params, batch, key, training: bool = False):
-        """Pixels [B,N,C,PP] predicted from a random part of the image, and which were hidden, bool [B,N,C,PP]."""
+        """Pixels [B,N,C,PP] predicted from a random part of the image, and which were hidden, bool [B,N,C,PP]; whole
+        bands are in training alone."""
         image, mask = batch["image"], batch["mask"]
         patches_key, bands_key, encoder_key = jax.random.split(key, 3)
         order = jnp.argsort(jax.random.uniform(patches_key, (image.shape[0], self.tokens)), axis=1)
         place = jnp.argsort(order, axis=1)
-        hidden_band = hide_bands(mask, self.settings.band_mask, bands_key)
+        hidden_band = hide_bands(mask, self.settings.band_mask if training else 0.0, bands_key)
         shown = mask & ~hidden_band[..., None, None]
         kept, encoder_key = order[:, : self.keep], encoder_key if training else None
         tokens = self.encoder(params["encoder"], image, shown, kept, columns=batch, key=encoder_key).tokens
