@@ -186,10 +186,11 @@ def predict_by_templates(
     """Catalogue and p(z) of every test object. filters: BAND=CURVE of speclite; bands without one are boxes of the
     manifest's wavelength and width. table: of spectra, in place of jaxz's own; prior: that of Benitez 2000."""
     bands = flux_bands(dataset)
+    curves = filter_curves(bands, filters)
     wavelength, f_lambda = (spectra.WAVELENGTH, spectra.templates()) if table is None else read_spectra(table)
     edges = np.linspace(0, TEMPLATE_Z_MAX, REDSHIFT_BINS + 1)
     middles = (edges[1:] + edges[:-1]) / 2
-    models = templates.model_fluxes(wavelength, f_lambda, filter_curves(bands, filters), middles)
+    models = templates.model_fluxes(wavelength, f_lambda, curves, middles)
     z, flux, error = training_objects(dataset, bands)
     chosen = np.random.default_rng(seed).permutation(len(z))[:CALIBRATORS]
     factor = templates.zero_points(flux[chosen], error[chosen], z[chosen], models, middles)

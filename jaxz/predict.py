@@ -229,6 +229,8 @@ def main(argv: list[str]) -> None:
         raise errors.InputError(f"--out: {str(options.out)!r} must end in .parquet or .fits")
     if not options.out.parent.is_dir():
         raise errors.InputError(f"--out: {str(options.out.parent)!r} is no directory; make it first")
+    if options.model and options.item != "params":
+        raise errors.InputError(f"--item: {options.item!r} is chosen when a run is exported; leave it out with --model")
     model = load_exported(options.model) if options.model else load_run(options.workdir, options.item)
     dataset = model.open_dataset(options.dataset)
     redshift = model.edges is not None

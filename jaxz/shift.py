@@ -66,13 +66,14 @@ def domains(dataset: Dataset, where: dict[str, str], names: list[str], workdir: 
 
 
 def fluxes(dataset: Dataset, where: dict[str, str]) -> list[np.ndarray]:
-    """Magnitude and colours [N,2C-1] of each domain, in the units of the training objects' errors."""
+    """A magnitude and the colours against it [N,C] of each domain; the softening is that of the training objects."""
     bands = flux_bands(dataset)
     loaded = [load(dataset, text, bands, [])[1:] for text in where.values()]
     flux, error = loaded[0]
     softening = np.nanmedian(np.where(np.isfinite(error).any(axis=0), error, 1.0), axis=0)
     reference = int(np.argmax(np.median(np.nan_to_num(flux) / softening, axis=0)))
-    return [features(flux, softening, reference) for flux, _ in loaded]
+    chosen = [0, *range(len(bands), 2 * len(bands) - 1)]  # each band once
+    return [features(flux, softening, reference)[:, chosen] for flux, _ in loaded]
 
 
 def embeddings(dataset: Dataset, where: dict[str, str], workdir: str | None) -> list[np.ndarray]:

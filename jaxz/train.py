@@ -154,6 +154,8 @@ def starting_normalisation(workdir: Path, config, dataset: Dataset) -> Normalisa
             return inherited_normalisation(meta, config, "the checkpoint")
     if begins_with_weights(config):
         check_weights(config.init.path, config.model)
+        if config.init.item != "params":
+            raise errors.InputError(f"init.item: {config.init.item!r} is of runs, not of weights; set it to 'params'")
     if not config.init.path or begins_with_weights(config):
         return Normalisation.create(
             dataset.manifest,

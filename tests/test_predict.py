@@ -3,13 +3,14 @@
 import json
 
 import h5py
+import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from astropy.table import Table
 
 import jaxz
-from jaxz import evaluate, predict, train
+from jaxz import evaluate, export, predict, train
 from jaxz.data.stream import Source, Stream
 from jaxz.errors import InputError
 from jaxz.photoz.metrics import evaluate_metrics
@@ -134,6 +135,7 @@ def test_an_ensemble_predicts_the_mean_and_its_spread(run, dataset, tmp_path):
     mean = PDF(model.edges, found["pdf"].mean(1))
     np.testing.assert_allclose(table["z_best"].to_numpy(), mean.median(), atol=1e-6)
     assert np.std(best, axis=0).min() > 0
+    same_export(workdir, tmp_path / "model")
     with pytest.raises(InputError, match="init.path: .* holds 3 members; set train.members=3"):
         train.main([config, f"--workdir={tmp_path / 'x'}", f"--config.init.path={workdir}"])
     assert not (tmp_path / "x").exists()
@@ -151,6 +153,24 @@ def test_a_run_without_redshifts_gives_reconstructions_and_embeddings(dataset, t
     assert np.stack(pq.read_table(tmp_path / "e.parquet")["embedding"].to_numpy()).shape == (400, 32)
     predict.main([f"--workdir={tmp_path / 'mae'}", f"--dataset={dataset}", f"--out={tmp_path / 'e.fits'}"])
     assert Table.read(tmp_path / "e.fits")["embedding"].shape == (400, 32)
+
+
+def same_export(run, out) -> dict:
+    """The config.json of an exported run, whose parameters are the run's to the bit."""
+    export.main([str(run), "--out", str(out)])
+    wanted, found = jax.device_get((jaxz.load_run(run).params, jaxz.load_run(out).params))
+    assert jax.tree.all(jax.tree.map(np.array_equal, found, wanted))
+    return json.loads((out / "config.json").read_text())
+
+
+def test_an_exported_run_is_the_run(run, tmp_path):
+    said = same_export(run, tmp_path / "model")
+    model = jaxz.load_run(run)
+    assert said["model_type"] == "jaxz" and said["jaxz"]["normalisation"] == json.loads(
+        json.dumps(model.normalisation.to_json())
+    )
+    card = (tmp_path / "model/README.md").read_text()
+    assert "| r | 620 |" in card and "transformers" not in card
 
 
 def test_what_does_not_fit_is_refused(run, dataset, tmp_path):

@@ -241,8 +241,12 @@ def test_labels_are_counted_as_often_as_they_are_drawn(blob_dataset):
 
 
 def test_training_counts_the_labels_of_its_own_rows(blob_dataset, tmp_path, monkeypatch):
-    built = []
-    monkeypatch.setattr(train.dry_run, "describe", lambda step, objective, *_: built.append(objective))
+    built, make_stream = [], train.make_stream
+    noted = lambda config, dataset, objective, *rest: (
+        built.append(objective) or make_stream(config, dataset, objective, *rest)
+    )
+    monkeypatch.setattr(train, "make_stream", noted)
+    monkeypatch.setattr(train.dry_run, "describe", lambda *_: "")
     config = small_config(tmp_path, blob_dataset, depth=1, redshift_mixture=1.0)
     assert train.main([config, "--config.redshift_mixture.balance=lds", "--dry_run"]) == errors_of.OK
     dataset = open_dataset(blob_dataset)

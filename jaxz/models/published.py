@@ -184,7 +184,7 @@ class Backbone(ImageTower):
         places = rgb_places(config, bands)
         super().__init__(image_settings(config, len(bands)), rngs=rngs)
         side = (config.image_size or size) // config.patch
-        if size % side or (not config.image_size and size % config.patch):
+        if not side or size % side or (not config.image_size and size % config.patch):
             raise InputError(
                 f"model.image_size: {config.image_size} pixels in patches of {config.patch} do not fit cutouts of "
                 f"{size}, of which a patch must be whole pixels; set {config.patch} times a divisor of {size}"

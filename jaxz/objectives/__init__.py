@@ -17,6 +17,7 @@
         def init(self, key) -> (params, extra)                 # of its own, beside the encoder's
         def loss(self, params, ema, extra, batch, key, step) -> (float32 [], {"metrics": {...}, "extra": ...})
         def weight(self, batch) -> float32 []                  # optional: of what it is the mean, where that may vary
+        def count_labels(self, z [M], draws [M])               # optional: told of the labels before the first loss
         def predict(self, params, extra, batch) -> dict[str, Array]
 
 `params` is {"encoder": ..., <name>: ...} for every objective of the run, `ema` the same, averaged, or {}; `batch` is

@@ -135,7 +135,7 @@ def trends(
             z_phot, z_true, values = (np.asarray(arm[k])[finite[name]] for k in ("z_phot", "z_true", key))
             axes[0, column].hist(values, edges, histtype="step", color=colours[name])
             table = [b for b in binned_metrics(z_phot, z_true, values, edges) if b["objects"] >= 25]
-            x = np.array([(b["low"] + b["high"]) / 2 for b in table]) + shift * (number - (len(arms) - 1) / 2)
+            x = np.array([b["centre"] for b in table]) + shift * (number - (len(arms) - 1) / 2)
             for row, (metric, _) in enumerate(TREND_ROWS, 1):
                 y, error = (np.array([b[metric][k] for b in table], float) for k in ("value", "error"))
                 axes[row, column].errorbar(

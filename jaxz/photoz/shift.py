@@ -50,7 +50,8 @@ def common_space(train: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.
         raise ValueError("features: all objects have the same")
     x = StandardScaler().fit_transform(x)
     if x.shape[1] > MOST_FEATURES:
-        x = StandardScaler().fit_transform(PCA(MOST_FEATURES, random_state=0).fit_transform(x))
+        x = PCA(MOST_FEATURES, random_state=0).fit_transform(x)
+        x /= np.sqrt(x.var(axis=0).mean())  # one unit for all: the last components are mostly noise
     return x[: len(train)], x[len(train) :]
 
 

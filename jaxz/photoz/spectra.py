@@ -4,12 +4,15 @@ and giants under Salpeter's mass function, star formation histories, nebular lin
 Rough beside fitted libraries (EAZY, BC03), and independent of any survey: give those to `jaxz.photometry --templates`.
 """
 
+import functools
+
 import numpy as np
 
 STEP = 0.004  # of ln(wavelength): redshifting is a shift by whole samples
 WAVELENGTH = np.exp(np.arange(np.log(300.0), np.log(1.2e5), STEP))  # angstrom, rest frame
 HC_K = 1.438777e8  # angstrom K: h c / k
 SUN = 5777.0  # K
+MASS = np.geomspace(0.2, 100, 80)  # of stars
 LYMAN_EDGE, BALMER_EDGE, METAL_EDGE = 912.0, 3646.0, 4000.0  # angstrom
 
 # age in Gyr of constant star formation (from, to), and E(B-V) of the dust before it
@@ -55,14 +58,19 @@ def history(youngest: float, oldest: float) -> np.ndarray:
     return stars
 
 
+@functools.cache
+def main_sequence() -> np.ndarray:
+    """F_lambda [M,W] of stars of MASS, of unit light: T = 5777 K M^0.55, 50,000 K at most."""
+    return np.array([star(min(SUN * mass**0.55, 50_000)) for mass in MASS])
+
+
 def population(age: float) -> np.ndarray:
-    """F_lambda [W] of stars of one age (Gyr) per mass born, in solar units: L = M^3.5, above 20 only by M^2; T = 5777 K
-    M^0.55; lives of 10 Gyr M^-2.5 + 3 Myr; numbers M^-2.35 (Salpeter 1955); and giants of 4300 K, most of old light."""
-    turn_off = min((10 / max(age - 0.003, 1e-6)) ** 0.4, 100.0)
-    mass = np.geomspace(0.2, turn_off, 40)
-    weight = mass**-2.35 * mass**2 * np.minimum(mass, 20) ** 1.5 * mass  # light per ln mass
-    stars = [w * star(min(SUN * m**0.55, 50_000)) for m, w in zip(mass, weight, strict=True)]
-    light, total = np.trapezoid(stars, np.log(mass), axis=0), np.trapezoid(weight, np.log(mass))
+    """F_lambda [W] of stars of one age (Gyr) per mass born, in solar units: L = M^3.5, above 20 only by M^2; lives of
+    10 Gyr M^-2.5 + 3 Myr; numbers M^-2.35 (Salpeter 1955); and giants of 4300 K, most of old light."""
+    turn_off, step = (10 / max(age - 0.003, 1e-6)) ** 0.4, np.log(MASS[1] / MASS[0])
+    alive = np.clip(np.log(turn_off / MASS) / step + 0.5, 0, 1)
+    weight = alive * MASS**-2.35 * MASS**2 * np.minimum(MASS, 20) ** 1.5 * MASS * step  # light of a step
+    light, total = weight @ main_sequence(), weight.sum()
     giants = np.interp(np.log10(age), [-2.5, -1, 0, 1], [0.05, 0.2, 0.5, 0.65])  # of all light
     return light + total * giants / (1 - giants) * star(4300.0)
 

@@ -12,7 +12,7 @@ from jaxz.photoz.spectra import igm_transmission
 
 STEP = 0.004  # of ln(wavelength)
 ITERATIONS = 1000  # of non-negative least squares, at most
-OFFSET_ROUNDS = 100  # the fits follow part of an offset: it comes out slowly
+OFFSET_ROUNDS = 10  # more, and offsets follow what the templates cannot do, along what they can
 # Benitez 2000, table 1, for E/S0, Sbc/Scd and Irr: alpha, z_0, k_m, f, k
 BENITEZ = ((2.46, 0.431, 0.091, 0.35, 0.147), (1.81, 0.390, 0.0636, 0.50, 0.450), (0.91, 0.063, 0.123, 0.15, 0.0))
 

@@ -90,7 +90,9 @@ def test_redshifts_and_zero_points_of_mixtures_come_back(models):
     assert 1.4826 * np.median(np.abs(e)) < 0.02 and np.mean(np.abs(e) > 0.15) < 0.1
 
     off = np.array([1.2, 1, 1, 0.9, 1, 1, 1, 1])
-    found = templates.zero_points(flux * off, error, truth, models, GRID)
+    few = models[:, [0, 4, 9]]  # with as many templates as bands, they follow the offsets
+    flux = few[at, draw.integers(0, 3, 150)] * (1 + 0.02 * draw.normal(size=flux.shape))
+    found = templates.zero_points(flux * off, error, truth, few, GRID)
     expected = (1 / off) / np.exp(np.log(1 / off).mean())
     assert found == pytest.approx(expected, rel=0.03)
 

@@ -102,6 +102,8 @@ def test_a_probe_leaves_the_encoder_alone_and_needs_the_weights_once(probe, data
         with pytest.raises(InputError, match="init.path: not run: weights absent: .*tiny.safetensors' is not there"):
             train.main([*again[:-1], f"--workdir={tmp_path / 'new'}"])
         assert not (tmp_path / "new").exists()
+        with pytest.raises(InputError, match="--item: 'ema' is chosen when a run is exported"):
+            predict.main([f"--model={probe}", "--item=ema", f"--dataset={dataset}", f"--out={tmp_path / 'x.fits'}"])
     finally:
         moved.rename(weights)
 
@@ -168,6 +170,7 @@ def test_low_rank_factors_of_mae_are_trained_and_merged(dataset, tmp_path):
         assert (merged != at(params["encoder"])).any(), place
 
 
+@pytest.mark.long
 @needs_fixtures
 def test_self_distillation_begins_with_the_weights_as_the_teacher(dataset, tmp_path):
     path, model = fixture("dinov2_official", {"heads": 4})
@@ -280,6 +283,8 @@ def test_bands_and_sizes_that_do_not_fit_are_refused(weights):
         build(settings(band_init="rgb_map", rgb=("z", "r", "g")), BANDS, 16)
     with pytest.raises(InputError, match="model.image_size: 16 pixels in patches of 4 do not fit cutouts of 18"):
         build(settings(), BANDS, 18)
+    with pytest.raises(InputError, match="model.image_size: 0 pixels in patches of 4 do not fit cutouts of 3"):
+        build(settings(image_size=0), BANDS, 3)
     with pytest.raises(
         InputError, match=r"another architecture .*width: 8 -> 16.*; use its own: --config.model.width=16"
     ):
