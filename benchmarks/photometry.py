@@ -19,16 +19,10 @@ from typing import NamedTuple
 
 import h5py
 import numpy as np
-import pyarrow as pa
 
 from jaxz import errors
-from jaxz.data.dataset import open_dataset
 from jaxz.data.manifest import Array, Band, Column, Manifest
-from jaxz.data.overlays import to_parquet
 from jaxz.data.writer import DatasetWriter
-from jaxz.files import replace
-from jaxz.photometry import features
-from jaxz.photoz.shift import density_ratio_classifier, effective_sample_size
 
 BOSS, DC2 = "annz_boss_dr10_ugriz", "rail_dc2_9816_sim"
 BANDS = {"u": 365.0, "g": 475.0, "r": 622.0, "i": 760.0, "z": 900.0, "y": 1000.0}  # nm
@@ -111,16 +105,11 @@ def write(path: Path, survey: str, train: Catalog, test: Catalog) -> None:
     writer.finish(1, {})
 
 
-def weigh(path: Path, train: Catalog, target: Catalog, seed: int) -> None:
-    """The overlay `domain`: column weight, how much more frequent objects like a training one are in the target."""
-    file = path / "overlays/domain.parquet"
-    softening = np.median(train.error, axis=0)
-    x, y = (features(catalog.flux, softening, 3) for catalog in (train, target))
-    weight = density_ratio_classifier(x, y, seed).astype(np.float32)
-    print(f"weights: {effective_sample_size(weight):.0f} effective of {len(weight)} objects", file=sys.stderr)
-    ids = open_dataset(path).arrow("split == 'train'", ["object_id"])["object_id"].combine_chunks()
-    file.parent.mkdir(exist_ok=True)
-    replace(file, to_parquet(ids, {"weight": pa.array(weight)}, {"weight": Column("float32")}, {"seed": seed}))
+def weigh(dataset: Path) -> None:
+    """The overlay `shift`: column weight, how much more frequent fluxes like a training object's are in the test."""
+    if not (dataset / "overlays/shift.parquet").exists():
+        where = ["--train", "split == 'train'", "--target", "split == 'test'"]
+        run("jaxz.shift", str(dataset), "--name", "shift", *where, "--features", "flux")
 
 
 def run(*command: str) -> None:
@@ -139,7 +128,7 @@ def scored(scratch: Path, dataset: Path, arm: str, survey: str, seed: int) -> di
         else:
             fields = [f"--config.data.path={dataset}", "--config.data.deredden=False", f"--config.seed={1000 * seed}"]
             if arm == "mlp weighted":
-                fields += ["--config.data.overlays=('domain',)", "--config.data.weights=weight"]
+                fields += ["--config.data.overlays=('shift',)", "--config.data.weights=weight"]
             config = "--config=configs/baseline_photometry.py"
             run("jaxz.train", config, f"--workdir={workdir}", *fields, *SURVEYS[survey])
             run("jaxz.evaluate", f"--workdir={workdir}", f"--dataset={dataset}")
@@ -173,8 +162,7 @@ def main(argv: list[str]) -> None:
         arms = ["knn", "gbt", "mlp"]
         if survey == "boss_cut":
             arms.append("mlp weighted")
-            if not (dataset / "overlays/domain.parquet").exists():
-                weigh(dataset, train, test, seed=0)
+            weigh(dataset)
         print(f"{survey}: {len(train.z)} training, {len(test.z)} test objects; untuned: {ANCHORS[survey]}")
         for arm in arms:
             own = seeds[:1] if arm == "knn" else seeds  # neighbours draw nothing
