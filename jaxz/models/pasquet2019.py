@@ -1,7 +1,7 @@
 """The inception network of Pasquet et al. 2019 (A&A 621, A26) for redshifts of SDSS galaxies.
 
-Its head is one layer to the bins' softmax: redshift.norm=False. Where paper and description leave it open it follows
-the published program: two hidden layers of 1096, ReLU after them, slopes of PReLU from 0, biases from 0.1.
+Its head is one layer to the bins' softmax: redshift.norm=False. Where the paper leaves it open: ReLU after the hidden
+layers, slopes of PReLU from 0, biases from 0.1.
 """
 
 import jax
@@ -12,7 +12,7 @@ from jaxz.models import inception
 from jaxz.models.inception import CHECKS, SETTINGS, Conv, Inception  # noqa: F401  the settings are this module's too
 from jaxz.models.vit import Encoded
 
-HIDDEN = 1096
+HIDDEN = 1024
 
 
 def columns(bands) -> tuple[str, ...]:

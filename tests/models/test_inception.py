@@ -52,12 +52,12 @@ def test_pasquets_parameters_by_hand():
     for n, (inner, ab) in enumerate(zip(widths, blocks, strict=False)):
         assert count(found[f"inception{n}"]) == pasquet_inception(inner, *ab)
     assert count(found["inception4"]) == pasquet_inception(476, 92, 128, five=False)
-    assert found["dense0"]["kernel"].shape == (8 * 8 * (2 * 128 + 92) + 1, 1096)
-    assert encoder.columns == ("ebv",) and (encoder.tokens, encoder.token_width, encoder.width) == (64, 348, 1096)
-    head = jax.eval_shape(lambda: Head(1096, 180, False, rngs=models.functional.nnx.Rngs(0)))
-    assert count(models.functional.nnx.state(head)) == dense(1096, 180)
+    assert found["dense0"]["kernel"].shape == (8 * 8 * (2 * 128 + 92) + 1, 1024)
+    assert encoder.columns == ("ebv",) and (encoder.tokens, encoder.token_width, encoder.width) == (64, 348, 1024)
+    head = jax.eval_shape(lambda: Head(1024, 180, False, rngs=models.functional.nnx.Rngs(0)))
+    assert count(models.functional.nnx.state(head)) == dense(1024, 180)
     # 1,781,668 in convolutions, 2,628 slopes, 25,614,616 in the hidden layers
-    assert count(found) == 1_781_668 + 2_628 + dense(22_273, 1096) + dense(1096, 1096) == 27_398_912
+    assert count(found) == 1_781_668 + 2_628 + dense(22_273, 1024) + dense(1024, 1024) == 25_642_472
 
 
 def test_treyers_parameters_by_hand():
