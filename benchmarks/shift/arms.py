@@ -12,10 +12,10 @@ TEACHER = ("init.item=ema",)  # what is used of those that have one
 
 class Arm(NamedTuple):
     """name: of the table and of the run directories. config: of configs/, with its argument; "" for the model of
-    jaxz.photometry that the name begins with. fields: over those of the config. start: the arm whose run init.path names.
+    jaxz.photometry that the name begins with. fields: over those of the config. start: the arm that it begins from.
     labels: "labelled", as the survey selects them, or "oracle". fraction: of these labels. overlay: whether weight and
-    coverage (jaxz.shift) are there. scored: whether it predicts redshifts, by which head. weights: the published
-    weights that it starts from; without the file it is not run."""
+    coverage (jaxz.shift) are there. scored: whether it predicts redshifts, by which head. weights: the published ones
+    that it begins from; without the file it is not run."""
 
     name: str
     config: str = ""

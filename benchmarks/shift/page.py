@@ -79,7 +79,7 @@ def weights_found(sample_sizes: Mapping[float, Sequence[dict]]) -> list[str]:
 def method(predicted: Mapping[str, Sequence[Run]]) -> str:
     seeds = max(map(len, predicted.values()))
     return (
-        f"Means over {seeds} seeds; errors are of a hierarchical bootstrap over sky cells and seeds, those of differences "
+        f"Means over {seeds} seeds; errors by a hierarchical bootstrap over sky cells and seeds, those of differences "
         f"and of the gap paired between arms. Gap closure: (m<sub>{tables.BASELINE}</sub> − m) / (m<sub>"
         f"{tables.BASELINE}</sub> − m<sub>{tables.ORACLE}</sub>), where that gap exceeds 3 errors."
     )
@@ -117,7 +117,7 @@ def score_table(scores: Scores, compared: tables.Compared, subsets: Mapping[str,
 def residual_pictures(curves: Mapping[str, tuple[np.ndarray, dict[str, list[Estimate]]]]) -> list[Picture]:
     title = "Mean residual given the true, and given the estimated redshift, of every test object"
     caption = (
-        "E[e | z_true] and E[e | z_phot], e = (z_phot - z_true) / (1 + z_true), of bins with at least 25 objects. Left: "
+        "E[e | z_true] and E[e | z_phot], e = (z_phot - z_true) / (1 + z_true), bins of 25 objects and more. Left: "
         "how far objects of a redshift are moved; right: how far a catalogue's redshift is off."
     )
     return [Picture("Residuals", title, caption, plots.png(residual_figure(curves)))]

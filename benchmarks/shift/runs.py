@@ -59,17 +59,22 @@ def run(scratch: Path, protocol: Protocol, arm: Arm, seed: int, pretrained: Path
         call("jaxz.photometry", *where, "--model", model, "--seed", str(seed))
         return
     start = pretrained / arm.weights if arm.weights else directory(scratch, arm.start, seed)
-    fields = [f"data.path={dataset}", f"data.overlays={tuple(names)!r}", f"seed={MEMBERS * seed}", *arm.fields]
-    fields += [f"init.path={start}"] if arm.weights or arm.start else []
-    fields += [f"{arm.head}.z_max={protocol.z_max}"] if arm.scored else []
-    file, _, argument = arm.config.partition(":")
-    config = f"--config=configs/{file}.py{argument and f':{argument}'}"
-    call("jaxz.train", config, f"--workdir={workdir}", *(f"--config.{field}" for field in fields))
+    call("jaxz.train", f"--workdir={workdir}", *training_arguments(protocol, arm, seed, names, start))
     if arm.scored:
         where = ["--where", "split == 'test'", "--out", str(workdir / "pdf.parquet")]
         call("jaxz.predict", f"--workdir={workdir}", f"--dataset={dataset}", *where)
     else:
         (workdir / "trained").touch()
+
+
+def training_arguments(protocol: Protocol, arm: Arm, seed: int, overlays: Sequence[str], start: Path) -> list[str]:
+    """Those of jaxz.train but --workdir. start: the run or file that init.path names, if the arm begins from one."""
+    file, _, argument = arm.config.partition(":")
+    fields = [f"data.path={protocol.dataset}", f"data.overlays={tuple(overlays)!r}", f"seed={MEMBERS * seed}"]
+    fields += arm.fields
+    fields += [f"init.path={start}"] if arm.weights or arm.start else []
+    fields += [f"{arm.head}.z_max={protocol.z_max}"] if arm.scored else []
+    return [f"--config=configs/{file}.py{argument and f':{argument}'}", *(f"--config.{field}" for field in fields)]
 
 
 def runnable(arms: Sequence[Arm], pretrained: Path) -> list[Arm]:
