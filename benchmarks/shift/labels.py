@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from astropy_healpix import HEALPix
 
-from data_tools.simulate import CELL_ORDER
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.index import column_type
 from jaxz.data.manifest import Column
@@ -25,6 +24,7 @@ from jaxz.provenance import versions
 from jaxz.results import sure_labels
 from jaxz.shift import domains
 
+CELL_ORDER = 9  # HEALPix: sky cells of 7 arcmin
 FAINT = 23.5  # mag_ref, of the simulated sky
 QUANTILE = 0.99  # of the labelled redshifts: beyond lies what labels hardly reach
 SETTINGS = {"where": str, "faint": float, "z_max": float}  # of a selection file
