@@ -40,9 +40,9 @@ def compare(scratch: Path, protocol: Protocol, arms: list[Arm], seeds: list[int]
     for seed in seeds:
         for arm in arms:
             run(scratch, protocol, arm, seed, pretrained)
-    keys, cells, parts = subsets(protocol)
+    keys, cells, z_true, parts = subsets(protocol)
     own = {arm.name: arm for arm in arms if arm.scored}
-    predicted = {name: [read_run(directory(scratch, name, seed), keys) for seed in seeds] for name in own}
+    predicted = {name: [read_run(directory(scratch, name, seed), keys, z_true) for seed in seeds] for name in own}
     scores = scored(predicted, cells, parts)
     compared = tables.compare(scores, own)
     weighed = sorted({arm.fraction for arm in arms if arm.overlay})

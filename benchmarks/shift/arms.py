@@ -29,6 +29,9 @@ class Arm(NamedTuple):
     weights: str = ""
 
 
+PHOTOMETRY = Arm("photometry", "baseline_photometry", ("train.log_every=10",))
+
+
 class Size(NamedTuple):
     """A simulated sky of so many objects of so many pixels a side, and the arms that are compared on it."""
 
@@ -45,10 +48,11 @@ def sources(weights: str = "") -> str:
 
 def weighted(arm: Arm) -> Arm:
     """The arm with its labelled objects drawn by the domain classifier's weights."""
-    draw = (
-        sources("weight") if any(field.startswith("data.sources=") for field in arm.fields) else "data.weights=weight"
-    )
-    return arm._replace(name=f"{arm.name}+weights", fields=(*arm.fields, draw), overlay=True)
+    if sources() in arm.fields:
+        fields = tuple(sources("weight") if field == sources() else field for field in arm.fields)
+    else:
+        fields = (*arm.fields, "data.weights=weight")
+    return arm._replace(name=f"{arm.name}+weights", fields=fields, overlay=True)
 
 
 def varied(arm: Arm, method: str, *fields: str) -> Arm:
@@ -81,7 +85,7 @@ def image_arms(steps: int, *common: str) -> dict[str, Arm]:
 
 
 def small() -> Size:
-    own, mlp = image_arms(800), Arm("photometry", "baseline_photometry")
+    own, mlp = image_arms(800), PHOTOMETRY
     plain = (mlp, *own.values())
     return Size(24_000, 32, (*plain, *(weighted(arm) for arm in plain if arm.name in ("photometry", *WEIGHTED))))
 
@@ -92,7 +96,7 @@ WEIGHTED = ("matched", "mae", "fluxes", "semi")
 def full() -> Size:
     """All arms, methods, label fractions and unlabelled volumes, for a GPU."""
     steps = 10_000
-    own, mlp = image_arms(steps), Arm("photometry", "baseline_photometry")
+    own, mlp = image_arms(steps), PHOTOMETRY
     matched = own["matched"]
     length = (f"train.steps={2 * steps}",)
     tables = (Arm("knn"), Arm("gbt"), Arm("template"))

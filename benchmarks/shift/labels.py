@@ -51,11 +51,10 @@ class Protocol(NamedTuple):
 
 
 class Subset(NamedTuple):
-    """Test objects that are scored together: rows [M] among all N of them, and their true redshifts [M]."""
+    """Test objects that are scored together: rows [M] among all N of them."""
 
     title: str
     rows: np.ndarray
-    z_true: np.ndarray
 
 
 def read_selection(path: Path) -> dict:
@@ -128,38 +127,36 @@ def read_summary(protocol: Protocol, name: str) -> dict:
     return json.loads(metadata[b"jaxz"])["summary"]
 
 
-def subsets(protocol: Protocol) -> tuple[np.ndarray, np.ndarray, dict[str, Subset]]:
-    """Keys [N] and sky cells [N] of the test objects, in the dataset's order, and {name: Subset} of those whose true
-    redshift is known. `photometric` is of many-band photometric redshifts, where there is no other."""
+def subsets(protocol: Protocol) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Subset]]:
+    """Keys, sky cells and true redshifts [N] of the test objects, in the dataset's order, and {name: Subset} of those
+    whose truth is known. `photometric` is of those that have a many-band photometric redshift alone, here the truth."""
     dataset = open_dataset(str(protocol.dataset))
     columns, test = dataset.manifest.columns, "split == 'test'"
+    rows, labels = dataset.select(test), protocol.labelled(dataset, "train")
+    place = lambda where: np.searchsorted(rows, dataset.select(f"{test} and {where}"))
     column, known = truth(dataset)
-    rows, place = dataset.select(test), lambda where: np.searchsorted(rows, dataset.select(f"{test} and {where}"))
-    z_true = np.full(len(rows), np.nan)
-    z_true[place(known)] = dataset.column(column)[rows[place(known)]]
-    labels = protocol.labelled(dataset, "train")
-    z_labelled = dataset.column("z")[dataset.select(labels)]
-    reach = float(np.quantile(z_labelled, QUANTILE))
+    full, z_true = place(known), np.full(len(rows), np.nan)
+    z_true[full] = dataset.column(column)[rows[full]]
+    reach = float(np.quantile(dataset.column("z")[dataset.select(labels)], QUANTILE))
     found = domains(dataset, {"train": labels, "target": test}, ["flux"], None)
-    covered = shift.covered(found[0].x, found[1].x)
-    spec_like = np.searchsorted(rows, dataset.select(protocol.labelled(dataset, "test")))
-    chosen = {
-        "spec_like": ("selected as the labelled ones", spec_like),
-        "full": ("all", np.arange(len(rows))),
-        "faint": (f"fainter than {protocol.faint:g}", place(f"mag_ref > {protocol.faint}")),
-        "beyond": (f"z > {reach:.2f}, the labels' 99 %", np.flatnonzero(z_true > reach)),
-        "uncovered": ("without labelled neighbours in colour", np.flatnonzero(~covered)),
+    parts = {
+        "spec_like": Subset(
+            "selected as the labelled ones",
+            np.searchsorted(rows, dataset.select(protocol.labelled(dataset, "test"))),
+        ),
+        "full": Subset("all", full),
+        "faint": Subset(f"fainter than {protocol.faint:g}", place(f"{known} and mag_ref > {protocol.faint}")),
+        "beyond": Subset(f"z > {reach:.2f}, the labels' 99 %", np.flatnonzero(z_true > reach)),
+        "uncovered": Subset(
+            "without labelled neighbours in magnitude and colours",
+            np.setdiff1d(full, np.flatnonzero(shift.covered(found[0].x, found[1].x))),
+        ),
     }
-    parts = {}
-    for name, (title, members) in chosen.items():
-        members = members[np.isfinite(z_true[members])]
-        parts[name] = Subset(title, members, z_true[members])
-    if {"z_phot", "z_kind"} <= columns.keys() and column == "z":
-        members = place(f"isfinite(z_phot) and not ({sure_labels(columns)})")
-        parts["photometric"] = Subset(
-            "many-band photometric redshift", members, dataset.column("z_phot")[rows[members]]
-        )
+    if "z_phot" in columns and column == "z":
+        members = place(f"isfinite(z_phot) and not ({known})")
+        z_true[members] = dataset.column("z_phot")[rows[members]]
+        parts["photometric"] = Subset("many-band photometric redshift", members)
     table = dataset.arrow(test, ["key", "ra", "dec"])
     sky = HEALPix(2**CELL_ORDER, order="nested")
     ra, dec = (np.asarray(table[name], np.float64) * u.deg for name in ("ra", "dec"))
-    return np.array(table["key"].to_pylist()), sky.lonlat_to_healpix(ra, dec), parts
+    return np.array(table["key"].to_pylist()), sky.lonlat_to_healpix(ra, dec), z_true, parts

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.shift import tables
 from benchmarks.shift.labels import Subset
-from benchmarks.shift.scores import CLOSED, METRICS, Run, Scores, residual_curves
+from benchmarks.shift.scores import CLOSED, METRICS, Columns, Scores, residual_curves
 from jaxz import __version__, report_data
 from jaxz.photoz import plots
 from jaxz.photoz.bootstrap import Estimate
@@ -26,7 +26,7 @@ STEADY = 0.1  # the last part of a run, by which its learning curve is judged
 
 
 def html(
-    predicted: Mapping[str, Sequence[Run]],
+    predicted: Mapping[str, Sequence[Columns]],
     cells: np.ndarray,
     subsets: Mapping[str, Subset],
     scores: Scores,
@@ -35,8 +35,8 @@ def html(
     paths: Mapping[str, Path],
     dataset: str,
 ) -> str:
-    """The page. predicted: {arm: [Run of each seed]}; sample_sizes: {label fraction: what jaxz.shift found, by seed};
-    paths: {arm: directory of the first seed's run}, pretraining ones too."""
+    """The page. predicted: {arm: [columns of all test objects, of each seed]}; sample_sizes: {label fraction: [what
+    jaxz.shift found, of each seed]}; paths: {arm: directory of the first seed's run}, pretraining ones too."""
     shown = {arm: runs for arm, runs in predicted.items() if not set("+@%") & set(arm)}  # no variants of an arm
     pictures = []
     if "full" in scores:
@@ -76,7 +76,7 @@ def weights_found(sample_sizes: Mapping[float, Sequence[dict]]) -> list[str]:
     ]
 
 
-def method(predicted: Mapping[str, Sequence[Run]]) -> str:
+def method(predicted: Mapping[str, Sequence[Columns]]) -> str:
     seeds = max(map(len, predicted.values()))
     return (
         f"Means over {seeds} seeds; errors by a hierarchical bootstrap over sky cells and seeds, those of differences "
@@ -143,9 +143,9 @@ def residual_figure(curves: Mapping[str, tuple[np.ndarray, dict[str, list[Estima
     return drawn
 
 
-def calibration_picture(arms: Mapping[str, Sequence[Run]], subset: Subset) -> Picture:
+def calibration_picture(arms: Mapping[str, Sequence[Columns]], subset: Subset) -> Picture:
     """PIT of every test object, of the first seed."""
-    pit = {arm: runs[0].pdf[subset.rows].cdf(subset.z_true) for arm, runs in arms.items()}
+    pit = {arm: runs[0]["pit"][subset.rows] for arm, runs in arms.items()}
     drawn = plots.png(plots.calibration(pit, colours(list(pit))))
     caption = "A hill: p(z) too wide; a bowl: too narrow; a slope: biased. The band holds 95 % of perfect samples."
     return Picture("Calibration", "PIT of every test object, first seed", caption, drawn)

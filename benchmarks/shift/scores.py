@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -19,36 +18,37 @@ SIGNIFICANT = 3.0  # errors of the gap, below which there is none to close
 TOMOGRAPHIC = 5  # bins, of as many objects by their true redshift
 Z_STEP = 0.25  # of residual curves
 
+Columns = dict[str, np.ndarray]
 Scores = dict[str, dict[str, dict[str, Estimate]]]  # {subset: {arm: {metric: Estimate}}}
 
 
-class Run(NamedTuple):
-    """p(z) of all N test objects, and its median."""
+def read_run(path: Path, keys: np.ndarray, z_true: np.ndarray) -> Columns:
+    """What metrics are made of, of all test objects, {column: [N]}: z_phot, the median of p(z); mean, its expectation;
+    pit, its CDF at z_true; and z_true, NaN where it is unknown, as pit is then.
 
-    pdf: PDF
-    z_phot: np.ndarray
-
-
-def read_run(path: Path, keys: np.ndarray) -> Run:
-    """Raises InputError where a run's predictions are not of the objects `keys` [N]."""
+    Raises InputError where a run's predictions are not of the objects `keys` [N].
+    """
     pdf, ancil = read_qp(path / "pdf.hdf5")
     if not np.array_equal(np.asarray(ancil["key"]).astype(str), keys):
         raise InputError(f"{path}/pdf.hdf5: its objects are not the dataset's test objects; remove the directory")
-    return Run(pdf, np.concatenate([block.median() for block in pdf.blocks()]))
+    return predicted(pdf, z_true)
 
 
-def columns(run: Run, subset: Subset) -> dict[str, np.ndarray]:
-    """{column: [M]} that metrics are made of; mean: the expectation of p(z)."""
-    pdf = run.pdf[subset.rows]
-    z_phot = run.z_phot[subset.rows].astype(np.float64)
-    return {"z_phot": z_phot, "z_true": subset.z_true, "pit": pdf.cdf(subset.z_true), "mean": pdf.mean()}
+def predicted(pdf: PDF, z_true: np.ndarray) -> Columns:
+    z_phot, mean = (np.concatenate([point(block) for block in pdf.blocks()]) for point in (PDF.median, PDF.mean))
+    return {"z_phot": z_phot, "mean": mean, "pit": pdf.cdf(z_true), "z_true": z_true}
 
 
-def statistic(edges: np.ndarray) -> Callable[[dict[str, np.ndarray]], dict[str, float]]:
+def columns_of(run: Columns, subset: Subset) -> Columns:
+    """{column: [M]} of the objects of a subset."""
+    return {name: values[subset.rows] for name, values in run.items()}
+
+
+def statistic(edges: np.ndarray) -> Callable[[Columns], dict[str, float]]:
     """METRICS of columns. tomography: the mean over bins of z_phot, at least 25 objects each, of
     |<z> of the stacked p(z) - <z_true>| / (1 + <z_true>); the stack's mean is the mean of the means."""
 
-    def measure(c: dict[str, np.ndarray]) -> dict[str, float]:
+    def measure(c: Columns) -> dict[str, float]:
         points = point_metrics(c["z_phot"], c["z_true"])
         rows = [rows for rows in bins_of(c["z_phot"], edges) if len(rows) >= ENOUGH]
         true = np.array([c["z_true"][r].mean() for r in rows])
@@ -63,16 +63,17 @@ def statistic(edges: np.ndarray) -> Callable[[dict[str, np.ndarray]], dict[str, 
     return measure
 
 
-def scored(arms: Mapping[str, Sequence[Run]], cells: np.ndarray, subsets: Mapping[str, Subset]) -> Scores:
+def scored(arms: Mapping[str, Sequence[Columns]], cells: np.ndarray, subsets: Mapping[str, Subset]) -> Scores:
     """{subset: {arm: {metric: Estimate}}} of arms of the same seeds; subsets of fewer than 25 objects, or of one sky
     cell, are left out."""
     result = {}
     for name, subset in subsets.items():
         if len(subset.rows) < ENOUGH or len(np.unique(cells[subset.rows])) < 2:
             continue
-        edges = np.quantile(subset.z_true, np.linspace(0, 1, TOMOGRAPHIC + 1))
+        of = {arm: [columns_of(run, subset) for run in runs] for arm, runs in arms.items()}
+        z_true = next(iter(of.values()))[0]["z_true"]
+        edges = np.quantile(z_true, np.linspace(0, 1, TOMOGRAPHIC + 1))
         edges[[0, -1]] = -np.inf, np.inf
-        of = {arm: [columns(run, subset) for run in runs] for arm, runs in arms.items()}
         result[name] = hierarchical_bootstrap(statistic(edges), of, cells[subset.rows])
     return result
 
@@ -95,10 +96,10 @@ def relative_loss(none: Estimate, arm: Estimate) -> Estimate:
     return Estimate(arm.value / none.value - 1, arm.draws / none.draws - 1)
 
 
-def binned_bias(by: str, edges: np.ndarray) -> Callable[[dict[str, np.ndarray]], dict[str, float]]:
+def binned_bias(by: str, edges: np.ndarray) -> Callable[[Columns], dict[str, float]]:
     """{bin number: mean e} of columns in bins of `by`; NaN for a bin of fewer than 25 objects."""
 
-    def measure(c: dict[str, np.ndarray]) -> dict[str, float]:
+    def measure(c: Columns) -> dict[str, float]:
         e = residuals(c["z_phot"], c["z_true"])
         rows = bins_of(c[by], edges)
         return {str(n): float(e[r].mean()) if len(r) >= ENOUGH else np.nan for n, r in enumerate(rows)}
@@ -107,10 +108,11 @@ def binned_bias(by: str, edges: np.ndarray) -> Callable[[dict[str, np.ndarray]],
 
 
 def residual_curves(
-    arms: Mapping[str, Sequence[Run]], cells: np.ndarray, subset: Subset, by: str
+    arms: Mapping[str, Sequence[Columns]], cells: np.ndarray, subset: Subset, by: str
 ) -> tuple[np.ndarray, dict[str, list[Estimate]]]:
     """Edges [n+1] in redshift, and E[e | by] of each arm, by being z_true or z_phot (Lin et al. 2022)."""
-    edges = np.arange(0, np.quantile(subset.z_true, 0.998) + Z_STEP, Z_STEP)
-    of = {arm: [columns(run, subset) for run in runs] for arm, runs in arms.items()}
+    of = {arm: [columns_of(run, subset) for run in runs] for arm, runs in arms.items()}
+    z_true = next(iter(of.values()))[0]["z_true"]
+    edges = np.arange(0, np.quantile(z_true, 0.998) + Z_STEP, Z_STEP)
     found = hierarchical_bootstrap(binned_bias(by, edges), of, cells[subset.rows])
     return edges, {arm: [curve[str(n)] for n in range(len(edges) - 1)] for arm, curve in found.items()}

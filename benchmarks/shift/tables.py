@@ -5,6 +5,8 @@ import io
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
+
 from benchmarks.shift.arms import Arm
 from benchmarks.shift.labels import Subset
 from benchmarks.shift.scores import CLOSED, METRICS, Scores, gap_closure, relative_loss
@@ -93,14 +95,19 @@ def rows(scores: Scores, compared: Compared):
 
 def json_of(scores: Scores, compared: Compared) -> dict:
     """{arm: {subset: {metric: {"value", "error", "difference", "difference_error", "closure", "closure_error"}}}}, the
-    last four where they are defined."""
+    last four where they are defined; null: too few objects to say."""
     found: dict = {}
     for subset, arm, metric, value, difference, closure in rows(scores, compared):
-        entry = {"value": value.value, "error": value.error}
-        for name, estimate in (("difference", difference), ("closure", closure)):
-            entry |= {name: estimate.value, f"{name}_error": estimate.error} if estimate else {}
+        entry = {}
+        for name, estimate in (("value", value), ("difference", difference), ("closure", closure)):
+            if estimate is not None:
+                entry |= {name: finite(estimate.value), f"{name}_error".removeprefix("value_"): finite(estimate.error)}
         found.setdefault(arm, {}).setdefault(subset, {})[metric] = entry
     return found
+
+
+def finite(number: float) -> float | None:
+    return float(number) if np.isfinite(number) else None
 
 
 def findings(scores: Scores, compared: Compared) -> list[str]:
@@ -123,7 +130,7 @@ def findings(scores: Scores, compared: Compared) -> list[str]:
             )
             lines.append(f"{arm} less {BASELINE} on full: {parts}{cost}.")
     for metric in CLOSED:
-        for subset in ("full", "beyond"):
+        for subset in [name for name in ("full", "beyond") if name in scores]:
             own = {a: c.closure for (s, a, m), c in compared.items() if (s, m) == (subset, metric) and c.closure}
             own = {arm: closure for arm, closure in own.items() if arm.split("@")[0] not in (BASELINE, ORACLE)}
             if not own:
