@@ -65,27 +65,35 @@ def at_fraction(arm: Arm, fraction: float, suffix: str) -> Arm:
 
 
 def image_arms(steps: int, *common: str) -> dict[str, Arm]:
-    """The ViT's arms of equal compute, that of 2 x `steps` steps of direct training, by name: `direct` alone has half
-    of it. A step of masked autoencoding costs 0.6 of a direct one and a semi-supervised one 2.6 (python -m jaxz.train
-    --dry_run), so that the one has more steps and the other fewer."""
+    """The ViT's arms of equal compute, that of 2 x `steps` steps of direct training, by name; `direct` has half of it.
+    In matrix multiplications a step of masked autoencoding costs 2/3 of a direct one, a semi-supervised one 8/3."""
     every = lambda n: f"checkpoint.every={max(1, n // 4)}"
     length = lambda n: (*common, f"train.steps={n}", every(n))
-    mae = (*VIT, "data.deredden=True", "train.batch_size=128", "mae.mask_ratio=0.5", "augment.shift=2", "optim.lr=2e-3")
+    mae = (
+        *VIT,
+        "data.deredden=True",
+        "train.batch_size=128",
+        "mae.mask_ratio=0.5",
+        "mae.decoder_width=64",
+        "mae.decoder_heads=4",
+        "augment.shift=2",
+        "optim.lr=2e-3",
+    )
     arms = (
         Arm("direct", "demo_direct", length(steps)),
         Arm("matched", "demo_direct", length(2 * steps)),
         Arm("oracle", "demo_direct", length(2 * steps), labels="oracle"),
-        Arm("pretrain_mae", "pretrain_mae", mae + length(round(steps / 0.6)), scored=False),
+        Arm("pretrain_mae", "pretrain_mae", mae + length(round(1.5 * steps)), scored=False),
         Arm("mae", "demo_direct", length(steps), start="pretrain_mae"),
         Arm("pretrain_fluxes", "pretrain_fluxes", length(steps), scored=False),
         Arm("fluxes", "demo_direct", length(steps), start="pretrain_fluxes"),
-        Arm("semi", "semi_supervised", (*length(round(2 * steps / 2.6)), sources(), "data.stages=({'ratios':(1,1)},)")),
+        Arm("semi", "semi_supervised", (*length(round(0.75 * steps)), sources(), "data.stages=({'ratios':(1,1)},)")),
     )
     return {arm.name: arm for arm in arms}
 
 
 def small() -> Size:
-    own, mlp = image_arms(800), PHOTOMETRY
+    own, mlp = image_arms(700), PHOTOMETRY
     plain = (mlp, *own.values())
     return Size(24_000, 32, (*plain, *(weighted(arm) for arm in plain if arm.name in ("photometry", *WEIGHTED))))
 
