@@ -5,6 +5,7 @@ from typing import NamedTuple
 VIT = ("model.width=128", "model.depth=4", "model.heads=4", "model.patch=8")
 FRACTIONS = (0.01, 0.03, 0.1, 0.3, 1.0)  # of the labels
 VOLUMES = (0.01, 0.1)  # of the unlabelled images; none is `matched`, all is the arm itself
+WEIGHTED = ("matched", "mae", "fluxes", "semi")  # arms that are also trained by weights
 SPEC = "z_kind == 'spec'"
 LABELLED = (f"data.where={SPEC}", "data.deredden=True")  # of configs made for any dataset
 TEACHER = ("init.item=ema",)  # what is used of those that have one
@@ -64,11 +65,11 @@ def at_fraction(arm: Arm, fraction: float, suffix: str) -> Arm:
     return arm._replace(name=f"{arm.name}{suffix}", fraction=fraction)
 
 
-def image_arms(steps: int, *common: str) -> dict[str, Arm]:
+def image_arms(steps: int) -> dict[str, Arm]:
     """The ViT's arms of equal compute, that of 2 x `steps` steps of direct training, by name; `direct` has half of it.
     In matrix multiplications a step of masked autoencoding costs 2/3 of a direct one, a semi-supervised one 8/3."""
     every = lambda n: f"checkpoint.every={max(1, n // 4)}"
-    length = lambda n: (*common, f"train.steps={n}", every(n))
+    length = lambda n: (f"train.steps={n}", every(n))
     mae = (
         *VIT,
         "data.deredden=True",
@@ -96,9 +97,6 @@ def small() -> Size:
     own, mlp = image_arms(700), PHOTOMETRY
     plain = (mlp, *own.values())
     return Size(24_000, 32, (*plain, *(weighted(arm) for arm in plain if arm.name in ("photometry", *WEIGHTED))))
-
-
-WEIGHTED = ("matched", "mae", "fluxes", "semi")
 
 
 def full() -> Size:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.shift import tables
 from benchmarks.shift.labels import Subset
-from benchmarks.shift.scores import CLOSED, METRICS, Columns, Scores, residual_curves
+from benchmarks.shift.scores import METRICS, Columns, Scores, residual_curves
 from jaxz import __version__, report_data
 from jaxz.photoz import plots
 from jaxz.photoz.bootstrap import Estimate
@@ -53,7 +53,7 @@ def html(
         subtitle=escape(f"Dataset {dataset}"),
         links=" · ".join(f'<a href="#{anchor(name)}">{name}</a>' for name in links),
         verdict="".join(f"<p>{sentence}</p>" for sentence in sentences),
-        scores=score_table(scores, compared, subsets),
+        scores=gap_table(scores, compared) + score_table(scores, subsets),
         figures=sections,
         cost=compute_table(runs, colours([run.name for run in runs])),
         more=biases + convergence_table(runs),
@@ -101,17 +101,20 @@ def name_of(metric: str) -> str:
     return OWN[metric] if metric in OWN else LABELS[metric].label
 
 
-def score_table(scores: Scores, compared: tables.Compared, subsets: Mapping[str, Subset]) -> str:
-    """Arms under each subset: the metrics, and how much of the gap is closed."""
+def score_table(scores: Scores, subsets: Mapping[str, Subset]) -> str:
+    """Arms under each subset."""
     body = []
     for subset, by_arm in scores.items():
         part = subsets[subset]
         body.append([escape(f"{subset}: {part.title} – {len(part.rows):,} objects")])
-        for arm, metrics in by_arm.items():
-            closed = [compared[subset, arm, m].closure if (subset, arm, m) in compared else None for m in CLOSED]
-            cells = [tables.shown(metrics[m]) for m in METRICS] + [tables.shown(closure, 2) for closure in closed]
-            body.append([escape(arm), *cells])
-    return table(["arm", *map(name_of, METRICS), *(f"closes {name_of(m)}" for m in CLOSED)], body)
+        body += [[escape(arm), *(tables.shown(metrics[m]) for m in METRICS)] for arm, metrics in by_arm.items()]
+    return table(["arm", *map(name_of, METRICS)], body)
+
+
+def gap_table(scores: Scores, compared: tables.Compared) -> str:
+    head, body = tables.gap_table(scores, compared)
+    title = "closed of the gap; change of spec_like"
+    return table([title, *map(escape, head)], [[escape(arm), *cells] for arm, cells in body.items()])
 
 
 def residual_pictures(curves: Mapping[str, tuple[np.ndarray, dict[str, list[Estimate]]]]) -> list[Picture]:

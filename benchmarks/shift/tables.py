@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,8 @@ from benchmarks.shift.scores import CLOSED, METRICS, Scores, gap_closure, relati
 from jaxz.photoz.bootstrap import Estimate
 
 BASELINE, ORACLE = "matched", "oracle"  # the ends of the gap
+
+DIFFERENT, SHOWN = 2.0, 4  # errors of a difference that count as one; arms that a sentence names
 
 
 class Comparison(NamedTuple):
@@ -45,12 +47,13 @@ def is_end(arm: Arm, fraction: float) -> bool:
     return arm.name.split("@")[0] in (BASELINE, ORACLE) and arm.fraction == fraction
 
 
-def spec_like_loss(scores: Scores, arm: str) -> Estimate | None:
+def spec_like_loss(scores: Scores, compared: Compared, arm: str) -> Estimate | None:
     """The arm's sigma_mad over the baseline's, less 1, on objects like the labelled ones."""
-    near = scores.get("spec_like", {})
-    return (
-        relative_loss(near[BASELINE]["sigma_mad"], near[arm]["sigma_mad"]) if {BASELINE, arm} <= near.keys() else None
-    )
+    beside = compared.get(("spec_like", arm, "sigma_mad"))
+    if beside is None:
+        return None
+    own = scores["spec_like"][arm]["sigma_mad"]
+    return relative_loss(own - beside.difference, own)
 
 
 def shown(estimate: Estimate | None, digits: int = 4) -> str:
@@ -58,18 +61,32 @@ def shown(estimate: Estimate | None, digits: int = 4) -> str:
 
 
 def text(scores: Scores, compared: Compared, subsets: Mapping[str, Subset]) -> str:
-    """Tables for a terminal: a subset after another, an arm a line."""
+    """Tables for a terminal: a subset after another, an arm a line, then the gap and the findings."""
     lines = []
     for subset, by_arm in scores.items():
-        part = subsets[subset]
-        lines += ["", f"{subset}: {part.title}, {len(part.rows):,} objects"]
-        lines.append(f"{'':26}" + "".join(f"{name:>20}" for name in (*METRICS, *(f"closes {m}" for m in CLOSED))))
-        for arm, metrics in by_arm.items():
-            closed = [compared[subset, arm, m].closure if (subset, arm, m) in compared else None for m in CLOSED]
-            cells = [shown(metrics[m]) for m in METRICS] + [shown(closure, 2) for closure in closed]
-            lines.append(f"{arm:26}" + "".join(f"{cell:>20}" for cell in cells))
-    lines += ["", *findings(scores, compared)]
-    return "\n".join(lines[1:]) + "\n"
+        lines.append(f"{subset}: {subsets[subset].title}, {len(subsets[subset].rows):,} objects")
+        lines += aligned(METRICS, {arm: [shown(metrics[m]) for m in METRICS] for arm, metrics in by_arm.items()})
+    head, body = gap_table(scores, compared)
+    lines += ["share of the gap between matched and oracle that is closed", *aligned(head, body)]
+    return "\n".join(lines + findings(scores, compared)) + "\n"
+
+
+def aligned(head: Sequence[str], body: Mapping[str, Sequence[str]]) -> list[str]:
+    """Lines of a table, a column 24 characters, and an empty one."""
+    rows = {"": head, **body}
+    return [f"{name:26}" + "".join(f"{cell:>24}" for cell in cells) for name, cells in rows.items()] + [""]
+
+
+def gap_table(scores: Scores, compared: Compared) -> tuple[list[str], dict[str, list[str]]]:
+    """Head and {arm: cells}: the gap that each arm closes on the full set and beyond the labels, and by how much its
+    sigma_mad on spec_like is above the baseline's."""
+    places = [(subset, metric) for subset in ("full", "beyond") if subset in scores for metric in CLOSED]
+    body = {}
+    for arm in {arm: None for _, arm, _ in compared}:
+        loss = spec_like_loss(scores, compared, arm)
+        cells = [shown(beside.closure, 2) if (beside := compared.get((s, arm, m))) else "-" for s, m in places]
+        body[arm] = [*cells, f"{100 * loss.value:+.1f} ± {100 * loss.error:.1f} %" if loss else "-"]
+    return [*(f"{metric}, {subset}" for subset, metric in places), "sigma_mad, spec_like"], body
 
 
 def csv_of(scores: Scores, compared: Compared) -> str:
@@ -111,31 +128,25 @@ def finite(number: float) -> float | None:
 
 
 def findings(scores: Scores, compared: Compared) -> list[str]:
-    """Sentences, from the numbers alone: images beside photometry, every arm beside the baseline, the gap."""
+    """Sentences, from the numbers alone: images beside photometry, who beats the baseline, who closes the gap."""
     lines, near = [], scores.get("spec_like", {})
     if {"photometry", BASELINE} <= near.keys():
         less = near[BASELINE]["sigma_mad"] - near["photometry"]["sigma_mad"]
-        lines.append(f"Images less photometry, sigma_mad on spec_like: {shown(less)}.")
-    for arm in scores.get("full", {}):
-        beside = [compared.get(("full", arm, m)) for m in ("sigma_mad", "eta_15")]
-        if arm != BASELINE and all(beside):
-            parts = ", ".join(
-                f"{m} {shown(c.difference)}" for m, c in zip(("sigma_mad", "eta_15"), beside, strict=True)
-            )
-            loss = spec_like_loss(scores, arm)
-            cost = (
-                f"; sigma_mad on spec_like changes by {100 * loss.value:+.1f} ± {100 * loss.error:.1f} %"
-                if loss
-                else ""
-            )
-            lines.append(f"{arm} less {BASELINE} on full: {parts}{cost}.")
+        lines.append(f"sigma_mad on spec_like, {BASELINE} less photometry: {shown(less)}.")
     for metric in CLOSED:
         for subset in [name for name in ("full", "beyond") if name in scores]:
-            own = {a: c.closure for (s, a, m), c in compared.items() if (s, m) == (subset, metric) and c.closure}
-            own = {arm: closure for arm, closure in own.items() if arm.split("@")[0] not in (BASELINE, ORACLE)}
-            if not own:
-                lines.append(f"{metric} on {subset}: no gap between {BASELINE} and {ORACLE} beyond 3 errors.")
-                continue
-            best = max(own, key=lambda arm: own[arm].value)
-            lines.append(f"{metric} on {subset}: {best} closes most of the gap, {shown(own[best], 2)}.")
+            own = {arm: beside for (s, arm, m), beside in compared.items() if (s, m) == (subset, metric)}
+            lines.append(finding(subset, metric, {arm: c for arm, c in own.items() if arm.split("@")[0] != ORACLE}))
     return lines
+
+
+def finding(subset: str, metric: str, arms: Mapping[str, Comparison]) -> str:
+    """Which arms are below the baseline beyond the errors, and which of them closes most of the gap."""
+    better = [arm for arm, c in arms.items() if c.difference.value < -DIFFERENT * c.difference.error]
+    better.sort(key=lambda arm: arms[arm].difference.value)
+    names = ", ".join(f"{arm} ({shown(arms[arm].difference)})" for arm in better[:SHOWN]) or "none"
+    more = f" and {len(better) - SHOWN} more" if len(better) > SHOWN else ""
+    closed = {arm: c.closure for arm, c in arms.items() if c.closure}
+    best = max(closed, key=lambda arm: closed[arm].value, default=None)
+    gap = f"{best} closes most of the gap, {shown(closed[best], 2)}" if best else "there is no gap beyond 3 errors"
+    return f"{metric} on {subset}: below {BASELINE} by {DIFFERENT:g} errors and more: {names}{more}; {gap}."

@@ -178,12 +178,13 @@ def test_arms_are_paired_and_the_tables_say_so(tmp_path):
     assert difference.value == pytest.approx(-0.3 * sigma.value) and difference.error == pytest.approx(
         0.3 * sigma.error
     )
-    assert tables.spec_like_loss(scores, "mae").value == pytest.approx(-0.3)
+    assert tables.spec_like_loss(scores, compared, "mae").value == pytest.approx(-0.3)
     rows = list(csv.DictReader(io.StringIO(tables.csv_of(scores, compared))))
     [row] = [r for r in rows if (r["arm"], r["subset"], r["metric"]) == ("mae", "full", "sigma_mad")]
     assert float(row["closure"]) == pytest.approx(0.6)
     assert tables.json_of(scores, compared)["mae"]["full"]["sigma_mad"]["closure"] == pytest.approx(0.6)
-    assert "sigma_mad on full: mae closes most of the gap, 0.60" in tables.text(scores, compared, parts)
+    text = tables.text(scores, compared, parts)
+    assert "2 errors and more: mae (" in text and "mae closes most of the gap, 0.60" in text and "-30.0 ±" in text
     # the page, from these and from what is in a run's directory
     paths = {}
     for name in arms:
