@@ -217,7 +217,7 @@ def test_an_arm_without_its_weights_is_not_run(tmp_path, capsys):
 
 
 @pytest.mark.long
-def test_a_tiny_benchmark_from_end_to_end_goes_on_where_it_was(tmp_path, capsys):
+def test_a_tiny_benchmark_from_end_to_end_goes_on_where_it_was(tmp_path):
     path, _ = sky(tmp_path / "sky")
     small = ("train.steps=4", "train.members=2", "train.batch_size=32", "train.log_every=1", "model.width=16")
     first, last = (
