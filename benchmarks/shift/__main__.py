@@ -76,6 +76,10 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     if (options.dataset is None) != (options.selection is None):
         raise errors.InputError("--dataset and --selection: one is given without the other; give both or neither")
+    try:
+        seeds = [int(seed) for seed in options.seeds.split(",")]
+    except ValueError:
+        raise errors.InputError(f"--seeds: {options.seeds!r} must be whole numbers, such as 0,1,2") from None
     size = SIZES[options.size]()
     if options.dataset:
         protocol = Protocol(options.dataset, **read_selection(options.selection))
@@ -85,10 +89,6 @@ def main(argv: list[str]) -> None:
     if not options.dataset:
         own = ["--samples", str(size.samples), "--size", str(size.pixels), "--seed", str(SKY_SEED)]
         call("data_tools.simulate", str(protocol.dataset), *own)
-    try:
-        seeds = [int(seed) for seed in options.seeds.split(",")]
-    except ValueError:
-        raise errors.InputError(f"--seeds: {options.seeds!r} must be whole numbers, such as 0,1,2") from None
     found = compare(options.scratch, protocol, list(size.arms), seeds, options.pretrained)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1))

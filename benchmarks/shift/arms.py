@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 VIT = ("model.width=128", "model.depth=4", "model.heads=4", "model.patch=8")
-FRACTIONS = (0.01, 0.03, 0.1, 0.3, 1.0)  # of the labels
+FRACTIONS = (0.01, 0.03, 0.1, 0.3)  # of the labels, beside all of them
 VOLUMES = (0.01, 0.1)  # of the unlabelled images; none is `matched`, all is the arm itself
 WEIGHTED = ("matched", "mae", "fluxes", "semi")  # arms that are also trained by weights
 SPEC = "z_kind == 'spec'"
@@ -106,9 +106,7 @@ def full() -> Size:
     matched = own["matched"]
     length = (f"train.steps={2 * steps}",)
     tables = (Arm("knn"), Arm("gbt"), Arm("template"))
-    networks = tuple(
-        Arm(name, f"baseline_{name}", ("redshift.z_max=3.0", *length)) for name in ("pasquet", "treyer", "multimodal")
-    )
+    networks = tuple(Arm(name, f"baseline_{name}", length) for name in ("pasquet", "treyer", "multimodal"))
     pretrained = tuple(
         arm
         for name, item in (("dino", TEACHER), ("simclr", ()), ("byol", TEACHER), ("vicreg", ()))
@@ -141,7 +139,7 @@ def full() -> Size:
     weights = tuple(weighted(arm) for arm in (mlp, *networks, *(own[name] for name in WEIGHTED)))
     fractions = tuple(
         at_fraction(arm, fraction, f"@{100 * fraction:g}%")
-        for fraction in FRACTIONS[:-1]
+        for fraction in FRACTIONS
         for arm in (Arm("gbt"), mlp, *(own[name] for name in ("matched", "oracle", "mae", "fluxes", "semi")))
     )
     volumes = tuple(arm for name in ("mae", "fluxes") for volume in VOLUMES for arm in at_volume(own, name, volume))
