@@ -14,8 +14,8 @@ from pathlib import Path
 
 from benchmarks.shift import page, tables
 from benchmarks.shift.arms import SIZES, Arm
-from benchmarks.shift.labels import Protocol, read_selection, read_summary, subsets, write_labels
-from benchmarks.shift.runs import call, directory, run, runnable, weights_name
+from benchmarks.shift.labels import Protocol, labels_name, read_selection, read_summary, subsets, weights_name
+from benchmarks.shift.runs import call, directory, run, runnable
 from benchmarks.shift.scores import read_run, scored
 from jaxz import errors
 from jaxz.files import read_json, replace
@@ -46,12 +46,8 @@ def compare(scratch: Path, protocol: Protocol, arms: list[Arm], seeds: list[int]
     scores = scored(predicted, cells, parts)
     compared = tables.compare(scores, own)
     weighed = sorted({arm.fraction for arm in arms if arm.overlay})
-    ess = {
-        fraction: [
-            read_summary(protocol, weights_name(write_labels(protocol, "labelled", fraction, seed))) for seed in seeds
-        ]
-        for fraction in weighed
-    }
+    own_weights = lambda fraction, seed: weights_name(labels_name(protocol, "survey", fraction, seed))
+    ess = {fraction: [read_summary(protocol, own_weights(fraction, seed)) for seed in seeds] for fraction in weighed}
     text = tables.text(scores, compared, parts)
     print(text)
     replace(scratch / "shift.txt", text.encode())

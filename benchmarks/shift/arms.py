@@ -14,7 +14,7 @@ TEACHER = ("init.item=ema",)  # what is used of those that have one
 class Arm(NamedTuple):
     """name: of the table and of the run directories. config: of configs/, with its argument; "" for the model of
     jaxz.photometry that the name begins with. fields: over those of the config. start: the arm that it begins from.
-    labels: "labelled", as the survey selects them, or "oracle". fraction: of these labels. overlay: whether weight and
+    labels: "survey", as it selects them, or "oracle". fraction: of these labels. overlay: whether weight and
     coverage (jaxz.shift) are there. scored: whether it predicts redshifts, by which head. weights: the published ones
     that it begins from; without the file it is not run."""
 
@@ -22,7 +22,7 @@ class Arm(NamedTuple):
     config: str = ""
     fields: tuple[str, ...] = ()
     start: str = ""
-    labels: str = "labelled"
+    labels: str = "survey"
     fraction: float = 1.0
     overlay: bool = False
     scored: bool = True

@@ -42,7 +42,7 @@ class Protocol(NamedTuple):
     @property
     def tag(self) -> str:
         """Of the overlays' names: another selection has others."""
-        return f"shift_v1_{zlib.crc32(self.where.encode()):08x}"
+        return f"shift_{zlib.crc32(self.where.encode()):08x}"
 
     def labelled(self, dataset: Dataset, split: str) -> str:
         """The filter of a split's objects that have a label."""
@@ -79,6 +79,16 @@ def truth(dataset: Dataset) -> tuple[str, str]:
     return ("true_z", "isfinite(true_z)") if "true_z" in columns else ("z", sure_labels(columns))
 
 
+def labels_name(protocol: Protocol, labels: str, fraction: float, seed: int) -> str:
+    """Of the overlay."""
+    return f"{protocol.tag}_{labels}_{100 * fraction:g}_{seed}".replace(".", "p")
+
+
+def weights_name(labels: str) -> str:
+    """Of the overlay of weights and coverage for the labels of another."""
+    return f"{labels}_w"
+
+
 def write_labels(protocol: Protocol, labels: str, fraction: float, seed: int) -> str:
     """The name of the overlay by which a training split has `fraction` of its labels, drawn at random, the fewer
     among the more; and a column draw, uniform in 0 to 1, to choose unlabelled objects by. Written unless it is there.
@@ -86,7 +96,7 @@ def write_labels(protocol: Protocol, labels: str, fraction: float, seed: int) ->
     labels "oracle": as many of the objects whose truth is known, selected by nothing. Of a simulation that is true_z,
     which no other arm is ever trained on. Raises InputError for a dataset without labels, or without object_id.
     """
-    name = f"{protocol.tag}_{labels}_{100 * fraction:g}_{seed}".replace(".", "p")
+    name = labels_name(protocol, labels, fraction, seed)
     path = protocol.dataset / place_of("overlays", name)
     if path.exists():
         return name

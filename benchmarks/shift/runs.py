@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.shift.arms import SPEC, Arm
-from benchmarks.shift.labels import Protocol, write_labels
+from benchmarks.shift.labels import Protocol, weights_name, write_labels
 from jaxz import errors
 from jaxz.data.staging import place_of
 
@@ -25,11 +25,6 @@ def call(*command: str) -> None:
 def directory(scratch: Path, arm: str, seed: int) -> Path:
     """Of an arm's run."""
     return scratch / "runs" / f"{arm.replace('%', '')}_{seed}"
-
-
-def weights_name(labels: str) -> str:
-    """The overlay of weights and coverage for the labels of another."""
-    return f"{labels}_weights"
 
 
 def overlays(protocol: Protocol, arm: Arm, seed: int) -> list[str]:

@@ -36,7 +36,7 @@ def compare(scores: Scores, arms: Mapping[str, Arm]) -> Compared:
             ends = {arm.labels: other for other, arm in arms.items() if is_end(arm, arms[name].fraction)}
             if len(ends) < 2:
                 continue
-            none, oracle = (by_arm[ends[labels]] for labels in ("labelled", "oracle"))
+            none, oracle = (by_arm[ends[labels]] for labels in ("survey", "oracle"))
             for metric in METRICS:
                 closure = gap_closure(none[metric], metrics[metric], oracle[metric]) if metric in CLOSED else None
                 found[subset, name, metric] = Comparison(metrics[metric] - none[metric], closure)

@@ -10,11 +10,12 @@ import pytest
 from benchmarks.shift import __main__ as shift
 from benchmarks.shift import page, runs, tables
 from benchmarks.shift.arms import SIZES, Arm, image_arms, weighted
-from benchmarks.shift.labels import Protocol, Subset, read_selection, subsets, write_labels
+from benchmarks.shift.labels import Protocol, Subset, labels_name, read_selection, subsets, weights_name, write_labels
 from benchmarks.shift.scores import gap_closure, predicted, scored
 from jaxz.config import parse, validate
 from jaxz.data.dataset import open_dataset
 from jaxz.data.manifest import Array, Band, Column, Manifest
+from jaxz.data.staging import place_of
 from jaxz.data.writer import DatasetWriter
 from jaxz.errors import InputError
 from jaxz.photoz.bootstrap import Estimate
@@ -67,7 +68,7 @@ def test_fewer_labels_are_among_the_more_and_the_test_split_stays_as_it_is(tmp_p
     path, columns = sky(tmp_path / "sky")
     protocol = Protocol(path)
     whole, half, other = (
-        labels_of(path, write_labels(protocol, "labelled", *how)) for how in ((1, 0), (0.5, 0), (0.5, 1))
+        labels_of(path, write_labels(protocol, "survey", *how)) for how in ((1, 0), (0.5, 0), (0.5, 1))
     )
     train, spec = columns["split"] == "train", columns["z_kind"] == "spec"
     assert np.array_equal(whole["z_kind"] == "spec", spec)
@@ -92,7 +93,7 @@ def test_the_oracle_has_as_many_labels_drawn_from_all(tmp_path):
 def test_a_selection_hides_labels_and_scores_what_it_hid(tmp_path):
     path, columns = sky(tmp_path / "sky", truth=False)
     protocol = Protocol(path, "mag_ref < 21", faint=22.0, z_max=2.0)
-    found = labels_of(path, write_labels(protocol, "labelled", 1.0, 0))
+    found = labels_of(path, write_labels(protocol, "survey", 1.0, 0))
     train, spec, bright = columns["split"] == "train", columns["z_kind"] == "spec", columns["mag_ref"] < 21
     assert np.array_equal((found["z_kind"] == "spec") & train, train & spec & bright)
     oracle = labels_of(path, write_labels(protocol, "oracle", 1.0, 0))["z_kind"] == "spec"
@@ -205,6 +206,7 @@ def test_every_row_of_the_table_makes_a_config(size, tmp_path):
     names = [arm.name for arm in arms]
     assert len(set(names)) == len(names)
     for arm in arms:
+        place_of("overlays", weights_name(labels_name(Protocol(tmp_path), arm.labels, arm.fraction, 1000)))
         assert not arm.start or arm.start in names[: names.index(arm.name)]  # run before
         if arm.config:
             validate(parse(runs.training_arguments(Protocol(tmp_path), arm, 0, ["labels"], tmp_path)))
@@ -221,7 +223,7 @@ def test_a_tiny_benchmark_from_end_to_end_goes_on_where_it_was(tmp_path):
     path, _ = sky(tmp_path / "sky")
     small = ("train.steps=4", "train.members=2", "train.batch_size=32", "train.log_every=1", "model.width=16")
     first, last = (
-        Arm(n, "baseline_photometry", small, labels=own) for n, own in (("matched", "labelled"), ("oracle", "oracle"))
+        Arm(n, "baseline_photometry", small, labels=own) for n, own in (("matched", "survey"), ("oracle", "oracle"))
     )
     before = Arm("before", "baseline_photometry", small, scored=False)
     arms = [Arm("knn"), first, last, before, weighted(Arm("after", "baseline_photometry", small, start="before"))]
