@@ -113,8 +113,7 @@ def score_table(scores: Scores, subsets: Mapping[str, Subset]) -> str:
 
 def gap_table(scores: Scores, compared: tables.Compared) -> str:
     head, body = tables.gap_table(scores, compared)
-    title = "closed of the gap; change of spec_like"
-    return table([title, *map(escape, head)], [[escape(arm), *cells] for arm, cells in body.items()])
+    return table(["gap closed", *map(escape, head)], [[escape(arm), *cells] for arm, cells in body.items()])
 
 
 def residual_pictures(curves: Mapping[str, tuple[np.ndarray, dict[str, list[Estimate]]]]) -> list[Picture]:
@@ -167,8 +166,7 @@ def bias_table(edges: np.ndarray, arms: Mapping[str, Sequence[Estimate]]) -> str
         "mean e, by true redshift",
         *(f"{low:.2f} to {high:.2f}" for low, high in zip(edges, edges[1:], strict=False)),
     ]
-    text = lambda bias: tables.shown(bias, 3) if np.isfinite(bias.value) else "-"
-    return table(head, [[escape(arm), *map(text, bins)] for arm, bins in arms.items()])
+    return table(head, [[escape(arm), *(tables.shown(bias, 3) for bias in bins)] for arm, bins in arms.items()])
 
 
 def convergence_table(runs: Sequence[report_data.Run]) -> str:

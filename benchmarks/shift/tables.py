@@ -57,7 +57,9 @@ def spec_like_loss(scores: Scores, compared: Compared, arm: str) -> Estimate | N
 
 
 def shown(estimate: Estimate | None, digits: int = 4) -> str:
-    return "-" if estimate is None else f"{estimate.value:.{digits}f} ± {estimate.error:.{digits}f}"
+    if estimate is None or not np.isfinite(estimate.value):
+        return "-"
+    return f"{estimate.value:.{digits}f} ± {estimate.error:.{digits}f}"
 
 
 def text(scores: Scores, compared: Compared, subsets: Mapping[str, Subset]) -> str:
