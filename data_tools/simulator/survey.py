@@ -185,6 +185,8 @@ def column_specs(plain: bool = True) -> dict[str, Column]:
 def sky_column_specs() -> dict[str, Column]:
     """Columns of a sky that varies."""
     return {
+        "z_quality": Column("int32", "", "4: at least 99 % sure; 3: 95 %; 2: 75 %; 0: unknown"),
+        "true_z": Column("float32", "", "NaN for stars"),
         "tile": Column("string", "", "a piece of the field, with its own PSFs, depths and zero points"),
         "obj_class": Column("string", "", f"of the spectrum: {', '.join(sources.CLASSES)}; empty without one"),
         **{f"psf_fwhm_{name}": Column("float32", "arcsec", "of the tile") for name in NAMES},
@@ -238,6 +240,7 @@ def sky_columns(galaxies: Galaxies, seen: Observation, spectra: Spectra, sky: Sk
     """The columns of `sky_column_specs`, [N] each."""
     true_class = np.array(sources.CLASSES)[galaxies.obj_class]
     return {
+        "true_z": np.where(galaxies.obj_class == STAR, np.nan, galaxies.z).astype(np.float32),
         "tile": np.array([f"F{field:02d}-{tile % 4}" for field, tile in zip(galaxies.field, sky.tile, strict=True)]),
         "obj_class": np.where(spectra.taken, true_class, ""),
         **{f"psf_fwhm_{name}": sky.seen.psf_fwhm[:, b].astype(np.float32) for b, name in enumerate(NAMES)},
