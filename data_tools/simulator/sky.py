@@ -45,6 +45,7 @@ def over(galaxies: Galaxies, seed: int, first: int, size: int, kind: str, select
 
 
 def is_plain(kind: str, selection: str) -> bool:
+    """Whether PSFs, depths and zero points are the same everywhere."""
     return kind == "ideal" and selection != "S3"
 
 
@@ -54,7 +55,9 @@ def tiles(seed: int, kind: str, selection: str) -> Tiles:
     fwhm, sigma = np.tile([band.psf_fwhm for band in bands.BANDS], (count, 1)), np.ones((count, channels))
     zero_point = np.zeros((count, channels))
     if kind == "survey":
-        u = population.uniforms(seed, population.TILES, 0, count, 4 * channels).reshape(count, 4, channels)
+        u = population.uniforms(seed, population.TILES, 0, count, 4 * channels).reshape(
+            count, 4, channels
+        )  # the last are spare
         fwhm = fwhm * (SEEING[0] + (SEEING[1] - SEEING[0]) * u[:, 0])
         sigma = 10 ** (0.4 * DEPTH_SCATTER * population.normal(u[:, 1]))
         zero_point = ZERO_POINT_SCATTER * population.normal(u[:, 2])

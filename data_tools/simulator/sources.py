@@ -19,7 +19,7 @@ MOST_NEIGHBOURS = 64  # in a stamp: twice the mean of the largest
 
 # What an object's numbers of the stream SOURCES decide
 CLASS, MAGNITUDE, Z, COLOUR, CROWD = range(5)
-NUMBERS = 8
+NUMBERS = 8  # the others: see simulator.spectroscopy
 
 
 def sources(seed: int, first: int, count: int) -> Galaxies:

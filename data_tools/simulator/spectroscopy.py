@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_tools.simulator import bands, population
+from data_tools.simulator import bands, population, sources
 from data_tools.simulator.population import AGN, STAR, Galaxies
 
 SELECTIONS = ("S0", "S1", "S2", "S3")
@@ -29,7 +29,6 @@ QUALITY = {False: (0.03, 0.08, 0.89), True: (0.55, 0.25, 0.20)}  # by whether th
 
 # What an object's numbers of the stream SOURCES decide, beside those of simulator.sources
 IS_WRONG, CONFUSION, SURENESS = 5, 6, 7
-NUMBERS = 8
 REFERENCE_SAMPLE = 1 << 15  # objects, whose mean chance S0 gives to all
 
 
@@ -50,7 +49,7 @@ def observe(galaxies: Galaxies, mag_ref: np.ndarray, seed: int, first: int, sele
     z_spec, wrong = galaxies.z, np.zeros(count, bool)
     quality = np.full(count, 4)
     if errors:
-        u_error = population.uniforms(seed, population.SOURCES, first, count, NUMBERS)
+        u_error = population.uniforms(seed, population.SOURCES, first, count, sources.NUMBERS)
         confused = confused_redshift(galaxies.z, u_error[:, CONFUSION])
         wrong = (u_error[:, IS_WRONG] < WRONG) & (galaxies.obj_class != STAR) & np.isfinite(confused)
         z_spec = np.where(wrong, confused, z_spec)

@@ -52,8 +52,8 @@ def observe(
     true_flux = total_flux(galaxies)
     images, blended = scene(galaxies, size, psf, sky)
     if noise:
-        drawn = render.sky_noise(images.shape, seed, first, correlation > 0)
-        images = images + (drawn if sky is None else drawn * sigma[..., None, None].astype(np.float32))
+        unit = render.sky_noise(images.shape, seed, first, correlation > 0)
+        images = images + sigma[..., None, None].astype(np.float32) * unit
     observed = population.fields(seed).observed[galaxies.field]
     images = np.where(observed[..., None, None], images, np.float32(0))
     if images.max() > np.finfo(np.float16).max:
