@@ -210,6 +210,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
         problems.append("data.path: '' is not set; name a dataset with --config.data.path=DATASET")
     if not config.losses:
         problems.append("losses: is empty; name at least one objective")
+    for name in sorted({*config.losses} & {*OBJECTIVES} - {*config}):
+        problems.append(f"losses: {name!r} has settings that the config was made without; name it in a config file")
+    if problems and any(name not in config for name in modules(config)):
+        raise InputError("; ".join(problems))  # the rest reads the settings
     for group, module in modules(config).items():
         if lacking := sorted(getattr(module, "SETTINGS", {}).keys() - config[group].keys()):
             problems.append(
@@ -265,9 +269,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
         problems.append(
             f"train.ema_final: {final} is what train.ema_decay, {decay}, rises to; set that between 0 and it"
         )
-    if config.optim.lora_rank and not config.init.path:
+    if config.train.profile and config.train.profile[1] > config.train.steps:
         problems.append(
-            f"optim.lora_rank: {config.optim.lora_rank} leaves the encoder as it is, which is untrained; set init.path"
+            f"train.profile: {tuple(config.train.profile)} ends after train.steps {config.train.steps}; end it sooner"
         )
     if getattr(modules(config).get("model"), "IMPORTED", False):
         problems += imported_problems(config)

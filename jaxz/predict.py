@@ -223,12 +223,16 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--out", required=True, type=Path, help="FILE.parquet or FILE.fits")
     parser.add_argument("--where", help="rows to predict, such as \"split == 'test'\"; default all")
     parser.add_argument("--item", choices=("params", "ema"), default="params", help="ema: the averaged weights")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is at --out")
     options = parser.parse_args(argv)
     runtime.alone("jaxz.predict")
     if options.out.suffix not in (".parquet", ".fits"):
         raise errors.InputError(f"--out: {str(options.out)!r} must end in .parquet or .fits")
     if not options.out.parent.is_dir():
         raise errors.InputError(f"--out: {str(options.out.parent)!r} is no directory; make it first")
+    for path in (options.out, options.out.with_suffix(".hdf5")):
+        if path.exists() and not options.overwrite:
+            raise errors.InputError(f"--out: {str(path)!r} exists; name another file, or add --overwrite")
     if options.model and options.item != "params":
         raise errors.InputError(f"--item: {options.item!r} is chosen when a run is exported; leave it out with --model")
     model = load_exported(options.model) if options.model else load_run(options.workdir, options.item)
@@ -245,7 +249,7 @@ def main(argv: list[str]) -> None:
         column = pa.FixedSizeListArray.from_arrays(pa.array(found["embedding"].ravel()), width)
         catalog = catalog.append_column("embedding", column)
     write_catalog(options.out, catalog)
-    print(f"{len(rows)} objects -> {options.out}")
+    print(f"{len(rows)} objects -> {options.out}{' and p(z) beside it, .hdf5' if redshift else ''}")
 
 
 if __name__ == "__main__":

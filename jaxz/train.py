@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from jaxz import dry_run, errors, logs, objectives, runtime
 from jaxz.checkpoint import Checkpoints, Damaged
@@ -29,13 +30,14 @@ from jaxz.mesh import local_slots, make_mesh, to_devices
 from jaxz.models import build
 from jaxz.models.lora import lora_init
 from jaxz.monitor import Monitor
-from jaxz.optim import make_optimizer
+from jaxz.optim import frozen, make_optimizer
 from jaxz.perf import training_flops
 from jaxz.pretrained.runs import check_weights, encoder_params
 from jaxz.provenance import versions
 from jaxz.state import abstract_state, fresh_state, make_step, of_one, placed, start_from
 
 log = logs.log
+COMPUTING = ("dtype", "attention", "remat", "drop_path")  # settings of a model that change no parameter
 OTHERS = ("log.txt", "slurm")  # may lie in a run directory before the run
 
 
@@ -62,7 +64,9 @@ def main(argv: list[str]) -> int:
     prepare = Prepare(dataset.manifest, normalisation, config.augment, objective.views, objective.crops)
     stream = make_stream(config, dataset, objective, prepare, mesh)
     if objective.edges is not None:
-        objective.count_labels(*stream.drawn("z"))
+        z, draws = stream.drawn("z")
+        check_labels(z, objective.edges)
+        objective.count_labels(z, draws)
     params = jax.eval_shape(lambda: objective.init(jax.random.key(0))[0])
     optimizer = make_optimizer(config.optim, config.train.steps, params)
     with jax.set_mesh(mesh):
@@ -97,6 +101,8 @@ def main(argv: list[str]) -> int:
             state = jax.jit(make, out_shardings=jax.tree.map(lambda a: a.sharding, abstract))()
             if config.init.path:
                 state = start_from(state, pretrained_params(config, abstract, mesh, normalisation))
+            elif all(jax.tree.leaves(frozen(config.optim, params)["encoder"])):
+                log.warning("the encoder is untrained and stays as it is; name a run in init.path")
             seconds, initial = 0.0, None
             count = sum(a.size for a in jax.tree.leaves(state.params))
             log.info(
@@ -165,7 +171,9 @@ def starting_normalisation(workdir: Path, config, dataset: Dataset) -> Normalisa
             config.data.stretch,
         )
     meta = run_meta(config.init.path)
-    then, now = meta["config"]["model"], resolved(config)["model"]
+    if config.init.item not in meta["digests"]:
+        raise errors.InputError(f"init.item: {config.init.item!r} was not kept by {config.init.path!r}; use 'params'")
+    then, now = (model_of(told) for told in (meta["config"], resolved(config)))
     if changed := difference(then, now):
         use = " ".join(f"--config.model.{name}={value}" for name, value in then.items() if now.get(name) != value)
         raise errors.InputError(
@@ -176,6 +184,24 @@ def starting_normalisation(workdir: Path, config, dataset: Dataset) -> Normalisa
             f"init.path: {config.init.path!r} holds {members} members; set train.members={members}, or name another run"
         )
     return inherited_normalisation(meta, config, f"init.path {config.init.path!r}")
+
+
+def model_of(config: dict) -> dict:
+    """The settings of a config's model that decide what its parameters are and do."""
+    return {name: value for name, value in config["model"].items() if name not in COMPUTING}
+
+
+def check_labels(z: np.ndarray, edges: np.ndarray) -> None:
+    """Raises InputError where none of the redshifts z [M] of the rows (NaN: no label) lies within a head's bins; some
+    that do not are said in the log."""
+    labels = z[np.isfinite(z)]
+    outside, low, high = int(((labels < edges[0]) | (labels >= edges[-1])).sum()), edges[0], edges[-1]
+    if outside == len(labels):
+        raise errors.InputError(
+            f"losses: none of the {len(labels)} labels lies in z_min {low:g} to z_max {high:g}; set them, or data.where"
+        )
+    if outside:
+        log.warning("%d of %d labels lie outside of z_min %g to z_max %g: unused", outside, len(labels), low, high)
 
 
 def inherited_normalisation(meta: dict, config, origin: str) -> Normalisation:

@@ -116,7 +116,8 @@ VALUES = [
     ("augment.psf_fwhm=(1.0,'x')", r"augment.psf_fwhm: \(1.0, 'x'\) must be \(\) or \(low, high\) in arcsec"),
     ("augment.ebv=0.1", "augment.ebv: 0.1 reddens images that data.deredden corrects"),
     ("train.ema_final=0.99", "train.ema_final: 0.99 is what train.ema_decay, 0.0, rises to"),
-    ("optim.lora_rank=4", "optim.lora_rank: 4 leaves the encoder as it is, which is untrained; set init.path"),
+    ("train.profile=(5,5000)", r"train.profile: \(5, 5000\) ends after train.steps"),
+    ("losses={'moco':1.0}", "losses: 'moco' has settings that the config was made without; name it in a config file"),
     (f"seed={2**63}", f"seed: {2**63} must be of 64 bits"),
 ]
 

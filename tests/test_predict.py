@@ -178,6 +178,10 @@ def test_what_does_not_fit_is_refused(run, dataset, tmp_path):
         jaxz.load_run(tmp_path)
     with pytest.raises(InputError, match=r"must end in .parquet or .fits"):
         predict.main([f"--workdir={run}", f"--dataset={dataset}", f"--out={tmp_path / 'x.csv'}"])
+    (tmp_path / "there.hdf5").write_bytes(b"mine")
+    with pytest.raises(InputError, match="--out: .*there.hdf5' exists; name another file, or add --overwrite"):
+        predict.main([f"--workdir={run}", f"--dataset={dataset}", f"--out={tmp_path / 'there.fits'}"])
+    assert (tmp_path / "there.hdf5").read_bytes() == b"mine"
     with pytest.raises(InputError, match=r"arrays.image.shape: \[3, 32, 32\] does not fit the model's \[3, 16, 16\]"):
         other = blobs(tmp_path / "large", samples=12, size=32)
         predict.main([f"--workdir={run}", f"--dataset={other}", f"--out={tmp_path / 'x.parquet'}"])

@@ -15,8 +15,9 @@ import jax
 
 from jaxz import errors, runtime
 from jaxz.errors import InputError
+from jaxz.files import read_json
 from jaxz.pretrained import FAMILIES, inspect_checkpoint
-from jaxz.pretrained.check import check
+from jaxz.pretrained.check import check, sources
 
 
 def parse_arch(text: str) -> dict:
@@ -44,7 +45,10 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     arch = parse_arch(options.arch) if options.arch else None
     if options.command == "inspect":
-        print(json.dumps(inspect_checkpoint(options.path, family=options.family, arch=arch), indent=1))
+        path = Path(options.path)
+        if (path / "meta.json").is_file():  # a directory that check takes
+            path = sources(path, read_json(path / "meta.json", "what describes the reference"))[0]
+        print(json.dumps(inspect_checkpoint(path, family=options.family, arch=arch), indent=1))
         return errors.OK
     runtime.set_xla_flags()
     jax.config.update("jax_enable_x64", options.x64)
