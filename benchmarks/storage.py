@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_tools.simulator import population, render, survey
+from data_tools.simulator import bands, population, render, survey
 from jaxz import errors
 from jaxz.data import compact
 from jaxz.data.reader import Buffers
@@ -80,14 +80,15 @@ def storages() -> dict[str, Storage]:
 def images(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """float32 [N,C,H,W] with noise, signal to noise [N,C] in the aperture, and centres [N,2]."""
     galaxies = population.galaxies(SEED, 0, count)
-    stamps = survey.draw(galaxies, np.ones((count, len(survey.NAMES))), SIZE)[:, :BANDS]
+    psf = bands.PSF_SIGMA / bands.PIXEL_SCALE
+    stamps = survey.draw(galaxies, np.ones((count, len(survey.NAMES))), SIZE, psf)[:, :BANDS]
     centre = (SIZE - 1) / 2 + galaxies.offset
     flux = np.stack([aperture(stamps[:, c], centre) for c in range(BANDS)], 1)
     random = np.random.default_rng(SEED)
     colours = random.lognormal(0, 0.5, (count, BANDS))
     wanted = 10 ** random.uniform(0, 4, (count, 1)) * colours  # signal to noise
     stamps = stamps * (wanted / flux)[..., None, None]
-    return render.add_noise(stamps.astype(np.float32), SEED, 0), wanted, centre
+    return stamps.astype(np.float32) + render.sky_noise(stamps.shape, SEED, 0), wanted, centre
 
 
 def aperture(image: np.ndarray, centre: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
 """A directly trained ViT whose embeddings of labelled and unlabelled objects are made alike.
 
-    python -m jaxz.train --config=configs/redshift_adapted.py:coral --workdir=runs/demo/coral
+    python -m jaxz.train --config=configs/redshift_adapted.py --workdir=runs/demo/coral
 
-Another: --config=configs/redshift_adapted.py:mmd or :dann. Half of each batch is labelled.
+By CORAL; --config=configs/redshift_adapted.py:mmd or :dann is another term. Half of each batch is labelled.
 Hardware: 2 CPU cores for a try on the demo's dataset. Time: twice demo_direct's a step of the same batch. Expect: no
 gain where n(z) of the two kinds differs (docs/shift.md); compare it with demo_direct over several seeds.
 """

@@ -215,8 +215,8 @@ def conditions(dataset: Dataset, truth: bool) -> tuple[str, dict[str, str]]:
     for name in ("split", label, *([] if truth else ["z_kind"])):
         if name not in columns:
             raise errors.InputError(f"--dataset: {str(dataset.path)!r} has no column {name!r}, which a probe needs")
-    labelled = "" if truth else f" and {sure_labels(columns)}"
-    where = {split: f"split == '{split}'{labelled}" for split in SPLITS}
+    labelled = f"isfinite({label})" if truth else sure_labels(columns)  # the true z of a star is NaN
+    where = {split: f"split == '{split}' and {labelled}" for split in SPLITS}
     for condition in where.values():
         if not len(dataset.select(condition)):
             raise errors.InputError(f"--dataset: {str(dataset.path)!r} has no row with {condition}; name another")

@@ -1,4 +1,4 @@
-"""The galaxies of the synthetic survey: where they are, what they are, which of them have a spectrum.
+"""The galaxies of the synthetic survey: where they are and what they are.
 
 Every random number is a function of (seed, object), so that any object can be made alone.
 """
@@ -18,7 +18,6 @@ FIELDS = 24
 FIELD_RADIUS = 0.5  # deg
 MISSING = 0.12  # chance that a field lacks a band; every third field is complete
 TEMPLATE_SCATTER = 0.04  # mag, of each colour with the reference band, that no template has
-SPEC_Z_ERROR = 5e-4  # of (1 + z)
 
 
 class Population(NamedTuple):
@@ -51,7 +50,8 @@ DISK_THICKNESS, BULGE_AXIS_RATIO = 0.2, 0.8
 CELL, KIND, DUST, Z, LUMINOSITY, SIZE, BULGE, INCLINATION, ANGLE = range(9)
 X, Y, LABEL, SPEC_Z, EBV, FIELD, RADIUS, AZIMUTH = range(9, 17)
 SCATTER = 20  # and the next, one a band
-OBJECTS, SKY = 1, 2  # independent streams
+OBJECTS, SKY, SOURCES, NEIGHBOURS, TILES = range(1, 6)  # independent streams
+GALAXY, AGN, STAR = range(3)  # obj_class
 CHUNK = 1 << 16  # objects whose numbers are drawn at once
 
 
@@ -78,7 +78,7 @@ class Fields(NamedTuple):
 
 def fields(seed: int) -> Fields:
     """The survey's fields: evenly over |dec| < 60 deg (a Fibonacci lattice), so that none overlap."""
-    u = uniforms(seed, SKY, 0, FIELDS, _numbers())
+    u = uniforms(seed, SKY, 0, FIELDS, numbers())
     number = np.arange(FIELDS)
     golden = (1 + 5**0.5) / 2
     ra = (360 * (number / golden + u[0, 0])) % 360
@@ -93,7 +93,7 @@ def positions(seed: int, first: int, count: int) -> tuple[np.ndarray, np.ndarray
     """Field number, ra and dec (deg) of objects, uniform over the fields' discs."""
     u = np.empty((count, 3))
     for start in range(0, count, CHUNK):  # an object's numbers are drawn all together, and most are not wanted here
-        drawn = uniforms(seed, OBJECTS, first + start, min(CHUNK, count - start), _numbers())
+        drawn = uniforms(seed, OBJECTS, first + start, min(CHUNK, count - start), numbers())
         u[start : start + CHUNK] = drawn[:, [FIELD, RADIUS, AZIMUTH]]
     sky = fields(seed)
     field = (u[:, 0] * FIELDS).astype(int)
@@ -103,10 +103,12 @@ def positions(seed: int, first: int, count: int) -> tuple[np.ndarray, np.ndarray
 
 
 class Galaxies(NamedTuple):
-    """N galaxies; magnitudes are AB, total, before Galactic extinction."""
+    """N galaxies, or stars and nuclei in their stead; magnitudes are AB, total, before Galactic extinction."""
 
     z: np.ndarray
     kind: np.ndarray  # 0 elliptical ... 4 starburst
+    red: np.ndarray  # bool: of the first population
+    obj_class: np.ndarray  # GALAXY, AGN or STAR
     mag: np.ndarray  # [N, C]
     bulge: np.ndarray  # fraction of light in the de Vaucouleurs component
     re_disk: np.ndarray  # arcsec, half-light radii along the major axis
@@ -116,8 +118,6 @@ class Galaxies(NamedTuple):
     angle: np.ndarray  # rad, of the major axis from +x towards +y
     offset: np.ndarray  # pixels [N, 2], (x, y) of the centre from the stamp's centre, under half a pixel
     ebv: np.ndarray  # mag, Galactic
-    labelled: np.ndarray  # bool: has a spectroscopic redshift ...
-    z_spec: np.ndarray  # ... this one
     field: np.ndarray
     ra: np.ndarray  # deg
     dec: np.ndarray
@@ -125,8 +125,14 @@ class Galaxies(NamedTuple):
 
 def galaxies(seed: int, first: int, count: int) -> Galaxies:
     """Objects first ... first + count - 1 of the survey `seed`."""
-    u = uniforms(seed, OBJECTS, first, count, _numbers())
+    u = uniforms(seed, OBJECTS, first, count, numbers())
     field, ra, dec = positions(seed, first, count)
+    ebv = fields(seed).ebv[field] * (0.8 + 0.4 * u[:, EBV])
+    return drawn(u, ebv=ebv, field=field, ra=ra, dec=dec)
+
+
+def drawn(u: np.ndarray, **place: np.ndarray) -> Galaxies:
+    """The galaxies that uniform numbers u [N, ...] decide; place: ebv, field, ra and dec [N]."""
     red, kind, dust, z = _cells(u)
     shape = spectra.flux_grid().magnitudes(kind, dust, z)  # [N, C]
     modulus = np.interp(z, *_table("modulus"))
@@ -141,33 +147,26 @@ def galaxies(seed: int, first: int, count: int) -> Galaxies:
     return Galaxies(
         z=z,
         kind=kind,
+        red=red,
+        obj_class=np.full(len(z), GALAXY),
         mag=mag,
         bulge=bulge,
         re_disk=re,
         re_bulge=re * (0.4 + 0.6 * bulge),  # small in disks; the galaxy itself where there is no disk
         q_disk=np.sqrt(cos_inclination**2 * (1 - DISK_THICKNESS**2) + DISK_THICKNESS**2),
-        q_bulge=np.full(count, BULGE_AXIS_RATIO),
+        q_bulge=np.full(len(z), BULGE_AXIS_RATIO),
         angle=np.pi * u[:, ANGLE],
         offset=u[:, [X, Y]] - 0.5,
-        ebv=fields(seed).ebv[field] * (0.8 + 0.4 * u[:, EBV]),
-        labelled=u[:, LABEL] < spectroscopic_success(mag[:, bands.REFERENCE], z, red),
-        z_spec=z + SPEC_Z_ERROR * (1 + z) * normal(u[:, SPEC_Z]),
-        field=field,
-        ra=ra,
-        dec=dec,
+        **place,
     )
 
 
-def spectroscopic_success(mag: np.ndarray, z: np.ndarray, red: np.ndarray) -> np.ndarray:
-    """Chance of a secure redshift: nearly all bright galaxies, 2 % of the faint; few in the redshift desert of blue
-    galaxies (1.5 < z < 2.2: no [O II] in the optical) and among red ones beyond z = 1.1."""
-    logistic = lambda x: 1 / (1 + np.exp(-x))
-    chance = np.maximum(logistic((22.3 - mag) / 0.25), 0.02 * logistic((24.6 - mag) / 0.2))
-    chance = np.where(~red & (z > 1.5) & (z < 2.2), 0.25 * chance, chance)
-    return np.where(red & (z > 1.1), 0.4 * chance, chance)
+def density() -> float:
+    """Galaxies per square degree within the sample's magnitude limits."""
+    return float(_cumulative_density()[-1]) / (KIND_CELLS * DUST_CELLS)  # which share a population's density
 
 
-def _numbers() -> int:
+def numbers() -> int:
     """Uniform numbers drawn per object or field: a multiple of 4."""
     return SCATTER + 4 * -(-len(bands.BANDS) // 4)
 
@@ -211,6 +210,13 @@ Z_EDGES = np.expm1(np.linspace(np.log1p(0.03), np.log1p(4.5), Z_CELLS + 1))
 @functools.cache
 def _cumulative() -> np.ndarray:
     """[cells + 1]: cumulative share of the galaxies inside the magnitude limits, over all cells."""
+    total = _cumulative_density()
+    return np.append(0.0, total) / total[-1]
+
+
+@functools.cache
+def _cumulative_density() -> np.ndarray:
+    """[cells]: cumulative number per deg^2 inside the magnitude limits, as if a cell were its population's only one."""
     kind, dust, bin_ = np.meshgrid(*map(np.arange, (KIND_CELLS, DUST_CELLS, Z_CELLS)), indexing="ij")
     z = 0.5 * (Z_EDGES[:-1] + Z_EDGES[1:])[bin_]
     volume = np.interp(z, *_table("volume")) * np.diff(Z_EDGES)[bin_]
@@ -222,8 +228,7 @@ def _cumulative() -> np.ndarray:
         zero = shape + np.interp(z, *_table("modulus"))
         number = _brighter(p, z, zero, I_FAINT) - _brighter(p, z, zero, I_BRIGHT)
         counts.append(number * volume * p.density * 10 ** (p.density_slope * np.maximum(z - p.density_from, 0)))
-    total = np.cumsum(np.array(counts))
-    return np.append(0.0, total) / total[-1]
+    return np.cumsum(np.array(counts))
 
 
 def _between(limits: tuple[float, float], share: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ The profile is evaluated once a galaxy, multiplied by each band's PSF, and trans
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,8 @@ from scipy.optimize import nnls
 
 EXPONENTIAL, DE_VAUCOULEURS = 1, 4  # Sersic indices
 PROFILE_REACH = 8.0  # half-light radii: a profile ends here
+KERNEL = np.cos(np.radians([15, 75])).astype(np.float32)  # see `resampled`
+CORRELATION = float(KERNEL.prod())  # 1/4, of neighbouring pixels along an axis
 MARGIN = 32  # pixels: the periodic box is so much wider than the stamp; wrapped light comes from 8 arcsec and beyond
 
 
@@ -54,12 +57,11 @@ def box(size: int) -> int:
     return scipy.fft.next_fast_len(size + MARGIN, real=True)
 
 
-@functools.partial(jax.jit, static_argnames=("size", "psf_sigma"))
-def render(shapes: Shapes, psf_sigma: tuple[float, ...], size: int) -> jax.Array:
+def stamps(shapes: Shapes, psf_sigma: Sequence[float] | jax.Array, size: int) -> jax.Array:
     """Noise-free stamps [B, C, size, size] (y, x), surface brightness at the pixels' centres, in stored units.
 
-    psf_sigma [C], pixels: Gaussian PSFs, the pixel's response included; at least 1.2, or the sampling aliases.
-    The centre stands at (size - 1) / 2 + offset.
+    psf_sigma [C] or [B, C], pixels: Gaussian PSFs, the pixel's response included; at least 1.2, or the sampling
+    aliases. The centre stands at (size - 1) / 2 + offset.
     """
     period = box(size)
     ky = 2 * jnp.pi * jnp.fft.fftfreq(period)[:, None]
@@ -77,15 +79,32 @@ def render(shapes: Shapes, psf_sigma: tuple[float, ...], size: int) -> jax.Array
     profile += (1 - bulge) * transform(EXPONENTIAL, s.re_disk, s.q_disk)
     centre = (size - 1) / 2 + s.offset
     shift = jnp.exp(-1j * ky * centre[:, 1, None, None]) * jnp.exp(-1j * kx * centre[:, 0, None, None])
-    psf = jnp.exp(-0.5 * jnp.array(psf_sigma)[:, None, None] ** 2 * (kx**2 + ky**2))  # [C, K, K / 2]
+    psf = jnp.exp(-0.5 * jnp.array(psf_sigma)[..., None, None] ** 2 * (kx**2 + ky**2))  # [..., C, K, K / 2]
     spectrum = (profile * shift)[:, None] * (s.flux[:, :, None, None] * psf)
     return jnp.fft.irfft2(spectrum, s=(period, period))[..., :size, :size]
 
 
-def add_noise(images: np.ndarray, seed: int, first: int) -> np.ndarray:
-    """images [B, C, H, W] plus Gaussian sky noise of sigma 1: that of row i is a function of (seed, first + i)."""
-    noise = np.empty(images.shape, np.float32)
-    for i in range(len(images)):
+render = jax.jit(stamps, static_argnames=("size", "psf_sigma"))  # of a tuple of PSFs, the same for all
+render_each = jax.jit(stamps, static_argnames="size")  # of PSFs [B, C]
+
+
+def sky_noise(shape: tuple[int, ...], seed: int, first: int, correlated: bool = False) -> np.ndarray:
+    """Gaussian noise float32 [B, C, H, W] of sigma 1, white or `resampled`; row i is that of (seed, first + i)."""
+    count, channels, height, width = shape
+    noise = np.empty(shape, np.float32)
+    for i in range(count):
         generator = np.random.Generator(np.random.Philox(key=np.array([seed, first + i], np.uint64)))
-        generator.standard_normal(dtype=np.float32, out=noise[i])
-    return images + noise
+        white = generator.standard_normal((channels, height + correlated, width + correlated), dtype=np.float32)
+        noise[i] = resampled(white) if correlated else white
+    return noise
+
+
+def resampled(white: np.ndarray) -> np.ndarray:
+    """White noise [..., H + 1, W + 1] convolved with KERNEL along both axes: [..., H, W], of the same sigma.
+
+    A stack of many exposures at random sub-pixel phases a, each interpolated linearly, has the autocorrelation
+    E[a^2 + (1 - a)^2] = 2/3 and E[a (1 - a)] = 1/6 along an axis. KERNEL = (cos 15, sin 15 deg) has the same: 1, 1/4.
+    """
+    a, b = KERNEL
+    rows = a * white[..., 1:, :] + b * white[..., :-1, :]
+    return a * rows[..., 1:] + b * rows[..., :-1]

@@ -1,15 +1,16 @@
-"""Galaxy spectra seen through the survey's filters: templates, dust, intergalactic absorption, the flux grid.
+"""Spectra seen through the survey's filters: galaxies, quasars, stars; dust, intergalactic absorption, the flux grid.
 
 A galaxy's spectral kind is a number from 0 (elliptical) to 4 (starburst), its dust an E(B-V) in magnitudes.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from data_tools.simulator import bands
-from jaxz.photoz.spectra import calzetti, igm_transmission
+from jaxz.photoz.spectra import WAVELENGTH, calzetti, igm_transmission, star
 
 KINDS = ("elliptical", "Sbc", "Scd", "irregular", "starburst")
 DUST = np.array([0.0, 0.15, 0.3])  # E(B-V) of the grid
@@ -41,6 +42,11 @@ LINES = (
     (5007.0, (0, 2, 9, 45, 120)),  # [O III]
     (6563.0, (0, 15, 35, 80, 180)),  # H alpha
 )
+# Quasars: power laws F_lambda ~ lambda^slope and broad lines of these rest equivalent widths: Vanden Berk et al. 2001
+QUASAR_SLOPES = (-2.1, -1.5, -0.9)  # the kinds 0, 1, 2
+QUASAR_LINES = ((1216.0, 93), (1549.0, 24), (1909.0, 21), (2798.0, 32), (4861.0, 46), (6563.0, 195))
+QUASAR_SIGMA = 0.008  # of ln(wavelength): 2400 km/s
+TEMPERATURES = np.geomspace(2900, 10000, 40)  # K, of stars
 
 
 def templates(wavelength: np.ndarray) -> np.ndarray:
@@ -54,9 +60,19 @@ def templates(wavelength: np.ndarray) -> np.ndarray:
     continuum = spectra.copy()
     sigma = 2 * STEP  # 600 km/s: narrow for any broad band, resolved by the grid
     for line, widths in LINES:
-        profile = np.exp(-0.5 * (np.log(wavelength / line) / sigma) ** 2) / (np.sqrt(2 * np.pi) * sigma * line)
-        spectra += continuum * np.array(widths)[:, None] * profile
+        spectra += continuum * np.array(widths)[:, None] * _line(wavelength, line, sigma)
     return spectra
+
+
+def quasars(wavelength: np.ndarray) -> np.ndarray:
+    """F_lambda [3, W] (any unit) of QUASAR_SLOPES at rest wavelengths [W] in angstrom; no host galaxy."""
+    continuum = (wavelength / 5500) ** np.array(QUASAR_SLOPES)[:, None]
+    return continuum * (1 + sum(width * _line(wavelength, line, QUASAR_SIGMA) for line, width in QUASAR_LINES))
+
+
+def _line(wavelength: np.ndarray, line: float, sigma: float) -> np.ndarray:
+    """Profile [W], per angstrom, of unit integral."""
+    return np.exp(-0.5 * (np.log(wavelength / line) / sigma) ** 2) / (np.sqrt(2 * np.pi) * sigma * line)
 
 
 class FluxGrid(NamedTuple):
@@ -81,23 +97,37 @@ class FluxGrid(NamedTuple):
 
 
 @functools.cache
-def flux_grid() -> FluxGrid:
-    """The grid over 5 kinds x 3 dusts x ~300 redshifts (0 to Z_MAX) x all bands; takes a fraction of a second."""
+def star_colours() -> np.ndarray:
+    """AB magnitudes [TEMPERATURES, C] relative to the reference band's."""
+    observed, response = _responses()
+    f_lambda = [np.interp(np.log(observed), np.log(WAVELENGTH), star(temperature)) for temperature in TEMPERATURES]
+    magnitude = -2.5 * np.log10((np.array(f_lambda) * observed**2) @ response.T)
+    return magnitude - magnitude[:, [bands.REFERENCE]]
+
+
+def _responses() -> tuple[np.ndarray, np.ndarray]:
+    """Wavelengths [W] in angstrom, even in ln by STEP, and the filters' responses [C, W] of unit sum."""
     curves = bands.curves()
     reddest = max(curve.wavelength[-1] for curve in curves)
     bluest = min(curve.wavelength[0] for curve in curves)
-    shifts = np.arange(round(np.log1p(Z_MAX) / Z_STEP) + 1) * round(Z_STEP / STEP)
     observed = np.exp(np.arange(np.log(bluest), np.log(reddest) + STEP, STEP))
     response = np.array([np.interp(observed, c.wavelength, c.response, left=0, right=0) for c in curves])
-    response /= response.sum(1, keepdims=True)  # <f_nu> of a photon counter: weights R d(ln lambda)
+    return observed, response / response.sum(1, keepdims=True)  # <f_nu> of a photon counter: weights R d(ln lambda)
 
+
+@functools.cache
+def flux_grid(shapes: Callable = templates) -> FluxGrid:
+    """The grid of `templates` or `quasars`: kinds x 3 dusts x ~300 redshifts (0 to Z_MAX) x all bands; takes a fraction
+    of a second."""
+    observed, response = _responses()
+    shifts = np.arange(round(np.log1p(Z_MAX) / Z_STEP) + 1) * round(Z_STEP / STEP)
     rest = observed[0] * np.exp(STEP * np.arange(-shifts[-1], len(observed)))
     reddening = 10 ** (-0.4 * DUST[:, None] * calzetti(rest))
-    f_nu = templates(rest)[:, None] * reddening * rest**2  # [K, D, W]
+    f_nu = shapes(rest)[:, None] * reddening * rest**2  # [K, D, W]
     norm = [[np.exp(np.interp(np.log(NORM), np.log(rest), np.log(row))) for row in dusts] for dusts in f_nu]
     f_nu /= np.array(norm)[..., None]
 
-    ratio = np.empty((*f_nu.shape[:2], len(shifts), len(curves)))
+    ratio = np.empty((*f_nu.shape[:2], len(shifts), len(response)))
     for n, shift in enumerate(shifts):
         start = shifts[-1] - shift
         seen = f_nu[..., start : start + len(observed)] * igm_transmission(observed, np.expm1(shift * STEP))

@@ -9,7 +9,7 @@ import speclite.filters
 from astropy.cosmology import FlatLambdaCDM
 from scipy.stats import kstest
 
-from data_tools.simulator import bands, photometry, population, render, spectra, survey
+from data_tools.simulator import bands, photometry, population, render, spectra, spectroscopy, survey
 
 NAMES = [band.name for band in bands.BANDS]
 U, G = NAMES.index("u"), NAMES.index("g")
@@ -102,11 +102,13 @@ def test_redshifts_and_luminosities_follow_the_schechter_functions(many):
         kind, dust = rng.uniform(*p.kinds, n), rng.uniform(*p.dust, n)
         x = 10 ** (-0.4 * (mag - p.m_star - p.m_star_slope * np.minimum(z, p.m_star_until)))
         phi = p.density * 10 ** (p.density_slope * np.maximum(z - p.density_from, 0)) * x ** (p.alpha + 1) * np.exp(-x)
-        volume = np.interp(z, table, cosmology.differential_comoving_volume(table).value)
+        volume = np.interp(z, table, cosmology.differential_comoving_volume(table).value) * np.radians(1) ** 2
         k_correction = spectra.flux_grid().magnitudes(kind, dust, z)[:, bands.REFERENCE]
         seen = mag + np.interp(z, table, cosmology.distmod(table).value) + k_correction
         weights.append(phi * volume * ((seen > population.I_BRIGHT) & (seen < population.I_FAINT)))
     all_z, weight = np.tile(z, 2), np.concatenate(weights)
+    per_deg2 = weight.sum() / n * (4.5 - 0.03) * (26 - 11) * 0.4 * np.log(10)
+    assert population.density() == pytest.approx(per_deg2, rel=0.03)
     assert np.mean(many.kind < 0.8) == pytest.approx(weights[0].sum() / weight.sum(), abs=0.01)
     edges = np.array([0.03, 0.3, 0.5, 0.7, 0.9, 1.2, 1.6, 2.2, 3.0, 4.5])
     expected = np.histogram(all_z, edges, weights=weight / weight.sum())[0]
@@ -125,9 +127,10 @@ def test_the_sample_is_limited_in_magnitude_and_looks_like_the_sky(many):
 
 
 def test_spectra_are_of_the_bright_and_near(many):
-    assert 0.08 < many.labelled.mean() < 0.15
-    assert np.median(many.z[many.labelled]) < 0.75 * np.median(many.z)
-    pull = (many.z_spec - many.z) / (population.SPEC_Z_ERROR * (1 + many.z))
+    found = spectroscopy.observe(many, many.mag[:, bands.REFERENCE], 5, 0, "S2", errors=False)
+    assert 0.08 < found.taken.mean() < 0.15
+    assert np.median(many.z[found.taken]) < 0.75 * np.median(many.z)
+    pull = (found.z_spec - many.z) / (spectroscopy.Z_ERROR * (1 + many.z))
     assert kstest(pull, "norm").pvalue > 1e-3
 
 
