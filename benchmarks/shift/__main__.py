@@ -83,7 +83,7 @@ def main(argv: list[str]) -> None:
         protocol = Protocol(options.scratch / "sky")
     claim(options.scratch, options.size, protocol)
     if not options.dataset:
-        own = ["--samples", str(size.samples), "--size", str(size.pixels), "--seed", str(SKY_SEED)]
+        own = ["--samples", str(size.samples), "--size", str(size.pixels), "--seed", str(SKY_SEED), "--sky", size.sky]
         call("data_tools.simulate", str(protocol.dataset), *own)
     found = compare(options.scratch, protocol, list(size.arms), seeds, options.pretrained)
     if options.json:

@@ -34,8 +34,10 @@ PHOTOMETRY = Arm("photometry", "baseline_photometry", ("train.log_every=10",))
 
 
 class Size(NamedTuple):
-    """A simulated sky of so many objects of so many pixels a side, and the arms that are compared on it."""
+    """A simulated sky (`ideal`, or `survey` with stars, nuclei, blends and uneven depth: docs/simulation.md) of so many
+    objects of so many pixels a side, and the arms that are compared on it."""
 
+    sky: str
     samples: int
     pixels: int
     arms: tuple[Arm, ...]
@@ -96,7 +98,9 @@ def image_arms(steps: int) -> dict[str, Arm]:
 def small() -> Size:
     own, mlp = image_arms(700), PHOTOMETRY
     plain = (mlp, *own.values())
-    return Size(24_000, 32, (*plain, *(weighted(arm) for arm in plain if arm.name in ("photometry", *WEIGHTED))))
+    return Size(
+        "ideal", 24_000, 32, (*plain, *(weighted(arm) for arm in plain if arm.name in ("photometry", *WEIGHTED)))
+    )
 
 
 def full() -> Size:
@@ -143,7 +147,7 @@ def full() -> Size:
         for arm in (Arm("gbt"), mlp, *(own[name] for name in ("matched", "oracle", "mae", "fluxes", "semi")))
     )
     volumes = tuple(arm for name in ("mae", "fluxes") for volume in VOLUMES for arm in at_volume(own, name, volume))
-    return Size(200_000, 64, (*plain, *weights, *imbalance, *shift, *fractions, *volumes))
+    return Size("survey", 200_000, 64, (*plain, *weights, *imbalance, *shift, *fractions, *volumes))
 
 
 def at_volume(own: dict[str, Arm], name: str, volume: float) -> tuple[Arm, Arm]:

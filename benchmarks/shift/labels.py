@@ -149,11 +149,9 @@ def subsets(protocol: Protocol) -> tuple[np.ndarray, np.ndarray, np.ndarray, dic
     z_true[full] = dataset.column(column)[rows[full]]
     reach = float(np.quantile(dataset.column("z")[dataset.select(labels)], QUANTILE))
     found = domains(dataset, {"train": labels, "target": test}, ["flux"], None)
+    spec_like = np.searchsorted(rows, dataset.select(protocol.labelled(dataset, "test")))
     parts = {
-        "spec_like": Subset(
-            "selected as the labelled ones",
-            np.searchsorted(rows, dataset.select(protocol.labelled(dataset, "test"))),
-        ),
+        "spec_like": Subset("selected as the labelled ones", np.intersect1d(spec_like, full)),
         "full": Subset("all", full),
         "faint": Subset(f"fainter than {protocol.faint:g}", place(f"{known} and mag_ref > {protocol.faint}")),
         "beyond": Subset(f"z > {reach:.2f}, the labels' 99 %", np.flatnonzero(z_true > reach)),
