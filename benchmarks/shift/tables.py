@@ -98,7 +98,7 @@ def csv_of(scores: Scores, compared: Compared) -> str:
     pair = lambda name: [name, f"{name}_error"]
     table.writerow(["arm", "subset", "metric", *pair("value"), *pair("difference"), *pair("closure")])
     for subset, arm, metric, *numbers in rows(scores, compared):
-        flat = [x for e in numbers for x in ((e.value, e.error) if e else ("", ""))]
+        flat = [finite(x) for e in numbers for x in ((e.value, e.error) if e else (np.nan, np.nan))]
         table.writerow([arm, subset, metric, *flat])
     return sink.getvalue()
 
