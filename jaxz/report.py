@@ -98,6 +98,7 @@ def page(runs: Sequence[Run], shown: Sequence[Picture], colours: dict[str, str])
         figures="".join(sections),
         cost=compute_table(runs, colours),
         more="".join(tables) + definitions(arms, others) if arms else "<p>No scores yet.</p>",
+        errors="bootstrap over objects",
         version=__version__,
     )
 
