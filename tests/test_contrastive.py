@@ -246,6 +246,7 @@ assert "[48,48]" not in text and "[24,24]" not in text
 """
 
 
+@pytest.mark.long
 def test_eight_devices_contrast_with_the_whole_batch_and_hold_their_own_rows_only():
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
@@ -254,6 +255,7 @@ def test_eight_devices_contrast_with_the_whole_batch_and_hold_their_own_rows_onl
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.long
 def test_a_run_keeps_its_queue_and_predicts_where_images_and_fluxes_lie(blob_dataset, tmp_path):
     path = Path(small_config(tmp_path, blob_dataset, depth=1, moco=1.0, align=1.0).removeprefix("--config="))
     path.write_text(

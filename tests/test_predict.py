@@ -119,6 +119,7 @@ def test_predict_writes_a_catalog_and_pdfs(run, dataset, tmp_path, name, capsys)
     assert (tmp_path / "out.hdf5").exists() and f"{count} objects" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_an_ensemble_predicts_the_mean_and_its_spread(run, dataset, tmp_path):
     """Which begins with one pretrained model, goes on from its checkpoint, and is refused as the beginning of one."""
     config, workdir = small_config(tmp_path, dataset, depth=1, redshift=1.0), tmp_path / "members"

@@ -287,6 +287,7 @@ def test_crops_are_whole_patches_or_refused(blob_dataset):
         make(blob_dataset, "dino", crop_scale=0.2)
 
 
+@pytest.mark.long
 def test_a_run_with_teacher_and_centres_goes_on_bit_for_bit(blob_dataset, tmp_path):
     config = small_config(tmp_path, blob_dataset, depth=1, dino=1.0)
     settings = dict(prototypes=16, hidden_width=16, bottleneck=8, crops=1, centering="mean", frozen_steps=2)

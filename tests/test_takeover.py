@@ -9,6 +9,7 @@ from tests.helpers import small_config
 from tests.multiprocess.test_training import losses
 
 
+@pytest.mark.long
 def test_who_has_been_taken_over_does_not_save(blob_dataset, tmp_path, monkeypatch):
     config = [small_config(tmp_path, blob_dataset, depth=1, redshift=1.0), "--config.train.log_every=20"]
     arguments = [*config, f"--workdir={tmp_path / 'run'}"]

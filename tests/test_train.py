@@ -169,6 +169,7 @@ def test_a_finished_run_run_again_does_nothing(config, straight):
     assert losses(straight) == before[1] and len(before[1]) == 20
 
 
+@pytest.mark.long
 def test_each_seed_is_another_run(tiny, tmp_path):
     for seed in (0, 1):
         run(tiny, f"--workdir={tmp_path / str(seed)}", f"--config.seed={seed}", "--config.train.steps=2")
@@ -193,6 +194,7 @@ def test_a_probe_starts_from_the_pretrained_encoder_and_leaves_it_alone(straight
     assert load_run(workdir).normalisation == load_run(straight).normalisation
 
 
+@pytest.mark.long
 def test_low_rank_factors_are_trained_of_a_pretrained_encoder_that_stays(straight, blob_dataset, tmp_path):
     workdir, arguments = (
         tmp_path / "lora",
@@ -211,6 +213,7 @@ def test_low_rank_factors_are_trained_of_a_pretrained_encoder_that_stays(straigh
     )
 
 
+@pytest.mark.long
 def test_a_float16_run_follows_a_float32_one(tiny, tmp_path):
     for kind in ("float32", "float16"):
         run(tiny, f"--workdir={tmp_path / kind}", f"--config.model.dtype={kind}")
@@ -260,6 +263,7 @@ def test_only_the_train_split_is_trained_on(tiny, blob_dataset):
         stream.close()
 
 
+@pytest.mark.long
 def test_labelled_and_unlabelled_sources_share_a_batch_in_stages(blob_dataset, tmp_path):
     """And the run resumes in the middle of them."""
     path = Path(small_config(tmp_path, blob_dataset, depth=1, redshift=1.0, fluxes=1.0).removeprefix("--config="))

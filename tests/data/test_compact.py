@@ -359,6 +359,7 @@ def test_the_codec_lets_other_threads_run():
     assert compact.blosc2().set_releasegil(True) is True
 
 
+@pytest.mark.long
 def test_a_run_trains_and_predicts_on_compact_images(dataset, tmp_path):
     config = small_config(tmp_path, dataset.path, depth=1, redshift=1.0)
     assert train.main([config, f"--workdir={tmp_path / 'run'}", "--config.train.steps=3"]) == errors.OK

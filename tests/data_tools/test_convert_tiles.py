@@ -157,6 +157,7 @@ def test_parts_merged_are_the_same_bytes(folder, converted, tmp_path, capsys):
         convert.main([*argv, "--part", "5/4"])
 
 
+@pytest.mark.long
 def test_workers_killed_again_and_again_write_the_same_bytes(folder, converted, tmp_path):
     """kill -9 of the whole process group while it plans, and once there are more and more shards."""
     out = tmp_path / "out"

@@ -150,6 +150,7 @@ def test_what_is_read_from_transformers_is_written_for_it_bit_for_bit(case):
 
 
 @needs_fixtures
+@pytest.mark.long
 def test_all_of_clip_is_fine_tuned(dataset, tmp_path):
     path, model = fixture("clip_openai", {"heads": 2, "text_heads": 1, "act": "quick_gelu"})
     run = trained(tmp_path / "run", "published_finetune.py:clip_vitb32", dataset, path, **model)
@@ -157,6 +158,7 @@ def test_all_of_clip_is_fine_tuned(dataset, tmp_path):
 
 
 @needs_fixtures
+@pytest.mark.long
 def test_low_rank_factors_of_mae_are_trained_and_merged(dataset, tmp_path):
     path, model = fixture("mae_pretrain", {"heads": 4})
     run = trained(tmp_path / "run", "published_lora.py:mae_vitb16", dataset, path, **model)
