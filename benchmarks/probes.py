@@ -1,6 +1,6 @@
 """What does each way of pretraining teach of redshift, beside an encoder that was never trained?
 
-    python -m benchmarks.probes SCRATCH [--seeds 0,1,2] [--arms mae,dino,simclr,byol] [--steps 4000] [--json FILE]
+    python -m benchmarks.probes SCRATCH [--seeds 0,1,2] [--arms mae,dino,simclr,byol] [--steps 600] [--json FILE]
 
 For each seed a simulated sky is made in SCRATCH and each arm trained on it by configs/pretrain_ARM.py with the demo's
 model, then probed by the protocol of docs/probes.md. Scores: R^2 of ln(1+z) of the linear probe, on all test objects.
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("scratch", type=Path)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--arms", default="mae,dino,simclr,byol")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(argv)
     seeds = [int(seed) for seed in options.seeds.split(",")]

@@ -6,7 +6,8 @@ For 20,000 to 40,000 cutouts of 32 x 32 and a small ViT; millions of objects bea
 (hidden_width 2048, bottleneck 256) and a slower teacher (ema_decay 0.994). What is to be used is the teacher: init.item
 "ema". Hardware: 2 CPU cores for a try, one GPU for work. Time: about 10 minutes on 2 cores, by its share of operations.
 Expect: the loss begins at 2 ln(1024) = 14 and falls by a few percent in 100 steps, then further; dino/perplexity falls
-below 500, dino/perplexity_of_mean stays near the number of prototypes.
+below 500, dino/perplexity_of_mean stays near the number of prototypes. After 600 steps the ridge of jaxz.probe --truth
+--item ema has an R^2 of 0.55, untrained 0.22 (benchmarks/RESULTS.md).
 """
 
 from configs import demo_direct
