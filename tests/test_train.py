@@ -74,6 +74,7 @@ def wait_for(condition, process) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("moment", ["within a save", "after a step"])
 def test_kill_and_restart_equals_an_unbroken_run(config, straight, tmp_path, moment):
     workdir = tmp_path / "killed"
