@@ -26,9 +26,9 @@ from jaxz.data.staging import place_of
 from jaxz.data.transport import is_remote
 from jaxz.errors import InputError, run
 from jaxz.files import replace
+from jaxz.inference import load_run
 from jaxz.photometry import features, flux_bands, load
 from jaxz.photoz import shift
-from jaxz.predict import load_run
 from jaxz.provenance import versions
 
 MOST = 200_000  # target objects that weights are estimated from; coverage is of all

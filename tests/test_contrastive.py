@@ -13,12 +13,12 @@ import pytest
 
 from jaxz import train
 from jaxz.data.dataset import open_dataset
+from jaxz.inference import load_run
 from jaxz.objectives.align import symmetric_info_nce
 from jaxz.objectives.moco import enqueue, info_nce
 from jaxz.objectives.simclr import nt_xent
 from jaxz.objectives.supcon import supcon
 from jaxz.objectives.vicreg import covariance, variance
-from jaxz.predict import load_run
 from tests.helpers import small_config
 from tests.terms import batch_of, make
 
@@ -218,7 +218,7 @@ DEVICES = """
 import jax, numpy as np
 from jax.sharding import NamedSharding
 from jaxz.mesh import BATCH, make_mesh, shardings
-from jaxz.predict import load_run
+from jaxz.inference import load_run
 from tests.helpers import small_config
 from tests.terms import batch_of, make
 from tests.test_contrastive import ALL, KEY

@@ -20,9 +20,9 @@ from jaxz.config import parse
 from jaxz.data.dataset import open_dataset
 from jaxz.data.prepare import Normalisation, Prepare
 from jaxz.errors import InputError
+from jaxz.inference import load_run
 from jaxz.mesh import make_mesh
 from jaxz.models import build
-from jaxz.predict import load_run
 from tests.helpers import blobs, small_config
 
 ROOT = Path(__file__).parents[1]
