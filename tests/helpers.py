@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -21,10 +22,12 @@ def blobs(
     seed: int = 0,
     fill: float = 0.0,
     encoding: str = "raw",
+    alter: Callable[[np.ndarray, dict], None] = lambda image, columns: None,
 ) -> Path:
     """Every tenth object lacks band g, whose pixels hold `fill`; half have a redshift; sky sigma 1.
 
-    shards: how many, or the numbers of the samples at which another begins."""
+    shards: how many, or the numbers of the samples at which another begins. alter(image [N,3,H,W], columns) changes
+    what is written."""
     bands = tuple(
         Band(name, wavelength, 100.0, 27.0, 0.2, extinction, 1.0, 0.8)
         for name, wavelength, extinction in zip(BANDS, (480.0, 620.0, 770.0), (3.2, 2.3, 1.7), strict=True)
@@ -65,6 +68,7 @@ def blobs(
         measured = (image[:, c].astype(float) * profile).sum((1, 2)) / (profile**2).sum() * bands[c].ujy_per_unit
         columns[f"flux_{name}"] = np.where(lacking & (c == 0), np.nan, measured)
         columns[f"fluxerr_{name}"] = np.full(samples, bands[c].ujy_per_unit / np.sqrt((profile**2).sum()))
+    alter(image, columns)
     parts = np.array_split(ids, shards)
     for n, rows in enumerate(parts):
         part = {name: values[rows] for name, values in columns.items()}

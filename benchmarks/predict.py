@@ -1,0 +1,86 @@
+"""What jaxz.predict reaches of the bare forward pass over the same stream, in one process, interleaved.
+
+    python -m benchmarks.predict --workdir RUN --dataset DATASET [--batch_size 256] [--rounds 5] [--json FILE]
+
+Forward: the run's predictions of every object, jitted, on batches as they come from the stream, and nothing else.
+Predict: the whole command but loading and compiling: p(z) brought back, averaged over members, its point estimates,
+coverage_flag, the catalogue's columns, and both files of every part written and synced.
+"""
+
+import argparse
+import collections
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+
+from jaxz import errors, predict
+from jaxz.data.stream import Stream
+from jaxz.inference import UNDER_WAY, Model, completed, load_run
+
+
+def forward(model: Model, function, stream: Stream) -> None:
+    """Predict what the stream gives; the results stay on the device."""
+    manifest, under_way = stream.sources[0].dataset.manifest, collections.deque()
+    for batch in stream:
+        batch = completed(batch, manifest, model.normalisation.deredden, {n: n for n in model.objective.inputs})
+        under_way.append(function(model.params, batch))
+        if len(under_way) > UNDER_WAY:
+            jax.block_until_ready(under_way.popleft())
+    jax.block_until_ready(list(under_way))
+
+
+def bare(model: Model, manifest):
+    """The jitted forward pass alone."""
+    prepare = model.compiled(manifest).prepare
+    of_one = lambda params, batch: model.objective.predict(params, model.extra, prepare(batch, jax.random.key(0)))[
+        "pdf"
+    ]
+    return jax.jit(of_one if model.members == 1 else jax.vmap(of_one, (0, None), out_axes=1))
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.predict", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--workdir", required=True, type=Path, help="a run that predicts redshifts")
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--batch_size", type=int, default=predict.BATCH)
+    parser.add_argument("--objects_per_part", type=int, default=predict.OBJECTS)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(argv)
+    predict.OBJECTS = options.objects_per_part
+    model = load_run(options.workdir)
+    dataset = model.open_dataset(options.dataset)
+    predict.know_coverage(model, options.workdir)
+    function = bare(model, dataset.manifest)
+
+    def run(arm: str, folder: Path) -> float:
+        with Stream(model.source(dataset, None), options.batch_size, shuffle=False, epochs=1) as stream:
+            start = time.perf_counter()
+            if arm == "forward":
+                forward(model, function, stream)
+            else:
+                predict.write_parts(model, stream, folder, None, (1, 1))
+            return len(stream) / (time.perf_counter() - start)
+
+    rates: dict[str, list[float]] = {"forward": [], "predict": []}
+    with tempfile.TemporaryDirectory() as scratch:
+        for n in range(-1, options.rounds):  # the first compiles
+            for arm, found in rates.items():
+                rate = run(arm, Path(scratch) / f"{n}")
+                if n >= 0:
+                    found.append(rate)
+    medians = {arm: statistics.median(found) for arm, found in rates.items()}
+    ratio = statistics.median(p / f for p, f in zip(rates["predict"], rates["forward"], strict=True))
+    for arm, rate in medians.items():
+        print(f"{arm:8} {rate:8.0f} objects/s")
+    print(f"predict reaches {ratio:.2f} of the forward pass, {jax.devices()[0].device_kind}")
+    if options.json:
+        options.json.write_text(json.dumps({"objects_per_second": rates, "ratio": ratio}))
+
+
+if __name__ == "__main__":
+    errors.run(main)
