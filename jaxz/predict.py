@@ -46,8 +46,7 @@ def main(argv: list[str]) -> None:
     source = model.source(dataset, options.where, options.band_map)
     for line in model.compiled(dataset.manifest, options.band_map).fit.told:
         print(line, file=sys.stderr)
-    if options.workdir:
-        know_coverage(model, Path(options.workdir))
+    know_coverage(model, Path(options.workdir or options.model))
     with Stream(source, options.batch_size, shuffle=False, epochs=1) as stream:
         if options.out.suffix:
             write_file(model, stream, options.out, options.band_map)
@@ -110,9 +109,9 @@ def check_out(options: argparse.Namespace) -> None:
             raise errors.InputError(f"--out: {str(path)!r} exists; name another file, or add --overwrite")
 
 
-def know_coverage(model: Model, workdir: Path) -> None:
-    """Have the run's training objects, for coverage_flag, and keep them beside its checkpoints; where there are none
-    at hand, say so."""
+def know_coverage(model: Model, path: Path) -> None:
+    """Have the training objects of a model that predicts redshifts, for coverage_flag, and keep them with the run or
+    exported model in `path`; where there are none at hand, say so."""
     if model.coverage is not None or model.edges is None:
         return
     try:
@@ -121,7 +120,7 @@ def know_coverage(model: Model, workdir: Path) -> None:
         print(f"coverage_flag will be {coverage.UNKNOWN}, not known: {error}", file=sys.stderr)
         return
     with contextlib.suppress(OSError):  # another's run, which may only be read
-        coverage.save(workdir / COVERAGE, model.coverage, model.digest)
+        coverage.save(path / COVERAGE, model.coverage, model.digest)
 
 
 def outputs_of(model: Model) -> tuple[str, ...]:

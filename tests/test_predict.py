@@ -19,20 +19,16 @@ from jaxz.photoz.pdf import PDF
 from tests.helpers import blobs, small_config
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return blobs(tmp_path_factory.mktemp("data") / "d", samples=400)
+@pytest.fixture
+def dataset(redshift_run):
+    return redshift_run[0]
 
 
 @pytest.fixture(scope="module")
-def run(dataset, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    config = small_config(folder, dataset, depth=1, mae=0.1, redshift=1.0)
-    assert (
-        train.main([config, f"--workdir={folder / 'arm'}", "--config.train.steps=120", "--config.optim.lr=3e-3"]) == 0
-    )
-    evaluate.main([f"--workdir={folder / 'arm'}", f"--dataset={dataset}"])
-    return folder / "arm"
+def run(redshift_run):
+    dataset, run = redshift_run
+    evaluate.main([f"--workdir={run}", f"--dataset={dataset}"])
+    return run
 
 
 def test_evaluate_scores_the_test_split_alone(run, dataset):

@@ -1,7 +1,7 @@
 """Images of any survey as a model takes them: its bands, its pixel scale, its size."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,9 @@ class Fit:
         self.arrays = tuple(name for name in ("image", "image_mask") if name in manifest.arrays)
         self.columns = {name: column_of(name, names, ours) for name in manifest.columns}
         self.columns = {name: new for name, new in self.columns.items() if new}
-        self.told = list(told(manifest.bands, ours, names, set(ratios), shape, size))
+        scales = {b.pixel_scale_arcsec for b, ratio in zip(manifest.bands, ratios, strict=True) if ratio != 1}
+        resampled = f"{', '.join(map(str, sorted(scales)))} -> {normalisation.pixel_scale_arcsec}" if scales else ""
+        self.told = list(told(manifest.bands, ours, names, resampled, shape, size))
         bands = [dataclasses.replace(band, name=names[band.name]) for band in manifest.bands]
         arrays = {name: manifest.arrays[name] for name in self.arrays}
         self.down = self.across = None
@@ -130,7 +132,7 @@ def column_of(name: str, names: Mapping[str, str], ours: Mapping[str, Band]) -> 
     return name
 
 
-def told(theirs, ours, names, ratios: set[float], shape: tuple[int, int], size: int):
+def told(theirs, ours, names, resampled: str, shape: tuple[int, int], size: int) -> Iterator[str]:
     """What is done to the images, for people."""
     new = {new: name for name, new in names.items() if new in ours}
     if other := [f"{name} = {own}" for own, name in new.items() if name != own]:
@@ -139,8 +141,8 @@ def told(theirs, ours, names, ratios: set[float], shape: tuple[int, int], size: 
         yield f"bands that the dataset lacks count as not observed: {', '.join(lacking)}"
     if unused := [band.name for band in theirs if names[band.name] not in ours]:
         yield f"bands that the model does not know are not used: {', '.join(unused)}"
-    if ratios - {1.0}:
-        yield f"pixels are resampled to {max(ratios):.4g} times theirs"
+    if resampled:
+        yield f"pixels of {resampled} arcsec are resampled"
     if shape != (size, size):
         yield f"stamps of {shape[0]} x {shape[1]} pixels become {size} x {size}; what is beyond a stamp is masked"
 
