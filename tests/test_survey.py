@@ -129,7 +129,7 @@ ODD = {
 }
 
 
-def test_odd_objects_are_flagged_or_wide_and_never_crash(run, model, tmp_path, monkeypatch):
+def test_odd_objects_are_flagged_and_never_crash(run, model, tmp_path, monkeypatch):
     """By the command, from a dataset on disk, with the NaN that other programs write, to the catalogue."""
     encode = writer.encode
     monkeypatch.setattr(
@@ -145,16 +145,14 @@ def test_odd_objects_are_flagged_or_wide_and_never_crash(run, model, tmp_path, m
     predict.main([f"--workdir={run}", f"--dataset={other}", f"--out={tmp_path / 'survey'}"])
     table = pq.read_table(tmp_path / "survey/catalog").to_pandas()
     pdf, _ = read_qp(tmp_path / "survey/pdf/part-00000.hdf5")
-    assert np.isfinite(pdf.probability).all() and np.isfinite(table[["z_best", "z_l68", "odds"]]).all(None)
-    wide = table["pdf_width"] > 0.3  # redshifts are uniform over 1.4
+    assert np.isfinite(pdf.probability).all() and np.isfinite(table[["z_best", "z_l68", "odds"]]).all(axis=None)
     for name, n in numbers.items():
-        assert table["coverage_flag"][n] == 0 or wide[n], name
+        assert table["coverage_flag"][n] == 0, name
     assert table["n_bands"][
         [numbers["lacks half of its bands"], numbers["lacks all bands"], numbers["is NaN"]]
     ].tolist() == [1, 0, 0]
     usual = np.setdiff1d(np.arange(300), list(numbers.values()))
     assert (table["coverage_flag"][usual] == 1).mean() > 0.9
-    assert not wide[usual].all()
 
 
 def test_without_training_objects_coverage_is_not_known(run, model, tmp_path, capsys):
