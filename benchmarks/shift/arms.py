@@ -31,7 +31,7 @@ class Arm(NamedTuple):
     weights: str = ""
 
 
-PHOTOMETRY = Arm("photometry", "baseline_photometry", ("train.log_every=10",))
+PHOTOMETRY = Arm("photometry", "baseline_photometry", ("train.members=1", "train.log_every=10"))
 TEMPLATES = Arm("templates", fields=("--model", "template", "--repair"), overlay="templates")
 HALVES = "data.stages=({'ratios':(1,1)},)"  # of each batch, of two sources
 
@@ -100,7 +100,7 @@ def image_arms(steps: int) -> dict[str, Arm]:
 
 
 def small() -> Size:
-    own = image_arms(700)
+    own = image_arms(600)
     weights = tuple(weighted(arm) for arm in (PHOTOMETRY, *(own[name] for name in WEIGHTED)))
     return Size("ideal", 24_000, 32, (PHOTOMETRY, TEMPLATES, *own.values(), *weights))
 
