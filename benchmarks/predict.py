@@ -1,6 +1,6 @@
 """What jaxz.predict reaches of the bare forward pass over the same stream, in one process, interleaved.
 
-    python -m benchmarks.predict --workdir RUN --dataset DATASET [--batch_size 256] [--rounds 5] [--json FILE]
+    python -m benchmarks.predict --workdir RUN --dataset DATASET [--where "split == 'test'"] [--batch_size 256] [--rounds 5] [--json FILE]
 
 Forward: the run's predictions of every object, jitted, on batches as they come from the stream, and nothing else.
 Predict: the whole command but loading and compiling: p(z) brought back, averaged over members, its point estimates,
@@ -47,6 +47,7 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.predict", description=__doc__.split("\n\n")[0])
     parser.add_argument("--workdir", required=True, type=Path, help="a run that predicts redshifts")
     parser.add_argument("--dataset", required=True)
+    parser.add_argument("--where", help="rows; default all")
     parser.add_argument("--batch_size", type=int, default=predict.BATCH)
     parser.add_argument("--objects_per_part", type=int, default=predict.OBJECTS)
     parser.add_argument("--rounds", type=int, default=5)
@@ -59,7 +60,7 @@ def main(argv: list[str]) -> None:
     function = bare(model, dataset.manifest)
 
     def run(arm: str, folder: Path) -> tuple[float, float]:
-        with Stream(model.source(dataset, None), options.batch_size, shuffle=False, epochs=1) as stream:
+        with Stream(model.source(dataset, options.where), options.batch_size, shuffle=False, epochs=1) as stream:
             start, cpu = time.perf_counter(), time.process_time()
             if arm == "forward":
                 forward(model, function, stream)
