@@ -1,6 +1,7 @@
 """What jaxz.predict reaches of the bare forward pass over the same stream, in one process, interleaved.
 
-    python -m benchmarks.predict --workdir RUN --dataset DATASET [--where "split == 'test'"] [--batch_size 256] [--rounds 5] [--json FILE]
+    python -m benchmarks.predict --workdir RUN --dataset DATASET [--where "split == 'test'"] [--batch_size 256]
+        [--rounds 5] [--json FILE]
 
 Forward: the run's predictions of every object, jitted, on batches as they come from the stream, and nothing else.
 Predict: the whole command but loading and compiling: p(z) brought back, averaged over members, its point estimates,
