@@ -6,7 +6,6 @@ An object is covered where its distance to the eighth nearest training object is
 what it has never seen onto what it knows, hence the other space).
 """
 
-import functools
 import io
 import zipfile
 from pathlib import Path
@@ -35,9 +34,9 @@ class Coverage(NamedTuple):
 
     def flag(self, embedding: jax.Array, brightness: jax.Array) -> jax.Array:
         """int8 [B]: 1 where an object of embedding [B,D] and brightness [B,C] is covered, else 0."""
-        near = distances(embedding, self.embedding) <= self.limits[0]
-        near &= distances(alike(brightness, self.unit), self.brightness) <= self.limits[1]
-        return near.astype(jnp.int8)
+        covered = near(embedding, self.embedding, self.limits[0])
+        covered &= near(alike(brightness, self.unit), self.brightness, self.limits[1])
+        return covered.astype(jnp.int8)
 
 
 def coverage_of(embedding: np.ndarray, brightness: np.ndarray) -> Coverage:
@@ -51,7 +50,8 @@ def coverage_of(embedding: np.ndarray, brightness: np.ndarray) -> Coverage:
     share = (count + 1) / (len(brightness) + 2)  # never 0 or 1
     unit = np.stack([mean, np.maximum(spread, 1e-6), np.sqrt(share * (1 - share))]).astype(np.float32)
     spaces = embedding, np.asarray(alike(brightness, unit))
-    limits = [np.quantile(distances(space, space, NEIGHBOURS + 1), SHARE) for space in spaces]  # the first is itself
+    eighth = [np.partition(squares(space, space), NEIGHBOURS, axis=1)[:, NEIGHBOURS] for space in spaces]  # 0 is itself
+    limits = [np.quantile(np.sqrt(np.maximum(square, 0)), SHARE) for square in eighth]
     return Coverage(*spaces, unit, np.array(limits, np.float32))
 
 
@@ -74,12 +74,16 @@ def alike(brightness: jax.Array, unit: jax.Array) -> jax.Array:
     return jnp.concatenate([jnp.where(known, (brightness - mean) / spread, 0), known / varies], 1)
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def distances(wanted: jax.Array, train: jax.Array, neighbour: int = NEIGHBOURS) -> jax.Array:
-    """[B]: the distance of each of [B,D] to its nearest neighbour but `neighbour` - 1 among [M,D]."""
+def near(wanted: jax.Array, train: jax.Array, limit: jax.Array) -> jax.Array:
+    """bool [B]: whether the eighth nearest of [M,D] to each of [B,D] is within the limit; counting needs no order."""
+    return (squares(wanted, train) <= limit**2).sum(1) >= NEIGHBOURS
+
+
+@jax.jit
+def squares(wanted: jax.Array, train: jax.Array) -> jax.Array:
+    """[B,M]: squared distances of [B,D] from [M,D]."""
     inner = jnp.matmul(wanted, train.T, precision=jax.lax.Precision.HIGHEST)
-    square = (wanted**2).sum(1)[:, None] + (train**2).sum(1) - 2 * inner
-    return jnp.sqrt(jnp.maximum(-jax.lax.top_k(-square, neighbour)[0][:, -1], 0))
+    return (wanted**2).sum(1)[:, None] + (train**2).sum(1) - 2 * inner
 
 
 def save(path: Path, coverage: Coverage, of: str) -> None:

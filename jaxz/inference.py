@@ -38,6 +38,7 @@ from jaxz.pretrained.layouts import nested
 
 EXPORTED, HEADS = "model.safetensors", "heads.safetensors"  # of jaxz.export: the encoder, and what is behind it
 COVERAGE = "coverage.npz"  # of a run or what jaxz.export wrote: the training objects of coverage_flag
+EMBEDDING_ALONE = frozenset(("embedding", "brightness", "n_bands"))  # outputs without what the objectives predict
 BATCH = 256
 UNDER_WAY = 2  # batches on the device while the host reads the next
 
@@ -145,6 +146,8 @@ class Model:
         def function(params, known, batch):
             seen = prepare(fit(batch), jax.random.key(0))
             predict = lambda params: self.objective.predict(params, self.extra, seen)
+            if outputs and EMBEDDING_ALONE.issuperset(outputs):  # needs one view, p(z) eight
+                predict = lambda params: {"embedding": self.objective.embed(params, seen)}
             found = predict(params) if self.members == 1 else jax.vmap(predict, out_axes=1)(params)
             found |= {"n_bands": seen["mask"].any((2, 3)).sum(1, dtype=jnp.int32), "brightness": brightness(seen)}
             flag = jnp.full(len(found["n_bands"]), UNKNOWN, jnp.int8)
