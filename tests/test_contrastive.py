@@ -182,6 +182,7 @@ def test_the_temperature_is_learned_without_weight_decay_and_stays_above_a_hundr
     hot = {**params, "align": {**params["align"], "scale": jnp.float32(9.0)}}
     metrics = jax.jit(lambda p: objective.loss(p, {}, extra, batch_of(), KEY, 0)[1]["metrics"])(hot)
     np.testing.assert_allclose(metrics["align/temperature"], 0.01, rtol=1e-5)
+    assert loss(hot, batch_of())[1]["align"]["scale"] > 0  # descent brings it back
 
 
 @pytest.mark.parametrize("name", ALL)

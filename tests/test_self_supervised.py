@@ -246,6 +246,16 @@ def test_masked_bands_is_the_error_of_hidden_bands_in_units_of_the_sky(blob_data
     np.testing.assert_array_equal(look(changed)[1], predicted)
 
 
+@pytest.mark.parametrize("name", ["mae", "masked_bands"])
+def test_a_reconstruction_does_not_depend_on_the_place_in_the_batch(blob_dataset, name):
+    _, params, extra, term = make(blob_dataset, name)
+    look, batch, order = jax.jit(lambda b: term.predict(params, extra, b)), batch_of(), np.array([3, 0, 5, 1, 4, 2])
+    found, moved = look(batch), look({part: batch[part][order] for part in ("image", "mask")})
+    np.testing.assert_array_equal(moved["hidden"], found["hidden"][order])
+    np.testing.assert_allclose(moved["reconstruction"], found["reconstruction"][order], rtol=1e-5, atol=1e-5)
+    assert 0 < found["hidden"].mean() < 1
+
+
 def test_every_number_of_hidden_bands_is_equally_frequent():
     mask = jnp.ones((6000, 4, 2, 2), bool).at[:2000, 0].set(False).at[:500, 1:3].set(False)
     hidden = np.asarray(masked_bands.draw_bands(mask, KEY))

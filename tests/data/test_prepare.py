@@ -186,6 +186,9 @@ def test_what_does_not_fit_is_refused(manifest):
     small = dataclasses.replace(manifest, arrays={"image": Array("image", "float16", (3, 8, 8))})
     with pytest.raises(InputError, match=r"arrays.image.shape"):
         Prepare(small, normalisation)
+    quiet = (manifest.bands[0], dataclasses.replace(manifest.bands[1], sky_sigma=0.0), manifest.bands[2])
+    with pytest.raises(InputError, match="bands.r.sky_sigma: 0.0 must be positive"):
+        Prepare(dataclasses.replace(manifest, bands=quiet), normalisation)
 
 
 def test_json_round_trip(manifest):
