@@ -163,11 +163,14 @@ def test_schedules():
 
 BAD = [
     (dict(lr_rules=(("(", 1.0),)), r"optim.lr_rules: '\(' is no regular expression"),
-    (dict(lr_rules=(("nothing", 1.0), (".", 1.0))), "optim.lr_rules: 'nothing' matches no parameter of .*position"),
+    (
+        dict(lr_rules=(("nothing", 1.0), (".", 1.0))),
+        "optim.lr_rules: 'nothing' matches no parameter; .* encoder/blocks, .* encoder/position, .* redshift/out$",
+    ),
     (dict(lr_rules=(("^encoder", 1.0),)), r"optim.lr_rules: no rule covers 'redshift/out/bias'; add a last one, \('.'"),
     (dict(decay_rules=(("kernel$", 1.0),)), "optim.decay_rules: no rule covers 'encoder/blocks/norm1/scale'"),
-    (dict(frozen="."), "with optim.frozen every parameter of .* is frozen"),
-    (dict(lr_rules=((".", 0.0),)), "every parameter of .* is frozen"),
+    (dict(frozen="."), "with optim.frozen every parameter is frozen"),
+    (dict(lr_rules=((".", 0.0),)), "every parameter is frozen"),
     (dict(frozen="^nothing/"), "optim.frozen: '\\^nothing/' matches no parameter"),
 ]
 

@@ -371,10 +371,17 @@ BAD = [
     (["--config.train.steps=0"], "train.steps: 0 must be at least 1"),
     (["--config.data.path=nowhere"], "dataset 'nowhere' has no readable dataset.json .*make one with"),
     (["--config.data.bands=('g','k')"], "data.bands: 'k' is not a band of the dataset"),
-    (["--config.data.where=zz > 1"], "column 'zz' is not in"),
-    (["--config.data.where=z >"], "where: .* is not an expression"),
+    (["--config.data.where=zz > 1"], "^data.where: column 'zz' is not in"),
+    (["--config.data.balance=zz"], "^data.balance: column 'zz' is not in"),
+    (["--config.data.where=z > 99"], r"^data.where: .* selects none of the 96 rows"),
+    (["--config.data.weights=z"], "^data.weights: column 'z' has values that are missing"),
+    (["--config.data.balance=z"], "^data.balance: column 'z' is missing for \\d+ rows"),
+    (["--config.data.overlays=('none',)"], "^data.overlays: "),
+    (["--config.data.sources=({'where': 'z >'},)"], r"^data.sources\[0\].where: .* is not an expression"),
+    (["--config.data.sources=({}, {'weights': 'z'})"], "^data.sources.weights: column 'z' has values"),
+    (["--config.data.where=z >"], "^data.where: .* is not an expression"),
     (["--config.data.where=z > 0) or (z <= 0"], "where: .* is not an expression"),
-    (["--config.data.where=true_z < 1"], "true_z"),
+    (["--config.data.where=true_z < 1"], "^data.where: .* reads 'true_z'"),
     (["--config.data.balance=true_z"], "data.balance: 'true_z' is the truth of a simulation"),
     (["--config.model.heads=5"], "model.heads: 5 must be a divisor of model.width"),
     (["--config.model.patch=7"], "model.patch: 7 does not divide the cutouts' 16 pixels"),
@@ -400,9 +407,9 @@ BAD = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD)
-def test_bad_input_is_one_sentence_and_leaves_nothing(config, tmp_path, arguments, message):
+def test_bad_input_is_one_sentence_and_leaves_nothing(tiny, tmp_path, arguments, message):
     with pytest.raises(InputError, match=message):
-        train.main([config, f"--workdir={tmp_path / 'bad'}", *arguments])
+        train.main([tiny, f"--workdir={tmp_path / 'bad'}", *arguments])
     assert not (tmp_path / "bad").exists()
 
 
