@@ -178,7 +178,8 @@ def seeded(root, name, seed, z_phot, z, lr=0.1, **start):
     (run / "config.json").write_text(json.dumps({"seed": seed, "optim": {"lr": lr}, "init": start}))
     n = len(z)
     catalog = pa.table({"key": [f"k{i}" for i in range(n)], "ra": np.arange(n) / 50 + 10, "dec": np.full(n, 0.1)})
-    pdf = PDF(np.linspace(-1, 3, 401), np.diff(stats.norm.cdf(np.linspace(-1, 3, 401), z_phot[:, None], 0.05)))
+    edges = np.linspace(-0.5, 3, 351)
+    pdf = PDF(edges, np.diff(stats.norm.cdf(edges, z_phot[:, None], 0.05)))
     write_results(run, name, catalog, pdf, {"full": z}, resamples=2)
     return read_run(run)
 

@@ -201,6 +201,9 @@ def test_a_probe_starts_from_the_pretrained_encoder_and_leaves_it_alone(straight
     assert not np.array_equal(before["redshift"]["out"]["kernel"], after["redshift"]["out"]["kernel"])
     assert not any("encoder" in name for name in digests(workdir)["opt"])  # no optimizer state for what is frozen
     assert load_run(workdir).normalisation == load_run(straight).normalisation
+    count = lambda params: sum(a.size for a in jax.tree.leaves(params))
+    said = f"{count(after['redshift'])} of {count(after)} parameters are trained, on"
+    assert said in (workdir / "log.txt").read_text()
 
 
 @pytest.mark.long
