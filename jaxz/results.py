@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from jaxz.data.manifest import Array, Column
 from jaxz.errors import InputError
 from jaxz.files import read_json, replace
+from jaxz.photoz.bootstrap import sky_cells
 from jaxz.photoz.metrics import evaluate_metrics
 from jaxz.photoz.pdf import PDF, write_qp
 
@@ -216,6 +217,7 @@ def write_results(
     catalog: a row per predicted object, with `key` and what there is of CATALOG_COLUMNS; pdf: their densities [N];
     truths: {test set: [N] true redshifts, NaN outside of the set}; spread: as prediction_table takes it. report.json,
     {arm: {test set: {metric: {"value", "error"}}}}, is written last: where it stands, the others are complete.
+    Errors are of a bootstrap over sky cells where `catalog` has ra and dec in enough of them, else over objects.
     """
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -223,7 +225,10 @@ def write_results(
     scores, z_best = {}, np.concatenate([block.median() for block in pdf.blocks()])
     for name, truth in truths.items():
         rows = np.flatnonzero(np.isfinite(truth))
-        scores[name] = evaluate_metrics(z_best[rows], truth[rows], pdf[rows], resamples=resamples, seed=seed)
+        there = [to_numpy(catalog[c])[rows] for c in ("ra", "dec") if c in catalog.column_names]
+        cells = sky_cells(*there) if len(there) == 2 else None
+        settings = dict(cells=cells, resamples=resamples, seed=seed)
+        scores[name] = evaluate_metrics(z_best[rows], truth[rows], pdf[rows], **settings)
     report = {arm: scores}
     write_catalog(workdir / "predictions.parquet", table)
     if fits:

@@ -1,11 +1,8 @@
 """A small dataset of blobs whose colour depends on redshift: quick to write, learnable."""
 
-import contextlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from jaxz.data.manifest import Array, Band, Column, Manifest
@@ -98,17 +95,3 @@ def small_config(folder: Path, dataset: Path, depth: int = 2, **losses: float) -
     path = folder / f"config_{'_'.join(losses)}.py"
     path.write_text(SMALL.format(path=str(dataset), depth=depth, losses=losses))
     return f"--config={path}"
-
-
-@contextlib.contextmanager
-def quick_compiles():
-    """Within it, what is compiled, also by processes that are started, is split over devices as ever, but its machine
-    code is not optimised: half of the time."""
-    name = "JAX_DISABLE_MOST_OPTIMIZATIONS"
-    os.environ[name] = "1"
-    jax.config.update(name.lower(), True)
-    try:
-        yield
-    finally:
-        del os.environ[name]
-        jax.config.update(name.lower(), False)

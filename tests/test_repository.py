@@ -36,7 +36,7 @@ LAYERS = (
     ("optim", "state", "monitor"),
     ("checkpoint", "dry_run", "perf"),
     ("loop",),
-    ("results", "report_data", "report_tables", "report_figures"),
+    ("results", "report_data", "report_tables", "report_arms", "report_figures"),
     ("catalog_fluxes",),
     ("template_fit",),
     ("inference", "report", "photometry"),
