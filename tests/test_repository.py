@@ -38,7 +38,7 @@ LAYERS = (
     ("loop",),
     ("results", "report_data", "report_tables", "report_figures"),
     ("predict", "report", "photometry"),
-    ("evaluate", "export", "probe", "shift", "train"),
+    ("evaluate", "export", "probe", "redshifted", "shift", "train"),
 )
 
 

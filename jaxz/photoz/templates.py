@@ -25,8 +25,14 @@ class Curve(NamedTuple):
 
 
 def model_fluxes(wavelength: np.ndarray, spectra: np.ndarray, curves: Sequence[Curve], z: np.ndarray) -> np.ndarray:
+    """`band_fluxes` [Z,T,C], each spectrum in a unit of its own at each redshift."""
+    fluxes = band_fluxes(wavelength, spectra, curves, z)
+    return fluxes / np.maximum(fluxes.mean(axis=2, keepdims=True), 1e-30)
+
+
+def band_fluxes(wavelength: np.ndarray, spectra: np.ndarray, curves: Sequence[Curve], z: np.ndarray) -> np.ndarray:
     """f_nu [Z,T,C] in the bands `curves` of spectra F_lambda [T,W] at rest wavelengths [W] (angstrom), redshifted to z
-    [Z] through intergalactic hydrogen; photon-counting means, each spectrum in a unit of its own at each redshift.
+    [Z] through intergalactic hydrogen; photon-counting means, each spectrum in one unit at all redshifts.
 
     Beyond their ends spectra are 0 in the ultraviolet and fall by the Rayleigh-Jeans law in the infrared.
     """
@@ -40,7 +46,7 @@ def model_fluxes(wavelength: np.ndarray, spectra: np.ndarray, curves: Sequence[C
         tail = np.minimum(1, wavelength[-1] / rest) ** 4
         f_lambda = np.array([np.interp(rest, wavelength, row, left=0) for row in spectra]) * tail
         fluxes[n] = (f_lambda * rest**2 * igm_transmission(seen, redshift)) @ response.T
-    return fluxes / np.maximum(fluxes.mean(axis=2, keepdims=True), 1e-30)
+    return fluxes
 
 
 def fit(
