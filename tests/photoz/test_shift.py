@@ -23,14 +23,44 @@ def selected(seed, rows=2500):
     return train, draw.normal(size=(rows, 3)), 1 / chance(train)
 
 
-@pytest.mark.parametrize("toy", [gaussians(2, 0), gaussians(6, 1), selected(2)], ids=["2", "6", "selected"])
+def mixed(dimensions, seed, rows=4000):
+    """Three clumps in training and target, of other shares there, and moved by 0.75: no classifier of few terms."""
+    draw = np.random.default_rng(seed)
+    means, sigma = 2.4 / dimensions**0.5 * draw.normal(size=(3, dimensions)), draw.uniform(0.5, 1, 3)
+    shares, move = draw.dirichlet(np.full(3, 3.0), 2), draw.normal(size=dimensions)
+    middles = means, means + 0.75 * move / np.linalg.norm(move)
+
+    def drawn(kind):
+        clump = draw.choice(3, rows, p=shares[kind])
+        return middles[kind][clump] + sigma[clump, None] * draw.normal(size=(rows, dimensions))
+
+    def density(x, kind):
+        each = [stats.norm.pdf(x, m, s).prod(1) for m, s in zip(middles[kind], sigma, strict=True)]
+        return shares[kind] @ each
+
+    train, target = drawn(0), drawn(1)
+    return train, target, density(train, 1) / density(train, 0)
+
+
+TOYS = {
+    "gaussians in 2-D": gaussians(2, 0),
+    "in 6-D": gaussians(6, 1),
+    "selected": selected(2),
+    "mixed in 3-D": mixed(3, 4),
+    "in 6-D, another": mixed(6, 0),
+    "in 8-D": mixed(8, 3),
+}
+
+
+@pytest.mark.parametrize("toy", TOYS.values(), ids=TOYS)
 def test_classifier_weights_follow_the_true_ratio(toy):
     train, target, true = toy
     found = shift.density_ratio_classifier(train, target, seed=0)
     assert np.corrcoef(found, true)[0, 1] > 0.95
     assert found.mean() == pytest.approx(1)
-    unweighted, weighted = train.mean(0), np.average(train, 0, found)
-    assert np.abs(weighted - target.mean(0)).max() < 0.12 < np.abs(unweighted - target.mean(0)).max()
+    scale = target.std(0)
+    unweighted, weighted = ((x - target.mean(0)) / scale for x in (train.mean(0), np.average(train, 0, found)))
+    assert np.abs(weighted).max() < 0.12 < np.abs(unweighted).max()
 
 
 def test_classifier_sees_that_a_band_is_missing_and_nothing_behind_it():
