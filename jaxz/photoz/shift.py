@@ -126,19 +126,14 @@ class MixtureRatio:
 
     def density(self, x: np.ndarray) -> GaussianMixture:
         """Of x [N,F], whose rows have no order."""
-        x, tried = x[:MIXED_ROWS], {}
-        for shape in ("diag", "full"):
-            last = np.inf
-            for components in (n for n in COMPONENTS if n == 1 or n * FEWEST_MIXED <= len(x)):
-                mixture = GaussianMixture(
-                    components, covariance_type=shape, reg_covar=1e-3, n_init=2, max_iter=300, random_state=self.seed
-                ).fit(x)
-                bic = mixture.bic(x)
-                tried[bic] = mixture
-                if bic > last:
-                    break
-                last = bic
-        return tried[min(tried)]
+        x = x[:MIXED_ROWS]
+        tried = [
+            GaussianMixture(n, covariance_type=shape, reg_covar=1e-3, n_init=2, max_iter=300, random_state=self.seed)
+            for shape in ("diag", "full")
+            for n in COMPONENTS
+            if n == 1 or n * FEWEST_MIXED <= len(x)
+        ]
+        return min((mixture.fit(x) for mixture in tried), key=lambda mixture: mixture.bic(x))
 
     def decision_function(self, x: np.ndarray) -> np.ndarray:
         train, target = (density.score_samples(x) for density in self.densities)
