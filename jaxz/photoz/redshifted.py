@@ -25,8 +25,8 @@ def trained(
 
     In turns, objects are fitted and each spectrum is multiplied, in bins of rest wavelength, by the ratio of observed
     to modelled flux of what it has a share in, weighted by share and inverse variance: non-negative matrix
-    factorisation (Lee & Seung 2001, eq. 4; of photometry with errors: Blanton & Roweis 2007, AJ 133, 734). Raises ValueError where nothing is seen
-    at 5 sigma.
+    factorisation (Lee & Seung 2001, eq. 4; of photometry with errors: Blanton & Roweis 2007, AJ 133, 734). Raises
+    ValueError where nothing is seen at 5 sigma.
     """
     sure = flux > SURE * error  # false for NaN
     if not sure.any():
