@@ -14,13 +14,12 @@ def gaussians(dimensions, seed, rows=2500):
     return train, target, np.exp(log_ratio.sum(1))
 
 
-def selected(seed, rows=2500):
-    """A magnitude and two colours, of which the bright and the red are labelled: no Gaussian ratio."""
-    draw = np.random.default_rng(seed)
-    chance = lambda x: 0.05 + 0.95 / (1 + np.exp(2.5 * x[:, 0] - x[:, 1]))
-    everything = draw.normal(size=(8 * rows, 3))
+def plateau(dimensions, seed, rows=4000):
+    """Labelled with a chance that falls along one feature to 3 % and no further."""
+    draw, chance = np.random.default_rng(seed), lambda x: 0.03 + 0.97 / (1 + np.exp(2 * x[:, 0] - x[:, 1]))
+    everything = draw.normal(size=(20 * rows, dimensions))
     train = everything[draw.uniform(size=len(everything)) < chance(everything)][:rows]
-    return train, draw.normal(size=(rows, 3)), 1 / chance(train)
+    return train, draw.normal(size=(rows, dimensions)), 1 / chance(train)
 
 
 def mixed(dimensions, seed, rows=4000):
@@ -43,12 +42,12 @@ def mixed(dimensions, seed, rows=4000):
 
 
 TOYS = {
-    "gaussians in 2-D": gaussians(2, 0),
-    "in 6-D": gaussians(6, 1),
-    "selected": selected(2),
-    "mixed in 3-D": mixed(3, 4),
-    "in 6-D, another": mixed(6, 0),
-    "in 8-D": mixed(8, 3),
+    "Gaussians in 2-D": gaussians(2, 0),
+    "Gaussians in 6-D": gaussians(6, 1),
+    "selected, to a plateau": plateau(6, 25),
+    "mixed in 2-D": mixed(2, 26),
+    "mixed in 6-D": mixed(6, 0),
+    "mixed in 8-D": mixed(8, 3),
 }
 
 
@@ -87,6 +86,15 @@ def test_neighbour_weights_equal_counts_by_brute_force_and_follow_the_ratio():
     assert found / found.mean() == pytest.approx(count / count.mean())
     with pytest.raises(ValueError, match="no target object lies near"):
         shift.density_ratio_knn(train[:50], train[:50] + 100)
+
+
+def test_no_weight_is_above_the_fifth_largest():
+    draw = np.random.default_rng(0)
+    ratio = np.exp(draw.normal(size=400))
+    found = shift.odds(ratio / (1 + ratio))
+    kept = np.argsort(ratio)[:-4]
+    assert found[kept] / found[kept].mean() == pytest.approx(ratio[kept] / ratio[kept].mean())
+    assert found.max() == found[kept].max() and found.mean() == pytest.approx(1)
 
 
 def test_one_object_carries_sqrt_n_at_most():
