@@ -1,11 +1,13 @@
 """Baseline: redshifts from the catalogue's fluxes alone, by nearest neighbours, boosted trees or templates, with p(z).
 
     python -m jaxz.photometry --dataset DATASET --workdir RUN --model gbt
-    python -m jaxz.photometry --dataset DATASET --workdir RUN --model template [--filters g=hsc2017-g r=hsc2017-r2 ...]
+    python -m jaxz.photometry --dataset DATASET --workdir RUN --model template [--repair] [--filters g=hsc2017-g ...]
 
 Trains on the sure spectroscopic labels of the training split, predicts every test object, and writes a run directory
 that `jaxz.report` compares with those of the image models. Fluxes are corrected for Galactic reddening where the
-dataset has `ebv`, as the image models' inputs are. Templates learn zero points alone from the labels, if there are any.
+dataset has `ebv`, as the image models' inputs are. Of templates the labels, if there are any, set the zero points, and
+with --repair their spectra too. --label NAME writes what they say of the other training objects as an overlay:
+redshifts of z_kind 'phot', for networks to learn from (docs/shift.md).
 """
 
 import argparse
@@ -16,9 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import speclite.filters
-from astropy.io.registry import IORegistryError
-from astropy.table import Table
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.impute import SimpleImputer
@@ -27,39 +26,20 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
+from jaxz.catalog_fluxes import features, flux_bands, test_objects, training_objects
 from jaxz.data.dataset import Dataset, open_dataset
-from jaxz.data.manifest import ZERO_POINT_UJY, Band
+from jaxz.data.manifest import Column
+from jaxz.data.overlays import overlay_path, write_overlay
 from jaxz.errors import InputError, run
 from jaxz.files import read_json, replace
-from jaxz.photoz import spectra, templates
 from jaxz.photoz.pdf import PDF
-from jaxz.results import CATALOG_COLUMNS, claim_scores, sure_labels, truths_of, write_results
+from jaxz.results import claim_scores, truths_of, write_results
+from jaxz.template_fit import Templates
 
-POGSON = 2.5 / np.log(10)
 FOLDS, REDSHIFT_BINS, FEWEST = 5, 300, 50
-TEMPLATE_Z_MAX, CALIBRATORS = 6.0, 500  # labelled objects that zero points are from
-PRIOR_NM = 800.0  # of the I band that the prior is for
 SMALL = 20_000  # training objects: below, threads cost the trees more than they save
+LABELS = {"z": Column("float32"), "z_err": Column("float32"), "z_kind": Column("string")}  # that --label gives
 MOST_GROUPS, GROUP, LEVELS = 10, 100, 51  # of residuals: groups, objects in one at least, quantiles kept of each
-
-
-def asinh_magnitudes(flux: np.ndarray, softening: np.ndarray) -> np.ndarray:
-    """[N, C] AB magnitudes of fluxes in microjansky, finite at zero and below.
-
-    softening: [C] microjansky, about the noise: m = zp - 2.5 log10(b) - (2.5 / ln 10) asinh(f / 2b). NaN stays NaN
-    (Lupton, Gunn & Szalay 1999, AJ 118, 1406, eq. 3).
-    """
-    return ZERO_POINT_UJY - 2.5 * np.log10(softening) - POGSON * np.arcsinh(flux / (2 * softening))
-
-
-def features(flux: np.ndarray, softening: np.ndarray, reference: int) -> np.ndarray:
-    """[N, 2C-1]: the magnitude of band `reference`, the colours of adjacent bands, and those against the reference.
-
-    NaN where a band is absent: the colours against the reference outlive the absence of a neighbour.
-    """
-    magnitudes = asinh_magnitudes(flux, softening)
-    chosen, adjacent = magnitudes[:, reference], magnitudes[:, :-1] - magnitudes[:, 1:]
-    return np.column_stack([chosen, adjacent, np.delete(magnitudes, reference, axis=1) - chosen[:, None]])
 
 
 def make_model(name: str, seed: int):
@@ -109,55 +89,6 @@ def residual_pdf(z_point: np.ndarray, z_fold: np.ndarray, z_train: np.ndarray, e
     return PDF(edges, probability)
 
 
-def load(dataset: Dataset, where: str, bands: list[Band], extra: list[str]) -> tuple[pa.Table, np.ndarray, np.ndarray]:
-    """The columns `extra` as a table, and dereddened flux and its error, both [N, C] float64 in microjansky, NaN where
-    absent."""
-    reddened = ["ebv"] if "ebv" in dataset.manifest.columns else []
-    names = [f"{kind}_{band.name}" for kind in ("flux", "fluxerr") for band in bands]
-    table = dataset.arrow(where, list(dict.fromkeys([*extra, *names, *reddened])))
-    ebv = np.nan_to_num(table["ebv"].to_numpy().astype(np.float64)) if reddened else np.zeros(len(table))
-    factor = 10 ** (0.4 * np.outer(ebv, [band.a_over_ebv for band in bands]))
-
-    def stack(kind: str) -> np.ndarray:
-        return factor * np.column_stack([table[f"{kind}_{b.name}"].to_numpy().astype(np.float64) for b in bands])
-
-    return table.select(extra), stack("flux"), stack("fluxerr")
-
-
-def flux_bands(dataset: Dataset) -> list[Band]:
-    """Raises InputError where fewer than two bands have fluxes with errors."""
-    columns = dataset.manifest.columns
-    bands = [b for b in dataset.manifest.bands if {f"flux_{b.name}", f"fluxerr_{b.name}"} <= columns.keys()]
-    if len(bands) < 2:
-        raise InputError(
-            "flux_<band>: fewer than two bands have flux_ and fluxerr_ columns; convert with a flux catalogue"
-        )
-    return bands
-
-
-def training_objects(dataset: Dataset, bands: list[Band]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """z [N], flux and error [N,C] of the sure labels of the training split. Raises InputError for labels without z."""
-    train, flux, error = load(dataset, f"split == 'train' and {sure_labels(dataset.manifest.columns)}", bands, ["z"])
-    z = np.asarray(train["z"].to_numpy(), np.float64)
-    if not np.isfinite(z).all():
-        raise InputError(f"z: {int((~np.isfinite(z)).sum())} 'spec' training objects have none; set z_kind to 'none'")
-    return z, flux, error
-
-
-def test_objects(dataset: Dataset, bands: list[Band]) -> tuple[pa.Table, np.ndarray, np.ndarray]:
-    """Their catalogue, flux and error [M,C]. Raises InputError where there are none."""
-    columns = dataset.manifest.columns
-    known = [name for name in CATALOG_COLUMNS if name == "key" or name in columns]
-    catalog, flux, error = load(dataset, "split == 'test'", bands, known)
-    if not len(catalog):
-        raise InputError(
-            "split: no object is 'test', so there is nothing to predict; convert the dataset with a test split"
-        )
-    if "n_bands" not in known:
-        catalog = catalog.append_column("n_bands", pa.array(np.isfinite(flux).sum(axis=1)))
-    return catalog, flux, error
-
-
 def predict(dataset: Dataset, model: str, seed: int) -> tuple[pa.Table, PDF]:
     """Catalogue and p(z) of every test object. Raises InputError where fluxes or labels are missing."""
     bands = flux_bands(dataset)
@@ -180,67 +111,6 @@ def predict(dataset: Dataset, model: str, seed: int) -> tuple[pa.Table, PDF]:
     return catalog, residual_pdf(z_point, z_fold, z_train, edges)
 
 
-def predict_by_templates(
-    dataset: Dataset, filters: list[str], table: str | None, prior: bool, seed: int
-) -> tuple[pa.Table, PDF]:
-    """Catalogue and p(z) of every test object. filters: BAND=CURVE of speclite; bands without one are boxes of the
-    manifest's wavelength and width. table: of spectra, in place of jaxz's own; prior: that of Benitez 2000."""
-    bands = flux_bands(dataset)
-    curves = filter_curves(bands, filters)
-    wavelength, f_lambda = (spectra.WAVELENGTH, spectra.templates()) if table is None else read_spectra(table)
-    edges = np.linspace(0, TEMPLATE_Z_MAX, REDSHIFT_BINS + 1)
-    middles = (edges[1:] + edges[:-1]) / 2
-    models = templates.model_fluxes(wavelength, f_lambda, curves, middles)
-    z, flux, error = training_objects(dataset, bands)
-    chosen = np.random.default_rng(seed).permutation(len(z))[:CALIBRATORS]
-    factor = templates.zero_points(flux[chosen], error[chosen], z[chosen], models, middles)
-    print(
-        "zero points, mag: "
-        + ", ".join(f"{b.name} {-2.5 * np.log10(f):+.3f}" for b, f in zip(bands, factor, strict=True)),
-        file=sys.stderr,
-    )
-    catalog, flux, error = test_objects(dataset, bands)
-    chi2 = templates.fit(flux * factor, error * factor, models)
-    if not prior:
-        return catalog, templates.posterior(chi2, edges)
-    red = int(np.argmin([abs(band.wavelength_nm - PRIOR_NM) for band in bands]))
-    magnitude = ZERO_POINT_UJY - 2.5 * np.log10(np.maximum(flux[:, red], error[:, red]))
-    return catalog, templates.posterior(chi2, edges, templates.magnitude_prior(magnitude, middles))
-
-
-def filter_curves(bands: list[Band], filters: list[str]) -> list[templates.Curve]:
-    """Raises InputError for a filter that speclite does not know, or of no band."""
-    named = dict(text.split("=", 1) for text in filters if "=" in text)
-    known = [band.name for band in bands]
-    if wrong := [text for text in filters if text.split("=", 1)[0] not in known or "=" not in text]:
-        raise InputError(f"--filters: {wrong[0]!r} is not BAND=CURVE with a band of {known}; mend it")
-    curves = []
-    for band in bands:
-        middle, half = 10 * band.wavelength_nm, 5 * band.width_nm
-        curve = templates.Curve(np.array([middle - half, middle + half]), np.ones(2))
-        if band.name in named:
-            try:
-                found = speclite.filters.load_filter(named[band.name])
-            except ValueError as error:
-                raise InputError(f"--filters: {named[band.name]!r} is no curve of speclite ({error})") from None
-            curve = templates.Curve(np.asarray(found.wavelength), np.asarray(found.response))
-        curves.append(curve)
-    return curves
-
-
-def read_spectra(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """Wavelengths [W] in angstrom, of the first column, and F_lambda [T,W], of the others. Raises InputError."""
-    try:
-        table = Table.read(path)
-        columns = [np.asarray(table[name], np.float64) for name in table.colnames]
-    except (OSError, ValueError, IORegistryError) as error:
-        raise InputError(f"--templates: {path!r} cannot be read as a table of numbers ({error}); mend it") from None
-    wavelength, f_lambda = columns[0], np.array(columns[1:])
-    if not len(f_lambda) or not (np.diff(wavelength) > 0).all() or not (f_lambda >= 0).all():
-        raise InputError(f"--templates: {path!r} must hold ascending wavelengths, then columns of F_lambda >= 0")
-    return wavelength, f_lambda
-
-
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m jaxz.photometry", description=__doc__.split("\n\n")[0])
     parser.add_argument("--dataset", required=True)
@@ -253,6 +123,10 @@ def main(argv: list[str]) -> None:
         "--templates", metavar="TABLE", help="wavelength (angstrom) and F_lambda, in place of jaxz's own"
     )
     parser.add_argument("--prior", action="store_true", help="of templates: p(z | I magnitude) of Benitez 2000")
+    parser.add_argument("--repair", action="store_true", help="of templates: their spectra learn from the labels")
+    parser.add_argument(
+        "--label", metavar="NAME", help="of templates: an overlay to write, redshifts of unlabelled objects"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overlay", action="append", default=[], help="one of the dataset's overlays; may be repeated")
     options = parser.parse_args(argv)
@@ -261,11 +135,15 @@ def main(argv: list[str]) -> None:
 
     config = {"model": options.model, "data": {"path": options.dataset}, "seed": options.seed}
     config["data"] |= {"overlays": options.overlay} if options.overlay else {}
-    chosen = {"filters": options.filters, "templates": options.templates, "prior": options.prior}
+    chosen = {name: getattr(options, name) for name in ("filters", "templates", "prior", "repair")}
     if options.model == "template":
         config |= chosen
-    elif any(chosen.values()):
-        raise InputError(f"--model: {options.model!r} takes no --filters, --templates or --prior; name 'template'")
+    elif options.label or any(chosen.values()):
+        raise InputError(
+            f"--model: {options.model!r} takes no --filters, --templates, --prior, --repair or --label; name 'template'"
+        )
+    if options.label:
+        overlay_path(dataset, options.label)
     path = workdir / "config.json"
     if workdir.is_dir() and not path.exists() and any(workdir.iterdir()):
         raise InputError(f"workdir: {options.workdir!r} holds files but no config.json; name an empty directory")
@@ -275,7 +153,8 @@ def main(argv: list[str]) -> None:
         raise InputError(f"--seed: {options.seed} must lie in 0..{2**32 - 1}")
     evaluated = claim_scores(workdir, dataset, overwrite=False)
     if options.model == "template":
-        catalog, pdf = predict_by_templates(dataset, *chosen.values(), options.seed)
+        fitted = Templates(dataset, *chosen.values(), options.seed)
+        catalog, pdf = fitted.predict_test(dataset)
     else:
         catalog, pdf = predict(dataset, options.model, options.seed)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -286,6 +165,12 @@ def main(argv: list[str]) -> None:
     cost |= {"parameters": 0, "devices": "cpu"}
     replace(workdir / "compute.json", json.dumps(cost, indent=1).encode())
     replace(workdir / "evaluated.json", json.dumps(evaluated, indent=1).encode())
+    if options.label:
+        rows, values = fitted.labels(dataset)
+        columns = {name: dataset.manifest.columns.get(name, spec) for name, spec in LABELS.items()}
+        print(
+            write_overlay(dataset, options.label, rows, values, columns, {"tool": "jaxz.photometry", "arguments": argv})
+        )
     for name, metrics in report[workdir.resolve().name].items():
         sigma, eta = (metrics[key]["value"] for key in ("sigma_mad", "eta_15"))
         if sigma is not None:

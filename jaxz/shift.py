@@ -15,18 +15,13 @@ import json
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from sklearn.metrics import roc_auc_score
 
+from jaxz.catalog_fluxes import features, flux_bands, load
 from jaxz.data.dataset import Dataset, open_dataset
-from jaxz.data.index import column_type
 from jaxz.data.manifest import Column
-from jaxz.data.overlays import to_parquet
-from jaxz.data.staging import place_of
-from jaxz.data.transport import is_remote
+from jaxz.data.overlays import overlay_path, write_overlay
 from jaxz.errors import InputError, run
-from jaxz.files import replace
-from jaxz.photometry import features, flux_bands, load
 from jaxz.photoz import shift
 from jaxz.predict import load_run
 from jaxz.provenance import versions
@@ -84,8 +79,8 @@ def embeddings(dataset: Dataset, where: dict[str, str], workdir: str | None) -> 
     return [model.predict_dataset(dataset, text, ("embedding",))[1]["embedding"] for text in where.values()]
 
 
-def overlay(dataset: Dataset, options: argparse.Namespace) -> tuple[pa.Array, dict[str, pa.Array], dict]:
-    """object_id [K] of training and target objects, their columns [K], and what was found."""
+def overlay(dataset: Dataset, options: argparse.Namespace) -> tuple[np.ndarray, dict[str, np.ndarray], dict]:
+    """Rows [K] of training and target objects, their columns [K], and what was found."""
     train, target = domains(
         dataset, {"train": options.train, "target": options.target}, options.features, options.workdir
     )
@@ -110,8 +105,7 @@ def overlay(dataset: Dataset, options: argparse.Namespace) -> tuple[pa.Array, di
     values["weight"][np.searchsorted(rows, train.rows)] = weight
     values["coverage"][np.searchsorted(rows, target.rows)] = covered
     values["coverage"][np.searchsorted(rows, train.rows)] = 1
-    ids = dataset.arrow(columns=["object_id"])["object_id"].take(pa.array(rows)).combine_chunks()
-    return ids, {name: pa.array(v, column_type(COLUMNS[name])) for name, v in values.items()}, summary
+    return rows, values, summary
 
 
 def main(argv: list[str]) -> None:
@@ -128,20 +122,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overlay", action="append", default=[], help="an overlay that is read first; may be repeated")
     options = parser.parse_args(argv)
-    if is_remote(options.dataset):
-        raise InputError(f"dataset: {options.dataset!r} is remote; write the overlay where it is")
     dataset = open_dataset(options.dataset, overlays=options.overlay)
-    if "object_id" not in dataset.manifest.columns:
-        raise InputError(
-            f"dataset: {options.dataset!r} has no column object_id, by which overlays are joined; convert it"
-        )
-    path = dataset.path / place_of("overlays", options.name)
-    if path.exists():
-        raise InputError(f"--name: {path} exists; choose another name")
-    ids, values, summary = overlay(dataset, options)
+    overlay_path(dataset, options.name)
+    rows, values, summary = overlay(dataset, options)
     provenance = {"tool": "jaxz.shift", "arguments": argv, "rows": dataset.fingerprint()["rows"], "summary": summary}
-    path.parent.mkdir(exist_ok=True)
-    replace(path, to_parquet(ids, values, COLUMNS, provenance | {"versions": versions()}))
+    path = write_overlay(dataset, options.name, rows, values, COLUMNS, provenance | {"versions": versions()})
     print(json.dumps({"overlay": str(path), **summary}, indent=1))
 
 

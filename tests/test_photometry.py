@@ -8,7 +8,7 @@ import pytest
 from astropy.table import Table
 from scipy import stats
 
-from jaxz import photometry, results
+from jaxz import catalog_fluxes, photometry, results
 from jaxz.data.dataset import open_dataset
 from jaxz.data.manifest import Array, Band, Column, Manifest
 from jaxz.data.writer import DatasetWriter
@@ -55,7 +55,7 @@ def make_dataset(path, n=1200, change=None, columns=(), seed=0):
 def test_asinh_magnitudes():
     softening = np.array([0.01, 0.02])
     flux = np.array([[100.0, 1.0], [0.0, 0.0], [-0.01, np.nan]])
-    found = photometry.asinh_magnitudes(flux, softening)
+    found = catalog_fluxes.asinh_magnitudes(flux, softening)
     assert found[0] == pytest.approx(23.9 - 2.5 * np.log10(flux[0]), abs=2e-3)  # bright: Pogson's magnitude
     assert found[1] == pytest.approx(23.9 - 2.5 * np.log10(softening))
     assert found[2, 0] == pytest.approx(23.9 - 2.5 * np.log10(0.01) + 2.5 / np.log(10) * np.arcsinh(0.5))
@@ -64,7 +64,7 @@ def test_asinh_magnitudes():
 
 def test_features_are_a_magnitude_and_colours():
     flux = np.array([[10.0, 20.0, 40.0], [10.0, np.nan, 40.0]])
-    found = photometry.features(flux, np.full(3, 1e-4), reference=2)
+    found = catalog_fluxes.features(flux, np.full(3, 1e-4), reference=2)
     colour = 2.5 * np.log10(2)
     assert found[0] == pytest.approx([23.9 - 2.5 * np.log10(40), colour, colour, 2 * colour, colour], abs=1e-6)
     assert np.isfinite(found[1]).tolist() == [True, False, False, True, False]
@@ -122,63 +122,6 @@ def test_run_directory(tmp_path, model, capsys):
     assert scores["spec_like"]["objects"]["value"] == sum(table["test_spec_like"].to_pylist())
     assert json.loads((run / "compute.json").read_text())["seconds"] > 0
     assert "full: 300 objects" in capsys.readouterr().out
-
-
-def galaxies(path):
-    """A dataset of quiescent galaxies seen through boxes, z 0.3 to 1.1, its g band 0.2 mag too bright."""
-    curves = photometry.filter_curves([Band(b, nm, 100.0, 27.0, 0.2, 2.0, 1.0, 0.8) for b, nm in BANDS.items()], [])
-    draw = np.random.default_rng(6)
-    z = draw.uniform(0.3, 1.1, 400)
-    flux = photometry.templates.model_fluxes(
-        photometry.spectra.WAVELENGTH, photometry.spectra.templates()[:1], curves, z
-    )[:, 0]
-    flux = 10 * flux * (1 + 0.02 * draw.normal(size=flux.shape)) * [10**0.08, 1, 1, 1]
-    change = {"true_z": lambda v: z, "z": lambda v: np.where(v["z_kind"] == "spec", z, np.nan)}
-    for n, b in enumerate(BANDS):
-        change |= {f"flux_{b}": lambda v, n=n: flux[:, n], f"fluxerr_{b}": lambda v, n=n: 0.02 * flux[:, n]}
-    return make_dataset(path, n=400, change=change)
-
-
-def test_template_run(tmp_path, capsys):
-    dataset = galaxies(tmp_path / "dataset")
-    columns = [photometry.spectra.WAVELENGTH, photometry.spectra.templates()[0]]  # with more, four bands say little
-    Table(columns, names=["wavelength", "old"]).write(tmp_path / "spectra.fits")
-    run = ["--dataset", str(dataset), "--workdir", str(tmp_path / "template"), "--model", "template"]
-    run += ["--templates", str(tmp_path / "spectra.fits")]
-    photometry.main(run)
-    said = capsys.readouterr()
-    report = json.loads((tmp_path / "template/report.json").read_text())["template"]
-    assert report["full"]["sigma_mad"]["value"] < 0.03 and abs(report["full"]["bias_median"]["value"]) < 0.02
-    offset = dict(pair.split() for pair in said.err.split(": ")[1].split(", "))
-    assert float(offset["g"]) - float(offset["i"]) == pytest.approx(0.2, abs=0.05)
-    assert json.loads((tmp_path / "template/config.json").read_text())["templates"] == run[-1]
-    with pytest.raises(InputError, match="another configuration"):
-        photometry.main([*run, "--prior"])
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--model", "template", "--filters", "g=nothing-g"], "'nothing-g' is no curve of speclite"),
-        (["--model", "template", "--filters", "w=hsc2017-g"], "'w=hsc2017-g' is not BAND=CURVE"),
-        (["--model", "template", "--templates", "absent.ecsv"], "'absent.ecsv' cannot be read"),
-        (["--model", "knn", "--prior"], "'knn' takes no --filters"),
-    ],
-)
-def test_template_refusals(tmp_path, options, message):
-    dataset = make_dataset(tmp_path / "dataset", n=40)
-    with pytest.raises(InputError, match=message):
-        photometry.main(["--dataset", str(dataset), "--workdir", str(tmp_path / "run"), *options])
-    assert not (tmp_path / "run").exists()
-
-
-def test_spectra_of_a_table(tmp_path):
-    Table([[1000.0, 2000, 3000], [1.0, 2, 3], [3.0, 2, 1]], names=["wavelength", "a", "b"]).write(tmp_path / "t.ecsv")
-    wavelength, f_lambda = photometry.read_spectra(str(tmp_path / "t.ecsv"))
-    assert wavelength.tolist() == [1000, 2000, 3000] and f_lambda.tolist() == [[1, 2, 3], [3, 2, 1]]
-    Table([[1000.0, 900]], names=["wavelength"]).write(tmp_path / "none.ecsv")
-    with pytest.raises(InputError, match="must hold ascending wavelengths"):
-        photometry.read_spectra(str(tmp_path / "none.ecsv"))
 
 
 def predicted(path):
@@ -301,7 +244,7 @@ def test_dc2_anchors():
 
     (flux, error, z), (flux_test, _, z_test) = read("training"), read("validation")
     softening = np.nanmedian(error, axis=0)
-    x, x_test = (photometry.features(f, softening, 3) for f in (flux, flux_test))
+    x, x_test = (catalog_fluxes.features(f, softening, 3) for f in (flux, flux_test))
     z_fold = photometry.out_of_fold("knn", x, z, seed=0)
     z_point = photometry.make_model("knn", 0).fit(x, z).predict(x_test)
     pdf = photometry.residual_pdf(z_point, z_fold, z, np.linspace(0, 3.6, 301))

@@ -37,6 +37,8 @@ LAYERS = (
     ("checkpoint", "dry_run", "perf"),
     ("loop",),
     ("results", "report_data", "report_tables", "report_figures"),
+    ("catalog_fluxes",),
+    ("template_fit",),
     ("predict", "report", "photometry"),
     ("evaluate", "export", "probe", "redshifted", "shift", "train"),
 )

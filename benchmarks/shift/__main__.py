@@ -45,7 +45,7 @@ def compare(scratch: Path, protocol: Protocol, arms: list[Arm], seeds: list[int]
     predicted = {name: [read_run(directory(scratch, name, seed), keys, z_true) for seed in seeds] for name in own}
     scores = scored(predicted, cells, parts)
     compared = tables.compare(scores, own)
-    weighed = sorted({arm.fraction for arm in arms if arm.overlay})
+    weighed = sorted({arm.fraction for arm in arms if arm.overlay == "weights"})
     own_weights = lambda fraction, seed: weights_name(labels_name(protocol, "survey", fraction, seed))
     ess = {fraction: [read_summary(protocol, own_weights(fraction, seed)) for seed in seeds] for fraction in weighed}
     text = tables.text(scores, compared, parts)

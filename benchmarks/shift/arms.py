@@ -5,18 +5,19 @@ from typing import NamedTuple
 VIT = ("model.width=128", "model.depth=4", "model.heads=4", "model.patch=8")
 FRACTIONS = (0.01, 0.03, 0.1, 0.3)  # of the labels, beside all of them
 VOLUMES = (0.01, 0.1)  # of the unlabelled images; none is `matched`, all is the arm itself
-WEIGHTED = ("matched", "mae", "fluxes", "semi")  # arms that are also trained by weights
+WEIGHTED = ("matched", "mae", "semi")  # arms that are also trained by weights
 SPEC = "z_kind == 'spec'"
 LABELLED = (f"data.where={SPEC}", "data.deredden=True")  # of configs made for any dataset
 TEACHER = ("init.item=ema",)  # what is used of those that have one
 
 
 class Arm(NamedTuple):
-    """name: of the table and of the run directories. config: of configs/, with its argument; "" for the model of
-    jaxz.photometry that the name begins with. fields: over those of the config. start: the arm that it begins from.
-    labels: "survey", as it selects them, or "oracle". fraction: of these labels. overlay: whether weight and
-    coverage (jaxz.shift) are there. scored: whether it predicts redshifts, by which head. weights: the published ones
-    that it begins from; without the file it is not run."""
+    """name: of the table and of the run directories. config: of configs/, with its argument; "" for jaxz.photometry.
+    fields: over those of the config, or the options of jaxz.photometry. start: the arm that it begins from. labels:
+    "survey", as it selects them, or "oracle". fraction: of these labels. overlay: "weights" where weight and coverage
+    (jaxz.shift) are there, "templates" where the redshifts are that the arm `templates` gives to unlabelled objects.
+    scored: whether it predicts redshifts, by which head. weights: the published ones that it begins from; without the
+    file it is not run."""
 
     name: str
     config: str = ""
@@ -24,13 +25,15 @@ class Arm(NamedTuple):
     start: str = ""
     labels: str = "survey"
     fraction: float = 1.0
-    overlay: bool = False
+    overlay: str = ""
     scored: bool = True
     head: str = "redshift"
     weights: str = ""
 
 
-PHOTOMETRY = Arm("photometry", "baseline_photometry", ("train.log_every=10",))
+PHOTOMETRY = Arm("photometry", "baseline_photometry", ("train.members=1", "train.log_every=10"))
+TEMPLATES = Arm("templates", fields=("--model", "template", "--repair"), overlay="templates")
+HALVES = "data.stages=({'ratios':(1,1)},)"  # of each batch, of two sources
 
 
 class Size(NamedTuple):
@@ -55,7 +58,7 @@ def weighted(arm: Arm) -> Arm:
         fields = tuple(sources("weight") if field == sources() else field for field in arm.fields)
     else:
         fields = (*arm.fields, "data.weights=weight")
-    return arm._replace(name=f"{arm.name}+weights", fields=fields, overlay=True)
+    return arm._replace(name=f"{arm.name}+weights", fields=fields, overlay="weights")
 
 
 def varied(arm: Arm, method: str, *fields: str) -> Arm:
@@ -68,8 +71,8 @@ def at_fraction(arm: Arm, fraction: float, suffix: str) -> Arm:
 
 
 def image_arms(steps: int) -> dict[str, Arm]:
-    """The ViT's arms of equal compute, that of 2 x `steps` steps of direct training, by name; `direct` has half of it.
-    In matrix multiplications a step of masked autoencoding costs 2/3 of a direct one, a semi-supervised one 8/3."""
+    """The ViT's arms of equal compute, that of 2 x `steps` steps of direct training, by name. In
+    matrix multiplications a step of masked autoencoding costs 2/3 of a direct one, a semi-supervised one 8/3."""
     every = lambda n: f"checkpoint.every={max(1, n // 4)}"
     length = lambda n: (f"train.steps={n}", every(n))
     mae = (
@@ -83,24 +86,23 @@ def image_arms(steps: int) -> dict[str, Arm]:
         "optim.lr=2e-3",
     )
     arms = (
-        Arm("direct", "demo_direct", length(steps)),
         Arm("matched", "demo_direct", length(2 * steps)),
         Arm("oracle", "demo_direct", length(2 * steps), labels="oracle"),
         Arm("pretrain_mae", "pretrain_mae", mae + length(round(1.5 * steps)), scored=False),
         Arm("mae", "demo_direct", length(steps), start="pretrain_mae"),
         Arm("pretrain_fluxes", "pretrain_fluxes", length(steps), scored=False),
         Arm("fluxes", "demo_direct", length(steps), start="pretrain_fluxes"),
-        Arm("semi", "semi_supervised", (*length(round(0.75 * steps)), sources(), "data.stages=({'ratios':(1,1)},)")),
+        Arm("semi", "semi_supervised", (*length(round(0.75 * steps)), sources(), HALVES)),
+        Arm("tiered", "redshift_tiered", length(2 * steps), overlay="templates"),
+        Arm("fluxes_tiered", "redshift_tiered", length(steps), start="pretrain_fluxes", overlay="templates"),
     )
     return {arm.name: arm for arm in arms}
 
 
 def small() -> Size:
-    own, mlp = image_arms(700), PHOTOMETRY
-    plain = (mlp, *own.values())
-    return Size(
-        "ideal", 24_000, 32, (*plain, *(weighted(arm) for arm in plain if arm.name in ("photometry", *WEIGHTED)))
-    )
+    own = image_arms(600)
+    weights = tuple(weighted(arm) for arm in (PHOTOMETRY, *(own[name] for name in WEIGHTED)))
+    return Size("ideal", 24_000, 32, (PHOTOMETRY, TEMPLATES, *own.values(), *weights))
 
 
 def full() -> Size:
@@ -109,7 +111,8 @@ def full() -> Size:
     own, mlp = image_arms(steps), PHOTOMETRY
     matched = own["matched"]
     length = (f"train.steps={2 * steps}",)
-    tables = (Arm("knn"), Arm("gbt"), Arm("template"))
+    tables = tuple(Arm(name, fields=("--model", name)) for name in ("knn", "gbt", "template"))
+    tables += (TEMPLATES,)
     networks = tuple(Arm(name, f"baseline_{name}", length) for name in ("pasquet", "treyer", "multimodal"))
     pretrained = tuple(
         arm
@@ -134,7 +137,7 @@ def full() -> Size:
     half = (f"train.steps={steps}",)  # a step of two parts, or two views, costs twice one
     shift = (
         *(Arm(f"matched+{term}", f"redshift_adapted:{term}", half) for term in ("coral", "mmd", "dann")),
-        Arm("self_training", "self_training", half, overlay=True, head="self_training"),
+        Arm("self_training", "self_training", half, overlay="weights", head="self_training"),
         Arm("two_branch", "redshift_two_branch", (*VIT, *LABELLED, *half), head="two_branch"),
         Arm("lin", "redshift_lin", (*VIT, *LABELLED, *length), head="lin"),
         Arm("clap", "redshift_clap", (*VIT, *LABELLED, *half), head="clap"),
@@ -144,7 +147,12 @@ def full() -> Size:
     fractions = tuple(
         at_fraction(arm, fraction, f"@{100 * fraction:g}%")
         for fraction in FRACTIONS
-        for arm in (Arm("gbt"), mlp, *(own[name] for name in ("matched", "oracle", "mae", "fluxes", "semi")))
+        for arm in (
+            tables[1],
+            mlp,
+            TEMPLATES,
+            *(own[n] for n in ("matched", "oracle", "mae", "fluxes", "semi", "tiered")),
+        )
     )
     volumes = tuple(arm for name in ("mae", "fluxes") for volume in VOLUMES for arm in at_volume(own, name, volume))
     return Size("survey", 200_000, 64, (*plain, *weights, *imbalance, *shift, *fractions, *volumes))

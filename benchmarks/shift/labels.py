@@ -8,17 +8,14 @@ from typing import NamedTuple
 
 import astropy.units as u
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from astropy_healpix import HEALPix
 
 from jaxz.data.dataset import Dataset, open_dataset
-from jaxz.data.index import column_type
 from jaxz.data.manifest import Column
-from jaxz.data.overlays import to_parquet
+from jaxz.data.overlays import write_overlay
 from jaxz.data.staging import place_of
 from jaxz.errors import InputError, suggest
-from jaxz.files import replace
 from jaxz.photoz import shift
 from jaxz.provenance import versions
 from jaxz.results import sure_labels
@@ -89,6 +86,11 @@ def weights_name(labels: str) -> str:
     return f"{labels}_w"
 
 
+def templates_name(labels: str) -> str:
+    """Of the overlay of templates' redshifts for the objects that another leaves unlabelled."""
+    return f"{labels}_t"
+
+
 def write_labels(protocol: Protocol, labels: str, fraction: float, seed: int) -> str:
     """The name of the overlay by which a training split has `fraction` of its labels, drawn at random, the fewer
     among the more; and a column draw, uniform in 0 to 1, to choose unlabelled objects by. Written unless it is there.
@@ -123,11 +125,8 @@ def write_labels(protocol: Protocol, labels: str, fraction: float, seed: int) ->
     if "z_quality" in dataset.manifest.columns:
         values["z_quality"] = np.where(chosen, 4, 0)
         columns["z_quality"] = dataset.manifest.columns["z_quality"]
-    ids = dataset.arrow(columns=["object_id"])["object_id"].take(pa.array(rows)).combine_chunks()
-    arrays = {name: pa.array(v.tolist(), column_type(columns[name])) for name, v in values.items()}
     provenance = {"tool": "benchmarks.shift", "where": protocol.where, "labels": labels, "count": int(chosen.sum())}
-    path.parent.mkdir(exist_ok=True)
-    replace(path, to_parquet(ids, arrays, columns, provenance | {"seed": seed, "versions": versions()}))
+    write_overlay(dataset, name, rows, values, columns, provenance | {"seed": seed, "versions": versions()})
     return name
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.shift.arms import SPEC, Arm
-from benchmarks.shift.labels import Protocol, weights_name, write_labels
+from benchmarks.shift.labels import Protocol, templates_name, weights_name, write_labels
 from jaxz import errors
 from jaxz.data.staging import place_of
 
@@ -28,11 +28,13 @@ def directory(scratch: Path, arm: str, seed: int) -> Path:
 
 
 def overlays(protocol: Protocol, arm: Arm, seed: int) -> list[str]:
-    """The names of an arm's overlays, written unless they are there: of its labels, and of weights for the whole
-    training split."""
+    """The names of an arm's overlays: of its labels, and of weights for the whole training split, written unless they
+    are there, or of templates' redshifts, which the arm `templates` writes."""
     labels = write_labels(protocol, arm.labels, arm.fraction, seed)
     if not arm.overlay:
         return [labels]
+    if arm.overlay == "templates":
+        return [labels, templates_name(labels)]
     own = weights_name(labels)
     if not (protocol.dataset / place_of("overlays", own)).exists():
         train, target = f"split == 'train' and {SPEC}", "split == 'train'"
@@ -49,9 +51,9 @@ def run(scratch: Path, protocol: Protocol, arm: Arm, seed: int, pretrained: Path
         return
     names = overlays(protocol, arm, seed)
     if not arm.config:
-        model = arm.name.split("@")[0]
-        where = ["--dataset", dataset, "--workdir", str(workdir), *(f"--overlay={name}" for name in names)]
-        call("jaxz.photometry", *where, "--model", model, "--seed", str(seed))
+        label = [f"--label={names[1]}"] if arm.overlay else []
+        where = ["--dataset", dataset, "--workdir", str(workdir), f"--overlay={names[0]}", *label]
+        call("jaxz.photometry", *where, *arm.fields, "--seed", str(seed))
         return
     start = pretrained / arm.weights if arm.weights else directory(scratch, arm.start, seed)
     call("jaxz.train", f"--workdir={workdir}", *training_arguments(protocol, arm, seed, names, start))

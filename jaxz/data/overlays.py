@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 
 from jaxz.data.index import PLACES, UNREADABLE, column_type
 from jaxz.data.manifest import NAME, Column, Manifest
+from jaxz.data.staging import place_of
 from jaxz.errors import InputError
+from jaxz.files import replace
 
 
 class Overlay:
@@ -96,6 +98,33 @@ def to_parquet(ids: pa.Array, values: dict[str, pa.Array], columns: dict[str, Co
     table = pa.table([ids, *(values[name] for name in columns)], schema=schema)
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return sink.getbuffer()
+
+
+def overlay_path(dataset, name: str) -> Path:
+    """Where a new overlay of a Dataset goes. Raises InputError for a remote dataset, one without object_id, and for a
+    name that is taken."""
+    if dataset.remote:
+        raise InputError(f"dataset: {dataset.path!r} is remote; write the overlay where it is")
+    if "object_id" not in dataset.manifest.columns:
+        raise InputError(
+            f"dataset: {str(dataset.path)!r} has no column object_id, by which overlays are joined; convert it"
+        )
+    path = dataset.path / place_of("overlays", name)
+    if path.exists():
+        raise InputError(f"--name: {path} exists; choose another name")
+    return path
+
+
+def write_overlay(
+    dataset, name: str, rows: np.ndarray, values: dict, columns: dict[str, Column], provenance: dict
+) -> Path:
+    """Values [K] of `columns` for the rows [K] of a Dataset, as a new overlay; its path. Raises as overlay_path."""
+    path = overlay_path(dataset, name)
+    ids = dataset.arrow(columns=["object_id"])["object_id"].take(pa.array(rows)).combine_chunks()
+    arrays = {name: pa.array(values[name], column_type(spec)) for name, spec in columns.items()}
+    path.parent.mkdir(exist_ok=True)
+    replace(path, to_parquet(ids, arrays, columns, provenance))
+    return path
 
 
 def numpy_ids(ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:

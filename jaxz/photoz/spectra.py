@@ -28,6 +28,7 @@ HISTORIES = (
     (0.0, 0.1, 0.1),
     (0.0, 0.01, 0.0),
 )
+SPAN = (0, 2, 5, 7, 9)  # of them: one of each kind
 # Wavelength (angstrom) and strength relative to H beta, case B at 1e4 K (Osterbrock & Ferland 2006), usual [O]
 LINES = ((3728.0, 2.5), (4861.0, 1.0), (4959.0, 0.7), (5007.0, 2.1), (6563.0, 2.86))
 ESCAPE = 0.02  # of the ionising light

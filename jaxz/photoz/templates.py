@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import nnls
+from scipy.sparse import csr_array
 
 from jaxz.photoz.pdf import PDF
 from jaxz.photoz.spectra import igm_transmission
@@ -13,6 +14,8 @@ from jaxz.photoz.spectra import igm_transmission
 STEP = 0.004  # of ln(wavelength)
 ITERATIONS = 1000  # of non-negative least squares, at most
 OFFSET_ROUNDS = 10  # more, and offsets follow what the templates cannot do, along what they can
+NODE, PULL = 0.1, 100.0  # of a repair: between nodes in ln(wavelength); 1 / variance of a factor about its neighbours
+REPAIR_ROUNDS, UPDATES = 10, 10  # and in each so many of the factors
 # Benitez 2000, table 1, for E/S0, Sbc/Scd and Irr: alpha, z_0, k_m, f, k
 BENITEZ = ((2.46, 0.431, 0.091, 0.35, 0.147), (1.81, 0.390, 0.0636, 0.50, 0.450), (0.91, 0.063, 0.123, 0.15, 0.0))
 
@@ -97,6 +100,62 @@ def zero_points(flux: np.ndarray, error: np.ndarray, z: np.ndarray, models: np.n
             factor[c] *= np.median(predicted[sure[:, c], c] / scaled[sure[:, c], c])
         factor /= np.exp(np.log(factor).mean())
     return factor
+
+
+def repair(
+    flux: np.ndarray,
+    error: np.ndarray,
+    z: np.ndarray,
+    models: np.ndarray,
+    grid: np.ndarray,
+    wavelength: np.ndarray,
+    *,
+    floor: float = 0.05,
+) -> np.ndarray:
+    """Models [Z,T,C] of templates mended by objects of known redshift z [N] (Budavari et al. 2000): each template times
+    positive factors at nodes in ln(rest wavelength), linear between them.
+
+    What galaxies at one redshift emit tells how others look at redshifts without labels. flux, error [N,C], models at
+    redshifts `grid` [Z] and floor are as in `fit`; wavelength: [C] of the bands, of any unit. In turn amplitudes are
+    fitted exactly, and factors by the updates of a non-negative factorisation (Lee & Seung 2001; Blanton & Roweis
+    2007), drawn to the mean of their neighbours: where no object has light they go on as where one has. With as many
+    templates as bands any object fits at any redshift: give half as many.
+    """
+    flux, weight = observed(flux, error, floor)
+    flux = np.maximum(flux, 0)
+    model = models[np.abs(z[:, None] - grid).argmin(axis=1)]
+    rest = wavelength / (1 + np.concatenate([z, grid])[:, None])
+    between = hats(np.log(rest.ravel()))
+    own, every = between[: flux.size], between[flux.size :]
+    factor, best = np.ones((between.shape[1], models.shape[1])), np.empty(model.shape[:2])
+    for _ in range(REPAIR_ROUNDS):
+        for n, bent in enumerate(bend(model, own @ factor)):
+            best[n] = amplitudes(flux[n], weight[n], bent)[0]
+        part = (best[:, :, None] * model).transpose(0, 2, 1).reshape(flux.size, models.shape[1])  # [NC,T]
+        seen = own.T @ (part * (weight * flux).reshape(-1, 1))
+        for _ in range(UPDATES):
+            total = ((own @ factor) * part).sum(axis=1)
+            padded = np.pad(factor, ((1, 1), (0, 0)), "edge")
+            beside = (padded[:-2] + padded[2:]) / 2
+            factor *= (seen + PULL * beside) / (own.T @ (part * (weight.ravel() * total)[:, None]) + PULL * factor)
+    return bend(models, every @ factor)
+
+
+def hats(x: np.ndarray) -> csr_array:
+    """[M,K] weights of nodes NODE apart by which x [M] lies between them."""
+    x = (x - x.min()) / NODE
+    left, row = x.astype(int), np.arange(len(x))
+    right = x - left
+    nodes = np.concatenate([left, left + 1])
+    return csr_array(
+        (np.concatenate([1 - right, right]), (np.concatenate([row, row]), nodes)), shape=(len(x), nodes.max() + 1)
+    )
+
+
+def bend(models: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """Models [N,T,C] times factors [NC,T]."""
+    n, t, c = models.shape
+    return models * factor.reshape(n, c, t).transpose(0, 2, 1)
 
 
 def posterior(chi2: np.ndarray, edges: np.ndarray, prior: np.ndarray | float = 1.0) -> PDF:

@@ -97,6 +97,42 @@ def test_redshifts_and_zero_points_of_mixtures_come_back(models):
     assert found == pytest.approx(expected, rel=0.03)
 
 
+def test_repair_reaches_redshifts_without_labels():
+    """Templates whose ultraviolet is wrong, mended by galaxies below z = 1, find those of z 1.2 to 2; and chi^2 at the
+    known redshifts falls to the noise."""
+    draw, centres = np.random.default_rng(2), np.array(CENTRES, float)
+    chosen = galaxies()[[0, 4, 9]]
+    right = templates.model_fluxes(WAVELENGTH, chosen, CURVES, GRID)
+    wrong = chosen * np.interp(np.log(WAVELENGTH), np.log([2000, 5000]), [0.3, 1.0])
+    models = templates.model_fluxes(WAVELENGTH, wrong, CURVES, GRID)
+
+    def observe(low, high, n):
+        at = draw.integers(*np.searchsorted(GRID, (low, high)), n)
+        flux = np.einsum("nt,ntc->nc", draw.dirichlet(np.full(3, 0.3), n), right[at])
+        return flux * (1 + 0.02 * draw.normal(size=flux.shape)), 0.02 * flux, GRID[at]
+
+    def missed(models, flux, error, z):
+        found = templates.posterior(templates.fit(flux, error, models, floor=0.02), EDGES).median()
+        return np.median(np.abs(found - z) / (1 + z))
+
+    flux, error, z = observe(0.1, 1.0, 400)
+    mended = templates.repair(flux, error, z, models, GRID, centres, floor=0.0)
+    chi2 = templates.fit(flux, error, mended, floor=0.0)[np.arange(400), np.abs(z[:, None] - GRID).argmin(1)]
+    assert np.median(chi2) < 2 * len(CURVES)
+    flux, error, z = observe(1.2, 2.0, 150)
+    assert missed(mended, flux, error, z) < 0.6 * missed(models, flux, error, z)
+
+
+def test_repair_without_objects_or_need_changes_nothing(models):
+    some, none = models[:, [0, 4, 9]], np.empty((0, len(CURVES)))
+    centres = np.array(CENTRES, float)
+    assert templates.repair(none, none, np.empty(0), some, GRID, centres) == pytest.approx(some)
+    at = np.arange(10, 60, 5)
+    flux = some[at, 1]
+    mended = templates.repair(flux, 0.01 * flux, GRID[at], some, GRID, centres)
+    assert mended == pytest.approx(some, rel=1e-3)
+
+
 def test_magnitude_prior():
     z = np.linspace(0.01, 6, 600)
     prior = templates.magnitude_prior(np.array([18.0, 20, 22, 25, np.nan]), z)
