@@ -5,7 +5,7 @@
 
 Writes DATASET/overlays/NAME.parquet: for the objects of --where a redshift z, whose ln(1+z) is drawn --scatter around
 their own (a standard deviation), and flux_<band> and fluxerr_<band> as they would be there, equally bright in all (see
-jaxz/photoz/redshifted.py); z is missing where it came out below 0, or no spectrum fits. For models of catalogue fluxes:
+docs/shift.md); z is missing where it came out below 0, or no spectrum fits. For models of catalogue fluxes:
 images do not move. Training mixes it with the objects as they are:
 
     config.data.sources = (dict(name="labelled"), dict(name="redshifted", overlays=("NAME",)))
@@ -15,52 +15,55 @@ import argparse
 import json
 
 import numpy as np
-import pyarrow as pa
 
+from jaxz.catalog_fluxes import flux_bands, load
 from jaxz.data.dataset import Dataset, open_dataset
-from jaxz.data.index import column_type
-from jaxz.data.overlays import to_parquet
-from jaxz.data.staging import place_of
-from jaxz.data.transport import is_remote
+from jaxz.data.overlays import overlay_path, write_overlay
 from jaxz.errors import InputError, run
-from jaxz.files import replace
-from jaxz.photometry import FEWEST, filter_curves, flux_bands, load, read_spectra
-from jaxz.photoz import redshifted, spectra, templates
+from jaxz.photoz import spectra, templates
 from jaxz.provenance import versions
+from jaxz.template_fit import MENDERS, filter_curves, read_spectra
 
 STEP = 0.004  # in redshift, of the models
+FEWEST = 50  # objects
+SURE = 5.0  # sigmas of a flux that teaches the spectra: a catalogue may lack what scattered below
 
 
-def moved(dataset: Dataset, options: argparse.Namespace) -> tuple[pa.Array, dict[str, np.ndarray]]:
-    """object_id [N] of the objects of --where; z and the fluxes with their errors [N] each, elsewhere. Raises
-    InputError where the objects are few, or have no redshift or fluxes."""
+def moved(dataset: Dataset, options: argparse.Namespace) -> dict[str, np.ndarray]:
+    """z and the fluxes with their errors [N] each of the objects of --where, elsewhere. Raises InputError where the
+    objects are few, or have no redshift or fluxes."""
     bands = flux_bands(dataset)
-    table, flux, error = load(dataset, options.where, bands, ["object_id", "z"])
+    table, flux, error = load(dataset, options.where, bands, ["z"])
     z = np.asarray(table["z"].to_numpy(), np.float64)
     if len(z) < FEWEST or not np.isfinite(z).all():
         raise InputError(
             f"--where: {options.where!r} chooses {len(z)} objects, {int(np.isfinite(z).sum())} of them with a "
             f"redshift; choose {FEWEST} or more, all of which have one"
         )
-    curves = filter_curves(bands, options.filters)
-    wavelength = np.array([np.average(curve.wavelength, weights=curve.response) for curve in curves])
-    rest, f_lambda = read_spectra(options.templates) if options.templates else (spectra.WAVELENGTH, spectra.templates())
-    to = np.expm1(np.log1p(z) + options.scatter * np.random.default_rng(options.seed).normal(size=len(z)))
+    draw = np.random.default_rng(options.seed)
+    to = np.expm1(np.log1p(z) + options.scatter * draw.normal(size=len(z)))
     grid = np.arange(0, max(z.max(), to.max()) + STEP, STEP)
-    models = templates.band_fluxes(rest, f_lambda, curves, grid)
-    models /= models.mean(axis=(0, 2))[:, None]  # numbers of order one
-    try:
-        models = redshifted.trained(flux, error, z, models, grid, wavelength)
-    except ValueError as failed:
-        raise InputError(f"--where: {failed}; choose brighter ones") from None
-    factor = redshifted.redshifted(flux, error, z, to, models, grid)
+    models = taught(bands, flux, error, z, grid, draw, options)
+    factor = templates.redshifted(flux, error, z, to, models, grid)
     known = np.isfinite(factor).all(axis=1) & (to >= 0)
     stored = dataset.arrow(options.where, [f"{kind}_{band.name}" for kind in ("flux", "fluxerr") for band in bands])
     values = {"z": np.where(known, to, np.nan)}
     for c, band in enumerate(bands):
         for name in (f"flux_{band.name}", f"fluxerr_{band.name}"):
             values[name] = np.where(known, factor[:, c], 1) * stored[name].to_numpy()
-    return table["object_id"].combine_chunks(), values
+    return values
+
+
+def taught(bands, flux, error, z, grid: np.ndarray, draw, options: argparse.Namespace) -> np.ndarray:
+    """`band_fluxes` [Z,T,C] at redshifts `grid` [Z] of spectra that have learned from flux and error [N,C] at z [N]."""
+    curves = filter_curves(bands, options.filters)
+    rest, f_lambda = read_spectra(options.templates) if options.templates else (spectra.WAVELENGTH, spectra.templates())
+    models = templates.band_fluxes(rest, f_lambda, curves, grid)
+    models /= models.mean(axis=(0, 2))[:, None]  # numbers of order one
+    wavelength = np.array([np.average(curve.wavelength, weights=curve.response) for curve in curves])
+    some = draw.permutation(len(z))[:MENDERS]
+    flux, error = flux[some], np.where(flux[some] > SURE * error[some], error[some], np.inf)
+    return templates.repair(flux, error, z[some], models, grid, wavelength)
 
 
 def main(argv: list[str]) -> None:
@@ -73,22 +76,16 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--templates", metavar="TABLE", help="wavelength (angstrom) and F_lambda to begin with")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
-    if is_remote(options.dataset):
-        raise InputError(f"dataset: {options.dataset!r} is remote; write the overlay where it is")
     dataset = open_dataset(options.dataset)
-    known = dataset.manifest.columns
-    if lacking := [name for name in ("object_id", "z") if name not in known]:
-        raise InputError(f"dataset: {options.dataset!r} has no column {lacking[0]}; convert it with redshifts")
-    path = dataset.path / place_of("overlays", options.name)
-    if path.exists():
-        raise InputError(f"--name: {path} exists; choose another name")
-    ids, values = moved(dataset, options)
-    arrays = {name: pa.array(v, column_type(known[name]), from_pandas=True) for name, v in values.items()}
-    summary = {"objects": len(ids), "moved": int(np.isfinite(values["z"]).sum()), "scatter": options.scatter}
+    overlay_path(dataset, options.name)
+    columns = dataset.manifest.columns
+    if "z" not in columns:
+        raise InputError(f"dataset: {options.dataset!r} has no column z; convert it with redshifts")
+    values, rows = moved(dataset, options), dataset.select(options.where)
+    summary = {"objects": len(rows), "moved": int(np.isfinite(values["z"]).sum()), "scatter": options.scatter}
     provenance = {"tool": "jaxz.redshifted", "arguments": argv, "rows": dataset.fingerprint()["rows"]}
-    path.parent.mkdir(exist_ok=True)
-    columns = {name: known[name] for name in values}
-    replace(path, to_parquet(ids, arrays, columns, provenance | {"summary": summary, "versions": versions()}))
+    provenance |= {"summary": summary, "versions": versions()}
+    path = write_overlay(dataset, options.name, rows, values, {name: columns[name] for name in values}, provenance)
     print(json.dumps({"overlay": str(path), **summary}, indent=1))
 
 
