@@ -5,9 +5,11 @@
 Three training sets, each made a dataset of one-pixel cutouts in SCRATCH: BOSS galaxies drawn as those of the test are;
 BOSS galaxies chosen by colour, which those of the test are not; LSST DC2, simulated. On each an ensemble of perceptrons
 is trained by configs/baseline_photometry.py, kNN and gradient boosting by jaxz.photometry, and scored on all test
-objects. On the colour-chosen ones also an ensemble whose objects are drawn by domain-classifier weights, for which the
-fluxes of the test objects are looked at, not their redshifts (the catalogue's own reference for reweighting is brighter
-than they are). Interrupted, it goes on when the same command is given again.
+objects. On the colour-chosen ones also two corrected ensembles: of one, objects are drawn by domain-classifier weights,
+for which the fluxes of the test objects are looked at, not their redshifts (the catalogue's own reference for
+reweighting is brighter than they are); of the other, half of the objects are moved to other redshifts by
+jaxz.redshifted, for which nothing of the test is looked at. Interrupted, it goes on when the same command is given
+again.
 """
 
 import argparse
@@ -112,6 +114,22 @@ def weigh(dataset: Path) -> None:
         run("jaxz.shift", str(dataset), "--name", "shift", *where, "--features", "flux")
 
 
+def move(dataset: Path) -> None:
+    """The overlay `redshifted`: the training objects at other redshifts, which the test has no part in."""
+    if not (dataset / "overlays/redshifted.parquet").exists():
+        filters = [f"{band}=sdss2010-{band}" for band in "ugriz"]
+        run(
+            "jaxz.redshifted",
+            str(dataset),
+            "--name",
+            "redshifted",
+            "--where",
+            "split == 'train'",
+            "--filters",
+            *filters,
+        )
+
+
 def run(*command: str) -> None:
     done = subprocess.run([sys.executable, "-m", *command], stdout=sys.stderr)
     if done.returncode:
@@ -129,6 +147,9 @@ def scored(scratch: Path, dataset: Path, arm: str, survey: str, seed: int) -> di
             fields = [f"--config.data.path={dataset}", "--config.data.deredden=False", f"--config.seed={1000 * seed}"]
             if arm == "mlp weighted":
                 fields += ["--config.data.overlays=('shift',)", "--config.data.weights=weight"]
+            if arm == "mlp redshifted":
+                moved = ({"name": "labelled"}, {"name": "redshifted", "overlays": ("redshifted",)})
+                fields += [f"--config.data.sources={moved!r}"]
             config = "--config=configs/baseline_photometry.py"
             run("jaxz.train", config, f"--workdir={workdir}", *fields, *SURVEYS[survey])
             run("jaxz.evaluate", f"--workdir={workdir}", f"--dataset={dataset}")
@@ -144,7 +165,7 @@ def line(survey: str, arm: str, results: list[dict]) -> str:
         scatter = f" +- {values.std(ddof=1):.4f} (seeds)" if len(values) > 1 else ""
         error = np.mean([result[name]["error"] for result in results])
         parts.append(f"{name} {values.mean():.4f}{scatter} +- {error:.4f} (objects)")
-    return f"{survey:9}{arm:13}{', '.join(parts)}"
+    return f"{survey:9}{arm:15}{', '.join(parts)}"
 
 
 def main(argv: list[str]) -> None:
@@ -161,8 +182,9 @@ def main(argv: list[str]) -> None:
         write(dataset, survey, train, test)
         arms = ["knn", "gbt", "mlp"]
         if survey == "boss_cut":
-            arms.append("mlp weighted")
+            arms += ["mlp weighted", "mlp redshifted"]
             weigh(dataset)
+            move(dataset)
         print(f"{survey}: {len(train.z)} training, {len(test.z)} test objects; untuned: {ANCHORS[survey]}")
         for arm in arms:
             own = seeds[:1] if arm == "knn" else seeds  # neighbours draw nothing

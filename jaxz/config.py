@@ -155,7 +155,7 @@ CHECKS = (
 
 
 USUAL = {"losses": "dict(NAME=1.0)", "model": 'dict(name="vit")'}
-SOURCE = ("name", "path", "where", "weights", "balance", "balance_bins", "window")  # fields of data.sources
+SOURCE = ("name", "path", "overlays", "where", "weights", "balance", "balance_bins", "window")  # fields of data.sources
 
 
 def source_problems(config: ml_collections.ConfigDict):

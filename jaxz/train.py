@@ -294,27 +294,31 @@ def make_sources(config, dataset: Dataset, arrays: tuple[str, ...], columns: set
     transductive. A source may lack columns that another has. Raises InputError where a simulation's truth would decide
     what is drawn."""
     shared = {name: config.data[name] for name in SOURCE if name != "name"}
-    settings = [shared | {"name": f"source {n}"} | own for n, own in enumerate(config.data.sources)]
-    datasets = {config.data.path.rstrip("/"): dataset}
+    elsewhere = lambda own: {"overlays": ()} if own.get("path", config.data.path) != config.data.path else {}
+    settings = [shared | elsewhere(own) | {"name": f"source {n}"} | own for n, own in enumerate(config.data.sources)]
+    datasets = {(config.data.path.rstrip("/"), tuple(config.data.overlays)): dataset}
     split = "" if config.data.transductive else "split == 'train'"
     sources = []
     for n, own in enumerate(settings or [shared | {"name": "data"}]):
         group = f"data.sources[{n}]" if settings else "data"
         path = own["path"].rstrip("/")
-        if path not in datasets:
-            datasets[path] = open_dataset(path, config.data.cache, config.data.cache_gib, layers=config.data.layers)
+        opened = path, tuple(own["overlays"])
+        if opened not in datasets:
+            datasets[opened] = open_dataset(
+                path, config.data.cache, config.data.cache_gib, own["overlays"], config.data.layers
+            )
         for name in ("weights", "balance"):
             if own[name].startswith("true_"):
                 raise errors.InputError(
                     f"{group}.{name}: {own[name]!r} is the truth of a simulation, which never reaches training; use "
                     "what is observed"
                 )
-        there = columns & datasets[path].manifest.columns.keys() if settings else columns
+        there = columns & datasets[opened].manifest.columns.keys() if settings else columns
         with of_config(group):
             where = filters.training_filter(split, own["where"])
         sources.append(
             Source(
-                datasets[path],
+                datasets[opened],
                 arrays,
                 tuple(sorted(there)),
                 where,

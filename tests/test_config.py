@@ -141,7 +141,8 @@ def test_two_views_of_an_object_must_be_able_to_differ(tmp_path):
 
 def test_sources_and_stages_are_held_to_their_fields(tmp_path):
     body = """config.data.path = 'd'
-    config.data.sources = ({'wher': 'z > 1'}, {'window': -1}, {'window': 1.5}, 3, {'balance_bins': 10**9})
+    config.data.sources = ({'wher': 'z > 1'}, {'window': -1}, {'window': 1.5}, 3, {'balance_bins': 10**9},
+                           {'overlays': 'moved'})
     config.data.stages = ({'ratios': (1, 'x')}, {'ratios': (1, 2), 'step': 3}, {'ratios': [1, 2], 'steps': 0.5})"""
     with pytest.raises(InputError) as refusal:
         validate(parse([own(tmp_path, body)]))
@@ -151,6 +152,7 @@ def test_sources_and_stages_are_held_to_their_fields(tmp_path):
         "data.sources[2].window: 1.5 must be int",
         "data.sources[3]: 3 must be a dict",
         "data.sources[4].balance_bins: 1000000000 must be in 0..10000",
+        "data.sources[5].overlays: 'moved' must be tuple",
         "data.stages[0]: {'ratios': (1, 'x')} must be dict(",
         "data.stages[1]: {'ratios': (1, 2), 'step': 3} must be dict(",
         "data.stages[2].steps: 0.5 must be an integer",

@@ -41,7 +41,7 @@ LAYERS = (
     ("template_fit",),
     ("inference", "report", "photometry"),
     ("predict",),
-    ("evaluate", "export", "probe", "shift", "train"),
+    ("evaluate", "export", "probe", "redshifted", "shift", "train"),
 )
 
 

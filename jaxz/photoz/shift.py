@@ -17,6 +17,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.impute import SimpleImputer
 from sklearn.kernel_approximation import Nystroem
 from sklearn.linear_model import LogisticRegression
+from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, SplineTransformer, StandardScaler
@@ -27,8 +28,12 @@ FOLDS = 5
 MOST_FEATURES = 16  # more become as many principal components
 MOST_ROWS = 100_000  # that one classifier learns from
 LEAST = 1e-6  # probability of either domain
+TAIL = 5  # objects that the largest weight is shared by
 FEWEST_NEIGHBOURS = 16  # of weights
 COVER_NEIGHBOURS = 8
+COMPONENTS = (1, 2, 3, 4, 6, 8)  # of a mixture of Gaussians ...
+MIXED_ROWS = 10_000  # ... that learns from so many of a domain, ...
+FEWEST_MIXED = 10  # ... and so many a component
 
 
 def common_space(train: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -62,8 +67,10 @@ def density_ratio_classifier(train: np.ndarray, target: np.ndarray, seed: int) -
 
 
 def odds(probability: np.ndarray) -> np.ndarray:
-    """[N] weights, of mean 1, of training objects of a probability [N] to be target ones."""
-    return truncated(probability / (1 - probability))
+    """[N] weights, of mean 1, of training objects of a probability [N] to be target ones; none above the fifth largest:
+    how high a tail of fewer objects reaches is extrapolated, not measured."""
+    weights = probability / (1 - probability)
+    return truncated(np.minimum(weights, np.sort(weights)[-TAIL]))
 
 
 def truncated(weights: np.ndarray) -> np.ndarray:
@@ -96,7 +103,8 @@ def domain_probability(train: np.ndarray, target: np.ndarray, seed: int) -> np.n
 
 
 def classifiers(features: int, seed: int) -> list:
-    """Of smooth log ratios (linear and quadratic, exact between Gaussians; splines; kernels), and of rough ones."""
+    """Of smooth log ratios (linear and quadratic, exact between Gaussians; splines; kernels), of rough ones, and of
+    mixtures of Gaussians, whose ratio spans too many orders of magnitude for those."""
     logistic = lambda c=1.0: LogisticRegression(C=c, max_iter=200)
     return [
         logistic(),
@@ -104,7 +112,35 @@ def classifiers(features: int, seed: int) -> list:
         make_pipeline(SplineTransformer(6, extrapolation="linear"), logistic()),
         make_pipeline(Nystroem(gamma=1 / features, n_components=250, random_state=seed), logistic(3.0)),
         HistGradientBoostingClassifier(max_leaf_nodes=8, min_samples_leaf=40, early_stopping=True, random_state=seed),
+        MixtureRatio(seed),
     ]
+
+
+class MixtureRatio:
+    """The log ratio of two densities, each a mixture of Gaussians of its own. The number of components and whether they
+    lie along the axes are those of least BIC (Fraley & Raftery 2002, JASA 97, 611, sec. 2.4)."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def fit(self, x: np.ndarray, y: np.ndarray) -> "MixtureRatio":
+        self.densities = [self.density(x[y == domain]) for domain in (0, 1)]
+        return self
+
+    def density(self, x: np.ndarray) -> GaussianMixture:
+        """Of x [N,F], whose rows have no order."""
+        x = x[:MIXED_ROWS]
+        tried = [
+            GaussianMixture(n, covariance_type=shape, reg_covar=1e-3, n_init=2, max_iter=300, random_state=self.seed)
+            for shape in ("diag", "full")
+            for n in COMPONENTS
+            if n == 1 or n * FEWEST_MIXED <= len(x)
+        ]
+        return min((mixture.fit(x) for mixture in tried), key=lambda mixture: mixture.bic(x))
+
+    def decision_function(self, x: np.ndarray) -> np.ndarray:
+        train, target = (density.score_samples(x) for density in self.densities)
+        return target - train
 
 
 def combined(logits: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from jaxz.photoz.pdf import PDF
 from jaxz.photoz.spectra import igm_transmission
 
 STEP = 0.004  # of ln(wavelength)
+FLOOR = 0.05  # of the error, in units of |flux|: what templates and zero points do not know
 ITERATIONS = 1000  # of non-negative least squares, at most
 OFFSET_ROUNDS = 10  # more, and offsets follow what the templates cannot do, along what they can
 NODE, PULL = 0.1, 100.0  # of a repair: between nodes in ln(wavelength); 1 / variance of a factor about its neighbours
@@ -28,8 +29,14 @@ class Curve(NamedTuple):
 
 
 def model_fluxes(wavelength: np.ndarray, spectra: np.ndarray, curves: Sequence[Curve], z: np.ndarray) -> np.ndarray:
+    """`band_fluxes` [Z,T,C], each spectrum in a unit of its own at each redshift."""
+    fluxes = band_fluxes(wavelength, spectra, curves, z)
+    return fluxes / np.maximum(fluxes.mean(axis=2, keepdims=True), 1e-30)
+
+
+def band_fluxes(wavelength: np.ndarray, spectra: np.ndarray, curves: Sequence[Curve], z: np.ndarray) -> np.ndarray:
     """f_nu [Z,T,C] in the bands `curves` of spectra F_lambda [T,W] at rest wavelengths [W] (angstrom), redshifted to z
-    [Z] through intergalactic hydrogen; photon-counting means, each spectrum in a unit of its own at each redshift.
+    [Z] through intergalactic hydrogen; photon-counting means, each spectrum in one unit at all redshifts.
 
     Beyond their ends spectra are 0 in the ultraviolet and fall by the Rayleigh-Jeans law in the infrared.
     """
@@ -43,11 +50,11 @@ def model_fluxes(wavelength: np.ndarray, spectra: np.ndarray, curves: Sequence[C
         tail = np.minimum(1, wavelength[-1] / rest) ** 4
         f_lambda = np.array([np.interp(rest, wavelength, row, left=0) for row in spectra]) * tail
         fluxes[n] = (f_lambda * rest**2 * igm_transmission(seen, redshift)) @ response.T
-    return fluxes / np.maximum(fluxes.mean(axis=2, keepdims=True), 1e-30)
+    return fluxes
 
 
 def fit(
-    flux: np.ndarray, error: np.ndarray, models: np.ndarray, *, combine: bool = True, floor: float = 0.05
+    flux: np.ndarray, error: np.ndarray, models: np.ndarray, *, combine: bool = True, floor: float = FLOOR
 ) -> np.ndarray:
     """chi^2 [N,Z] of the best non-negative combination of templates at each redshift, or of the best single one.
 
@@ -85,7 +92,7 @@ def zero_points(flux: np.ndarray, error: np.ndarray, z: np.ndarray, models: np.n
     20 of the objects, at 5 sigma, keep 1."""
     factor, at = np.ones(flux.shape[1]), np.abs(z[:, None] - grid).argmin(axis=1)
     for _ in range(OFFSET_ROUNDS):
-        scaled, weight = observed(flux * factor, error * factor, 0.05)
+        scaled, weight = observed(flux * factor, error * factor, FLOOR)
         predicted = np.empty_like(scaled)
         for n in range(len(z)):
             predicted[n] = amplitudes(scaled[n], weight[n], models[at[n]])[0] @ models[at[n]]
@@ -104,7 +111,7 @@ def repair(
     grid: np.ndarray,
     wavelength: np.ndarray,
     *,
-    floor: float = 0.05,
+    floor: float = FLOOR,
 ) -> np.ndarray:
     """Models [Z,T,C] of templates mended by objects of known redshift z [N] (Budavari et al. 2000): each template times
     positive factors at nodes in ln(rest wavelength), linear between them.
@@ -150,6 +157,25 @@ def bend(models: np.ndarray, factor: np.ndarray) -> np.ndarray:
     """Models [N,T,C] times factors [NC,T]."""
     n, t, c = models.shape
     return models * factor.reshape(n, c, t).transpose(0, 2, 1)
+
+
+def redshifted(
+    flux: np.ndarray, error: np.ndarray, z: np.ndarray, to: np.ndarray, models: np.ndarray, grid: np.ndarray
+) -> np.ndarray:
+    """[N,C] factors by which flux and error [N,C] of objects at z [N] become those of the same spectra at redshifts
+    `to` [N], as bright in the sum of the bands: the ratio of what fits best at z, there and here, so that residuals and
+    noise go along (after HAYATE: Tanigawa et al. 2024, MNRAS 530, 2012). NaN for objects that nothing fits.
+
+    models [Z,T,C] at redshifts `grid` [Z], of `band_fluxes`: those of `model_fluxes` have lost how bright a spectrum
+    is at one redshift against another."""
+    flux, weight = observed(flux, error, FLOOR)
+    here, there = (np.abs(redshift[:, None] - grid).argmin(axis=1) for redshift in (z, to))
+    now, then = np.empty_like(flux), np.empty_like(flux)
+    for n, (h, t) in enumerate(zip(here, there, strict=True)):
+        share = amplitudes(flux[n], weight[n], models[h])[0]
+        now[n], then[n] = share @ models[h], share @ models[t]
+    now, then = (f / np.where(f > 0, f, np.nan).sum(axis=1, keepdims=True) for f in (now, then))
+    return then / now
 
 
 def posterior(chi2: np.ndarray, edges: np.ndarray, prior: np.ndarray | float = 1.0) -> PDF:

@@ -132,9 +132,7 @@ def test_apertures_of_gaussians_are_their_flux():
     galaxy = np.exp(-0.5 * (x**2 + y**2) / 2.0**2) / (2 * np.pi * 2.0**2)
     image = np.arcsinh(fluxes[:, None, None] * galaxy)[None].astype(np.float32)
     mask = np.ones(image.shape, bool)
-    mask[0, 2, 10:23, 10:23] = (
-        False  # the third band's middle: apertures of 3 pixels do not know it
-    )
+    mask[0, 2, 10:23, 10:23] = False  # the third band's middle: apertures of 3 pixels do not know it
     image[0, 2, 10:23, 10:23] = np.nan
     found, known = map(np.asarray, apertures.apertures(image, mask))
     assert known[0, :2].all() and not known[0, 2, :2].any() and not found[0, 2, :2].any()

@@ -14,23 +14,53 @@ def gaussians(dimensions, seed, rows=2500):
     return train, target, np.exp(log_ratio.sum(1))
 
 
-def selected(seed, rows=2500):
-    """A magnitude and two colours, of which the bright and the red are labelled: no Gaussian ratio."""
-    draw = np.random.default_rng(seed)
-    chance = lambda x: 0.05 + 0.95 / (1 + np.exp(2.5 * x[:, 0] - x[:, 1]))
-    everything = draw.normal(size=(8 * rows, 3))
+def plateau(dimensions, seed, rows=4000):
+    """Labelled with a chance that falls along one feature to 3 % and no further."""
+    draw, chance = np.random.default_rng(seed), lambda x: 0.03 + 0.97 / (1 + np.exp(2 * x[:, 0] - x[:, 1]))
+    everything = draw.normal(size=(20 * rows, dimensions))
     train = everything[draw.uniform(size=len(everything)) < chance(everything)][:rows]
-    return train, draw.normal(size=(rows, 3)), 1 / chance(train)
+    return train, draw.normal(size=(rows, dimensions)), 1 / chance(train)
 
 
-@pytest.mark.parametrize("toy", [gaussians(2, 0), gaussians(6, 1), selected(2)], ids=["2", "6", "selected"])
+def mixed(dimensions, seed, rows=4000):
+    """Three clumps in training and target, of other shares there, and moved by 0.75: no classifier of few terms."""
+    draw = np.random.default_rng(seed)
+    means, sigma = 2.4 / dimensions**0.5 * draw.normal(size=(3, dimensions)), draw.uniform(0.5, 1, 3)
+    shares, move = draw.dirichlet(np.full(3, 3.0), 2), draw.normal(size=dimensions)
+    middles = means, means + 0.75 * move / np.linalg.norm(move)
+
+    def drawn(kind):
+        clump = draw.choice(3, rows, p=shares[kind])
+        return middles[kind][clump] + sigma[clump, None] * draw.normal(size=(rows, dimensions))
+
+    def density(x, kind):
+        each = [stats.norm.pdf(x, m, s).prod(1) for m, s in zip(middles[kind], sigma, strict=True)]
+        return shares[kind] @ each
+
+    train, target = drawn(0), drawn(1)
+    return train, target, density(train, 1) / density(train, 0)
+
+
+TOYS = {
+    "Gaussians in 2-D": gaussians(2, 0),
+    "Gaussians in 6-D": gaussians(6, 1),
+    "selected, to a plateau": plateau(6, 25),
+    "mixed in 2-D": mixed(2, 26),
+    "mixed in 6-D": mixed(6, 0),
+    "mixed in 8-D": mixed(8, 30),
+}
+
+
+@pytest.mark.parametrize("toy", TOYS.values(), ids=TOYS)
 def test_classifier_weights_follow_the_true_ratio(toy):
     train, target, true = toy
     found = shift.density_ratio_classifier(train, target, seed=0)
     assert np.corrcoef(found, true)[0, 1] > 0.95
+    assert np.corrcoef(np.log(found), np.log(true))[0, 1] > 0.95
     assert found.mean() == pytest.approx(1)
-    unweighted, weighted = train.mean(0), np.average(train, 0, found)
-    assert np.abs(weighted - target.mean(0)).max() < 0.12 < np.abs(unweighted - target.mean(0)).max()
+    scale = target.std(0)
+    unweighted, weighted = ((x - target.mean(0)) / scale for x in (train.mean(0), np.average(train, 0, found)))
+    assert np.abs(weighted).max() < 0.12 < np.abs(unweighted).max()
 
 
 def test_classifier_sees_that_a_band_is_missing_and_nothing_behind_it():
@@ -57,6 +87,15 @@ def test_neighbour_weights_equal_counts_by_brute_force_and_follow_the_ratio():
     assert found / found.mean() == pytest.approx(count / count.mean())
     with pytest.raises(ValueError, match="no target object lies near"):
         shift.density_ratio_knn(train[:50], train[:50] + 100)
+
+
+def test_no_weight_is_above_the_fifth_largest():
+    draw = np.random.default_rng(0)
+    ratio = np.exp(draw.normal(size=400))
+    found = shift.odds(ratio / (1 + ratio))
+    kept = np.argsort(ratio)[:-4]
+    assert found[kept] / found[kept].mean() == pytest.approx(ratio[kept] / ratio[kept].mean())
+    assert found.max() == found[kept].max() and found.mean() == pytest.approx(1)
 
 
 def test_one_object_carries_sqrt_n_at_most():

@@ -141,3 +141,48 @@ def test_magnitude_prior():
     assert 0.3 < middle[1] < 0.5 and (np.diff(middle[1:]) > 0).all()
     # Of one type alone the peak is z_m: z^a exp(-(z/z_m)^a) has its maximum there (Benitez 2000, eq. 23)
     assert z[prior[1].argmax()] == pytest.approx(0.41, abs=0.03)
+
+
+GRID_NEAR = np.arange(0, 1.2, 0.005)
+
+
+@pytest.fixture(scope="module")
+def moving():
+    """Models of two spectra that templates have wrong, and of those; z of 600 objects and a function that gives their
+    true fluxes at other redshifts, as bright in the sum of the bands."""
+    draw, old_and_young = np.random.default_rng(0), galaxies()[[0, 6]]
+    made = lambda spectra: templates.band_fluxes(WAVELENGTH, spectra, CURVES[:6], GRID_NEAR) / 1e7
+    true = made(old_and_young * (1 + 0.25 * np.sin(6 * np.log(WAVELENGTH))))
+    share, z = draw.uniform(0.1, 1, (600, 2)), 0.005 * draw.integers(20, 120, 600)
+
+    def at(redshift):
+        flux = np.einsum("nt,ntc->nc", share, true[np.rint(redshift / 0.005).astype(int)])
+        return flux / flux.sum(axis=1, keepdims=True)
+
+    return true, made(old_and_young), z, at
+
+
+def test_the_true_spectra_move_galaxies_exactly_whatever_is_missing(moving):
+    true, _, z, at = moving
+    flux, expected = at(z), at(z + 0.2) / at(z)
+    found = templates.redshifted(flux, 0.02 * flux, z, z + 0.2, true, GRID_NEAR)
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert templates.redshifted(flux, 0.02 * flux, z, z, true, GRID_NEAR) == pytest.approx(1)
+    error = 0.02 * flux
+    flux[0, 2], error[1, 2], flux[2] = np.nan, np.inf, np.nan
+    found = templates.redshifted(flux, error, z, z + 0.2, true, GRID_NEAR)
+    assert found[:2] == pytest.approx(expected[:2], rel=1e-4)
+    assert np.isnan(found[2]).all() and np.isfinite(found[3:]).all()
+
+
+def test_repaired_spectra_move_galaxies_beyond_the_redshifts_that_taught_them(moving):
+    _, wrong, z, at = moving
+    flux = at(z) * (1 + 0.02 * np.random.default_rng(1).normal(size=(len(z), 6)))
+    mended = templates.repair(flux, 0.02 * flux, z, wrong, GRID_NEAR, np.array(CENTRES[:6], float))
+
+    def missed(models, to):
+        factor = templates.redshifted(at(z), 0.02 * at(z), z, to, models, GRID_NEAR)
+        return np.median(np.abs(np.log(factor * at(z) / at(to))))
+
+    for step in (0.1, 0.25):
+        assert missed(mended, z + step) < 0.02 < 0.05 < missed(wrong, z + step)
