@@ -225,7 +225,7 @@ def write_results(
     scores, z_best = {}, np.concatenate([block.median() for block in pdf.blocks()])
     for name, truth in truths.items():
         rows = np.flatnonzero(np.isfinite(truth))
-        there = [to_numpy(catalog[c])[rows] for c in ("ra", "dec") if c in catalog.column_names]
+        there = [catalog[c].to_numpy()[rows] for c in ("ra", "dec") if c in catalog.column_names]
         cells = sky_cells(*there) if len(there) == 2 else None
         settings = dict(cells=cells, resamples=resamples, seed=seed)
         scores[name] = evaluate_metrics(z_best[rows], truth[rows], pdf[rows], **settings)
