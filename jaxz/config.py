@@ -225,6 +225,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
             field = f"{group}.{name}"
             if all(map(is_finite, config[group].values())) and not test(config[group]):
                 problems.append(f"{field}: {config[group][name]!r} must be {rule}")
+    if config.model.get("stem") == "apertures" and config.data.stretch != "asinh":
+        problems.append(f"data.stretch: {config.data.stretch!r} must be 'asinh' for model.stem='apertures'")
     if config.train.batch_size % max(1, config.train.accumulate):
         problems.append(
             f"train.accumulate: {config.train.accumulate} does not divide train.batch_size {config.train.batch_size}; "

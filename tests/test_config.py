@@ -122,6 +122,16 @@ VALUES = [
 ]
 
 
+def test_apertures_are_of_asinh_images(tmp_path):
+    config = parse(
+        [own(tmp_path), "--config.data.path=d", "--config.model.stem=apertures", "--config.data.stretch=log"]
+    )
+    with pytest.raises(InputError, match="^data.stretch: 'log' must be 'asinh' for model.stem='apertures'"):
+        validate(config)
+    config.data.stretch = "asinh"
+    validate(config)
+
+
 @pytest.mark.parametrize(("override", "message"), VALUES)
 def test_a_value_out_of_range_is_named(tmp_path, override, message):
     losses = "config.losses = dict(mae=1.0, redshift=1.0)"

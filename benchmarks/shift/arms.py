@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-VIT = ("model.width=128", "model.depth=4", "model.heads=4", "model.patch=8")
+VIT = ("model.width=128", "model.depth=4", "model.heads=4", "model.patch=8", "model.stem=apertures")
 FRACTIONS = (0.01, 0.03, 0.1, 0.3)  # of the labels, beside all of them
 VOLUMES = (0.01, 0.1)  # of the unlabelled images; none is `matched`, all is the arm itself
 WEIGHTED = ("matched", "mae", "semi")  # arms that are also trained by weights
