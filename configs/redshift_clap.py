@@ -4,7 +4,9 @@
 
 Afterwards the latents' neighbours: docs/shift.md. Train several seeds for the harmonic ensemble.
 Hardware: 2 CPU cores for a try, one GPU for work. Time: three times redshift_finetune's a step: two views, a cycle.
-Expect: the estimator's p(z) as good as a direct run's; that of the neighbours is better calibrated.
+Expect: slower progress than a direct run's: 120 steps of batch 64 (width 64, 20,000 simulated cutouts) bring the loss
+from 29 to 21 and sigma_mad on objects like the labelled ones to 0.08, 200 direct ones to 0.06 (one seed). In the paper
+the estimator's p(z) end as good as a direct run's, and those of the neighbours are better calibrated.
 """
 
 from configs import redshift_finetune

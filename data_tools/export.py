@@ -18,7 +18,6 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import astropy.units as u
 import h5py
 import numpy as np
 from astropy.io import fits
@@ -27,6 +26,7 @@ from astropy.wcs import WCS
 
 from data_tools import selection
 from data_tools.inputs import versions
+from jaxz.data.astropy_views import fits_unit
 from jaxz.data.dataset import open_dataset
 from jaxz.data.manifest import ZERO_POINT_UJY, Array, Band, Manifest
 from jaxz.data.stream import Stream
@@ -216,16 +216,6 @@ def catalog(manifest: Manifest, scalars: dict) -> Table:
         table[column] = value.astype(WIDER[value.dtype.name]) if value.dtype.name in ("float16", "int8") else value
         table[column].unit = fits_unit(manifest.columns[name].unit) if name in manifest.columns else None
     return table
-
-
-def fits_unit(text: str) -> u.UnitBase | None:
-    """None where FITS has no such unit, as for AB magnitudes."""
-    try:
-        unit = u.Unit(text)
-        unit.to_string("fits")
-        return unit if text else None
-    except ValueError:
-        return None
 
 
 def printable(text: str) -> str:

@@ -12,7 +12,7 @@ _LAZY = {
     "Source": "jaxz.data.sampling",
     "Stage": "jaxz.data.mixture",
     "Stream": "jaxz.data.stream",
-    "load_run": "jaxz.predict",
+    "load_run": "jaxz.inference",
 }
 
 

@@ -16,10 +16,10 @@ import numpy as np
 
 from jaxz import errors, runtime
 from jaxz.data.dataset import Dataset
-from jaxz.data.stream import Source, Stream
+from jaxz.data.stream import Stream
 from jaxz.files import replace
-from jaxz.predict import Model, catalog_of, load_run
-from jaxz.results import claim_scores, test_sets, truths_of, write_results
+from jaxz.inference import Model, load_run
+from jaxz.results import catalog_of, claim_scores, test_sets, truths_of, write_results
 
 SHOWN = 6  # reconstructed objects
 RECONSTRUCT = {"mae", "masked_bands"}  # objectives that do
@@ -79,13 +79,13 @@ def write_reconstructions(path: Path, model: Model, dataset: Dataset) -> None:
         magnitude = dataset.column("mag_ref")[rows]
         rows = rows[np.argsort(np.where(np.isfinite(magnitude), magnitude, np.inf), kind="stable")]
     chosen = rows[(np.linspace(0.003, 0.4, SHOWN) ** 1.5 * len(rows)).astype(int)]
-    prepare, _ = model.compiled(dataset.manifest.to_json())
-    with contextlib.closing(Stream(Source(dataset, prepare.arrays, model.columns(dataset)), len(chosen))) as stream:
+    with contextlib.closing(Stream(model.source(dataset, None), len(chosen))) as stream:
         batch = stream.fetch(chosen)
     found = model.predict(batch, dataset.manifest)
     if model.members > 1:
         found = {name: values[:, 0] for name, values in found.items()}
-    seen = prepare(batch, None)
+    fit, prepare, _ = model.compiled(dataset.manifest)
+    seen = prepare(fit(batch), None)
     content = {
         "image": np.asarray(seen["image"]),
         "reconstruction": found["reconstruction"],

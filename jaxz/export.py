@@ -2,7 +2,8 @@
 
     python -m jaxz.export RUN --out DIR [--item ema]
 
-writes DIR/model.safetensors (the encoder), heads.safetensors, config.json (config, bands, normalisation) and README.md.
+writes DIR/model.safetensors (the encoder), heads.safetensors, config.json (config, bands, normalisation), README.md
+and, of a run that predicts redshifts, coverage.npz: its training objects as coverage_flag needs them.
 `python -m jaxz.predict --model=DIR` reads it. Where the encoder is a DINOv2, transformers does too.
 """
 
@@ -13,13 +14,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxz import __version__, errors, runtime
+from jaxz import __version__, coverage, errors, runtime
 from jaxz.config import resolved
 from jaxz.files import replace
+from jaxz.inference import COVERAGE, EXPORTED, HEADS, Model, load_run
 from jaxz.models.published import image_settings
 from jaxz.objectives import merged
 from jaxz.optim import path_name
-from jaxz.predict import EXPORTED, HEADS, Model, load_run
+from jaxz.predict import know_coverage
 from jaxz.pretrained.dinov2 import hugging_face_config, hugging_face_tensors
 from jaxz.pretrained.formats import write_safetensors
 
@@ -44,6 +46,8 @@ def export(model: Model, out: Path, origin: str) -> None:
     heads = flat({name: tree for name, tree in params.items() if name != "encoder"})
     if heads:
         write_safetensors(out / HEADS, heads)
+    if model.coverage is not None:
+        coverage.save(out / COVERAGE, model.coverage, model.digest)
     own = {"version": __version__, "config": config, "normalisation": model.normalisation.to_json()}
     described = (described or {"model_type": "jaxz"}) | {"jaxz": own}
     replace(out / "README.md", card(model, described, origin).encode())
@@ -132,7 +136,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--item", choices=("params", "ema"), default="params", help="ema: the averaged weights")
     options = parser.parse_args(argv)
     runtime.alone("jaxz.export")
-    export(load_run(options.run, options.item), options.out, options.run)
+    model = load_run(options.run, options.item)
+    know_coverage(model, Path(options.run))
+    export(model, options.out, options.run)
     print(f"{options.run} -> {options.out}")
 
 

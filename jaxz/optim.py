@@ -106,7 +106,7 @@ def frozen(config, params):
     """The tree that says which parameters stay as they are: those whose learning rate has the factor 0."""
     rates = factors(rate_rules(config), params)
     if not any(rates.values()):
-        raise InputError(f"optim.lr_rules: with optim.frozen every parameter of {list(rates)} is frozen; leave one")
+        raise InputError("optim.lr_rules: with optim.frozen every parameter is frozen; leave one")
     return jax.tree.map(lambda name: rates[name] == 0, path_names(params))
 
 
@@ -140,7 +140,8 @@ def factors(rules: list[tuple[str, str, float]], params) -> dict[str, float]:
         except re.error as error:
             raise InputError(f"{field}: {regex!r} is no regular expression ({error}); mend it") from None
         if not matched:
-            raise InputError(f"{field}: {regex!r} matches no parameter of {names}; mend it")
+            parts = sorted({"/".join(name.split("/")[:2]) for name in names})
+            raise InputError(f"{field}: {regex!r} matches no parameter; they begin with {', '.join(parts)}")
         found = {**dict.fromkeys(matched, factor), **found}
     if left := [name for name in names if name not in found]:
         raise InputError(f"{rules[-1][0]}: no rule covers {left[0]!r}; add a last one, ('.', 1.0)")

@@ -27,11 +27,11 @@ from jaxz.data.dataset import Dataset
 from jaxz.data.prepare import Prepare
 from jaxz.data.stream import Source, Stream
 from jaxz.files import replace
+from jaxz.inference import Model, load_run
 from jaxz.models.functional import Functional
 from jaxz.models.vit import masked_mean
 from jaxz.objectives import merged
 from jaxz.photoz.metrics import evaluate_metrics
-from jaxz.predict import Model, load_run
 from jaxz.results import sure_labels
 
 SPLITS = ("train", "val", "test")

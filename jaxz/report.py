@@ -2,6 +2,8 @@
 
     python -m jaxz.report RUN [RUN ...] --out report.html
 
+Runs that differ in their seed alone are one arm, under the name of the first.
+
 Needs no accelerator and imports no jax.
 """
 
@@ -20,6 +22,7 @@ from jaxz import __version__
 from jaxz.errors import InputError, run
 from jaxz.files import replace
 from jaxz.photoz.plots import arm_colours
+from jaxz.report_arms import arms_of
 from jaxz.report_data import Run, read_run
 from jaxz.report_figures import Picture, pictures
 from jaxz.report_tables import MAIN, METRICS, compute_table, definitions, score_table, verdict
@@ -35,11 +38,6 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
         if one.name in {other.name for other in runs[:number]}:
             raise InputError(f"RUN: two run directories are named {one.name!r}; rename one, as it names the arm")
     return runs
-
-
-def merged_scores(runs: Sequence[Run]) -> dict:
-    """{arm: {test set: {metric: {"value", "error"}}}} of all arms that have scores."""
-    return {run.name: run.scores for run in runs if run.scores}
 
 
 def scores_csv(scores: dict) -> str:
@@ -73,9 +71,8 @@ def target(out: str, runs: Sequence[Run]) -> tuple[Path, bool]:
     return path, True
 
 
-def page(runs: Sequence[Run], shown: Sequence[Picture], colours: dict[str, str]) -> str:
+def page(runs: Sequence[Run], arms: Sequence[Run], shown: Sequence[Picture], colours: dict[str, str]) -> str:
     """The HTML of the report."""
-    arms = [run for run in runs if run.scores]
     title = (
         f"Photometric redshifts: {len(arms)} arms compared"
         if len(arms) > 1
@@ -93,12 +90,12 @@ def page(runs: Sequence[Run], shown: Sequence[Picture], colours: dict[str, str])
         title=escape(title),
         subtitle=escape("Dataset " + ", ".join(datasets) if datasets else ""),
         links=" · ".join(f'<a href="#{anchor(name)}">{escape(name)}</a>' for name in links),
-        verdict="".join(f"<p>{sentence}</p>" for sentence in verdict(runs)),
+        verdict="".join(f"<p>{sentence}</p>" for sentence in verdict(arms, runs)),
         scores=score_table(arms, MAIN, colours) + definitions(arms, MAIN) if arms else "",
         figures="".join(sections),
         cost=compute_table(runs, colours),
         more="".join(tables) + definitions(arms, others) if arms else "<p>No scores yet.</p>",
-        errors="bootstrap over objects",
+        errors="bootstrap over sky cells (objects, where positions are not known) and seeds",
         version=__version__,
     )
 
@@ -123,15 +120,16 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     runs = read_runs(options.runs)
     out, own = target(options.out, runs)
-    scores = merged_scores(runs)
+    arms = arms_of(runs)
+    scores = {arm.name: arm.scores for arm in arms}
     colours, shown = arm_colours([run.name for run in runs]), []
-    for picture in pictures(runs, colours):
+    for picture in pictures(runs, arms, colours):
         print(f"drew {picture.title}", file=sys.stderr, flush=True)
         shown.append(picture)
     if not own:
         replace(out.with_suffix(".json"), json.dumps(scores, indent=1).encode())
     replace(out.with_suffix(".csv"), scores_csv(scores).encode())
-    replace(out, page(runs, shown, colours).encode())
+    replace(out, page(runs, arms, shown, colours).encode())
     print(out)
 
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from jaxz import files
 from jaxz.errors import InputError
+from jaxz.photoz.bootstrap import Estimate
 from jaxz.photoz.pdf import PDF, read_qp
 
 
@@ -32,6 +33,8 @@ class Run:
     reconstructions: dict[str, np.ndarray] = field(default_factory=dict)
     parents: tuple["Run", ...] = ()  # the run it started from, and that one's ...
     dataset: str = ""  # that of the scores; without scores, that of the training
+    seeds: tuple["Run", ...] = ()  # of an arm: this run and those that differ in their seed alone
+    estimates: dict[str, dict[str, Estimate]] = field(default_factory=dict)  # {test set: {metric}}, alike for all arms
 
     def total(self, name: str) -> float:
         """A cost ("images", "seconds") of this run and of those it started from."""

@@ -27,9 +27,10 @@ class Picture(NamedTuple):
     png: bytes
 
 
-def pictures(runs: Sequence[Run], colours: Mapping[str, str]) -> Iterator[Picture]:
-    """Every figure that these runs have the numbers for, in the order of the page."""
-    arms = [run for run in runs if run.predictions]
+def pictures(runs: Sequence[Run], arms: Sequence[Run], colours: Mapping[str, str]) -> Iterator[Picture]:
+    """Every figure that these runs, and their arms, have the numbers for, in the order of the page. Of an arm of
+    several seeds the first is shown."""
+    arms = [arm for arm in arms if arm.predictions]
     sets = [name for name in all_test_sets(arms) if any(len(arm.members(name)) for arm in arms)]
     for test_set in sets:
         yield from scatter(arms, test_set, colours)

@@ -7,12 +7,10 @@ from html import escape
 
 import numpy as np
 
-from jaxz.photoz.metrics import point_metrics
 from jaxz.report_data import Run
 
 TEST_SETS = {"spec_like": "test set like the labelled one", "full": "every test object"}
 DIFFERENT = 2.0  # errors of the difference: below, two arms are not told apart
-RESAMPLES, ENOUGH = 200, 5  # of the paired bootstrap; objects that it needs
 
 
 @dataclass(frozen=True)
@@ -107,24 +105,10 @@ def comparable(arms: Sequence[Run], test_set: str) -> bool:
 
 
 def paired_error(first: Run, second: Run, test_set: str, metric: str) -> float | None:
-    """The bootstrap error of the difference between two arms over the objects that both predicted: errors that the
-    arms share cancel. None where one of them has no predictions."""
-    rows = [arm.members(test_set) for arm in (first, second)]
-    keys = [arm.predictions["key"][r].astype(str) for arm, r in zip((first, second), rows, strict=True) if len(r)]
-    if len(keys) < 2:
-        return None
-    both, *places = np.intersect1d(*keys, return_indices=True)
-    if len(both) < ENOUGH:
-        return None
-    z_true = first.predictions["z_true"][rows[0][places[0]]]
-    z = [arm.predictions["z_best"][r[p]] for arm, r, p in zip((first, second), rows, places, strict=True)]
-    draw = np.random.default_rng(0)
-    differences = []
-    for _ in range(RESAMPLES):
-        chosen = draw.integers(0, len(both), len(both))
-        one, other = (point_metrics(values[chosen], z_true[chosen])[metric] for values in z)
-        differences.append(one - other)
-    return float(np.std(differences, ddof=1))
+    """The error of the difference between two arms, of which the same objects and seeds were drawn: what they share
+    cancels. None where one of them has no estimates."""
+    one, other = (arm.estimates.get(test_set, {}).get(metric) for arm in (first, second))
+    return (one - other).error if one and other else None
 
 
 def separation(first: tuple, second: tuple, paired: float | None) -> float:
@@ -162,8 +146,8 @@ def standing(arms: Sequence[Run], test_set: str, metric: str) -> str:
     )
 
 
-def verdict(arms: Sequence[Run]) -> list[str]:
-    """The findings in plain sentences (HTML), from the numbers alone."""
+def verdict(arms: Sequence[Run], runs: Sequence[Run]) -> list[str]:
+    """The findings in plain sentences (HTML), from the numbers of the arms of `runs` alone."""
     sets = all_test_sets(arms)
     if not sets:
         return [
@@ -182,17 +166,26 @@ def verdict(arms: Sequence[Run]) -> list[str]:
     if seen := [arm.name for arm in arms if arm.transductive]:
         names = join([f"<b>{escape(name)}</b>" for name in seen])
         sentences.append(f"Trained on the test split's images too (transductive): {names}.")
+    begun = {parent.path for run in runs for parent in run.parents}
+    if lacking := [run.name for run in runs if not run.scores and run.path.resolve() not in begun]:
+        sentences.append(f"Not scored: {join([f'<b>{escape(name)}</b>' for name in lacking])}.")
     return [*sentences, errors(arms)]
 
 
 def errors(arms: Sequence[Run]) -> str:
     """What the errors hold, and how those of a difference were found."""
-    alone = [escape(arm.name) for arm in arms if arm.scores and not arm.predictions]
+    alone = [escape(arm.name) for arm in arms if arm.scores and not arm.estimates]
     apart = f"; for {join(alone)}, without predictions, from both errors as if independent" if alone else ""
+    seeds = join([f"<b>{escape(arm.name)}</b> ({len(arm.seeds)} seeds)" for arm in arms if len(arm.seeds) > 1])
+    between = (
+        f"and between the training seeds of {seeds}"
+        if seeds
+        else "of one training run each, without the spread between seeds"
+    )
     return (
-        "Errors are bootstrap errors over the test objects of one training run each, without the spread between seeds. "
-        f"Arms differ where they do by {DIFFERENT:g} errors of their difference, found by drawing the same objects for "
-        f"both{apart}."
+        "Errors are bootstrap errors over sky cells of 7 arcmin, or over objects where their positions are not known, "
+        f"{between}. Arms differ where they do by {DIFFERENT:g} errors of their difference, found by drawing the same "
+        f"for both{apart}."
     )
 
 
@@ -300,6 +293,6 @@ def definitions(arms: Sequence[Run], metrics: Sequence[str]) -> str:
 
 
 def swatch(run: Run, colours: Mapping[str, str]) -> str:
-    """A run's colour and name; what the mark means, the verdict says."""
-    mark = " (transductive)" if run.transductive else ""
+    """A run's colour and name; what the marks mean, the verdict says."""
+    mark = (f" ({len(run.seeds)} seeds)" if len(run.seeds) > 1 else "") + " (transductive)" * run.transductive
     return f'<span class="swatch" style="background:{colours[run.name]}"></span>{escape(run.name)}{mark}'

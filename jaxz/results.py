@@ -4,19 +4,46 @@ import io
 import json
 from collections.abc import Container, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from jaxz.data.manifest import Array, Column
 from jaxz.errors import InputError
 from jaxz.files import read_json, replace
+from jaxz.photoz.bootstrap import sky_cells
 from jaxz.photoz.metrics import evaluate_metrics
 from jaxz.photoz.pdf import PDF, write_qp
 
+if TYPE_CHECKING:
+    from astropy.io.fits import BinTableHDU
+
 # Kept where present.
-CATALOG_COLUMNS = ("key", "object_id", "ra", "dec", "x", "y", "n_bands", "mag_ref", "ebv", "coverage", "z", "z_kind")
+CATALOG_COLUMNS = (
+    "key", "object_id", "ra", "dec", "x", "y", "n_bands", "mag_ref", "ebv", "coverage", "coverage_flag", "z", "z_kind",
+)  # fmt: skip
+# What predictions add to them.
+PREDICTED = {
+    "n_bands": "bands observed",
+    "coverage_flag": "1: has neighbours among the training objects; 0: none, p(z) is a guess; -1: not known",
+    "z_mean": "mean of p(z)",
+    "z_median": "median of p(z)",
+    "z_mode": "mode of p(z)",
+    "z_risk": "redshift of least expected loss (Tanaka et al. 2018)",
+    "z_best": "redshift: the median of p(z)",
+    "z_l68": "p(z) holds 16 % below",
+    "z_u68": "p(z) holds 16 % above",
+    "z_l95": "p(z) holds 2.5 % below",
+    "z_u95": "p(z) holds 2.5 % above",
+    "odds": "mass of p(z) within 0.06 (1 + z_best) of z_best",
+    "pdf_width": "half of z_u68 - z_l68",
+    "z_spread": "standard deviation of z_best between the members of the ensemble",
+    "z_true": "true redshift, NaN where not known",
+    "embedding": "the encoder's summary of the image",
+}
 
 
 def test_sets(dataset) -> dict[str, tuple[str, str]]:
@@ -42,6 +69,46 @@ def test_sets(dataset) -> dict[str, tuple[str, str]]:
 def sure_labels(columns: Container[str]) -> str:
     """The filter of spectroscopic labels that may be trained on and scored against."""
     return "z_kind == 'spec'" + (" and z_quality >= 3" if "z_quality" in columns else "")
+
+
+def catalog_of(dataset, rows: np.ndarray) -> pa.Table:
+    """key and what there is of CATALOG_COLUMNS for ascending rows [N] of a Dataset, with the number of observed bands;
+    only the shards that hold them are looked at."""
+    columns = dataset.manifest.columns
+    known = [name for name in CATALOG_COLUMNS if name == "key" or name in columns]
+    bits = [] if "n_bands" in known else [name for name in ("bands_observed",) if name in columns]
+    shards, within = dataset.locate(rows)
+    parts = [
+        dataset.shard_table(int(n), (*known, *bits)).take(pa.array(within[shards == n])) for n in np.unique(shards)
+    ] or [dataset.shard_table(0, (*known, *bits)).slice(0, 0)]
+    table = pa.concat_tables(parts)
+    catalog = described(table.select(known), {name: columns[name] for name in known if name in columns})
+    if "n_bands" not in known:
+        count = (
+            np.bitwise_count(table["bands_observed"].to_numpy())
+            if bits
+            else np.full(len(rows), len(dataset.manifest.bands))
+        )
+        catalog = with_column(catalog, "n_bands", pa.array(count.astype(np.int32)))
+    return catalog
+
+
+def described(table: pa.Table, columns: Mapping[str, Column]) -> pa.Table:
+    """A table whose fields have the units and descriptions of `columns` in their metadata."""
+    for n, field in enumerate(table.schema):
+        if spec := columns.get(field.name):
+            table = table.set_column(
+                n, field.with_metadata({"unit": spec.unit, "description": spec.description}), table[n]
+            )
+    return table
+
+
+def with_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    """A table with a column of PREDICTED, in the place of what had its name."""
+    field = pa.field(name, values.type, metadata={"description": PREDICTED[name]})
+    if name in table.column_names:
+        return table.set_column(table.column_names.index(name), field, values)
+    return table.append_column(field, values)
 
 
 def truths_of(dataset, keys: pa.ChunkedArray) -> dict[str, np.ndarray]:
@@ -96,20 +163,18 @@ def prediction_table(
     columns |= ({} if spread is None else {"z_spread": spread}) | {"z_true": z_true}
     table = catalog.select([name for name in CATALOG_COLUMNS if name in catalog.column_names])
     for name, values in columns.items():
-        table = table.append_column(name, pa.array(np.asarray(values, np.float32)))
+        table = with_column(table, name, pa.array(np.asarray(values, np.float32)))
     for name, truth in truths.items():
         table = table.append_column(f"test_{name}", pa.array(np.isfinite(truth)))
     return table
 
 
 def write_catalog(path: Path | str, table: pa.Table) -> None:
-    """Write a table as .parquet or .fits, by the name's ending; complete or not at all."""
+    """Write a table as .parquet or .fits, by the name's ending, with the units and descriptions of its fields (in FITS
+    TUNITn and TCOMMn); complete or not at all."""
     path, sink = Path(path), io.BytesIO()
     if path.suffix == ".fits":
-        from astropy.table import Table
-
-        columns = {name: to_numpy(table[name]) for name in table.column_names}
-        Table(columns).write(sink, format="fits")
+        fits_table(table).writeto(sink)
     elif path.suffix == ".parquet":
         pq.write_table(table, sink, compression="zstd")
     else:
@@ -117,11 +182,22 @@ def write_catalog(path: Path | str, table: pa.Table) -> None:
     replace(path, sink.getbuffer())
 
 
-def to_numpy(column: pa.ChunkedArray) -> np.ndarray:
-    """[N], or [N, n] for a column of fixed-size lists."""
-    if pa.types.is_fixed_size_list(column.type):
-        return column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
-    return np.asarray(column.to_pylist()) if pa.types.is_string(column.type) else column.to_numpy()
+def fits_table(table: pa.Table) -> "BinTableHDU":
+    """A FITS table of a table of numbers, text, and lists of one length."""
+    from astropy.io import fits
+
+    from jaxz.data.astropy_views import astropy_table, fits_unit
+
+    told = {field.name: {k.decode(): v.decode() for k, v in (field.metadata or {}).items()} for field in table.schema}
+    lists = {f.name: f.type.list_size for f in table.schema if pa.types.is_fixed_size_list(f.type)}
+    made = astropy_table(table, {}, {name: Array("vector", "float32", (size,)) for name, size in lists.items()})
+    for name in made.colnames:
+        made[name].unit = fits_unit(told[name].get("unit", ""))
+    hdu = fits.table_to_hdu(made)
+    for n, name in enumerate(made.colnames, 1):
+        if description := told[name].get("description"):
+            hdu.header.set(f"TCOMM{n}", description, after=f"TFORM{n}")
+    return hdu
 
 
 def write_results(
@@ -141,6 +217,7 @@ def write_results(
     catalog: a row per predicted object, with `key` and what there is of CATALOG_COLUMNS; pdf: their densities [N];
     truths: {test set: [N] true redshifts, NaN outside of the set}; spread: as prediction_table takes it. report.json,
     {arm: {test set: {metric: {"value", "error"}}}}, is written last: where it stands, the others are complete.
+    Errors are of a bootstrap over sky cells where `catalog` has ra and dec in enough of them, else over objects.
     """
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -148,7 +225,10 @@ def write_results(
     scores, z_best = {}, np.concatenate([block.median() for block in pdf.blocks()])
     for name, truth in truths.items():
         rows = np.flatnonzero(np.isfinite(truth))
-        scores[name] = evaluate_metrics(z_best[rows], truth[rows], pdf[rows], resamples=resamples, seed=seed)
+        there = [catalog[c].to_numpy()[rows] for c in ("ra", "dec") if c in catalog.column_names]
+        cells = sky_cells(*there) if len(there) == 2 else None
+        settings = dict(cells=cells, resamples=resamples, seed=seed)
+        scores[name] = evaluate_metrics(z_best[rows], truth[rows], pdf[rows], **settings)
     report = {arm: scores}
     write_catalog(workdir / "predictions.parquet", table)
     if fits:

@@ -22,8 +22,8 @@ from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.manifest import Column
 from jaxz.data.overlays import overlay_path, write_overlay
 from jaxz.errors import InputError, run
+from jaxz.inference import load_run
 from jaxz.photoz import shift
-from jaxz.predict import load_run
 from jaxz.provenance import versions
 
 MOST = 200_000  # target objects that weights are estimated from; coverage is of all

@@ -54,7 +54,8 @@ def main(argv: list[str]) -> int:
 
     # ---- data ------------------------------------------------------------------------------------------------------
     data = config.data
-    dataset = open_dataset(data.path, data.cache, data.cache_gib, data.overlays, data.layers)
+    with of_config("data"):
+        dataset = open_dataset(data.path, data.cache, data.cache_gib, data.overlays, data.layers)
     normalisation = starting_normalisation(workdir, config, dataset)
 
     # ---- mesh, model, state ----------------------------------------------------------------------------------------
@@ -104,9 +105,11 @@ def main(argv: list[str]) -> int:
             elif all(jax.tree.leaves(frozen(config.optim, params)["encoder"])):
                 log.warning("the encoder is untrained and stays as it is; name a run in init.path")
             seconds, initial = 0.0, None
-            count = sum(a.size for a in jax.tree.leaves(state.params))
+            still = jax.tree.leaves(frozen(config.optim, params))
+            sizes = [(a.size, stays) for a, stays in zip(jax.tree.leaves(state.params), still, strict=True)]
             log.info(
-                "%s: %d parameters on %d device(s), %d samples to train on", workdir, count, mesh.size, len(stream)
+                "%s: %d of %d parameters are trained, on %d device(s), with %d samples",
+                *(workdir, sum(n for n, stays in sizes if not stays), sum(n for n, _ in sizes), mesh.size, len(stream)),
             )
         meta = {
             "config": resolved(config),
@@ -260,17 +263,30 @@ def pretrained_params(config, abstract, mesh, normalisation: Normalisation) -> d
 
 def make_stream(config, dataset: Dataset, objective, prepare: Prepare, mesh) -> Stream:
     """The endless stream that the run trains on."""
-    return Stream(
-        make_sources(config, dataset, (*prepare.arrays, *dataset.owners), {*objective.columns, *prepare.columns}),
-        config.train.batch_size,
-        stages=[Stage(tuple(stage["ratios"]), stage.get("steps")) for stage in config.data.stages],
-        seed=config.seed,
-        local=local_slots(mesh, config.train.batch_size, config.train.accumulate),
-        check=config.data.check,
-        on_error=config.data.on_error,
-        coalesce=1024 * config.data.coalesce_kib,
-        threads=config.data.threads,
-    )
+    arrays, columns = (*prepare.arrays, *dataset.owners), {*objective.columns, *prepare.columns}
+    sources = make_sources(config, dataset, arrays, columns)
+    with of_config("data.sources" if config.data.sources else "data"):
+        return Stream(
+            sources,
+            config.train.batch_size,
+            stages=[Stage(tuple(stage["ratios"]), stage.get("steps")) for stage in config.data.stages],
+            seed=config.seed,
+            local=local_slots(mesh, config.train.batch_size, config.train.accumulate),
+            check=config.data.check,
+            on_error=config.data.on_error,
+            coalesce=1024 * config.data.coalesce_kib,
+            threads=config.data.threads,
+        )
+
+
+@contextlib.contextmanager
+def of_config(group: str):
+    """Within it, what is said of a field of data by its bare name, such as "where: ...", has the config's name."""
+    try:
+        yield
+    except errors.InputError as error:
+        bare = str(error).split(":")[0] in ("where", "weights", "balance", "overlays", "layers")
+        raise errors.InputError(f"{group}.{error}" if bare else str(error)) from None
 
 
 def make_sources(config, dataset: Dataset, arrays: tuple[str, ...], columns: set[str]) -> list[Source]:
@@ -283,7 +299,8 @@ def make_sources(config, dataset: Dataset, arrays: tuple[str, ...], columns: set
     datasets = {(config.data.path.rstrip("/"), tuple(config.data.overlays)): dataset}
     split = "" if config.data.transductive else "split == 'train'"
     sources = []
-    for own in settings or [shared | {"name": "data"}]:
+    for n, own in enumerate(settings or [shared | {"name": "data"}]):
+        group = f"data.sources[{n}]" if settings else "data"
         path = own["path"].rstrip("/")
         opened = path, tuple(own["overlays"])
         if opened not in datasets:
@@ -293,16 +310,18 @@ def make_sources(config, dataset: Dataset, arrays: tuple[str, ...], columns: set
         for name in ("weights", "balance"):
             if own[name].startswith("true_"):
                 raise errors.InputError(
-                    f"data.{name}: {own[name]!r} is the truth of a simulation, which never reaches training; use what "
-                    "is observed"
+                    f"{group}.{name}: {own[name]!r} is the truth of a simulation, which never reaches training; use "
+                    "what is observed"
                 )
         there = columns & datasets[opened].manifest.columns.keys() if settings else columns
+        with of_config(group):
+            where = filters.training_filter(split, own["where"])
         sources.append(
             Source(
                 datasets[opened],
                 arrays,
                 tuple(sorted(there)),
-                filters.training_filter(split, own["where"]),
+                where,
                 own["window"],
                 own["name"],
                 own["weights"] or None,

@@ -7,6 +7,8 @@ import pytest
 CACHE = tempfile.TemporaryDirectory(prefix="jaxz-compiled-")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+# Their machine code is not optimised, which takes half of that time; partitioning over devices is as ever.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 from jaxz import runtime  # noqa: E402  imports jax, which reads these variables
 
@@ -18,3 +20,17 @@ def blob_dataset(tmp_path_factory):
     from tests.helpers import blobs
 
     return blobs(tmp_path_factory.mktemp("data") / "blobs")
+
+
+@pytest.fixture(scope="session")
+def redshift_run(tmp_path_factory):
+    """(a dataset of 400 blobs, a tiny run trained on it that predicts redshifts and reconstructs)."""
+    from jaxz import train
+    from tests.helpers import blobs, small_config
+
+    folder = tmp_path_factory.mktemp("redshift_run")
+    dataset = blobs(folder / "d", samples=400)
+    config = small_config(folder, dataset, depth=1, mae=0.1, redshift=1.0)
+    arguments = [f"--workdir={folder / 'arm'}", "--config.train.steps=120", "--config.optim.lr=3e-3"]
+    assert train.main([config, *arguments]) == 0
+    return dataset, folder / "arm"

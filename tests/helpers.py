@@ -1,10 +1,8 @@
 """A small dataset of blobs whose colour depends on redshift: quick to write, learnable."""
 
-import contextlib
-import os
+from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from jaxz.data.manifest import Array, Band, Column, Manifest
@@ -21,10 +19,12 @@ def blobs(
     seed: int = 0,
     fill: float = 0.0,
     encoding: str = "raw",
+    alter: Callable[[np.ndarray, dict], None] = lambda image, columns: None,
 ) -> Path:
     """Every tenth object lacks band g, whose pixels hold `fill`; half have a redshift; sky sigma 1.
 
-    shards: how many, or the numbers of the samples at which another begins."""
+    shards: how many, or the numbers of the samples at which another begins. alter(image [N,3,H,W], columns) changes
+    what is written."""
     bands = tuple(
         Band(name, wavelength, 100.0, 27.0, 0.2, extinction, 1.0, 0.8)
         for name, wavelength, extinction in zip(BANDS, (480.0, 620.0, 770.0), (3.2, 2.3, 1.7), strict=True)
@@ -65,6 +65,7 @@ def blobs(
         measured = (image[:, c].astype(float) * profile).sum((1, 2)) / (profile**2).sum() * bands[c].ujy_per_unit
         columns[f"flux_{name}"] = np.where(lacking & (c == 0), np.nan, measured)
         columns[f"fluxerr_{name}"] = np.full(samples, bands[c].ujy_per_unit / np.sqrt((profile**2).sum()))
+    alter(image, columns)
     parts = np.array_split(ids, shards)
     for n, rows in enumerate(parts):
         part = {name: values[rows] for name, values in columns.items()}
@@ -94,17 +95,3 @@ def small_config(folder: Path, dataset: Path, depth: int = 2, **losses: float) -
     path = folder / f"config_{'_'.join(losses)}.py"
     path.write_text(SMALL.format(path=str(dataset), depth=depth, losses=losses))
     return f"--config={path}"
-
-
-@contextlib.contextmanager
-def quick_compiles():
-    """Within it, what is compiled, also by processes that are started, is split over devices as ever, but its machine
-    code is not optimised: half of the time."""
-    name = "JAX_DISABLE_MOST_OPTIMIZATIONS"
-    os.environ[name] = "1"
-    jax.config.update(name.lower(), True)
-    try:
-        yield
-    finally:
-        del os.environ[name]
-        jax.config.update(name.lower(), False)

@@ -40,7 +40,23 @@ def make(losses: dict, **settings):
         config[name] = own
     normalisation = Normalisation(BANDS, (3.0, 3.0, 3.0), Dense.size, 0.2, False)
     objective = objectives.Objective(Dense(), fill(config), normalisation)
-    return objective, *jax.jit(objective.init)(jax.random.key(0))
+    return objective, *drawn(objective)
+
+
+def drawn(objective) -> tuple[dict, dict]:
+    """(params, extra): kernels of NumPy's making, as drawing them by JAX is compiled, which takes longer than the
+    tests; biases and norms are not what they begin with, so that they matter too."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, a):
+        name = path[-1].key
+        centre, scale = float(name == "scale"), a.shape[-2] ** -0.5 if name == "kernel" else 0.1
+        return (centre + scale * rng.normal(size=a.shape)).astype(np.float32)
+
+    shapes, extra = jax.eval_shape(objective.init, jax.random.key(0))
+    if jax.tree.leaves(extra):
+        extra = jax.jit(lambda key: objective.init(key)[1])(jax.random.key(0))
+    return jax.tree_util.tree_map_with_path(draw, shapes), extra
 
 
 def view(rng, count: int) -> dict:

@@ -130,6 +130,15 @@ def test_a_value_out_of_range_is_named(tmp_path, override, message):
         validate(config)
 
 
+def test_two_views_of_an_object_must_be_able_to_differ(tmp_path):
+    line = "config.losses = dict(mae=1.0, simclr=1.0)"
+    same = [own(tmp_path, line), "--config.data.path=d", "--config.augment.orientation=none"]
+    with pytest.raises(InputError, match="^augment: changes nothing, but simclr compares two views of an object; set"):
+        validate(parse(same))
+    for one in ("orientation=any", "shift=1", "subpixel=True", "noise=(1.0,2.0)", "band_dropout=0.1", "hole=2"):
+        validate(parse([*same, f"--config.augment.{one}"]))
+
+
 def test_sources_and_stages_are_held_to_their_fields(tmp_path):
     body = """config.data.path = 'd'
     config.data.sources = ({'wher': 'z > 1'}, {'window': -1}, {'window': 1.5}, 3, {'balance_bins': 10**9},

@@ -13,12 +13,12 @@ import pytest
 
 from jaxz import train
 from jaxz.data.dataset import open_dataset
+from jaxz.inference import load_run
 from jaxz.objectives.align import symmetric_info_nce
 from jaxz.objectives.moco import enqueue, info_nce
 from jaxz.objectives.simclr import nt_xent
 from jaxz.objectives.supcon import supcon
 from jaxz.objectives.vicreg import covariance, variance
-from jaxz.predict import load_run
 from tests.helpers import small_config
 from tests.terms import batch_of, make
 
@@ -71,10 +71,11 @@ def test_nt_xent_is_eq_1_of_chen_et_al(temperature):
 
 def test_info_nce_is_eq_1_of_he_et_al():
     query, keys, queue = normals(4, 6), normals(5, 6)[:4], unit(normals(9, 6))
-    expected = [entropy(np.array([unit(q) @ unit(k), *(queue @ unit(q))]) / 0.2, 0) for q, k in zip(query, keys)]  # noqa: B905
+    pairs = [(unit(q), unit(k)) for q, k in zip(query, keys, strict=True)]
+    expected = [entropy(np.array([q @ k, *(queue @ q)]) / 0.2, 0) for q, k in pairs]
     loss, accuracy = info_nce(*(jnp.asarray(x, jnp.float32) for x in (query, keys, queue)), 0.2)
     close(loss, np.mean(expected))
-    close(accuracy, np.mean([(q @ k) / np.linalg.norm(k) > (queue @ q).max() for q, k in zip(query, keys)]))  # noqa: B905
+    close(accuracy, np.mean([q @ k > (queue @ q).max() for q, k in pairs]))
 
 
 def test_the_queue_holds_the_newest_keys():
@@ -181,6 +182,7 @@ def test_the_temperature_is_learned_without_weight_decay_and_stays_above_a_hundr
     hot = {**params, "align": {**params["align"], "scale": jnp.float32(9.0)}}
     metrics = jax.jit(lambda p: objective.loss(p, {}, extra, batch_of(), KEY, 0)[1]["metrics"])(hot)
     np.testing.assert_allclose(metrics["align/temperature"], 0.01, rtol=1e-5)
+    assert loss(hot, batch_of())[1]["align"]["scale"] > 0  # descent brings it back
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -218,7 +220,7 @@ DEVICES = """
 import jax, numpy as np
 from jax.sharding import NamedSharding
 from jaxz.mesh import BATCH, make_mesh, shardings
-from jaxz.predict import load_run
+from jaxz.inference import load_run
 from tests.helpers import small_config
 from tests.terms import batch_of, make
 from tests.test_contrastive import ALL, KEY

@@ -12,22 +12,55 @@ from jaxz.data.augment import hide_bands
 from jaxz.data.dataset import open_dataset
 from jaxz.data.prepare import Normalisation
 from jaxz.errors import InputError
-from jaxz.models.stems import patchify
+from jaxz.models.stems import patchify, unpatchify
 from jaxz.objectives.redshift import soft_labels
+from tests.terms import drawn
 
 KEY = jax.random.key(3)
 
 
-def make(blob_dataset, **losses):
+def build(blob_dataset, model: dict | None = None, **losses):
     config = default()
-    config.model.update(dict(width=32, depth=1, heads=2, patch=4))
+    config.model.update(dict(width=32, depth=1, heads=2, patch=4) | (model or {}))
     config.losses = losses
     config.mae = dict(band_mask=0.3, decoder_width=16, decoder_depth=1, decoder_heads=2)
     fill(config)
     normalisation = Normalisation.create(open_dataset(blob_dataset).manifest, (), 3.0, False)
-    objective = objectives.Objective(models.build(config.model, normalisation.bands, 16), config, normalisation)
-    params, extra = objective.init(jax.random.key(0))
-    return objective, params, extra
+    return objectives.Objective(models.build(config.model, normalisation.bands, 16), config, normalisation)
+
+
+def make(blob_dataset, **losses):
+    """(objective, params, look); look(params, batch) -> ((loss, aux), gradients), predictions."""
+    objective = build(blob_dataset, **losses)
+    params, extra = drawn(objective)
+
+    @jax.jit
+    def look(params, batch):
+        loss = lambda p: objective.loss(p, {}, extra, batch, KEY, 0)
+        return jax.value_and_grad(loss, has_aux=True)(params), objective.predict(params, extra, batch)
+
+    return objective, params, look
+
+
+@pytest.fixture(scope="module")
+def mae(blob_dataset):
+    """look(batch) -> loss, what is reconstructed and hidden in training, and the same in use."""
+    objective, params, _ = make(blob_dataset, mae=1.0)
+    term = objective.terms["mae"]
+
+    def look(batch):
+        loss, _ = term.loss(params, {}, {}, batch, KEY, 0)
+        return loss, term.reconstruct(params, batch, KEY, training=True), term.reconstruct(params, batch, KEY)
+
+    return jax.jit(look)
+
+
+@pytest.fixture(scope="module")
+def redshift(blob_dataset):
+    """(params, look) of p(z) from one view."""
+    objective, params, look = make(blob_dataset, redshift=1.0)
+    objective.terms["redshift"].settings.views = 1
+    return params, look
 
 
 def batch_of(count=6):
@@ -42,11 +75,9 @@ def batch_of(count=6):
     return batch
 
 
-def test_mae_is_the_error_of_hidden_observed_pixels_in_units_of_the_sky(blob_dataset):
-    objective, params, _ = make(blob_dataset, mae=1.0)
-    batch, term = batch_of(), objective.terms["mae"]
-    loss, _ = term.loss(params, {}, {}, batch, KEY, 0)
-    predicted, hidden = (np.asarray(a) for a in term.reconstruct(params, batch, KEY, training=True))
+def test_mae_is_the_error_of_hidden_observed_pixels_in_units_of_the_sky(mae):
+    batch = batch_of()
+    loss, (predicted, hidden), _ = jax.tree.map(np.asarray, mae(batch))
     target, observed = (np.asarray(patchify(batch[name], 4)) for name in ("image", "mask"))
     assert not (hidden & ~observed).any()
     sky = np.array([0.5, 0.25, 1.0])[None] * np.linspace(1, 2, 6)[:, None]
@@ -56,44 +87,40 @@ def test_mae_is_the_error_of_hidden_observed_pixels_in_units_of_the_sky(blob_dat
     assert (per_patch >= 12).all()  # 3/4 of 16 patches, more where bands are hidden too
 
 
-def test_mae_sees_nothing_of_what_it_must_predict(blob_dataset):
-    objective, params, _ = make(blob_dataset, mae=1.0)
-    batch, term = batch_of(), objective.terms["mae"]
-    predicted, hidden = term.reconstruct(params, batch, KEY)
-    from jaxz.models.stems import unpatchify
-
-    changed = {**batch, "image": jnp.where(unpatchify(hidden, 4), 77.0, batch["image"])}
-    np.testing.assert_array_equal(term.reconstruct(params, changed, KEY)[0], predicted)
+def test_mae_sees_nothing_of_what_it_must_predict(mae):
+    batch = batch_of()
+    for which in (1, 2):  # in training, in use
+        predicted, hidden = mae(batch)[which]
+        changed = {**batch, "image": jnp.where(unpatchify(hidden, 4), 77.0, batch["image"])}
+        np.testing.assert_array_equal(mae(changed)[which][0], predicted)
 
 
 def test_hidden_bands_have_the_stated_frequency_and_leave_one():
     mask = jnp.ones((4000, 3, 2, 2), bool).at[:2000, 0].set(False)
-    hidden = np.asarray(hide_bands(mask, 0.3, KEY))
+    hidden = np.asarray(jax.jit(lambda mask: hide_bands(mask, 0.3, KEY))(mask))
     assert not hidden[:2000, 0].any()
     assert not hidden.all(1).any() and not hidden[:2000, 1:].all(1).any()
     # each of three with 0.3, but for one in the 0.3^3 of cases in which all would go
     assert abs(hidden[2000:].mean() - (0.3 - 0.3**3 / 3)) < 0.02
 
 
-@pytest.mark.parametrize("losses", [dict(mae=1.0), dict(fluxes=1.0), dict(redshift=1.0)])
-def test_garbage_in_an_absent_band_changes_no_loss_gradient_or_prediction(blob_dataset, losses):
-    objective, params, extra = make(blob_dataset, **losses)
+@pytest.mark.parametrize("name", ["mae", "fluxes", "redshift"])
+def test_garbage_in_an_absent_band_changes_no_loss_gradient_or_prediction(blob_dataset, name):
+    _, params, look = make(blob_dataset, **{name: 1.0})
     batch = batch_of()
     filled = {**batch, "image": jnp.where(batch["mask"], batch["image"], 1e5)}
-    grad = jax.value_and_grad(lambda p, b: objective.loss(p, {}, extra, b, KEY, 0)[0])
-    (a, ga), (b, gb) = grad(params, batch), grad(params, filled)
-    assert a == b and np.isfinite(a)
-    jax.tree.map(np.testing.assert_array_equal, ga, gb)
-    assert all(np.isfinite(g).all() for g in jax.tree.leaves(ga))
-    jax.tree.map(np.testing.assert_array_equal, *(objective.predict(params, extra, b) for b in (batch, filled)))
+    found = look(params, batch)
+    jax.tree.map(np.testing.assert_array_equal, found, look(params, filled))
+    ((loss, _), gradients), _ = found
+    assert np.isfinite(loss) and all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
 
 
 def test_fluxes_is_a_huber_loss_over_measured_bands(blob_dataset):
-    objective, params, extra = make(blob_dataset, fluxes=1.0)
+    objective, params, look = make(blob_dataset, fluxes=1.0)
     objective.terms["fluxes"].settings.band_mask = 0.0
     batch = batch_of()
-    loss, _ = objective.loss(params, {}, extra, batch, KEY, 0)
-    predicted = np.asarray(objective.predict(params, extra, batch)["flux"])
+    ((loss, _), _), found = look(params, batch)
+    predicted = np.asarray(found["flux"])
     scale = objective.terms["fluxes"].scale
     flux = np.stack([batch[f"flux_{b}"] for b in "gri"], 1)
     error = np.abs(np.arcsinh(predicted / scale) - np.arcsinh(flux / scale))[np.isfinite(flux)]
@@ -102,25 +129,19 @@ def test_fluxes_is_a_huber_loss_over_measured_bands(blob_dataset):
 
 def test_soft_labels_hold_the_gaussian_mass_of_each_bin():
     edges = np.linspace(0, 2, 41)
-    labels = np.asarray(soft_labels(jnp.array([0.5, 1.999]), jnp.array([0.03, 0.2]), edges))
+    labels = np.asarray(jax.jit(lambda *a: soft_labels(*a, edges))(jnp.array([0.5, 1.999]), jnp.array([0.03, 0.2])))
     np.testing.assert_allclose(labels[0], np.diff(stats.norm.cdf(edges, 0.5, 0.03)), atol=1e-5)
     cut = np.diff(stats.norm.cdf(edges, 1.999, 0.2))
     np.testing.assert_allclose(labels[1], cut / cut.sum(), atol=1e-5)
     np.testing.assert_allclose(labels.sum(1), 1, rtol=1e-6)
 
 
-def test_redshift_is_the_mean_cross_entropy_of_labelled_rows(blob_dataset):
-    objective, params, extra = make(blob_dataset, redshift=1.0)
-    objective.terms["redshift"].settings.views = 1
+def test_redshift_is_the_mean_cross_entropy_of_labelled_rows(redshift):
+    params, look = redshift
     batch = batch_of()
-    loss, aux = objective.loss(params, {}, extra, batch, KEY, 0)
-    p = np.asarray(objective.predict(params, extra, batch)["pdf"], np.float64)
-    edges, rows, total = (
-        np.linspace(0, 3, 151),
-        [0, 1, 3, 5],
-        0,
-    )  # row 2 has no redshift, row 4 lies outside of the range
-    for row in rows:
+    ((loss, aux), _), found = look(params, batch)
+    p, edges, total = np.asarray(found["pdf"], np.float64), np.linspace(0, 3, 151), 0
+    for row in (0, 1, 3, 5):  # row 2 has no redshift, row 4 lies outside of the range
         z = float(batch["z"][row])
         sigma = max(np.nan_to_num(float(batch["z_err"][row])), 0.01 * (1 + z))
         mass = np.diff(stats.norm.cdf(edges, z, sigma))
@@ -129,33 +150,28 @@ def test_redshift_is_the_mean_cross_entropy_of_labelled_rows(blob_dataset):
     np.testing.assert_allclose(aux["metrics"]["redshift/labelled"], 4 / 6)
 
 
-def test_a_batch_without_labels_has_no_gradient(blob_dataset):
-    objective, params, extra = make(blob_dataset, redshift=1.0)
-    batch = batch_of() | {"z": jnp.full(6, jnp.nan)}
-    loss, grads = jax.value_and_grad(lambda p: objective.loss(p, {}, extra, batch, KEY, 0)[0])(params)
+def test_a_batch_without_labels_has_no_gradient(redshift):
+    params, look = redshift
+    ((loss, _), grads), _ = look(params, batch_of() | {"z": jnp.full(6, jnp.nan)})
     assert loss == 0 and not any(np.any(g) for g in jax.tree.leaves(grads))
 
 
-def test_a_redshift_is_the_mean_over_the_symmetries_of_the_square(blob_dataset):
-    objective, params, extra = make(blob_dataset, redshift=1.0)
-    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(KEY, p.shape), params)  # so that views differ
-    batch = batch_of()
-    averaged = objective.predict(params, extra, batch)["pdf"]
-    objective.terms["redshift"].settings.views = 1
+def test_a_redshift_is_the_mean_over_the_symmetries_of_the_square(blob_dataset, redshift):
+    (_, of_all), (params, look), batch = make(blob_dataset, redshift=1.0)[1:], redshift, batch_of()
+    averaged = of_all(params, batch)[1]["pdf"]
+    turned = lambda flip, k: {name: jnp.rot90(flip(batch[name]), k, (2, 3)) for name in ("image", "mask")}
     seen = [
-        objective.predict(
-            params, extra, {**batch, **{n: jnp.rot90(flip(batch[n]), k, (2, 3)) for n in ("image", "mask")}}
-        )
+        look(params, {**batch, **turned(flip, k)})[1]["pdf"]
         for k in range(4)
         for flip in (lambda x: x, lambda x: x[..., ::-1])
     ]
-    assert np.ptp([one["pdf"] for one in seen], axis=0).max() > 1e-4
-    np.testing.assert_allclose(averaged, np.mean([one["pdf"] for one in seen], axis=0), rtol=1e-5, atol=1e-8)
+    assert np.ptp(seen, axis=0).max() > 1e-4
+    np.testing.assert_allclose(averaged, np.mean(seen, axis=0), rtol=1e-5, atol=1e-8)
 
 
 def test_terms_add_with_their_weights(blob_dataset):
-    objective, params, extra = make(blob_dataset, mae=0.5, redshift=2.0)
-    loss, aux = objective.loss(params, {}, extra, batch_of(), KEY, 0)
+    _, params, look = make(blob_dataset, mae=0.5, redshift=2.0)
+    ((loss, aux), _), _ = look(params, batch_of())
     metrics = aux["metrics"]
     np.testing.assert_allclose(loss, 0.5 * metrics["mae/loss"] + 2 * metrics["redshift/loss"], rtol=1e-6)
     assert set(params) == {"encoder", "mae", "redshift"}
@@ -163,4 +179,11 @@ def test_terms_add_with_their_weights(blob_dataset):
 
 def test_an_unknown_objective_is_refused(blob_dataset):
     with pytest.raises(InputError, match="losses: 'mea' is no objective.*Did you mean 'mae'"):
-        make(blob_dataset, mea=1.0)
+        build(blob_dataset, mea=1.0)
+
+
+def test_a_summary_that_no_term_trains_is_refused(blob_dataset):
+    own = dict(summary="cls")
+    with pytest.raises(InputError, match="model.summary: 'cls' is trained by none of losses mae, masked_bands; use"):
+        build(blob_dataset, own, mae=1.0, masked_bands=1.0)
+    build(blob_dataset, own, mae=1.0, redshift=1.0)

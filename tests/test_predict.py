@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from astropy.io import fits
 from astropy.table import Table
 
 import jaxz
@@ -18,20 +19,16 @@ from jaxz.photoz.pdf import PDF
 from tests.helpers import blobs, small_config
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return blobs(tmp_path_factory.mktemp("data") / "d", samples=400)
+@pytest.fixture
+def dataset(redshift_run):
+    return redshift_run[0]
 
 
 @pytest.fixture(scope="module")
-def run(dataset, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    config = small_config(folder, dataset, depth=1, mae=0.1, redshift=1.0)
-    assert (
-        train.main([config, f"--workdir={folder / 'arm'}", "--config.train.steps=120", "--config.optim.lr=3e-3"]) == 0
-    )
-    evaluate.main([f"--workdir={folder / 'arm'}", f"--dataset={dataset}"])
-    return folder / "arm"
+def run(redshift_run):
+    dataset, run = redshift_run
+    evaluate.main([f"--workdir={run}", f"--dataset={dataset}"])
+    return run
 
 
 def test_evaluate_scores_the_test_split_alone(run, dataset):
@@ -117,6 +114,13 @@ def test_predict_writes_a_catalog_and_pdfs(run, dataset, tmp_path, name, capsys)
     table = Table.read(tmp_path / name) if name.endswith("fits") else pq.read_table(tmp_path / name).to_pandas()
     assert len(table) == count and {"key", "z_best", "z_l68", "odds", "n_bands"} <= set(table.columns)
     assert (tmp_path / "out.hdf5").exists() and f"{count} objects" in capsys.readouterr().out
+    if name.endswith("fits"):
+        header = fits.getheader(tmp_path / name, 1)
+        place = table.colnames.index("odds") + 1
+        assert header[f"TCOMM{place}"] == "mass of p(z) within 0.06 (1 + z_best) of z_best"
+    else:
+        metadata = pq.read_schema(tmp_path / name).field("z_best").metadata
+        assert metadata[b"description"] == b"redshift: the median of p(z)"
 
 
 @pytest.mark.long
@@ -170,6 +174,9 @@ def test_an_exported_run_is_the_run(run, tmp_path):
     assert said["model_type"] == "jaxz" and said["jaxz"]["normalisation"] == json.loads(
         json.dumps(model.normalisation.to_json())
     )
+    model.learn_coverage()
+    here, there = jax.device_get((model.coverage, jaxz.load_run(tmp_path / "model").coverage))
+    assert all(map(np.array_equal, here, there))
     card = (tmp_path / "model/README.md").read_text()
     assert "| r | 620 |" in card and "transformers" not in card
 
@@ -183,8 +190,17 @@ def test_what_does_not_fit_is_refused(run, dataset, tmp_path):
     with pytest.raises(InputError, match="--out: .*there.hdf5' exists; name another file, or add --overwrite"):
         predict.main([f"--workdir={run}", f"--dataset={dataset}", f"--out={tmp_path / 'there.fits'}"])
     assert (tmp_path / "there.hdf5").read_bytes() == b"mine"
-    with pytest.raises(InputError, match=r"arrays.image.shape: \[3, 32, 32\] does not fit the model's \[3, 16, 16\]"):
-        other = blobs(tmp_path / "large", samples=12, size=32)
-        predict.main([f"--workdir={run}", f"--dataset={other}", f"--out={tmp_path / 'x.parquet'}"])
+    for argument, message in {
+        "--band_map=HSC-G": "--band_map: 'HSC-G' must be DATASETS=MODELS",
+        "--band_map=u=g": "band_map: 'u' is no band of the dataset",
+        "--part=3/2": "--part: '3/2' must be I/N",
+        "--part=1/2": "--part: shares the parts of a directory",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            predict.main([f"--workdir={run}", f"--dataset={dataset}", f"--out={tmp_path / 'x.fits'}", argument])
+    with pytest.raises(InputError, match=r"holds no predict.json but something else"):
+        predict.main([f"--workdir={run}", f"--dataset={dataset}", f"--out={run}"])
+    with pytest.raises(InputError, match="--overwrite: is for a file"):
+        predict.main([f"--workdir={run}", f"--dataset={dataset}", f"--out={tmp_path / 'new'}", "--overwrite"])
     with pytest.raises(InputError, match="'ema' was not kept"):
         jaxz.load_run(run, "ema")

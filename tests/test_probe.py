@@ -123,14 +123,19 @@ def test_a_run_is_scored_beside_an_untrained_encoder(survey, run, capsys, monkey
             assert all(np.isfinite([m["value"], m["error"]]).all() for m in found[arm][name].values())
     assert found["run"]["ridge"] != found["random_init"]["ridge"]
 
-    probe.main([f"--workdir={run}", f"--dataset={survey}", "--truth", "--most=50"])
+    probe.main([f"--workdir={run}", f"--dataset={survey}", "--truth", "--most=50", "--step=2"])
     assert "the simulation's truth of all objects" in capsys.readouterr().out
-    found = json.loads((run / "probe.json").read_text())
+    found = json.loads((run / "probe_2.json").read_text())
     assert found["label"] == "true_z" and found["run"]["objects"] == {"train": 50, "val": 50, "test": 50}
 
 
-def test_a_dataset_that_cannot_be_probed_is_refused(blob_dataset, run):
+def test_what_cannot_be_probed_is_refused(blob_dataset, run):
     with pytest.raises(InputError, match="has no row with split == 'val'"):
         probe.main([f"--workdir={run}", f"--dataset={blob_dataset}"])
     with pytest.raises(InputError, match="--most: 1 must be at least 2"):
         probe.main([f"--workdir={run}", f"--dataset={blob_dataset}", "--most=1"])
+    with pytest.raises(InputError, match=r"--step: 1 is not one of .*, \[2\]"):
+        probe.main([f"--workdir={run}", f"--dataset={blob_dataset}", "--step=1"])
+    for member in (-1, 1):
+        with pytest.raises(InputError, match=f"--member: {member} is none of the run's 1, which count from 0"):
+            probe.main([f"--workdir={run}", f"--dataset={blob_dataset}", f"--member={member}"])

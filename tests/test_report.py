@@ -17,7 +17,9 @@ from jaxz import report, report_figures, report_tables
 from jaxz.data.dataset import open_dataset
 from jaxz.errors import InputError
 from jaxz.photoz import pdf as densities
+from jaxz.photoz.bootstrap import sky_cells
 from jaxz.photoz.pdf import PDF, write_qp
+from jaxz.report_arms import arms_of
 from jaxz.report_data import read_run
 from jaxz.results import prediction_table, write_results
 from tests.helpers import blobs
@@ -30,7 +32,7 @@ ARMS = {  # scatter, bias and outliers of the fake arms; the last entry is where
 }
 
 
-def fake_run(root, name, n=3000, seed=1):
+def fake_run(root, name, n=1200, seed=1):
     """A run directory with everything that evaluate and train leave."""
     sigma, bias, outliers, start = ARMS[name]
     sky, draw = np.random.default_rng(0), np.random.default_rng([seed, *name.encode()])
@@ -50,7 +52,7 @@ def fake_run(root, name, n=3000, seed=1):
     })  # fmt: skip
     run = base_run(root, name, start, steps=4000, seconds=1500.0)
     truths = {"spec_like": np.where(labelled, z_true, np.nan), "full": z_true}
-    write_results(run, name, catalog, pdf, truths, resamples=50)
+    write_results(run, name, catalog, pdf, truths)
     return run
 
 
@@ -111,7 +113,11 @@ def test_json_and_csv_hold_every_number(runs, rendered):
     merged = json.loads(rendered.with_suffix(".json").read_text())
     assert list(merged) == list(ARMS)
     for run in runs[1:]:
-        assert merged[run.name] == json.loads((run / "report.json").read_text())[run.name]
+        for test_set, own in json.loads((run / "report.json").read_text())[run.name].items():
+            for metric, score in own.items():
+                found = merged[run.name][test_set][metric]
+                assert found["value"] == score["value"]
+                assert found["error"] == pytest.approx(score["error"], rel=0.02), metric  # of the same cells
     with open(rendered.with_suffix(".csv")) as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == sum(len(metrics) for sets in merged.values() for metrics in sets.values())
@@ -132,7 +138,7 @@ def scores(value, error, test_set="full", metric="sigma_mad"):
 
 def test_verdict_names_a_winner_beyond_the_errors(tmp_path):
     arms = [arm(tmp_path, "slow", scores(0.05, 0.003)), arm(tmp_path, "fast", scores(0.03, 0.004))]
-    text, *_, errors = report_tables.verdict(arms)
+    text, *_, errors = report_tables.verdict(arms, arms)
     assert "for slow and fast, without predictions, from both errors as if independent" in errors
     assert "<b>fast</b> has the lowest" in text
     assert "4.0 errors of the difference ahead of slow" in text  # 0.02 / hypot(0.003, 0.004)
@@ -141,7 +147,7 @@ def test_verdict_names_a_winner_beyond_the_errors(tmp_path):
 @pytest.mark.parametrize(("first", "second"), [((0.0, 0.0), (0.0, 0.0)), ((0.03, None), (0.031, None))])
 def test_without_errors_there_is_no_winner(tmp_path, first, second):
     arms = [arm(tmp_path, name, scores(*entry)) for name, entry in (("a", first), ("b", second))]
-    text = report_tables.verdict(arms)[0]
+    text = report_tables.verdict(arms, arms)[0]
     assert "do not differ within the errors" in text and "inf" not in text
 
 
@@ -155,7 +161,7 @@ def test_differences_of_arms_on_the_same_objects_are_paired(tmp_path):
         run = base_run(tmp_path, name, steps=10)
         pdf = PDF(edges, np.diff(stats.norm.cdf(edges, point[rows, None], 0.01)))
         write_results(run, name, pa.table({"key": [f"k{i}" for i in rows]}), pdf, {"full": z[rows]})
-    first, second = (read_run(tmp_path / name) for name in "ab")
+    first, second = arms_of([read_run(tmp_path / name) for name in "ab"])
     paired = report_tables.paired_error(first, second, "full", "sigma_mad")
     mad = lambda e: 1.4826 * np.median(np.abs(e - np.median(e)))
     e = [(p - z) / (1 + z) for p in z_phot]
@@ -163,7 +169,57 @@ def test_differences_of_arms_on_the_same_objects_are_paired(tmp_path):
     assert paired == pytest.approx(np.std(brute), rel=0.2)
     alone = [one.scores["full"]["sigma_mad"]["error"] for one in (first, second)]
     assert paired < 0.6 * np.hypot(*alone)
-    assert "independent" not in report_tables.verdict([first, second])[-1]
+    assert "independent" not in report_tables.verdict([first, second], [first, second])[-1]
+
+
+def seeded(root, name, seed, z_phot, z, lr=0.1, **start):
+    """A run directory of a recipe and a seed, scored on objects along the sky."""
+    run = base_run(root, name, steps=10)
+    (run / "config.json").write_text(json.dumps({"seed": seed, "optim": {"lr": lr}, "init": start}))
+    n = len(z)
+    catalog = pa.table({"key": [f"k{i}" for i in range(n)], "ra": np.arange(n) / 50 + 10, "dec": np.full(n, 0.1)})
+    edges = np.linspace(-0.5, 3, 351)
+    pdf = PDF(edges, np.diff(stats.norm.cdf(edges, z_phot[:, None], 0.05)))
+    write_results(run, name, catalog, pdf, {"full": z}, resamples=2)
+    return read_run(run)
+
+
+def test_runs_that_differ_in_their_seed_alone_are_an_arm_with_the_error_between_them(tmp_path):
+    draw, n, effects = np.random.default_rng(0), 300, (-0.02, 0.0, 0.035)
+    z, noise = draw.uniform(0.2, 1.5, n), 0.05 * draw.normal(size=n)
+    runs = [seeded(tmp_path, f"a{s}", s, z + (1 + z) * (noise + e), z) for s, e in enumerate(effects)]
+    runs += [seeded(tmp_path, f"b{s}", s, z + (1 + z) * (noise + e + 0.01), z, lr=0.2) for s, e in enumerate(effects)]
+    runs.append(seeded(tmp_path, "again", 0, z, z))  # the recipe and seed of another: a copy is no second seed
+    first, second, copy = arms = arms_of(runs)
+    assert [(arm.name, len(arm.seeds)) for arm in arms] == [("a0", 3), ("b0", 3), ("again", 1)]
+    score = first.scores["full"]["bias_mean"]
+    assert score["value"] == pytest.approx(np.mean([run.scores["full"]["bias_mean"]["value"] for run in runs[:3]]))
+    cells = np.unique(sky_cells(np.arange(n) / 50 + 10, np.full(n, 0.1)), return_inverse=True)[1]
+    sums = np.bincount(cells, noise - noise.mean())
+    expected = np.hypot(np.std(effects, ddof=1) / 3**0.5, np.sqrt((sums**2).sum()) / n)
+    assert score["error"] == pytest.approx(expected, rel=0.15)
+    assert copy.scores["full"]["bias_mean"]["error"] < 1e-4
+    assert report_tables.paired_error(first, second, "full", "bias_mean") < 0.1 * score["error"]  # which they share
+    assert "training seeds of <b>a0</b> (3 seeds) and <b>b0</b> (3 seeds)" in report_tables.verdict(arms, runs)[-1]
+    assert "a0 (3 seeds)</th>" in report_tables.score_table(
+        arms, ["bias_mean"], dict.fromkeys(("a0", "b0", "again"), "red")
+    )
+
+
+def test_runs_from_pretrainings_of_other_seeds_are_an_arm(tmp_path):
+    z = np.linspace(0.1, 1, 20)
+    for s in (0, 1):
+        arm(tmp_path, f"pretrain{s}", {}, config={"seed": s, "losses": {"mae": 1}})
+    arm(tmp_path, "other", {}, config={"seed": 0, "losses": {"dino": 1}})
+    starts = ("pretrain0", "pretrain1", "other")
+    runs = [seeded(tmp_path, f"r{s}", s, z, z, path=str(tmp_path / start)) for s, start in enumerate(starts)]
+    assert [len(one.seeds) for one in arms_of(runs)] == [2, 1]
+
+
+def test_a_run_without_scores_that_none_started_from_is_named(tmp_path):
+    before, lost = arm(tmp_path, "pretrain", {}), arm(tmp_path, "lost", {})
+    tuned = arm(tmp_path, "tuned", scores(0.03, 0.001), config={"init": {"path": str(before.path)}})
+    assert "Not scored: <b>lost</b>." in report_tables.verdict([tuned], [before, lost, tuned])
 
 
 def test_arms_scored_on_different_objects_are_not_ranked(tmp_path):
@@ -173,7 +229,7 @@ def test_arms_scored_on_different_objects_are_not_ranked(tmp_path):
         catalog = pa.table({"key": [f"{name}{i}" for i in range(20)]})
         write_results(run, name, catalog, pdf, {"full": np.linspace(0.1, 2, 20)})
     arms = [read_run(tmp_path / name) for name in "ab"]
-    assert "different objects, so they are not ranked" in report_tables.verdict(arms)[0]
+    assert "different objects, so they are not ranked" in report_tables.verdict(arms, arms)[0]
     assert "<b>" not in report_tables.score_table(arms, ["sigma_mad"], {"a": "red", "b": "blue"})
 
 
@@ -182,7 +238,7 @@ def test_a_transductive_arm_is_named(tmp_path):
     before = arm(tmp_path, "pretrain", {}, config={"data": {"transductive": True}})
     arms = [arm(tmp_path, "tuned", scores(0.03, 0.001), config={"init": {"path": str(before.path)}})]
     arms.append(arm(tmp_path, "clean", scores(0.04, 0.001)))
-    assert any("transductive): <b>tuned</b>." in sentence for sentence in report_tables.verdict(arms))
+    assert any("transductive): <b>tuned</b>." in sentence for sentence in report_tables.verdict(arms, arms))
     colours = {"tuned": "red", "clean": "blue"}
     for table in (report_tables.score_table(arms, ["sigma_mad"], colours), report_tables.compute_table(arms, colours)):
         assert "</span>tuned (transductive)</th>" in table and "</span>clean</th>" in table
@@ -221,7 +277,7 @@ def test_a_name_with_dollars_is_no_mathematics(tmp_path):
 def test_verdict_calls_no_winner_within_the_errors(tmp_path):
     arms = [arm(tmp_path, "a", scores(0.034, 0.003)), arm(tmp_path, "b", scores(0.03, 0.004)),
             arm(tmp_path, "c", scores(0.09, 0.004))]  # fmt: skip
-    text = report_tables.verdict(arms)[0]
+    text = report_tables.verdict(arms, arms)[0]
     assert "<b>b</b> (0.0300 ± 0.0040) and <b>a</b> (0.0340 ± 0.0030) do not differ within the errors" in text
     assert "has the lowest" not in text
     assert "<b>c</b>" not in text

@@ -21,14 +21,14 @@ ROOT = Path(__file__).parents[1]
 
 # Each layer may import those before it, and itself.
 LAYERS = (
-    ("errors", "files", "progress", "provenance", "data.compact", "data.resample", "data.augment"),
+    ("errors", "files", "progress", "provenance", "coverage", "data.compact", "data.resample", "data.augment"),
     ("data.manifest", "data.order", "data.where", "data.cache", "data.transport", "config", "mesh", "runtime"),
     ("collectives", "events", "flops", "hardware"),
     ("data.index", "data.overlays", "data.quarantine", "data.staging", "data.columns", "data.tars"),
     ("data.astropy_views",),
     ("data.dataset", "data.layers", "data.writer"),
     ("data.reader", "data.prepare", "data.sampling"),
-    ("data.mixture",),
+    ("data.mixture", "data.fit"),
     ("data.stream",),
     ("models", "photoz", "logs"),
     ("pretrained",),
@@ -36,10 +36,11 @@ LAYERS = (
     ("optim", "state", "monitor"),
     ("checkpoint", "dry_run", "perf"),
     ("loop",),
-    ("results", "report_data", "report_tables", "report_figures"),
+    ("results", "report_data", "report_tables", "report_arms", "report_figures"),
     ("catalog_fluxes",),
     ("template_fit",),
-    ("predict", "report", "photometry"),
+    ("inference", "report", "photometry"),
+    ("predict",),
     ("evaluate", "export", "probe", "redshifted", "shift", "train"),
 )
 

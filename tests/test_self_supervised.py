@@ -87,19 +87,21 @@ def sinkhorn(logits):
 
 def test_sinkhorn_is_that_of_the_paper_over_the_rows_that_count():
     logits, weight = draws(9, 5, scale=4.0), np.array([1, 1, 0, 1, 1, 1, 0, 1, 1])
-    found = np.asarray(jax.jit(dino.sinkhorn)(jnp.asarray(logits, jnp.float32), jnp.asarray(weight)))
+    balance = jax.jit(dino.sinkhorn)
+    found = np.asarray(balance(jnp.asarray(logits, jnp.float32), jnp.asarray(weight)))
     np.testing.assert_allclose(found[weight > 0], sinkhorn(logits[weight > 0]), rtol=1e-5, atol=1e-7)
     assert not found[weight == 0].any()
-    assert not np.any(dino.sinkhorn(jnp.ones((3, 4)), jnp.zeros(3)))  # where nothing counts
+    assert not np.any(balance(jnp.ones((9, 5)), np.zeros_like(weight)))  # where nothing counts
 
 
 def test_distillation_compares_each_teachers_view_with_every_other_view():
     target, logits = np.exp(log_softmax(draws(4, 2, 7))), draws(4, 5, 7, scale=3.0)
     pairs = [(t, s) for t in range(2) for s in range(5) if t != s]
     entropies = [-(target[b, t] * log_softmax(logits[b, s])).sum() for t, s in pairs for b in range(4)]
-    found, slope = jax.value_and_grad(dino.distillation)(jnp.asarray(target, jnp.float32), jnp.asarray(logits))
+    both = jax.jit(jax.value_and_grad(dino.distillation))
+    found, slope = both(jnp.asarray(target, jnp.float32), jnp.asarray(logits))
     np.testing.assert_allclose(found, np.mean(entropies), rtol=1e-5)
-    same = jax.jacobian(lambda t, s: jax.grad(dino.distillation, 1)(t, s)[0, 0])(target, jnp.asarray(logits))
+    same = jax.jit(jax.jacobian(lambda t, s: jax.grad(dino.distillation, 1)(t, s)[0, 0]))(target, jnp.asarray(logits))
     assert not same[:, 0, 0].any() and same[:, 0, 1].any()  # what the student's first view learns, and from which
     assert np.isfinite(slope).all()
 
@@ -109,33 +111,37 @@ def test_masked_distillation_weighs_images_alike():
     weight = np.arange(6) < np.array([1, 5, 0, 2])[:, None]
     entropies = -(target * log_softmax(logits)).sum(2)
     images = [entropies[b][weight[b]].mean() for b in (0, 1, 3)]
-    found = dino.masked_distillation(*(jnp.asarray(a, jnp.float32) for a in (target, logits)), jnp.asarray(weight))
+    found = jax.jit(dino.masked_distillation)(np.float32(target), np.float32(logits), weight)
     np.testing.assert_allclose(found, np.mean(images), rtol=1e-5)
 
 
 def test_koleo_is_the_log_distance_to_the_nearest_neighbour():
     x = draws(8, 5)
     apart = np.linalg.norm(normed(x)[:, None] - normed(x), axis=2) + np.diag(np.full(8, np.inf))
-    found, slope = jax.jit(jax.value_and_grad(dino.koleo))(jnp.asarray(x, jnp.float32))
+    both = jax.jit(jax.value_and_grad(dino.koleo))
+    found, slope = both(np.float32(x))
     np.testing.assert_allclose(found, -np.log(apart.min(1)).mean(), rtol=1e-5)
-    alike = jax.grad(dino.koleo)(jnp.ones((4, 5)))
-    assert np.isfinite(alike).all()
-    assert dino.koleo(jnp.asarray(x) - 0.1 * slope) < found
+    assert np.isfinite(both(np.ones_like(slope))[1]).all()  # where all are alike
+    assert both(np.float32(x) - 0.1 * slope)[0] < found
 
 
 def test_byol_is_twice_one_minus_the_cosine_of_each_view():
     predicted, projected = draws(6, 2, 5), draws(6, 2, 5)[::-1]
     cosine = (normed(predicted) * normed(projected)).sum(2)
-    found = byol.regression(*(jnp.asarray(a, jnp.float32) for a in (predicted, projected)))
+    found = jax.jit(byol.regression)(np.float32(predicted), np.float32(projected))
     np.testing.assert_allclose(found, (2 - 2 * cosine).sum(1).mean(), rtol=1e-5)
 
 
 def test_byol_predicts_the_target_of_the_other_view(blob_dataset):
     loss, params, extra, term = make(blob_dataset, "byol")
     ema, batch = jax.tree.map(lambda p: 1.1 * p + 0.01, params), batch_of()
-    look = jax.jit(lambda params, v: term.encoder(params["encoder"], v["image"], v["mask"]).cls)
-    online = [term.heads(params["byol"], look(params, v), predict=True) for v in batch["views"]]
-    target = [term.heads(ema["byol"], look(ema, v), predict=False) for v in batch["views"]]
+
+    @jax.jit
+    def look(params, ema, v):
+        seen = [term.encoder(p["encoder"], v["image"], v["mask"]).cls for p in (params, ema)]
+        return term.heads(params["byol"], seen[0], predict=True), term.heads(ema["byol"], seen[1], predict=False)
+
+    online, target = zip(*(look(params, ema, v) for v in batch["views"]), strict=True)
     cosines = [(normed(float64(q)) * normed(float64(z))).sum(1) for q, z in zip(online, target[::-1], strict=True)]
     np.testing.assert_allclose(jax.jit(loss)(params, ema, extra, batch)[0], 4 - 2 * np.mean(sum(cosines)), rtol=1e-5)
 
@@ -246,9 +252,19 @@ def test_masked_bands_is_the_error_of_hidden_bands_in_units_of_the_sky(blob_data
     np.testing.assert_array_equal(look(changed)[1], predicted)
 
 
+@pytest.mark.parametrize("name", ["mae", "masked_bands"])
+def test_a_reconstruction_does_not_depend_on_the_place_in_the_batch(blob_dataset, name):
+    _, params, extra, term = make(blob_dataset, name)
+    look, batch, order = jax.jit(lambda b: term.predict(params, extra, b)), batch_of(), np.array([3, 0, 5, 1, 4, 2])
+    found, moved = look(batch), look({part: batch[part][order] for part in ("image", "mask")})
+    np.testing.assert_array_equal(moved["hidden"], found["hidden"][order])
+    np.testing.assert_allclose(moved["reconstruction"], found["reconstruction"][order], rtol=1e-5, atol=1e-5)
+    assert 0 < found["hidden"].mean() < 1
+
+
 def test_every_number_of_hidden_bands_is_equally_frequent():
     mask = jnp.ones((6000, 4, 2, 2), bool).at[:2000, 0].set(False).at[:500, 1:3].set(False)
-    hidden = np.asarray(masked_bands.draw_bands(mask, KEY))
+    hidden = np.asarray(jax.jit(masked_bands.draw_bands)(mask, KEY))
     assert not hidden[:500].any()  # one band: nothing to predict it from
     assert not hidden[500:2000, 0].any()
     for rows, observed in ((slice(500, 2000), 3), (slice(2000, None), 4)):

@@ -20,9 +20,9 @@ from jaxz.config import parse
 from jaxz.data.dataset import open_dataset
 from jaxz.data.prepare import Normalisation, Prepare
 from jaxz.errors import InputError
+from jaxz.inference import load_run
 from jaxz.mesh import make_mesh
 from jaxz.models import build
-from jaxz.predict import load_run
 from tests.helpers import blobs, small_config
 
 ROOT = Path(__file__).parents[1]
@@ -53,6 +53,14 @@ def config(blob_dataset, tmp_path_factory):
 def tiny(blob_dataset, tmp_path_factory):
     """A quick one, for what does not need all objectives: most of a test's time is compiling."""
     return small_config(tmp_path_factory.mktemp("tiny"), blob_dataset, depth=1, redshift=1.0)
+
+
+@pytest.fixture(scope="module")
+def short(tiny, tmp_path_factory):
+    """Two steps of the quick one, without an average."""
+    workdir = tmp_path_factory.mktemp("runs") / "short"
+    run(tiny, f"--workdir={workdir}", "--config.train.steps=2")
+    return workdir
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +201,9 @@ def test_a_probe_starts_from_the_pretrained_encoder_and_leaves_it_alone(straight
     assert not np.array_equal(before["redshift"]["out"]["kernel"], after["redshift"]["out"]["kernel"])
     assert not any("encoder" in name for name in digests(workdir)["opt"])  # no optimizer state for what is frozen
     assert load_run(workdir).normalisation == load_run(straight).normalisation
+    count = lambda params: sum(a.size for a in jax.tree.leaves(params))
+    said = f"{count(after['redshift'])} of {count(after)} parameters are trained, on"
+    assert said in (workdir / "log.txt").read_text()
 
 
 @pytest.mark.long
@@ -242,6 +253,40 @@ def test_starting_from_an_average_takes_the_average(straight, blob_dataset, tmp_
     jax.tree.map(
         np.testing.assert_array_equal, load_run(straight, "ema").params["encoder"], load_run(workdir).params["encoder"]
     )
+
+
+def test_an_average_that_was_not_kept_is_refused_and_leaves_nothing(tiny, short, tmp_path):
+    with pytest.raises(InputError, match="init.item: 'ema' was not kept by '.*short'; use 'params'"):
+        train.main([tiny, f"--workdir={tmp_path / 'x'}", f"--config.init.path={short}", "--config.init.item=ema"])
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_fine_tuning_may_compute_otherwise(tiny, short, blob_dataset, tmp_path):
+    """In another precision or order, with branches dropped: none changes what the parameters are."""
+    otherwise = dict(dtype="bfloat16", attention="xla", remat="block", drop_path=0.1)
+    config = parse([tiny, f"--config.init.path={short}", *(f"--config.model.{n}={v}" for n, v in otherwise.items())])
+    assert all(config.model[name] == value != parse([tiny]).model[name] for name, value in otherwise.items())
+    found = train.starting_normalisation(tmp_path / "x", config, open_dataset(blob_dataset))
+    assert found == load_run(short).normalisation
+
+
+def test_a_run_is_loaded_at_a_step(straight):
+    newest, last, first = (load_run(straight, step=step).params["redshift"]["out"]["kernel"] for step in (None, 20, 7))
+    np.testing.assert_array_equal(last, newest)
+    assert not np.array_equal(first, newest)
+    with pytest.raises(InputError, match=r"--step: 8 is not one of '.*straight''s checkpoints, \[7, 14, 20\]"):
+        load_run(straight, step=8)
+
+
+def test_labels_outside_of_the_bins_are_said_and_only_they_refused(monkeypatch):
+    edges, z, said = np.linspace(0, 1, 5), np.array([np.nan, -0.1, 0.0, 0.99, 1.0, np.nan]), []
+    monkeypatch.setattr(train.log, "warning", lambda text, *values: said.append(text % values))
+    train.check_labels(z[:4], edges)
+    train.check_labels(z, edges)
+    train.check_labels(z[2:4], edges)
+    assert said == [f"{n} of {m} labels lie outside of z_min 0 to z_max 1: unused" for n, m in ((1, 3), (2, 4))]
+    with pytest.raises(InputError, match="losses: none of the 2 labels lies in z_min 0 to z_max 1; set them, or data."):
+        train.check_labels(z[[0, 1, 4]], edges)
 
 
 def test_only_the_train_split_is_trained_on(tiny, blob_dataset):
@@ -329,10 +374,17 @@ BAD = [
     (["--config.train.steps=0"], "train.steps: 0 must be at least 1"),
     (["--config.data.path=nowhere"], "dataset 'nowhere' has no readable dataset.json .*make one with"),
     (["--config.data.bands=('g','k')"], "data.bands: 'k' is not a band of the dataset"),
-    (["--config.data.where=zz > 1"], "column 'zz' is not in"),
-    (["--config.data.where=z >"], "where: .* is not an expression"),
+    (["--config.data.where=zz > 1"], "^data.where: column 'zz' is not in"),
+    (["--config.data.balance=zz"], "^data.balance: column 'zz' is not in"),
+    (["--config.data.where=z > 99"], r"^data.where: .* selects none of the 96 rows"),
+    (["--config.data.weights=z"], "^data.weights: column 'z' has values that are missing"),
+    (["--config.data.balance=z"], "^data.balance: column 'z' is missing for \\d+ rows"),
+    (["--config.data.overlays=('none',)"], "^data.overlays: "),
+    (["--config.data.sources=({'where': 'z >'},)"], r"^data.sources\[0\].where: .* is not an expression"),
+    (["--config.data.sources=({}, {'weights': 'z'})"], "^data.sources.weights: column 'z' has values"),
+    (["--config.data.where=z >"], "^data.where: .* is not an expression"),
     (["--config.data.where=z > 0) or (z <= 0"], "where: .* is not an expression"),
-    (["--config.data.where=true_z < 1"], "true_z"),
+    (["--config.data.where=true_z < 1"], "^data.where: .* reads 'true_z'"),
     (["--config.data.balance=true_z"], "data.balance: 'true_z' is the truth of a simulation"),
     (["--config.model.heads=5"], "model.heads: 5 must be a divisor of model.width"),
     (["--config.model.patch=7"], "model.patch: 7 does not divide the cutouts' 16 pixels"),
@@ -350,6 +402,7 @@ BAD = [
     (["--config.train.accumulate=3"], "train.accumulate: 3 does not divide train.batch_size 16"),
     (["--config.train.members=2", f"--config.seed={2**63 - 1}"], "seed: .* pass 64 bits"),
     (["--config.optim.frozen=("], "optim.frozen: '\\(' is no regular expression"),
+    (["--config.redshift.z_min=2.0"], r"losses: none of the \d+ labels lies in z_min 2 to z_max 3; set them"),
     (["--config.mesh.fsdp=3"], "mesh.fsdp: 3 does not divide"),
     (["--config.train.steps=0", "--config.optim.lr=-1.0"], "train.steps: 0 .*; optim.lr: -1.0"),
     (["--stpes=3"], "argument '--stpes=3' is not known"),
@@ -357,9 +410,9 @@ BAD = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD)
-def test_bad_input_is_one_sentence_and_leaves_nothing(config, tmp_path, arguments, message):
+def test_bad_input_is_one_sentence_and_leaves_nothing(tiny, tmp_path, arguments, message):
     with pytest.raises(InputError, match=message):
-        train.main([config, f"--workdir={tmp_path / 'bad'}", *arguments])
+        train.main([tiny, f"--workdir={tmp_path / 'bad'}", *arguments])
     assert not (tmp_path / "bad").exists()
 
 
@@ -368,10 +421,8 @@ def test_a_workdir_of_another_config_is_refused_with_the_difference(config, stra
         train.main([config, f"--workdir={straight}", "--config.train.ema_decay=0.9", "--config.optim.lr=0.01"])
 
 
-def test_a_changed_config_goes_on_where_it_is_allowed(tiny, tmp_path):
-    workdir = tmp_path / "run"
-    run(tiny, f"--workdir={workdir}", "--config.train.steps=2")
-    before = losses(workdir)
+def test_a_changed_config_goes_on_where_it_is_allowed(tiny, short, tmp_path):
+    workdir, before = shutil.copytree(short, tmp_path / "run"), losses(short)
     run(tiny, f"--workdir={workdir}", "--config.train.steps=4", "--allow_config_change")
     assert losses(workdir)[:2] == before and len(losses(workdir)) == 4
     assert json.loads((workdir / "config.json").read_text())["train"]["steps"] == 4

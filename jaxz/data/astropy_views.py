@@ -43,6 +43,16 @@ def astropy_unit(text: str) -> u.UnitBase | None:
     return u.Unit(UNITS.get(text, text), parse_strict="silent") if text else None
 
 
+def fits_unit(text: str) -> u.UnitBase | None:
+    """None where FITS has no such unit, as for AB magnitudes."""
+    try:
+        unit = u.Unit(text)
+        unit.to_string("fits")
+        return unit if text else None
+    except ValueError:
+        return None
+
+
 def in_microjansky(image: np.ndarray, bands: tuple[Band, ...]) -> np.ndarray:
     """float32 [C,H,W] of an image in stored units. Raises InputError where its bands are not known."""
     if len(image) != len(bands):

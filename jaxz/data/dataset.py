@@ -117,7 +117,7 @@ class Dataset:
     def arrow(self, where: str | None = None, columns: Iterable[str] | None = None) -> pa.Table:
         """What `table` gives, as an Arrow table: quicker, and as it is stored."""
         columns = ["key", *self.manifest.columns] if columns is None else list(columns)
-        self._check_columns((*columns, *(filters.names(where) if where else ())))
+        self._check_columns(columns, where)
 
         def part(shard: int) -> pa.Table:
             table = self._index(shard, columns)
@@ -143,7 +143,7 @@ class Dataset:
         the digests alone. Raises InputError for an unknown column."""
         columns = tuple(columns)
         read = tuple(dict.fromkeys((*columns, *(filters.names(where) if where else ()), *digested)))
-        self._check_columns(read)
+        self._check_columns((*columns, *digested), where)
         kind = np.uint32 if len(self) < 2**32 else np.int64  # 40 million rows: 160 MB
 
         def part(shard: int) -> tuple:
@@ -318,12 +318,13 @@ class Dataset:
     def _shape(self, column: str) -> tuple[int, ...]:
         return self.arrays[column].shape if column in self.arrays else ()
 
-    def _check_columns(self, columns: Iterable[str]) -> None:
+    def _check_columns(self, columns: Iterable[str], where: str | None) -> None:
         arrays = {name for name, array in self.arrays.items() if not array.in_tar}
         known = {"key", *self.manifest.columns, *arrays}
-        for name in columns:
-            if name not in known:
-                raise InputError(f"column {name!r} is not in {str(self.path)!r}.{suggest(name, known)}")
+        for field, names in (("", columns), ("where: ", filters.names(where) if where else ())):
+            for name in names:
+                if name not in known:
+                    raise InputError(f"{field}column {name!r} is not in {str(self.path)!r}.{suggest(name, known)}")
 
     def _index(self, shard: int, columns: Sequence[str]) -> pa.Table:
         """Columns of one shard's index, as the overlays and layers have them."""

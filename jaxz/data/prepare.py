@@ -13,6 +13,7 @@ from jaxz.data.manifest import Band, Manifest
 from jaxz.errors import InputError, suggest
 
 COMPACT = tuple(f"image_{entry}" for entry in compact.ENTRIES)
+SAME_SCALE = 0.01  # relative difference of pixel scales that is none
 
 # What becomes of flux over the softening, and the slope at zero: that of the published CNNs is log or sqrt.
 STRETCHES = {
@@ -105,7 +106,7 @@ class Prepare:
                     f"arrays.{name}.shape: {shape} does not fit the model's {list(wanted_shape)}; convert it so"
                 )
         for band in manifest.bands:
-            if band.name in wanted and abs(band.pixel_scale_arcsec / normalisation.pixel_scale_arcsec - 1) > 0.01:
+            if band.name in wanted and abs(band.pixel_scale_arcsec / normalisation.pixel_scale_arcsec - 1) > SAME_SCALE:
                 raise InputError(
                     f"bands.{band.name}.pixel_scale_arcsec: {band.pixel_scale_arcsec} is not the model's "
                     f"{normalisation.pixel_scale_arcsec}; convert at that scale"

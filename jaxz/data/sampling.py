@@ -11,7 +11,7 @@ from jaxz.data.columns import as_names, is_whole
 from jaxz.data.dataset import Dataset
 from jaxz.data.order import Order, derive
 from jaxz.data.staging import check_limit
-from jaxz.errors import InputError
+from jaxz.errors import InputError, suggest
 
 BLOCK = 8192  # positions whose rows are drawn together
 KEPT = 16  # blocks, for the threads that read ahead
@@ -62,6 +62,9 @@ class Sampler:
         self.windowed = dataset.remote or (shuffle and source.window > 0)  # few shards at a time: worth looking ahead
         chosen = {source.weights, source.balance} - {None}
         arrays, columns = dataset.arrays, dataset.manifest.columns
+        for field in ("weights", "balance"):
+            if (name := getattr(source, field)) and name not in columns:
+                raise InputError(f"{field}: column {name!r} is not in {str(dataset.path)!r}.{suggest(name, columns)}")
         for name in source.columns:
             if name == "key" or (name in columns and columns[name].dtype == "string"):
                 raise InputError(f"column {name!r} holds text; a batch carries numbers only (use it in `where`)")

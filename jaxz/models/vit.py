@@ -105,6 +105,7 @@ class Backbone(nnx.Module):
         these patches. key: of what is random in training; without it nothing is.
         """
         stem_key, path_key = (None, None) if key is None else jax.random.split(key)
+        mask = shown(mask, self.patch, keep, hidden)
         x, observed = self.stem(image, mask, stem_key)  # [B,G,N,D], [B,G,N]
         if hidden is not None:
             x = jnp.where(hidden[:, None, :, None], mask_token.astype(x.dtype), x)
@@ -150,6 +151,18 @@ def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
     """The mean over axis 1 of x [B,M,...,D] where mask [B,M,...] says so; 0 where it nowhere does."""
     mask = mask[..., None]
     return jnp.where(mask, x, 0).sum(1) / jnp.maximum(mask.sum(1), 1)
+
+
+def shown(mask: jax.Array, patch: int, keep: jax.Array | None, hidden: jax.Array | None) -> jax.Array:
+    """The mask [B,C,h,w] without the patches that are hidden or not kept: a stem may look beyond a token's own."""
+    if keep is None and hidden is None:
+        return mask
+    batch, _, height, width = mask.shape
+    rows, columns = height // patch, width // patch
+    seen = jnp.ones((batch, rows * columns), bool) if hidden is None else ~hidden
+    if keep is not None:
+        seen &= jnp.zeros_like(seen).at[jnp.arange(batch)[:, None], keep].set(True)
+    return mask & seen.reshape(batch, 1, rows, columns).repeat(patch, 2).repeat(patch, 3)
 
 
 def places(rows: int, columns: int) -> np.ndarray:

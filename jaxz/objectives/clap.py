@@ -37,7 +37,7 @@ class Objective(redshift.Objective):
 
     def __init__(self, encoder: Encoder, settings, normalisation):
         super().__init__(encoder, settings, normalisation)
-        self.patch, whole = encoder.size // int(encoder.tokens**0.5), settings.latent + settings.extended
+        self.patch, whole = encoder.patch, settings.latent + settings.extended
         decoder = types.SimpleNamespace(latent=whole, hidden=settings.decoder)
         self.head = Functional(
             lambda rngs: MLP((settings.latent, settings.hidden, settings.bins), norm=False, rngs=rngs)

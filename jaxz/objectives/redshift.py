@@ -100,13 +100,16 @@ class Redshift:
         return loss, {"metrics": {"labelled": (self.labels(batch)[1] > 0).mean()}, "extra": extra}
 
     def predict(self, params, extra, batch):
-        """pdf [B,bins]: the probability of each redshift bin, averaged over the views."""
+        """pdf [B,bins]: the probability of each redshift bin, averaged over the views; embedding [B,D] of the first,
+        the image as it is, which so need not be encoded once more."""
 
         def seen(view):
             image, mask = (turn(batch[name], view) for name in ("image", "mask"))
-            return self.mass(self.read(params, self.encoder(params["encoder"], image, mask, columns=batch).cls))
+            embedding = self.encoder(params["encoder"], image, mask, columns=batch).cls
+            return self.mass(self.read(params, embedding)), embedding
 
-        return {"pdf": jax.lax.map(seen, jnp.arange(self.settings.views)).mean(0)}
+        mass, embedding = jax.lax.map(seen, jnp.arange(self.settings.views))
+        return {"pdf": mass.mean(0), "embedding": embedding[0]}
 
 
 class Objective(Redshift):

@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxz.models import Encoder
 from jaxz.objectives import redshift
+from jaxz.photoz.pdf import ODDS_HALF_WIDTH
 
 SETTINGS = redshift.SETTINGS | dict(odds=0.8, pseudo_weight=1.0, ramp_steps=500)
 CHECKS = redshift.CHECKS | {
@@ -14,7 +15,6 @@ CHECKS = redshift.CHECKS | {
     "pseudo_weight": (lambda s: s.pseudo_weight >= 0, "at least 0"),
     "ramp_steps": (lambda s: s.ramp_steps >= 1, "at least 1"),
 }
-HALF_WIDTH = 0.06  # of the odds, in units of 1 + z
 
 
 class Objective(redshift.Objective):
@@ -30,7 +30,7 @@ class Objective(redshift.Objective):
     def __init__(self, encoder: Encoder, settings, normalisation):
         super().__init__(encoder, settings, normalisation)
         centres = (self.edges[1:] + self.edges[:-1]) / 2
-        self.near = (np.abs(centres[:, None] - centres) <= HALF_WIDTH * (1 + centres)).astype(np.float32)
+        self.near = (np.abs(centres[:, None] - centres) <= ODDS_HALF_WIDTH * (1 + centres)).astype(np.float32)
 
     def loss(self, params, ema, extra, batch, key, step):
         first, second = batch["views"][:2]

@@ -4,6 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from astropy import units as u
+from astropy_healpix import lonlat_to_healpix
+
+CELL_ORDER = 9  # of HEALPix: sky cells of 7 arcmin
+ENOUGH_CELLS = 5  # below, a bootstrap over them means nothing
 
 
 class Estimate(NamedTuple):
@@ -45,9 +50,8 @@ def hierarchical_bootstrap(
     if lengths != {len(cells)}:
         raise ValueError(f"arms: columns of {sorted(lengths)} objects do not fit the {len(cells)} of cells")
     order = np.argsort(cells, kind="stable")
-    _, first = np.unique(np.asarray(cells)[order], return_index=True)
-    members = np.split(order, first[1:])  # rows of each cell
-    if len(members) < 2:
+    _, first, sizes = np.unique(np.asarray(cells)[order], return_index=True, return_counts=True)
+    if len(first) < 2:
         raise ValueError("cells: all objects are in one, which leaves nothing to draw; use smaller ones")
 
     def measure(runs, rows) -> dict[str, float]:
@@ -58,8 +62,9 @@ def hierarchical_bootstrap(
     values = {arm: measure(runs, everything) for arm, runs in arms.items()}
     draws = {arm: {metric: np.empty(resamples) for metric in found} for arm, found in values.items()}
     for resample in range(resamples):
-        chosen = draw.integers(0, len(members), len(members) - 1)
-        rows = np.concatenate([members[cell] for cell in chosen])
+        chosen = draw.integers(0, len(first), len(first) - 1)
+        before = np.cumsum(sizes[chosen]) - sizes[chosen]  # objects of the cells drawn so far
+        rows = order[np.arange(sizes[chosen].sum()) + np.repeat(first[chosen] - before, sizes[chosen])]
         lot = draw.uniform(size=max(map(len, arms.values())))
         for arm, runs in arms.items():
             picked = [runs[int(u * len(runs))] for u in lot[: max(1, len(runs) - 1)]]
@@ -69,3 +74,12 @@ def hierarchical_bootstrap(
         arm: {metric: Estimate(value, draws[arm][metric]) for metric, value in found.items()}
         for arm, found in values.items()
     }
+
+
+def sky_cells(ra: np.ndarray, dec: np.ndarray) -> np.ndarray | None:
+    """int [N]: the HEALPix cell of each position in degrees (ICRS); None where one is unknown, or all lie in fewer than
+    five cells: errors are then of objects drawn one by one."""
+    if not (np.isfinite(ra) & np.isfinite(dec)).all():
+        return None
+    cells = lonlat_to_healpix(np.asarray(ra, float) * u.deg, np.asarray(dec, float) * u.deg, 2**CELL_ORDER)
+    return cells if len(np.unique(cells)) >= ENOUGH_CELLS else None

@@ -12,6 +12,7 @@ import numpy as np
 from astropy.stats import biweight_location, biweight_scale
 from scipy import stats
 
+from jaxz.photoz.bootstrap import hierarchical_bootstrap
 from jaxz.photoz.pdf import PDF
 
 MAD_TO_SIGMA, IQR_TO_SIGMA = 1.4826, 1.349  # of a Gaussian, as rounded in the literature
@@ -212,11 +213,18 @@ def pdf_metrics(z_true: np.ndarray, terms: dict[str, np.ndarray]) -> dict[str, n
 
 
 def evaluate_metrics(
-    z_phot: np.ndarray, z_true: np.ndarray, pdf: PDF | None = None, *, resamples: int = 200, seed: int = 0
+    z_phot: np.ndarray,
+    z_true: np.ndarray,
+    pdf: PDF | None = None,
+    *,
+    cells: np.ndarray | None = None,
+    resamples: int = 200,
+    seed: int = 0,
 ) -> dict[str, dict[str, float | None]]:
-    """Every metric with its bootstrap error over objects: {name: {"value": x, "error": s}}; also `objects`, the count.
+    """Every metric with its bootstrap error: {name: {"value": x, "error": s}}; also `objects`, the count.
 
-    z_phot, z_true: [N] finite redshifts; pdf: their N densities, or None for the point metrics only.
+    z_phot, z_true: [N] finite redshifts; pdf: their N densities, or None for the point metrics only; cells: [N] the sky
+    cell of each, which are drawn whole (jaxz.photoz.bootstrap); None draws objects one by one.
     What is undefined (no objects; r2 of a single truth; errors of fewer than 5 objects) is None.
     Raises ValueError for other shapes or numbers that are not finite.
     """
@@ -230,26 +238,36 @@ def evaluate_metrics(
     if n == 0:  # the names are needed all the same: take them from one object at its truth
         names = evaluate_metrics([1.0], [1.0], None if pdf is None else PDF([0, 1, 2], [[0.5, 0.5]]))
         return {name: {"value": None, "error": None} for name in names} | {"objects": {"value": 0, "error": 0}}
-    if pdf is not None:
-        arrays |= pdf_terms(pdf, arrays["z_true"])
-
-    def summary(a: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return point_metrics(a["z_phot"], a["z_true"]) | ({} if pdf is None else pdf_metrics(a["z_true"], a))
-
-    values, errors = summary(arrays), {}
-    if n >= ENOUGH_FOR_ERRORS and resamples > 1:
-        errors = _bootstrap(summary, arrays, n, resamples, seed)
+    arrays = columns_of(**arrays, pdf=pdf)
+    values, errors = all_metrics(arrays), {}
+    if cells is not None:
+        found = hierarchical_bootstrap(all_metrics, {"": [arrays]}, cells, resamples=resamples, seed=seed)[""]
+        errors = {name: estimate.error for name, estimate in found.items()}
+    elif n >= ENOUGH_FOR_ERRORS and resamples > 1:
+        errors = _bootstrap(arrays, n, resamples, seed)
     number = {name: {"value": _finite(v), "error": _finite(errors.get(name))} for name, v in values.items()}
     return number | {"objects": {"value": n, "error": 0}}
 
 
-def _bootstrap(summary: Callable, arrays: dict, n: int, resamples: int, seed: int) -> dict[str, float]:
-    """{name: standard deviation of the metric over resamples of the objects}."""
+def columns_of(z_phot: np.ndarray, z_true: np.ndarray, pdf: PDF | None = None) -> dict[str, np.ndarray]:
+    """{name: [N]}: all that the metrics of N objects are made of, whichever of them are drawn."""
+    columns = {"z_phot": np.asarray(z_phot, np.float64), "z_true": np.asarray(z_true, np.float64)}
+    return columns | ({} if pdf is None else pdf_terms(pdf, columns["z_true"]))
+
+
+def all_metrics(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Metrics of `columns_of` [..., N] -> {name: [...]}, those of p(z) where it has them."""
+    points = point_metrics(columns["z_phot"], columns["z_true"])
+    return points | (pdf_metrics(columns["z_true"], columns) if "pit" in columns else {})
+
+
+def _bootstrap(arrays: dict, n: int, resamples: int, seed: int) -> dict[str, float]:
+    """{name: standard deviation of the metric over resamples of the objects}, many of them at once."""
     generator, step = np.random.default_rng(seed), max(1, BLOCK // n)
     blocks = []
     for start in range(0, resamples, step):
         rows = generator.integers(0, n, (min(step, resamples - start), n))
-        blocks.append(summary({name: values[rows] for name, values in arrays.items()}))
+        blocks.append(all_metrics({name: values[rows] for name, values in arrays.items()}))
     return {name: np.std(np.concatenate([block[name] for block in blocks]), ddof=1) for name in blocks[0]}
 
 

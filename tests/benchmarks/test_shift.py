@@ -20,7 +20,6 @@ from jaxz.data.writer import DatasetWriter
 from jaxz.errors import InputError
 from jaxz.photoz.bootstrap import Estimate
 from jaxz.photoz.pdf import PDF
-from tests.helpers import quick_compiles
 
 BANDS, OBJECTS = ("g", "r", "i"), 600
 
@@ -227,8 +226,7 @@ def test_a_tiny_benchmark_from_end_to_end_goes_on_where_it_was(tmp_path):
     )
     before = Arm("before", "baseline_photometry", small, scored=False)
     arms = [Arm("knn"), first, last, before, weighted(Arm("after", "baseline_photometry", small, start="before"))]
-    with quick_compiles():
-        found = shift.compare(tmp_path, Protocol(path), arms, [0, 1], tmp_path)
+    found = shift.compare(tmp_path, Protocol(path), arms, [0, 1], tmp_path)
     assert list(found) == ["knn", "matched", "oracle", "after+weights"]
     assert 0 < found["knn"]["full"]["sigma_mad"]["value"] < found["matched"]["full"]["sigma_mad"]["value"]
     written = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*") if p.is_file()}

@@ -23,7 +23,7 @@ from jaxz.data.prepare import Normalisation, Prepare, restore
 from jaxz.data.stream import Source, Stream
 from jaxz.data.writer import with_images
 from jaxz.errors import InputError
-from jaxz.predict import load_run
+from jaxz.inference import load_run
 from tests.helpers import blobs, small_config
 
 SHAPE, STEPS = (3, 16, 16), (0.125, 0.25, 0.5)

@@ -42,7 +42,7 @@ def batch_of(rng, count=5, bands=3, size=16):
 def test_the_stretch_is_asinh_of_dereddened_flux_over_three_sky_sigma(manifest):
     batch = batch_of(np.random.default_rng(0)) | {"flux_r": np.array([5, -1, 0, np.nan, 9], np.float32)}
     batch["fluxerr_r"] = np.array([1, 2, np.nan, 3, 4], np.float32)
-    prepared = Prepare(manifest, Normalisation.create(manifest, (), 3.0, True))(batch, KEY)
+    prepared = jax.jit(Prepare(manifest, Normalisation.create(manifest, (), 3.0, True)))(batch, KEY)
     extinction = np.array([3.2, 2.3, 1.7])  # magnitudes per unit of E(B-V)
     flux = batch["image"].astype(np.float64) * 10 ** (0.4 * batch["ebv"][:, None] * extinction)[..., None, None]
     np.testing.assert_allclose(prepared["image"], np.arcsinh(flux / 3), rtol=2e-5, atol=1e-6)
@@ -50,7 +50,7 @@ def test_the_stretch_is_asinh_of_dereddened_flux_over_three_sky_sigma(manifest):
     np.testing.assert_allclose(prepared["sky"], 10 ** (0.4 * batch["ebv"][:, None] * extinction) / 3, rtol=1e-6)
     for name in ("flux_r", "fluxerr_r"):
         np.testing.assert_allclose(prepared[name], batch[name] * 10 ** (0.4 * batch["ebv"] * 2.3), rtol=1e-6)
-    as_seen = Prepare(manifest, Normalisation.create(manifest, (), 3.0, False))(batch, KEY)
+    as_seen = jax.jit(Prepare(manifest, Normalisation.create(manifest, (), 3.0, False)))(batch, KEY)
     np.testing.assert_array_equal(as_seen["flux_r"], batch["flux_r"])
     np.testing.assert_allclose(as_seen["sky"], np.full((5, 3), 1 / 3), rtol=1e-6)
 
@@ -63,7 +63,7 @@ def test_other_stretches_are_those_of_the_published_networks(manifest):
     for name, (size, sky) in by_hand.items():
         normalisation = Normalisation.create(manifest, (), 3.0, False, name)
         assert Normalisation.from_json(normalisation.to_json()) == normalisation
-        prepared = Prepare(manifest, normalisation)(batch, KEY)
+        prepared = jax.jit(Prepare(manifest, normalisation))(batch, KEY)
         np.testing.assert_allclose(prepared["image"], np.sign(x) * size, rtol=2e-5, atol=1e-6)
         np.testing.assert_allclose(prepared["sky"], np.full((5, 3), sky), rtol=1e-6)
 
@@ -82,7 +82,7 @@ def test_another_zero_point_of_the_same_sky_gives_the_same_numbers(manifest):
     )
     batch = batch_of(np.random.default_rng(1))
     scaled = {**batch, "image": batch["image"].astype(np.float32) * 10}
-    a, b = Prepare(manifest, normalisation)(batch, KEY), Prepare(other, normalisation)(scaled, KEY)
+    a, b = jax.jit(Prepare(manifest, normalisation))(batch, KEY), jax.jit(Prepare(other, normalisation))(scaled, KEY)
     np.testing.assert_allclose(a["image"], b["image"], rtol=1e-5)
     np.testing.assert_allclose(a["sky"], 10 * b["sky"], rtol=1e-5)  # stored sky sigma stayed 1
 
@@ -90,7 +90,7 @@ def test_another_zero_point_of_the_same_sky_gives_the_same_numbers(manifest):
 def test_bands_are_matched_by_name(manifest):
     normalisation = Normalisation.create(manifest, ("i", "g"), 3.0, False)
     batch = batch_of(np.random.default_rng(2))
-    prepared = Prepare(manifest, normalisation)(batch, KEY)
+    prepared = jax.jit(Prepare(manifest, normalisation))(batch, KEY)
     np.testing.assert_allclose(
         prepared["image"], np.arcsinh(batch["image"][:, [2, 0]].astype(np.float32) / 3), rtol=1e-5
     )
@@ -98,18 +98,17 @@ def test_bands_are_matched_by_name(manifest):
         manifest, bands=manifest.bands[1:], arrays={"image": Array("image", "float16", (2, 16, 16))}
     )
     part = {**batch, "image": batch["image"][:, 1:], "bands_observed": np.full(5, 0b11, np.uint32)}
-    lacking = Prepare(without_g, normalisation)(part, KEY)
+    lacking = jax.jit(Prepare(without_g, normalisation))(part, KEY)
     np.testing.assert_array_equal(lacking["image"][:, 0], prepared["image"][:, 0])
     assert not lacking["mask"][:, 1].any() and lacking["mask"][:, 0].all()
 
 
 @pytest.mark.parametrize("garbage", [0.0, 1e4, -300.0, np.nan, np.inf])
 def test_what_is_not_observed_changes_nothing(manifest, garbage):
-    prepare = Prepare(
-        dataclasses.replace(manifest, arrays={**manifest.arrays, "image_mask": Array("mask", "uint8", (3, 16, 16))}),
-        Normalisation.create(manifest, (), 3.0, True),
-        default().augment,
+    manifest = dataclasses.replace(
+        manifest, arrays={**manifest.arrays, "image_mask": Array("mask", "uint8", (3, 16, 16))}
     )
+    prepare = jax.jit(Prepare(manifest, Normalisation.create(manifest, (), 3.0, True), default().augment))
     batch = batch_of(np.random.default_rng(3)) | {
         "epoch": np.zeros(5, np.int32),
         "position": np.arange(5, dtype=np.uint32),
@@ -129,7 +128,7 @@ def test_what_is_not_observed_changes_nothing(manifest, garbage):
 def test_a_pixel_that_is_not_finite_is_masked(manifest):
     batch = batch_of(np.random.default_rng(4))
     batch["image"][1, 2, 5, 6] = np.nan
-    prepared = Prepare(manifest, Normalisation.create(manifest, (), 3.0, False))(batch, KEY)
+    prepared = jax.jit(Prepare(manifest, Normalisation.create(manifest, (), 3.0, False)))(batch, KEY)
     assert not prepared["mask"][1, 2, 5, 6] and (~prepared["mask"]).sum() == 1
     assert np.isfinite(prepared["image"]).all()
 
@@ -186,6 +185,9 @@ def test_what_does_not_fit_is_refused(manifest):
     small = dataclasses.replace(manifest, arrays={"image": Array("image", "float16", (3, 8, 8))})
     with pytest.raises(InputError, match=r"arrays.image.shape"):
         Prepare(small, normalisation)
+    quiet = (manifest.bands[0], dataclasses.replace(manifest.bands[1], sky_sigma=0.0), manifest.bands[2])
+    with pytest.raises(InputError, match="bands.r.sky_sigma: 0.0 must be positive"):
+        Prepare(dataclasses.replace(manifest, bands=quiet), normalisation)
 
 
 def test_json_round_trip(manifest):
@@ -198,7 +200,7 @@ def test_observed_pixels_that_are_not_finite_are_masked_and_counted(manifest):
         manifest, arrays={**manifest.arrays, "image_mask": Array("mask", "uint8", (3, 16, 16))}
     )
     batch = batch_of(np.random.default_rng(4)) | {"image_mask": np.zeros((5, 3, 16, 16), np.uint8)}
-    prepare = Prepare(manifest, Normalisation.create(manifest, (), 3.0, False), AUGMENT)
+    prepare = jax.jit(Prepare(manifest, Normalisation.create(manifest, (), 3.0, False), AUGMENT))
     batch |= {"epoch": np.zeros(5, np.int32), "position": np.arange(5, dtype=np.uint32)}
     assert not np.any(prepare(batch, KEY)["nonfinite"])
     batch["image"][0, 1, 3, 4:7] = np.nan, np.inf, -np.inf

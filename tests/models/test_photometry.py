@@ -11,7 +11,6 @@ from benchmarks.photometry import Catalog, from_magnitudes, write
 from jaxz import load_run, models, train
 from jaxz.data.dataset import open_dataset
 from jaxz.models import photometry
-from tests.helpers import quick_compiles
 from tests.models.drawn import parameters
 from tests.models.test_inception import UGRIZ
 
@@ -67,16 +66,15 @@ def test_a_catalogue_without_images_is_trained_and_predicted(tmp_path):
     make = lambda n: Catalog(rng.uniform(1, 9, (n, 5)), rng.uniform(0.1, 1, (n, 5)), rng.uniform(0.1, 0.9, n))
     write(tmp_path / "d", "boss", make(64), make(8))
     (tmp_path / "c.py").write_text(CONFIG.format(path=str(tmp_path / "d")))
-    with quick_compiles():
-        assert train.main([f"--config={tmp_path / 'c.py'}", f"--workdir={tmp_path / 'run'}"]) == 0
-        model, dataset = load_run(tmp_path / "run"), open_dataset(tmp_path / "d")
-        rows, found = model.predict_dataset(dataset, "split == 'test'", ("pdf",))
-        table = dataset.arrow().take(rows)
-        batch = {name: table[name].to_numpy() for name in model.objective.encoder.columns}
-        batch["image"] = np.zeros((8, 5, 1, 1), np.float32)
-        with warnings.catch_warnings(action="error"):
-            own = model.predict(batch)["pdf"]
-            without = model.predict({"image": batch["image"]})["pdf"]
+    assert train.main([f"--config={tmp_path / 'c.py'}", f"--workdir={tmp_path / 'run'}"]) == 0
+    model, dataset = load_run(tmp_path / "run"), open_dataset(tmp_path / "d")
+    rows, found = model.predict_dataset(dataset, "split == 'test'", ("pdf",))
+    table = dataset.arrow().take(rows)
+    batch = {name: table[name].to_numpy() for name in model.objective.encoder.columns}
+    batch["image"] = np.zeros((8, 5, 1, 1), np.float32)
+    with warnings.catch_warnings(action="error"):
+        own = model.predict(batch)["pdf"]
+        without = model.predict({"image": batch["image"]})["pdf"]
     assert found["pdf"].shape == (8, 2, 4) and len(np.unique(found["pdf"])) > 8
     np.testing.assert_allclose(own, found["pdf"], rtol=1e-5)
     assert np.ptp(without, axis=0).max() == 0  # nothing measured: all alike

@@ -11,6 +11,7 @@ from jaxz.data.manifest import Band
 from jaxz.errors import InputError
 from jaxz.models import stems, vit
 from jaxz.models.functional import Functional
+from jaxz.models.stems import apertures
 from jaxz.models.stems.per_band import sampled_bands
 from jaxz.objectives import mae
 from tests.models.drawn import parameters
@@ -25,7 +26,7 @@ MASK[1, 1] = False  # ... a band
 MASK[2, 0, 2, 2] = False  # ... a pixel
 MASK[3, :, :8, :8] = False  # ... a patch
 MASK[4] = False  # ... everything
-MANY = [name for name in stems.NAMES if name != "fused"]
+MANY = [name for name in stems.NAMES if name not in ("fused", "apertures")]
 
 
 def build(bands=BANDS, **settings):
@@ -122,6 +123,35 @@ def made(name, **settings):
     stem = Functional(lambda rngs: stems.find(name)(BANDS, config, jnp.float32, rngs=rngs))
     params = parameters(stem)
     return stem, params, jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+
+
+def test_apertures_of_gaussians_are_their_flux():
+    """Against the integrals; what is hidden, in part or whole, is not known."""
+    y, x = np.indices((33, 33)) - 16.0
+    fluxes = np.array([50.0, 5000.0, 1.0])
+    galaxy = np.exp(-0.5 * (x**2 + y**2) / 2.0**2) / (2 * np.pi * 2.0**2)
+    image = np.arcsinh(fluxes[:, None, None] * galaxy)[None].astype(np.float32)
+    mask = np.ones(image.shape, bool)
+    mask[0, 2, 10:23, 10:23] = False  # the third band's middle: apertures of 3 pixels do not know it
+    image[0, 2, 10:23, 10:23] = np.nan
+    found, known = map(np.asarray, apertures.apertures(image, mask))
+    assert known[0, :2].all() and not known[0, 2, :2].any() and not found[0, 2, :2].any()
+    for k, sigma in enumerate(apertures.SIGMAS[:2]):  # the third reaches beyond the cutout
+        # integral of Gaussians of unit flux and unit height; over the root of the integral of the latter's square
+        overlap = sigma**2 / (sigma**2 + 2.0**2) / np.sqrt(np.pi * sigma**2)
+        np.testing.assert_allclose(np.sinh(found[0, :2, k]), fluxes[:2] * overlap, rtol=2e-3)
+
+
+def test_apertures_lose_nothing_to_single_pixels():
+    """An absent pixel is made up for by the rest of the aperture; noise has the sigma of a pixel in all of them."""
+    draw = np.random.default_rng(3)
+    flat = np.full((1, 1, 32, 32), np.arcsinh(2.0), np.float32)
+    mask = draw.uniform(size=flat.shape) < 0.8
+    whole, part = (np.asarray(apertures.apertures(flat, m)[0]) for m in (np.ones_like(mask), mask))
+    np.testing.assert_allclose(part, whole, rtol=1e-5)
+    noise = np.arcsinh(0.3 * draw.normal(size=(500, 1, 32, 32))).astype(np.float32)
+    sums = np.sinh(apertures.apertures(noise, np.ones(noise.shape, bool))[0])
+    np.testing.assert_allclose(sums.std(axis=0)[0], 0.3, rtol=0.1)
 
 
 def patches(x):

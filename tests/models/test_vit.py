@@ -166,7 +166,7 @@ def test_what_does_not_fit_is_refused():
 @pytest.mark.parametrize(
     "settings, problem",
     [
-        (dict(stem="per_bnad"), "model.stem: 'per_bnad' must be one of fused, grouped, per_band"),
+        (dict(stem="per_bnad"), "model.stem: 'per_bnad' must be one of apertures, fused, grouped, per_band"),
         (dict(position="rope", width=36, heads=6), "model.position: 'rope' must be .* multiple of 4"),
         (dict(drop_path=1.0), r"model.drop_path: 1.0 must be in \[0, 1\)"),
         (dict(attention="flash"), "model.attention: 'flash' must be one of auto, xla, cudnn"),

@@ -14,7 +14,7 @@ import pytest
 from benchmarks.processes import finish, launch, read_record, record
 from jaxz import errors, train
 from jaxz.data.dataset import open_dataset
-from tests.helpers import blobs, quick_compiles, small_config
+from tests.helpers import blobs, small_config
 
 pytestmark = pytest.mark.long
 LIMIT = 300  # seconds: a hang is a failure
@@ -49,12 +49,6 @@ def damaged(workdir: Path, copy: Path) -> str:
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
     return str(copy)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with quick_compiles():
-        yield
 
 
 PARTS = ["--config.train.accumulate=2", "--config.train.members=2"]

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jaxz.photoz.bootstrap import Estimate, hierarchical_bootstrap
+from jaxz.photoz.bootstrap import Estimate, hierarchical_bootstrap, sky_cells
 
 MEAN = lambda a: {"mean": a["x"].mean()}
 
@@ -48,6 +48,22 @@ def test_it_is_a_function_of_the_seed_and_of_the_cells_not_of_the_rows_order():
         for p, seed in ((np.arange(60), 5), (np.argsort(cells, kind="stable"), 5), (np.arange(60), 6))
     ]
     assert found[0] == pytest.approx(found[1]) and not np.allclose(found[0], found[2])
+
+
+def test_sky_cells_are_of_seven_arcminutes():
+    ra, dec = np.meshgrid(np.arange(40) / 60, np.arange(40) / 60)  # a position an arcminute
+    found = sky_cells(10 + ra.ravel(), dec.ravel())
+    cells, counts = np.unique(found, return_counts=True)
+    assert np.sqrt(1600 / len(cells)) == pytest.approx(6.87, rel=0.2) and counts.max() <= 60
+    for place in cells:
+        rows = np.flatnonzero(found == place)
+        assert np.ptp(ra.ravel()[rows]) * 60 < 11 and np.ptp(dec.ravel()[rows]) * 60 < 11  # they lie together
+
+
+def test_without_positions_or_in_few_cells_there_are_none():
+    many = np.arange(9.0)
+    assert sky_cells(many, np.full(9, np.nan)) is None and sky_cells(many[:4], many[:4]) is None
+    assert len(np.unique(sky_cells(many, many))) == 9
 
 
 def test_refuses_what_does_not_fit():

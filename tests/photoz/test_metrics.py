@@ -242,6 +242,16 @@ def test_bootstrap_is_a_function_of_the_seed():
     assert first["sigma_mad"]["error"] != evaluate_metrics(z_phot, z_true, seed=4)["sigma_mad"]["error"]
 
 
+def test_objects_of_a_sky_cell_are_drawn_together():
+    """Twenty copies of each object tell no more than one."""
+    z_phot, z_true = np.random.default_rng(12).uniform(0.2, 1, (2, 400))
+    copies = [np.repeat(x, 20) for x in (z_phot, z_true, np.arange(400))]
+    found, one = evaluate_metrics(*copies[:2], cells=copies[2]), evaluate_metrics(z_phot, z_true)
+    for name in ("bias_mean", "eta_15"):
+        assert found[name]["error"] == pytest.approx(one[name]["error"], rel=0.2)
+        assert found[name]["value"] == pytest.approx(one[name]["value"])
+
+
 def test_few_objects():
     pdf = random_pdf(4)
     none = evaluate_metrics([], [], pdf[:0])

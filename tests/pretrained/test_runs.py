@@ -21,18 +21,12 @@ from jaxz.pretrained import adapt, describe, inspect_checkpoint, load_pretrained
 from jaxz.pretrained.dinov2 import hugging_face_config, hugging_face_tensors
 from jaxz.pretrained.formats import open_checkpoint
 from jaxz.pretrained.runs import check_weights, encoder_params, same
-from tests.helpers import blobs, quick_compiles
+from tests.helpers import blobs
 from tests.pretrained.files import FIXTURES, dinov2, needs_fixtures, write_safetensors
 from tests.pretrained.test_import import manifest_checkpoint
 
 TINY = dict(width=16, depth=2, heads=2, hidden=64, patch=4, grid=(3, 3), image_size=16)
 BANDS = tuple(Band(name, w, 100.0, 27.0, 0.2, 1.0, 1.0, 0.8) for name, w in (("g", 480.0), ("r", 620.0), ("i", 770.0)))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with quick_compiles():
-        yield
 
 
 @pytest.fixture(scope="module")

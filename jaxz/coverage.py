@@ -1,0 +1,105 @@
+"""Whether an object has neighbours among those that a run learned redshifts from, in two spaces: the run's embedding,
+and the brightness of its bands, which no network has touched. Away from them p(z) is a guess, however narrow it is.
+
+An object is covered where its distance to the eighth nearest training object is, in both spaces, at most that which
+99 % of the training objects have to theirs (k-th neighbours of an embedding: Sun et al. 2022, ICML; a network may map
+what it has never seen onto what it knows, hence the other space).
+"""
+
+import io
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxz.errors import InputError
+from jaxz.files import replace
+
+NEIGHBOURS, SHARE = 8, 0.99
+FEWEST, MOST = 32, 4096  # training objects: with fewer nothing is said, of more some are drawn
+UNKNOWN = -1  # of coverage_flag, where no training objects are at hand
+
+
+class Coverage(NamedTuple):
+    """Training objects: embedding [M,D]; brightness [M,2C] in units of `unit` [3,C] (see `alike`); and the limits [2]
+    of the distances in the two spaces."""
+
+    embedding: np.ndarray
+    brightness: np.ndarray
+    unit: np.ndarray
+    limits: np.ndarray
+
+    def flag(self, embedding: jax.Array, brightness: jax.Array) -> jax.Array:
+        """int8 [B]: 1 where an object of embedding [B,D] and brightness [B,C] is covered, else 0."""
+        covered = near(embedding, self.embedding, self.limits[0])
+        covered &= near(alike(brightness, self.unit), self.brightness, self.limits[1])
+        return covered.astype(jnp.int8)
+
+
+def coverage_of(embedding: np.ndarray, brightness: np.ndarray) -> Coverage:
+    """Of training objects [M,D] and [M,C]. Raises InputError for fewer than 32."""
+    if len(embedding) < FEWEST:
+        raise InputError(f"coverage: {len(embedding)} training objects with a redshift must be at least {FEWEST}")
+    known = np.isfinite(brightness)
+    count = known.sum(0)
+    mean = np.where(known, brightness, 0).sum(0) / np.maximum(count, 1)
+    spread = np.sqrt((np.where(known, brightness - mean, 0) ** 2).sum(0) / np.maximum(count, 1))
+    share = (count + 1) / (len(brightness) + 2)  # never 0 or 1
+    unit = np.stack([mean, np.maximum(spread, 1e-6), np.sqrt(share * (1 - share))]).astype(np.float32)
+    spaces = embedding, np.asarray(alike(brightness, unit))
+    eighth = [np.partition(squares(space, space), NEIGHBOURS, axis=1)[:, NEIGHBOURS] for space in spaces]  # 0 is itself
+    limits = [np.quantile(np.sqrt(np.maximum(square, 0)), SHARE) for square in eighth]
+    return Coverage(*spaces, unit, np.array(limits, np.float32))
+
+
+def brightness(seen: dict) -> jax.Array:
+    """[B,C] of what a model sees: the mean, after the stretch, of the observed pixels in the middle half of each band;
+    NaN where less than half of them are."""
+    size = seen["image"].shape[-1]
+    middle = slice(size // 4, size - size // 4)
+    image, mask = (seen[name][:, :, middle, middle].astype(jnp.float32) for name in ("image", "mask"))
+    share = mask.mean((2, 3))
+    return jnp.where(share >= 0.5, (image * mask).mean((2, 3)) / jnp.maximum(share, 0.5), jnp.nan)
+
+
+def alike(brightness: jax.Array, unit: jax.Array) -> jax.Array:
+    """[B,2C] of brightness [B,C]: in units of the training objects' mean and standard deviation, 0 where it is not
+    known; and whether it is known, in units of the standard deviation of that, so that a band that training objects
+    always have, or never, tells others apart."""
+    mean, spread, varies = unit
+    known = jnp.isfinite(brightness)
+    return jnp.concatenate([jnp.where(known, (brightness - mean) / spread, 0), known / varies], 1)
+
+
+def near(wanted: jax.Array, train: jax.Array, limit: jax.Array) -> jax.Array:
+    """bool [B]: whether the eighth nearest of [M,D] to each of [B,D] is within the limit; counting needs no order."""
+    return (squares(wanted, train) <= limit**2).sum(1) >= NEIGHBOURS
+
+
+@jax.jit
+def squares(wanted: jax.Array, train: jax.Array) -> jax.Array:
+    """[B,M]: squared distances of [B,D] from [M,D]."""
+    inner = jnp.matmul(wanted, train.T, precision=jax.lax.Precision.HIGHEST)
+    return (wanted**2).sum(1)[:, None] + (train**2).sum(1) - 2 * inner
+
+
+def save(path: Path, coverage: Coverage, of: str) -> None:
+    """Write it to `path`. of: a digest of the parameters that embedded the objects."""
+    sink = io.BytesIO()
+    np.savez(sink, of=of, **coverage._asdict())
+    replace(path, sink.getbuffer())
+
+
+def load(path: Path, of: str | None = None) -> Coverage | None:
+    """What was saved; None where nothing was, or of other parameters than `of`. Raises InputError for another file."""
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            found = Coverage(*(saved[name] for name in Coverage._fields))
+            return found if of in (None, str(saved["of"])) else None
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: is no sample of training objects ({error}); delete it") from None

@@ -1,0 +1,327 @@
+"""A trained run applied to batches and datasets: redshifts with p(z), embeddings, reconstructions.
+
+model = jaxz.load_run("RUN");  model.predict(batch);  model.embed(batch)
+"""
+
+import collections
+import contextlib
+import functools
+import hashlib
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxz import coverage, errors, logs, objectives, runtime
+from jaxz.checkpoint import Checkpoints
+from jaxz.config import complete
+from jaxz.coverage import UNKNOWN, brightness
+from jaxz.data.compact import ZERO
+from jaxz.data.dataset import Dataset, open_dataset
+from jaxz.data.fit import Fit
+from jaxz.data.manifest import Array, Column, Manifest
+from jaxz.data.prepare import COMPACT, Normalisation, Prepare
+from jaxz.data.stream import Source, Stream
+from jaxz.data.where import training_filter
+from jaxz.errors import suggest
+from jaxz.files import read_json
+from jaxz.models import build
+from jaxz.photoz.pdf import PDF
+from jaxz.pretrained import load_pretrained
+from jaxz.pretrained.formats import read_safetensors
+from jaxz.pretrained.layouts import nested
+
+EXPORTED, HEADS = "model.safetensors", "heads.safetensors"  # of jaxz.export: the encoder, and what is behind it
+COVERAGE = "coverage.npz"  # of a run or what jaxz.export wrote: the training objects of coverage_flag
+EMBEDDING_ALONE = frozenset(("embedding", "brightness", "n_bands"))  # outputs without what the objectives predict
+BATCH = 256
+UNDER_WAY = 2  # batches on the device while the host reads the next
+
+
+def load_run(path: Path | str, item: str = "params", step: int | None = None) -> "Model":
+    """The newest whole checkpoint of a run, or that of `step`; item "ema" takes its averaged weights. Also of a
+    directory that jaxz.export wrote, which holds one item.
+
+    Raises InputError where there is no run or no checkpoint.
+    """
+    if (Path(path) / EXPORTED).is_file():
+        return load_exported(Path(path))
+    runtime.set_xla_flags()
+    if not (Path(path) / "checkpoints").is_dir():
+        raise errors.InputError(
+            f"workdir: {str(path)!r} is no run directory with checkpoints; train it first or name another"
+        )
+    checkpoints = Checkpoints(Path(path))
+    try:
+        meta = checkpoints.meta(step)
+        model = Model(ConfigDict(complete(meta["config"])), Normalisation.from_json(meta["normalisation"]))
+        model.params = checkpoints.params(model.abstract, item, step)
+    finally:
+        checkpoints.close()
+    if (Path(path) / COVERAGE).is_file():
+        model.coverage = jax.device_put(coverage.load(Path(path) / COVERAGE, model.digest))
+    return model
+
+
+def load_exported(path: Path) -> "Model":
+    """What jaxz.export wrote. Raises InputError where a file is missing, damaged or of another model."""
+    runtime.set_xla_flags()
+    described = read_json(path / "config.json", "the config of an exported model")
+    if "jaxz" not in described:
+        raise errors.InputError(f"model: {str(path)!r} was not written by jaxz.export; name a directory that was")
+    own = described["jaxz"]
+    model = Model(ConfigDict(complete(own["config"])), Normalisation.from_json(own["normalisation"]))
+    named_here = described["model_type"] == "jaxz"
+    params = read_tree(path / EXPORTED) if named_here else {"encoder": load_pretrained(path)[1]}
+    if (path / HEADS).is_file():
+        params |= read_tree(path / HEADS)
+    shapes = lambda tree: jax.tree.map(lambda a: a.shape, tree)
+    if shapes(params) != shapes(model.abstract):
+        raise errors.InputError(f"model: the arrays in {str(path)!r} are not those of its config; export the run again")
+    model.params = jax.device_put(params)
+    model.coverage = jax.device_put(coverage.load(path / COVERAGE))
+    return model
+
+
+def read_tree(path: Path) -> dict:
+    """Parameters as a nested dict of float32 arrays, of a file in which their names have dots."""
+    return nested({name.replace(".", "/"): tensor.read() for name, tensor in read_safetensors(path).items()})
+
+
+class Compiled(NamedTuple):
+    """What a model does to batches of one dataset: match them, prepare them, predict."""
+
+    fit: Fit
+    prepare: Prepare
+    function: collections.abc.Callable
+
+
+class Model:
+    """A run's objective with its parameters. Batches are dicts of NumPy arrays as a Stream yields them.
+
+    band_map, where it is taken, says which band of a dataset is which of the model's, as jaxz.data.fit.Fit does; others
+    are matched by name.
+    """
+
+    def __init__(self, config, normalisation: Normalisation):
+        self.config, self.normalisation = config, normalisation
+        encoder = build(config.model, normalisation.bands, normalisation.size)
+        self.objective = objectives.Objective(encoder, config, normalisation)
+        shapes, self.extra = jax.eval_shape(self.objective.init, jax.random.key(0))
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        self.members = config.train.members
+        lead = (self.members,) if self.members > 1 else ()
+        self.abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct((*lead, *a.shape), a.dtype, sharding=here), shapes)
+        self.params: dict = {}
+        self.coverage: coverage.Coverage | None = None  # on the device
+        size, bands = normalisation.size, normalisation.bands
+        self.training_units = Manifest(
+            arrays={"image": Array("image", "float32", (len(bands), size, size))},
+            bands=bands,
+            columns={"ebv": Column("float32")},
+        )
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of the parameters' values."""
+        digest = hashlib.sha256()
+        for leaf in jax.tree.leaves(jax.device_get(self.params)):
+            digest.update(np.ascontiguousarray(leaf).tobytes())
+        return digest.hexdigest()[:16]
+
+    def compiled(self, manifest: Manifest, band_map: Mapping[str, str] | None = None, outputs: tuple[str, ...] = ()):
+        """Compiled for the dataset of a manifest; only `outputs` are computed, () being all."""
+        return self._compiled(manifest.to_json(), tuple((band_map or {}).items()), outputs)
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019  one compiled function a dataset
+    def _compiled(self, manifest_json: str, band_map: tuple, outputs: tuple[str, ...]) -> Compiled:
+        fit = Fit(Manifest.from_json(manifest_json), self.normalisation, dict(band_map))
+        prepare = Prepare(fit.manifest, self.normalisation)
+
+        def function(params, known, batch):
+            seen = prepare(fit(batch), jax.random.key(0))
+            predict = lambda params: self.objective.predict(params, self.extra, seen)
+            if outputs and EMBEDDING_ALONE.issuperset(outputs):  # needs one view, p(z) eight
+                predict = lambda params: {"embedding": self.objective.embed(params, seen)}
+            found = predict(params) if self.members == 1 else jax.vmap(predict, out_axes=1)(params)
+            found |= {"n_bands": seen["mask"].any((2, 3)).sum(1, dtype=jnp.int32), "brightness": brightness(seen)}
+            flag = jnp.full(len(found["n_bands"]), UNKNOWN, jnp.int8)
+            if known is not None:
+                flag = known.flag(found["embedding"].reshape(len(flag), -1), found["brightness"])
+            found["coverage_flag"] = jnp.where(found["n_bands"] > 0, flag, 0)
+            if unknown := set(outputs) - found.keys():
+                raise errors.InputError(f"outputs: {min(unknown)!r} is not predicted.{suggest(min(unknown), found)}")
+            return {name: found[name] for name in outputs or found}
+
+        return Compiled(fit, prepare, jax.jit(function))
+
+    def predict(
+        self, batch: dict, manifest: Manifest | None = None, band_map: Mapping[str, str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """What the run's objectives predict, by name: embedding [B,D]; pdf [B,bins] (mass per redshift bin); flux [B,C]
+        (microjansky); reconstruction [B,C,H,W]; and what else they say. Of a run with E > 1 members all have their
+        axis: [B,E,...]. Of the object itself: n_bands [B], how many of the model's bands have a good pixel;
+        brightness [B,C] and coverage_flag [B] (1 or 0; -1: not known) of jaxz.coverage.
+
+        batch: image [B,C,h,w] in stored units of `manifest`'s bands (default: those of the training dataset), and where
+        there are ebv [B], bands_observed [B], image_mask [B,C,h,w] and the columns that the objectives' `inputs` name,
+        such as flux_<band> [B], which count as missing (NaN) else. Without bands_observed a band that is zero in every
+        pixel counts as not observed; without ebv there is a warning, and no reddening is corrected.
+        Raises InputError for an image of another shape.
+        """
+        manifest = manifest or self.training_units
+        return jax.device_get(self._start(self.compiled(manifest, band_map), batch, manifest))
+
+    def _start(self, compiled: Compiled, batch: dict, manifest: Manifest) -> dict[str, jax.Array]:
+        """`predict`, without waiting for the device."""
+        names = {new: name for name, new in compiled.fit.columns.items()}
+        wanted = {name: names.get(name, name) for name in self.objective.inputs}
+        batch = completed(batch, manifest, compiled.prepare.deredden, wanted)
+        return compiled.function(self.params, self.coverage, batch)
+
+    def embed(
+        self, batch: dict, manifest: Manifest | None = None, band_map: Mapping[str, str] | None = None
+    ) -> np.ndarray:
+        """float32 [B,D], of several members [B,E,D]: the encoder's summary of each image."""
+        manifest = manifest or self.training_units
+        compiled = self.compiled(manifest, band_map, ("embedding",))
+        return jax.device_get(self._start(compiled, batch, manifest))["embedding"]
+
+    @property
+    def edges(self) -> np.ndarray | None:
+        """[bins+1] redshift bin edges of `pdf`; None for a run that predicts none."""
+        return self.objective.edges
+
+    def densities(self, pdf: np.ndarray) -> tuple[PDF, np.ndarray | None]:
+        """What `predict` gives as pdf, averaged over the members; and the standard deviation [N] of z_best, the median,
+        between them: None for one."""
+        if self.members == 1:
+            return PDF(self.edges, pdf), None
+        each = (PDF(self.edges, pdf[:, member]) for member in range(self.members))
+        best = [np.concatenate([block.median() for block in one.blocks()]) for one in each]
+        return PDF(self.edges, pdf.mean(1)), np.std(best, axis=0)
+
+    def open_dataset(self, path: str) -> Dataset:
+        """A dataset with the run's cache and, where it is the one that the run was trained on, the run's overlays."""
+        settings = self.config.data
+        overlays = settings.overlays if path == settings.path else ()
+        return open_dataset(path, settings.cache, settings.cache_gib, overlays)
+
+    def source(self, dataset: Dataset, where: str | None, band_map: Mapping[str, str] | None = None) -> Source:
+        """What a stream must read of a dataset for `predict`. Raises InputError where the dataset does not fit."""
+        fit, prepare, _ = self.compiled(dataset.manifest, band_map)
+        wanted = {*prepare.columns, *self.objective.inputs}
+        return Source(dataset, fit.arrays, tuple(sorted(n for n, new in fit.columns.items() if new in wanted)), where)
+
+    def predictions(self, stream: Stream, outputs: tuple[str, ...], band_map: Mapping[str, str] | None = None):
+        """Yields (rows int64 [B'], {output: [B', ...]}) of the batches of a stream of one source, of rows that count.
+        The device works on the next batches meanwhile."""
+        manifest, under_way = stream.sources[0].dataset.manifest, collections.deque()
+        compiled = self.compiled(manifest, band_map, outputs)
+
+        def take() -> tuple[np.ndarray, dict]:
+            rows, valid, found = under_way.popleft()
+            return rows[valid], {name: values[valid] for name, values in jax.device_get(found).items()}
+
+        for batch in stream:
+            under_way.append((batch["row"], batch["valid"], self._start(compiled, batch, manifest)))
+            if len(under_way) > UNDER_WAY:
+                yield take()
+        while under_way:
+            yield take()
+
+    def predict_dataset(
+        self,
+        dataset: Dataset,
+        where: str | None,
+        outputs: tuple[str, ...],
+        batch_size: int = BATCH,
+        band_map: Mapping[str, str] | None = None,
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """(rows int64 [N], {output: [N, ...]}) for the rows that pass `where`, in order; shows progress.
+
+        Raises InputError where the dataset's bands or scale do not fit the model, or it has no such output.
+        """
+        stream = Stream(self.source(dataset, where, band_map), batch_size, shuffle=False, epochs=1)
+        with contextlib.closing(stream), logs.Bar("predict", len(stream)) as bar:
+            parts = list(counted(self.predictions(stream, outputs, band_map), bar))
+        rows, found = zip(*parts, strict=True)
+        return np.concatenate(rows), {name: np.concatenate([part[name] for part in found]) for name in outputs}
+
+    def learn_coverage(self) -> None:
+        """Fill `coverage` with training objects of the run that have a redshift within its bins: all, or 4,096 drawn of
+        them. Raises InputError where their dataset is not at hand, or they are few."""
+        chosen = list(self._training_rows())
+        starts = np.cumsum([0, *(len(rows) for _, rows in chosen)])
+        drawn = np.sort(np.random.default_rng(0).permutation(starts[-1])[: coverage.MOST])
+        own = np.split(drawn, np.searchsorted(drawn, starts[1:-1]))
+        parts = [
+            part
+            for (dataset, rows), start, places in zip(chosen, starts, own, strict=False)
+            for part in self._looked_at(dataset, rows[places - start])
+        ]
+        if not parts:
+            raise errors.InputError("coverage: no training object has a redshift within the bins")
+        spaces = (np.concatenate([part[name] for part in parts]) for name in ("embedding", "brightness"))
+        self.coverage = jax.device_put(coverage.coverage_of(*spaces))
+
+    def _looked_at(self, dataset: Dataset, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+        """embedding [B',D] and brightness [B',C] of rows of a dataset, in batches."""
+        compiled = self.compiled(dataset.manifest, None, ("embedding", "brightness"))
+        with Stream(self.source(dataset, None), 1) as stream:
+            for start in range(0, len(rows), BATCH):
+                some = rows[start : start + BATCH]
+                batch = stream.fetch(np.resize(some, BATCH))  # always as many: compiled once
+                found = jax.device_get(self._start(compiled, batch, dataset.manifest))
+                yield {name: values[: len(some)].reshape(len(some), -1) for name, values in found.items()}
+
+    def _training_rows(self) -> Iterator[tuple[Dataset, np.ndarray]]:
+        data, (low, high) = self.config.data, self.edges[[0, -1]]
+        for source in data.sources or ({},):
+            source = {"path": data.path, "where": data.where} | dict(source)
+            dataset = self.open_dataset(source["path"])
+            if dataset.remote:
+                raise errors.InputError(f"coverage: {source['path']!r} is remote; its training objects are not fetched")
+            if "z" in dataset.manifest.columns:
+                split = "" if data.transductive else "split == 'train'"
+                where = training_filter(split, source["where"], f"z >= {low} and z < {high}")
+                yield dataset, dataset.select(where)
+
+
+def counted(parts: Iterator[tuple], bar: logs.Bar) -> Iterator[tuple]:
+    """The (rows, found), each told to the bar."""
+    done = bar.done
+    for rows, found in parts:
+        done += len(rows)
+        bar.update(done)
+        yield rows, found
+
+
+def completed(
+    batch: dict, manifest: Manifest, deredden: bool, columns: Mapping[str, str] | None = None
+) -> dict[str, np.ndarray]:
+    """The entries of a batch that a model reads, with what is missing of them filled in as Model.predict says. columns:
+    {what the model reads: what it is called in the batch}."""
+    wanted = manifest.arrays["image"].shape
+    shape = np.shape(batch["image"]) if "image" in batch else "missing"
+    if shape == "missing" or len(shape) != 4 or shape[1:] != wanted:
+        raise errors.InputError(
+            f"batch: image is {shape}, it must be [B, {', '.join(map(str, wanted))}]: the bands "
+            f"{[band.name for band in manifest.bands]}, each {wanted[1]} x {wanted[2]} pixels"
+        )
+    names = ("image", "image_mask", "bands_observed", *COMPACT)
+    used = {name: np.asarray(batch[name]) for name in names if name in batch}
+    if "bands_observed" not in used:
+        bits = np.uint32(1) << np.arange(wanted[0], dtype=np.uint32)
+        empty = ZERO if "image_dither" in used else 0  # of compact levels
+        used["bands_observed"] = ((used["image"] != empty).any((2, 3)) * bits).sum(1, dtype=np.uint32)
+    if deredden and "ebv" not in batch:
+        warnings.warn("batch has no 'ebv': Galactic reddening is not corrected", stacklevel=4)
+    missing = np.full(shape[0], np.nan)
+    used |= {name: np.asarray(batch.get(own, missing), np.float32) for name, own in (columns or {}).items()}
+    return used | ({"ebv": np.asarray(batch.get("ebv", np.zeros(shape[0])), np.float32)} if deredden else {})

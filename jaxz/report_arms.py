@@ -1,0 +1,107 @@
+"""The arms of a comparison: runs that differ in their seed alone are one, and errors are of the same draws for all."""
+
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from jaxz.photoz.bootstrap import Estimate, hierarchical_bootstrap, sky_cells
+from jaxz.photoz.metrics import ENOUGH_FOR_ERRORS, all_metrics, columns_of
+from jaxz.report_data import Run
+from jaxz.report_tables import all_test_sets, comparable
+
+
+def arms_of(runs: Sequence[Run]) -> list[Run]:
+    """The runs that have scores, those of one recipe and several seeds as one: it has the name and the predictions of
+    the first, its scores are means over its `seeds`, and their errors are those of its `estimates`, where it has any.
+    """
+    groups: list[list[Run]] = []
+    for run in (run for run in runs if run.scores):
+        for group in groups:
+            if recipe(group[0]) == recipe(run) and seed(run) not in map(seed, group):
+                group.append(run)
+                break
+        else:
+            groups.append([run])
+    arms = [replace(group[0], seeds=tuple(group), scores=mean_scores(group)) for group in groups]
+    found: dict[str, dict] = {arm.name: {} for arm in arms}
+    for test_set in all_test_sets(arms):
+        for together in [arms] if comparable(arms, test_set) else [[arm] for arm in arms]:
+            for name, estimates in estimated(together, test_set).items():
+                found[name][test_set] = estimates
+    return [replace(arm, estimates=found[arm.name], scores=with_errors(arm, found[arm.name])) for arm in arms]
+
+
+def seed(run: Run) -> int | None:
+    return run.config.get("seed")
+
+
+def recipe(run: Run) -> str:
+    """All that its config and those of the runs it started from say, but the seed."""
+    configs = [{**one.config, "seed": None} for one in (run, *run.parents)]
+    for config, _ in zip(configs, run.parents, strict=False):
+        config["init"] = {**config["init"], "path": ""}  # told by the config that follows
+    return json.dumps(configs, sort_keys=True)
+
+
+def mean_scores(runs: Sequence[Run]) -> dict:
+    """{test set: {metric: {"value", "error"}}}: of one run its own; of several the means of what all have, their errors
+    still unknown."""
+    if len(runs) == 1:
+        return runs[0].scores
+    means: dict[str, dict] = {}
+    for test_set, metrics in runs[0].scores.items():
+        for metric in metrics:
+            values = [(run.scores.get(test_set, {}).get(metric) or {}).get("value") for run in runs]
+            mean = None if None in values else float(np.mean(values))
+            means.setdefault(test_set, {})[metric] = {"value": mean, "error": None}
+    return means
+
+
+def estimated(arms: Sequence[Run], test_set: str) -> dict[str, dict[str, Estimate]]:
+    """{arm: {metric: Estimate}} over the objects of a test set that all of them predicted, for arms with predictions:
+    drawn by sky cells, where one of them says where enough objects lie, and by seeds."""
+    arms = [arm for arm in arms if all(len(run.members(test_set)) for run in arm.seeds)]
+    keys = [run.predictions["key"][run.members(test_set)].astype(str) for arm in arms for run in arm.seeds]
+    common = functools.reduce(np.intersect1d, keys) if keys else ()
+    if len(common) < ENOUGH_FOR_ERRORS:
+        return {}
+    seen = {arm.name: [columns(run, rows_of(run, test_set, common)) for run in arm.seeds] for arm in arms}
+    cells = np.arange(len(common))
+    if placed := next((arm for arm in arms if {"ra", "dec"} <= arm.predictions.keys()), None):
+        rows = rows_of(placed, test_set, common)
+        found = sky_cells(placed.predictions["ra"][rows], placed.predictions["dec"][rows])
+        cells = cells if found is None else found
+    return hierarchical_bootstrap(all_metrics, seen, cells)
+
+
+def columns(run: Run, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """What metrics are made of, of some rows of a run's predictions."""
+    pdf = None if run.pdf is None else run.pdf[rows]
+    return columns_of(run.predictions["z_best"][rows], run.predictions["z_true"][rows], pdf)
+
+
+def rows_of(run: Run, test_set: str, keys: np.ndarray) -> np.ndarray:
+    """[N]: where a run's predictions have the members of a test set named by sorted `keys` [N]."""
+    members = run.members(test_set)
+    _, _, place = np.intersect1d(keys, run.predictions["key"][members].astype(str), return_indices=True)
+    return members[place]
+
+
+def with_errors(arm: Run, estimates: dict[str, dict[str, Estimate]]) -> dict:
+    """The scores of an arm with the errors of its estimates; where there are none, with those they have."""
+    return {
+        test_set: {
+            metric: score | {"error": finite(estimates[test_set][metric].error)}
+            if metric in estimates.get(test_set, {}) and score.get("value") is not None
+            else score
+            for metric, score in metrics.items()
+        }
+        for test_set, metrics in arm.scores.items()
+    }
+
+
+def finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
