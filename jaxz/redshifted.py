@@ -5,8 +5,8 @@
 
 Writes DATASET/overlays/NAME.parquet: for the objects of --where a redshift z, whose ln(1+z) is drawn --scatter around
 their own (a standard deviation), and flux_<band> and fluxerr_<band> as they would be there, equally bright in all (see
-docs/shift.md); z is missing where it came out below 0, or no spectrum fits. For models of catalogue fluxes:
-images do not move. Training mixes it with the objects as they are:
+docs/shift.md); z is missing where it came out below 0, or no spectrum fits. For models of catalogue fluxes: images do
+not move. Training mixes it with the objects as they are:
 
     config.data.sources = (dict(name="labelled"), dict(name="redshifted", overlays=("NAME",)))
 """

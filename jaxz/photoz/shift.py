@@ -28,7 +28,7 @@ FOLDS = 5
 MOST_FEATURES = 16  # more become as many principal components
 MOST_ROWS = 100_000  # that one classifier learns from
 LEAST = 1e-6  # probability of either domain
-TAIL = 5  # objects that the largest weight is shared by
+TAIL = 3  # objects that the largest weight is shared by
 FEWEST_NEIGHBOURS = 16  # of weights
 COVER_NEIGHBOURS = 8
 COMPONENTS = (1, 2, 3, 4, 6, 8)  # of a mixture of Gaussians ...
@@ -67,7 +67,7 @@ def density_ratio_classifier(train: np.ndarray, target: np.ndarray, seed: int) -
 
 
 def odds(probability: np.ndarray) -> np.ndarray:
-    """[N] weights, of mean 1, of training objects of a probability [N] to be target ones; none above the fifth largest:
+    """[N] weights, of mean 1, of training objects of a probability [N] to be target ones; none above the third largest:
     how high a tail of fewer objects reaches is extrapolated, not measured."""
     weights = probability / (1 - probability)
     return truncated(np.minimum(weights, np.sort(weights)[-TAIL]))
