@@ -14,6 +14,7 @@ def get_config():
     config.data.path = "runs/demo/dataset"
     config.data.where = "z_kind == 'spec'"
     config.augment.shift = 2
+    config.augment.noise = (1.0, 2.0)
     config.model.update(dict(width=128, depth=4, heads=4, patch=8, stem="apertures"))
     config.losses = dict(redshift=1.0)
     config.train.update(dict(steps=1500, batch_size=128, log_every=10))

@@ -20,7 +20,7 @@ from benchmarks.shift.scores import read_run, scored
 from jaxz import errors
 from jaxz.files import read_json, replace
 
-SKY_SEED = 0  # of the one sky that all seeds are trained on
+SKY_SEED = 1  # of the one sky that all seeds are trained on; recipes were chosen on that of seed 0
 
 
 def claim(scratch: Path, size: str, protocol: Protocol) -> None:
