@@ -161,7 +161,7 @@ def shown(mask: jax.Array, patch: int, keep: jax.Array | None, hidden: jax.Array
     rows, columns = height // patch, width // patch
     seen = jnp.ones((batch, rows * columns), bool) if hidden is None else ~hidden
     if keep is not None:
-        seen &= jnp.zeros_like(seen).at[jnp.arange(batch)[:, None], keep].set(True)
+        seen &= (keep[:, :, None] == jnp.arange(rows * columns)).any(1)  # a scatter would gather all devices' rows
     return mask & seen.reshape(batch, 1, rows, columns).repeat(patch, 2).repeat(patch, 3)
 
 
