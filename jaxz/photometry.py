@@ -6,8 +6,8 @@
 Trains on the sure spectroscopic labels of the training split, predicts every test object, and writes a run directory
 that `jaxz.report` compares with those of the image models. Fluxes are corrected for Galactic reddening where the
 dataset has `ebv`, as the image models' inputs are. Of templates the labels, if there are any, set the zero points, and
-with --repair their spectra too. --label NAME writes what they say of the other training objects as an overlay:
-redshifts of z_kind 'phot', for networks to learn from (docs/shift.md).
+with --repair their spectra too. --label NAME writes what they say of training objects of z_kind 'none' as an
+overlay: redshifts of z_kind 'phot', for networks to learn from (docs/shift.md).
 """
 
 import argparse
@@ -164,13 +164,13 @@ def main(argv: list[str]) -> None:
     cost = {"steps": 0, "batch_size": 0, "images": 0, "seconds": time.monotonic() - started}
     cost |= {"parameters": 0, "devices": "cpu"}
     replace(workdir / "compute.json", json.dumps(cost, indent=1).encode())
-    replace(workdir / "evaluated.json", json.dumps(evaluated, indent=1).encode())
     if options.label:
         rows, values = fitted.labels(dataset)
         columns = {name: dataset.manifest.columns.get(name, spec) for name, spec in LABELS.items()}
         print(
             write_overlay(dataset, options.label, rows, values, columns, {"tool": "jaxz.photometry", "arguments": argv})
         )
+    replace(workdir / "evaluated.json", json.dumps(evaluated, indent=1).encode())
     for name, metrics in report[workdir.resolve().name].items():
         sigma, eta = (metrics[key]["value"] for key in ("sigma_mad", "eta_15"))
         if sigma is not None:

@@ -16,7 +16,6 @@ from jaxz.data.manifest import ZERO_POINT_UJY, Band
 from jaxz.errors import InputError
 from jaxz.photoz import spectra, templates
 from jaxz.photoz.pdf import PDF
-from jaxz.results import sure_labels
 
 Z_MAX, REDSHIFT_BINS = 6.0, 300
 CALIBRATORS, MENDERS = 500, 5000  # labelled objects that zero points, and repaired spectra, are from
@@ -75,9 +74,9 @@ class Templates:
         return catalog, self.predict(flux, error)
 
     def labels(self, dataset: Dataset) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Rows [N] of the training split without a sure label, and what these templates say as z, z_err, z_kind [N]:
-        the median, half of the central 68 %, and 'phot'; NaN and 'none' where no band is measured."""
-        where = f"split == 'train' and not ({sure_labels(dataset.manifest.columns)})"
+        """Rows [N] of the training split without any label, and what these templates say as z, z_err, z_kind [N]: the
+        median, half of the central 68 %, and 'phot'; NaN and 'none' where no band is measured."""
+        where = "split == 'train' and z_kind == 'none'"
         _, flux, error = load(dataset, where, self.bands, [])
         pdf = self.predict(flux, error)
         known = (np.isfinite(flux) & (error > 0)).any(axis=1)

@@ -21,7 +21,12 @@ def galaxies(path):
     z = draw.uniform(0.3, 1.1, 400)
     flux = templates.model_fluxes(spectra.WAVELENGTH, spectra.templates()[:1], curves, z)[:, 0]
     flux = 10 * flux * (1 + 0.02 * draw.normal(size=flux.shape)) * [10**0.08, 1, 1, 1]
-    change = {"true_z": lambda v: z, "z": lambda v: np.where(v["z_kind"] == "spec", z, np.nan)}
+    many_band = np.arange(400) % 10 == 1  # a label of another catalogue
+    change = {
+        "z_kind": lambda v: np.where(many_band, "phot", v["z_kind"]),
+        "true_z": lambda v: z,
+        "z": lambda v: np.where(v["z_kind"] == "spec", z, np.nan),
+    }
     for n, b in enumerate(BANDS):
         change |= {f"flux_{b}": lambda v, n=n: flux[:, n], f"fluxerr_{b}": lambda v, n=n: 0.02 * flux[:, n]}
     return make_dataset(path, n=400, change=change)
@@ -77,9 +82,13 @@ def test_labels_for_unlabelled_training_objects(tmp_path):
     Table([spectra.WAVELENGTH, spectra.templates()[0]], names=["wavelength", "old"]).write(tmp_path / "spectra.fits")
     run = ["--dataset", str(dataset), "--model", "template", "--templates", str(tmp_path / "spectra.fits"), "--repair"]
     photometry.main([*run, "--workdir", str(tmp_path / "run"), "--label", "phot"])
+    assert (tmp_path / "run/evaluated.json").stat().st_mtime_ns >= (
+        dataset / "overlays/phot.parquet"
+    ).stat().st_mtime_ns
     bare, laid = open_dataset(dataset), open_dataset(dataset, overlays=["phot"])
     unlabelled = bare.select("split == 'train' and z_kind == 'none'")
-    assert np.array_equal(laid.select("z_kind == 'phot'"), unlabelled)
+    named = np.union1d(unlabelled, bare.select("z_kind == 'phot'"))
+    assert len(named) > len(unlabelled) and np.array_equal(laid.select("z_kind == 'phot'"), named)
     untouched = np.setdiff1d(np.arange(len(bare)), unlabelled)
     assert np.array_equal(laid.column("z")[untouched], bare.column("z")[untouched], equal_nan=True)
     z, truth, error = (laid.column(name)[unlabelled] for name in ("z", "true_z", "z_err"))

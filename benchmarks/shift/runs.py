@@ -51,7 +51,8 @@ def run(scratch: Path, protocol: Protocol, arm: Arm, seed: int, pretrained: Path
         return
     names = overlays(protocol, arm, seed)
     if not arm.config:
-        label = [f"--label={names[1]}"] if arm.overlay else []
+        missing = arm.overlay and not (protocol.dataset / place_of("overlays", names[1])).exists()
+        label = [f"--label={names[1]}"] if missing else []  # it was stopped between the overlay and its end
         where = ["--dataset", dataset, "--workdir", str(workdir), f"--overlay={names[0]}", *label]
         call("jaxz.photometry", *where, *arm.fields, "--seed", str(seed))
         return

@@ -111,7 +111,7 @@ def overlay_path(dataset, name: str) -> Path:
         )
     path = dataset.path / place_of("overlays", name)
     if path.exists():
-        raise InputError(f"--name: {path} exists; choose another name")
+        raise InputError(f"overlay: {path} exists; choose another name")
     return path
 
 
