@@ -119,6 +119,7 @@ class Model:
         self.abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct((*lead, *a.shape), a.dtype, sharding=here), shapes)
         self.params: dict = {}
         self.coverage: coverage.Coverage | None = None  # on the device
+        self._compiled = functools.lru_cache(maxsize=8)(self._compile)  # a function a dataset
         size, bands = normalisation.size, normalisation.bands
         self.training_units = Manifest(
             arrays={"image": Array("image", "float32", (len(bands), size, size))},
@@ -138,8 +139,7 @@ class Model:
         """Compiled for the dataset of a manifest; only `outputs` are computed, () being all."""
         return self._compiled(manifest.to_json(), tuple((band_map or {}).items()), outputs)
 
-    @functools.lru_cache(maxsize=8)  # noqa: B019  one compiled function a dataset
-    def _compiled(self, manifest_json: str, band_map: tuple, outputs: tuple[str, ...]) -> Compiled:
+    def _compile(self, manifest_json: str, band_map: tuple, outputs: tuple[str, ...]) -> Compiled:
         fit = Fit(Manifest.from_json(manifest_json), self.normalisation, dict(band_map))
         prepare = Prepare(fit.manifest, self.normalisation)
 

@@ -17,11 +17,11 @@ from jaxz.data.overlays import write_overlay
 from jaxz.data.staging import place_of
 from jaxz.errors import InputError, suggest
 from jaxz.photoz import shift
+from jaxz.photoz.bootstrap import CELL_ORDER
 from jaxz.provenance import versions
 from jaxz.results import sure_labels
 from jaxz.shift import domains
 
-CELL_ORDER = 9  # HEALPix: sky cells of 7 arcmin
 FAINT = 23.5  # mag_ref, of the simulated sky
 QUANTILE = 0.99  # of the labelled redshifts: beyond lies what labels hardly reach
 SETTINGS = {"where": str, "faint": float, "z_max": float}  # of a selection file
