@@ -3,8 +3,10 @@
     python -m jaxz.train --config=configs/redshift_lin.py --workdir=RUN --config.data.path=DATASET \\
         --config.init.path=PRETRAINING_RUN
 
-lin.magnitude_min and magnitude_max are the range of mag_ref, in 2 x heads - 1 rows of half a magnitude. Step 2, from
-this run: --config.init.path=RUN --config.optim.frozen='^(?!lin/out/)' and the overlay of configs/redshift_balanced.py.
+lin.magnitude_min and magnitude_max, 17.5 and 25 here whatever the dataset is, are to be the range of its mag_ref, cut
+into 2 x heads - 1 rows of half a magnitude: for 16 to 25.5, --config.lin.magnitude_min=16
+--config.lin.magnitude_max=25.5 --config.lin.heads=10. What lies beyond belongs to the outermost rows. Steps 2 to 4,
+from this run: docs/shift.md.
 Hardware: 2 CPU cores for a try, one GPU for work. Time: that of configs/redshift_finetune.py.
 Expect: it learns more slowly than one head: 200 steps of batch 64 (width 64, 20,000 simulated cutouts, one seed) leave
 a sigma_mad of 0.09 on objects like the labelled ones, a direct run 0.06, and residuals that depend more on z_spec.

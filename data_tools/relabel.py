@@ -22,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from astropy.table import Table
 
 from data_tools import labels as of
@@ -31,9 +30,7 @@ from data_tools.inputs import WRITING, sha256, versions
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.index import column_type
 from jaxz.data.manifest import Column
-from jaxz.data.overlays import to_parquet
-from jaxz.data.staging import place_of
-from jaxz.data.transport import is_remote
+from jaxz.data.overlays import overlay_ids, overlay_path, to_parquet
 from jaxz.errors import InputError, run
 from jaxz.files import replace
 from jaxz.photoz.balance import near_balanced
@@ -44,18 +41,12 @@ SHOWN = 3  # ids that found no object
 
 def main(argv: list[str]) -> int | None:
     args = parse(argv)
-    if is_remote(args.dataset):
-        raise InputError(f"dataset: {args.dataset!r} is remote; write the overlay where it is")
     dataset = open_dataset(args.dataset, overlays=args.overlay)
-    if "object_id" not in dataset.manifest.columns:
-        raise InputError(f"dataset: {args.dataset!r} has no column object_id, by which overlays are joined; convert it")
-    path = dataset.path / place_of("overlays", args.name)
+    path = overlay_path(dataset, args.name, replace=True)
     if path.exists() and not args.replace:
         raise InputError(f"name: {path} exists; choose another name, or give --replace")
     make = folds if args.folds else subset if args.near_balanced else labels
     ids, values, columns, summary = make(dataset, args)
-    if pc.count_distinct(ids).as_py() != len(ids):
-        raise InputError(f"dataset: object_id of {args.dataset!r} stands more than once for some objects; convert it")
     provenance = {
         "tool": "data_tools.relabel", "arguments": argv, "rows": dataset.fingerprint()["rows"],
         "overlays": args.overlay, "summary": summary, "versions": versions("numpy", "astropy", *WRITING),
@@ -126,7 +117,7 @@ def labels(dataset: Dataset, args: argparse.Namespace) -> tuple[pa.Array, dict[s
     if not (place >= 0).any():
         raise InputError(f"from: none of the {len(table)} rows of {str(args.table)!r} is of an object; check the ids")
     rows = of.best_rows(place, separation, values)
-    ids = dataset.arrow(columns=["object_id"])["object_id"].take(pa.array(place[rows])).combine_chunks()
+    ids = overlay_ids(dataset, place[rows])
     values = {name: found.take(pa.array(rows)) for name, found in values.items()}
     changes = {}
     if "z_spec" in values:
@@ -188,9 +179,8 @@ def of_all(
     dataset: Dataset, name: str, values: np.ndarray, column: Column
 ) -> tuple[pa.Array, dict[str, pa.Array], dict[str, Column]]:
     """object_id [K], {name: values [K]} and {name: column} of all objects that have an id."""
-    ids = dataset.arrow(columns=["object_id"])["object_id"].combine_chunks()
-    known = pa.array(ids.is_valid())
-    return ids.filter(known), {name: pa.array(values, column_type(column)).filter(known)}, {name: column}
+    rows = np.flatnonzero(dataset.arrow(columns=["object_id"])["object_id"].is_valid())
+    return overlay_ids(dataset, rows), {name: pa.array(values[rows], column_type(column))}, {name: column}
 
 
 if __name__ == "__main__":

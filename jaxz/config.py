@@ -1,8 +1,7 @@
-"""Every field of a run's configuration, with its default and what it means; and the check across fields."""
+"""Every field of a run's configuration, with its default and what it means; and how one is read."""
 
 import importlib
 import json
-import math
 import pkgutil
 import runpy
 import sys
@@ -13,6 +12,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from jaxz.data.transport import place
 from jaxz.errors import InputError, suggest
 
 
@@ -90,197 +90,24 @@ def default() -> ml_collections.ConfigDict:
     )
 
 
-def is_range(values) -> bool:
-    """Whether it is empty, or two finite numbers in order."""
-    numbers = all(isinstance(v, int | float) and math.isfinite(v) for v in values)
-    return not values or (numbers and len(values) == 2 and values[0] <= values[1])
-
-
 # Names of the objectives, without importing jax.
 OBJECTIVES = tuple(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / "objectives")]))
 BACKBONES = tuple(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / "models")]))
-
-
-def are_rules(rules) -> bool:
-    """Whether they are one or more pairs (regex, factor)."""
-    number = lambda v: isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) and v >= 0
-    pair = lambda rule: isinstance(rule, tuple | list) and len(rule) == 2
-    return len(rules) > 0 and all(pair(rule) and isinstance(rule[0], str) and number(rule[1]) for rule in rules)
-
-
-# (field, test, what it must be)
-CHECKS = (
-    ("seed", lambda v: -(2**63) <= v < 2**63, "of 64 bits"),
-    ("data.check", lambda v: v in ("size", "crc"), "'size' or 'crc'"),
-    ("data.cache_gib", lambda v: v >= 0, "at least 0"),
-    ("data.on_error", lambda v: v in ("raise", "replace"), "'raise' or 'replace'"),
-    ("data.coalesce_kib", lambda v: 0 <= v <= 2**20, "in 0..1048576"),
-    ("data.balance_bins", lambda v: 0 <= v <= 10_000, "in 0..10000"),
-    ("data.window", lambda v: v >= 0, "at least 0"),
-    ("data.threads", lambda v: v >= 1, "at least 1"),
-    ("data.softening", lambda v: v > 0, "above 0"),
-    ("data.stretch", lambda v: v in ("asinh", "log", "sqrt"), "'asinh', 'log' or 'sqrt'"),
-    ("augment.orientation", lambda v: v in ("square", "any", "none"), "'square', 'any' or 'none'"),
-    ("augment.shift", lambda v: v >= 0, "at least 0"),
-    ("augment.noise", lambda v: is_range(v) and (not v or v[0] >= 1), "() or (low, high) of at least 1"),
-    ("augment.psf_fwhm", lambda v: is_range(v) and (not v or v[0] > 0), "() or (low, high) in arcsec"),
-    ("augment.ebv", lambda v: 0 <= v <= 10, "in 0..10"),
-    ("augment.band_dropout", lambda v: 0 <= v < 1, "in [0, 1)"),
-    ("augment.hole", lambda v: v >= 0, "at least 0"),
-    ("init.item", lambda v: v in ("params", "ema"), "'params' or 'ema'"),
-    ("train.steps", lambda v: v >= 1, "at least 1"),
-    ("train.batch_size", lambda v: 1 <= v <= 1_000_000, "from 1 to 1000000"),
-    ("train.log_every", lambda v: v >= 1, "at least 1"),
-    ("train.accumulate", lambda v: v >= 1, "at least 1"),
-    ("train.members", lambda v: 1 <= v <= 1000, "from 1 to 1000"),
-    ("train.profile", lambda v: is_range(v) and all(type(n) is int and n >= 1 for n in v), "() or (first, last) step"),
-    ("train.ema_decay", lambda v: 0 <= v < 1, "in [0, 1)"),
-    ("train.ema_final", lambda v: 0 <= v <= 1, "in [0, 1]"),
-    ("optim.name", lambda v: v in ("adamw", "lamb", "muon"), "'adamw', 'lamb' or 'muon'"),
-    ("optim.lr", lambda v: v > 0, "above 0"),
-    ("optim.schedule", lambda v: v in ("cosine", "wsd", "step"), "'cosine', 'wsd' or 'step'"),
-    ("optim.lr_rules", are_rules, "pairs (regex, factor), a factor at least 0"),
-    ("optim.decay_rules", are_rules, "pairs (regex, factor), a factor at least 0"),
-    ("optim.layer_decay", lambda v: 0 < v <= 1, "above 0, at most 1"),
-    ("optim.lora_rank", lambda v: v >= 0, "at least 0"),
-    ("optim.warmup_steps", lambda v: v >= 0, "at least 0"),
-    ("optim.b2", lambda v: 0 < v < 1, "between 0 and 1"),
-    ("optim.weight_decay", lambda v: v >= 0, "at least 0"),
-    ("optim.clip_norm", lambda v: v > 0, "above 0"),
-    ("mesh.data", lambda v: v == -1 or v >= 1, "-1 or at least 1"),
-    ("mesh.fsdp", lambda v: v >= 1, "at least 1"),
-    ("checkpoint.every", lambda v: v >= 1, "at least 1"),
-    ("checkpoint.keep", lambda v: v >= 1, "at least 1"),
-)
 
 
 USUAL = {"losses": "dict(NAME=1.0)", "model": 'dict(name="vit")'}
 SOURCE = ("name", "path", "overlays", "where", "weights", "balance", "balance_bins", "window")  # fields of data.sources
 
 
-def source_problems(config: ml_collections.ConfigDict):
-    """What is wrong with data.sources and data.stages."""
-    kinds = {"name": str, **{name: type(config.data[name]) for name in SOURCE[1:]}}
-    checks = {name.removeprefix("data."): (test, rule) for name, test, rule in CHECKS if name.startswith("data.")}
-    for n, source in enumerate(config.data.sources):
-        if not isinstance(source, dict):
-            yield f"data.sources[{n}]: {source!r} must be a dict"
-            continue
-        for name, value in source.items():
-            if name not in SOURCE:
-                yield f"data.sources[{n}].{name} is no field of a source.{suggest(name, SOURCE)}"
-            elif type(value) is not kinds[name]:
-                yield f"data.sources[{n}].{name}: {value!r} must be {kinds[name].__name__}"
-            elif name in checks and not checks[name][0](value):
-                yield f"data.sources[{n}].{name}: {value!r} must be {checks[name][1]}"
-    for n, stage in enumerate(config.data.stages):
-        number = lambda v: isinstance(v, int | float) and not isinstance(v, bool)
-        ratios = stage.get("ratios") if isinstance(stage, dict) else None
-        if not isinstance(ratios, tuple | list) or not all(map(number, ratios)) or stage.keys() - {"ratios", "steps"}:
-            yield f"data.stages[{n}]: {stage!r} must be dict(ratios=(1, 3), steps=1000), without steps the last"
-        elif not isinstance(stage.get("steps", 1), int):
-            yield f"data.stages[{n}].steps: {stage['steps']!r} must be an integer"
-
-
-def imported_problems(config: ml_collections.ConfigDict):
-    """What is wrong with the rest of a config whose model has weights of others."""
-    name = config.model.name
-    if not config.init.path:
-        yield f"init.path: '' is not set, but the model {name!r} begins with trained weights alone; name their file"
-    if config.data.stretch != "asinh":
-        yield f"data.stretch: {config.data.stretch!r}, but the model {name!r} takes asinh; set it to 'asinh'"
-
-
-def validate(config: ml_collections.ConfigDict) -> None:
-    """Raises InputError naming every field that is wrong, before any device starts."""
-    values = dict(fields(config))
-    problems = [f"{name}: {value!r} must be finite" for name, value in values.items() if not is_finite(value)]
-    problems += [
-        f"{name}: {values[name]!r} must be {rule}"
-        for name, test, rule in CHECKS
-        if is_finite(values[name]) and not test(values[name])
-    ]
-    problems += source_problems(config)
-    for name, weight in config.losses.items():
-        if name not in OBJECTIVES:
-            problems.append(f"losses: {name!r} is no objective of jaxz/objectives.{suggest(name, OBJECTIVES)}")
-        if not isinstance(weight, int | float) or weight < 0:
-            problems.append(f"losses.{name}: {weight!r} must be a weight, at least 0")
-    if not config.data.path:
-        problems.append("data.path: '' is not set; name a dataset with --config.data.path=DATASET")
-    if not config.losses:
-        problems.append("losses: is empty; name at least one objective")
-    for name in sorted({*config.losses} & {*OBJECTIVES} - {*config}):
-        problems.append(f"losses: {name!r} has settings that the config was made without; name it in a config file")
-    if problems and any(name not in config for name in modules(config)):
-        raise InputError("; ".join(problems))  # the rest reads the settings
-    for group, module in modules(config).items():
-        if lacking := sorted(getattr(module, "SETTINGS", {}).keys() - config[group].keys()):
-            problems.append(
-                f"model.name: {config.model.name!r} has the settings {lacking}, which the config was made without; "
-                "name it in a config file"
-            )
-            continue
-        for name, (test, rule) in getattr(module, "CHECKS", {}).items():
-            field = f"{group}.{name}"
-            if all(map(is_finite, config[group].values())) and not test(config[group]):
-                problems.append(f"{field}: {config[group][name]!r} must be {rule}")
-    if config.model.get("stem") == "apertures" and config.data.stretch != "asinh":
-        problems.append(f"data.stretch: {config.data.stretch!r} must be 'asinh' for model.stem='apertures'")
-    if config.train.batch_size % max(1, config.train.accumulate):
-        problems.append(
-            f"train.accumulate: {config.train.accumulate} does not divide train.batch_size {config.train.batch_size}; "
-            "choose a divisor"
-        )
-    if config.seed + config.train.members > 2**63:
-        problems.append(f"seed: {config.seed} and train.members {config.train.members} pass 64 bits; lower the seed")
-    if config.train.ema_decay == 0:
-        problems += [
-            f"train.ema_decay: 0.0, but {name} needs an averaged teacher; set it to 0.99 or more"
-            for name, module in modules(config).items()
-            if getattr(getattr(module, "Objective", None), "teacher", False)
-        ]
-    if config.augment.orientation != "none":
-        problems += [
-            f"augment.orientation: {config.augment.orientation!r}, but {name} learns an image's turn; set it to 'none'"
-            for name, module in modules(config).items()
-            if getattr(getattr(module, "Objective", None), "oriented", False)
-        ]
-    still = {"orientation": "none", "shift": 0, "subpixel": False, "noise": (), "psf_fwhm": (), "ebv": 0.0}
-    still |= {"band_dropout": 0.0, "hole": 0}
-    if all(config.augment[name] == value for name, value in still.items()):
-        problems += [
-            f"augment: changes nothing, but {name} compares two views of an object; set augment.orientation='square'"
-            for name, module in modules(config).items()
-            if getattr(getattr(module, "Objective", None), "views", 1) > 1
-        ]
-    if not getattr(getattr(modules(config).get("model"), "Backbone", None), "parts", True):
-        problems += [
-            f"losses: {name} shows the encoder parts of images, but model.name {config.model.name!r} sees whole ones; "
-            "use 'vit'"
-            for name, module in modules(config).items()
-            if getattr(getattr(module, "Objective", None), "parts", False)
-        ]
-    if config.augment.ebv and config.data.deredden:
-        problems.append(
-            f"augment.ebv: {config.augment.ebv} reddens images that data.deredden corrects; set it to 0, or "
-            "data.deredden=False"
-        )
-    decay, final = config.train.ema_decay, config.train.ema_final
-    if final and not 0 < decay <= final:
-        problems.append(
-            f"train.ema_final: {final} is what train.ema_decay, {decay}, rises to; set that between 0 and it"
-        )
-    if config.train.profile and config.train.profile[1] > config.train.steps:
-        problems.append(
-            f"train.profile: {tuple(config.train.profile)} ends after train.steps {config.train.steps}; end it sooner"
-        )
-    if getattr(modules(config).get("model"), "IMPORTED", False):
-        problems += imported_problems(config)
-    if config.init.item == "ema" and not config.init.path:
-        problems.append("init.item: 'ema' needs init.path, the run to start from")
-    if problems:
-        raise InputError("; ".join(problems))
+def sources_of(data) -> list[dict]:
+    """The fields SOURCE of each of data.sources, or of the one that the other fields of `data` describe. data.overlays
+    are of the dataset at data.path alone."""
+    shared = {name: data[name] for name in SOURCE if name != "name"} | {"name": "data"}
+    settings = []
+    for n, own in enumerate(map(dict, data.sources)):
+        elsewhere = place(own.get("path", data.path)) != place(data.path)
+        settings.append(shared | ({"overlays": ()} if elsewhere else {}) | {"name": f"source {n}"} | own)
+    return settings or [shared]
 
 
 def modules(config) -> dict:
@@ -311,10 +138,6 @@ def fields(group, prefix: str = ""):
             yield from fields(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def is_finite(value) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)
 
 
 def parse(argv: list[str]) -> ml_collections.ConfigDict:

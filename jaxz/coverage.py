@@ -8,6 +8,7 @@ what it has never seen onto what it knows, hence the other space).
 
 import io
 import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,7 +100,12 @@ def load(path: Path, of: str | None = None) -> Coverage | None:
         return None
     try:
         with np.load(path, allow_pickle=False) as saved:
-            found = Coverage(*(saved[name] for name in Coverage._fields))
-            return found if of in (None, str(saved["of"])) else None
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+            found, own = Coverage(*(saved[name] for name in Coverage._fields)), str(saved["of"])
+        (m, d), (_, c) = found.embedding.shape, found.unit.shape
+        if [array.shape for array in found] != [(m, d), (m, 2 * c), (3, c), (2,)]:
+            raise ValueError("the shapes of its arrays do not fit")
+        if any(array.dtype != np.float32 for array in found):
+            raise ValueError("its arrays are not all float32")
+        return found if of in (None, own) else None
+    except (ValueError, TypeError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: is no sample of training objects ({error}); delete it") from None

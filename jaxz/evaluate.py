@@ -2,8 +2,8 @@
 
     python -m jaxz.evaluate --workdir=RUN --dataset=DATASET
 
-writes RUN/predictions.parquet and .fits, pdf.hdf5 and report.json for runs that predict redshifts, and
-RUN/reconstructions.npz for those that reconstruct images.
+writes RUN/predictions.parquet and .fits, pdf.hdf5, report.json and, as jaxz.predict does, coverage.npz for runs that
+predict redshifts, and RUN/reconstructions.npz for those that reconstruct images.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from jaxz.data.dataset import Dataset
 from jaxz.data.stream import Stream
 from jaxz.files import replace
 from jaxz.inference import Model, load_run
+from jaxz.predict import know_coverage, outputs_of
 from jaxz.results import catalog_of, claim_scores, test_sets, truths_of, write_results
 
 SHOWN = 6  # reconstructed objects
@@ -30,17 +31,20 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--workdir", required=True, type=Path, help="the run")
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--item", choices=("params", "ema"), default="params", help="ema: the averaged weights")
+    parser.add_argument("--step", type=int, help="of the checkpoint, such as jaxz.select's; default the newest")
     parser.add_argument("--overwrite", action="store_true", help="replace the scores on another dataset")
     options = parser.parse_args(argv)
     runtime.alone("jaxz.evaluate")
-    model = load_run(options.workdir, options.item)
+    model = load_run(options.workdir, options.item, options.step)
     dataset = model.open_dataset(options.dataset)
     evaluated = claim_scores(options.workdir, dataset, options.overwrite)
+    evaluated |= {} if options.step is None else {"step": options.step}
     reconstructs = bool(RECONSTRUCT & set(model.config.losses))
     if reconstructs:
         write_reconstructions(options.workdir / "reconstructions.npz", model, dataset)
         print(f"{options.workdir}: reconstructions.npz")
     if model.edges is not None:
+        know_coverage(model, options.workdir)
         score(options.workdir, model, dataset)
     elif not reconstructs:
         raise errors.InputError(
@@ -52,11 +56,11 @@ def main(argv: list[str]) -> None:
 def score(workdir: Path, model: Model, dataset: Dataset) -> None:
     """Predict all test sets at once, write the results and print the main scores."""
     where = " or ".join(f"({condition})" for condition, _ in test_sets(dataset).values())
-    rows, found = model.predict_dataset(dataset, where, ("pdf",))
-    catalog = catalog_of(dataset, rows)
+    rows, found = model.predict_dataset(dataset, where, outputs_of(model))
+    pdf, spread = model.densities(found.pop("pdf"))
+    catalog = catalog_of(dataset, rows, found)
     arm = workdir.resolve().name
     truths = truths_of(dataset, catalog["key"])
-    pdf, spread = model.densities(found["pdf"])
     report = write_results(workdir, arm, catalog, pdf, truths, spread, fits=True)
     for name, metrics in report[arm].items():
         print(f"{arm} on {name}: {', '.join(f'{m} {shown(metrics[m])}' for m in ('sigma_mad', 'eta_15'))}")

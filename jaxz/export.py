@@ -49,6 +49,7 @@ def export(model: Model, out: Path, origin: str) -> None:
     if model.coverage is not None:
         coverage.save(out / COVERAGE, model.coverage, model.digest)
     own = {"version": __version__, "config": config, "normalisation": model.normalisation.to_json()}
+    own["trained_on"] = model.trained_on
     described = (described or {"model_type": "jaxz"}) | {"jaxz": own}
     replace(out / "README.md", card(model, described, origin).encode())
     replace(out / "config.json", json.dumps(described, indent=1).encode())

@@ -8,7 +8,7 @@ import contextlib
 import functools
 import hashlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from jaxz import coverage, errors, logs, objectives, runtime
 from jaxz.checkpoint import Checkpoints
-from jaxz.config import complete
+from jaxz.config import complete, sources_of
 from jaxz.coverage import UNKNOWN, brightness
 from jaxz.data.compact import ZERO
 from jaxz.data.dataset import Dataset, open_dataset
@@ -27,6 +27,7 @@ from jaxz.data.fit import Fit
 from jaxz.data.manifest import Array, Column, Manifest
 from jaxz.data.prepare import COMPACT, Normalisation, Prepare
 from jaxz.data.stream import Source, Stream
+from jaxz.data.transport import is_remote, place
 from jaxz.data.where import training_filter
 from jaxz.errors import suggest
 from jaxz.files import read_json
@@ -61,6 +62,7 @@ def load_run(path: Path | str, item: str = "params", step: int | None = None) ->
         meta = checkpoints.meta(step)
         model = Model(ConfigDict(complete(meta["config"])), Normalisation.from_json(meta["normalisation"]))
         model.params = checkpoints.params(model.abstract, item, step)
+        model.trained_on = [source["fingerprint"]["rows"] for source in meta["stream"]["sources"]]
     finally:
         checkpoints.close()
     if (Path(path) / COVERAGE).is_file():
@@ -84,6 +86,7 @@ def load_exported(path: Path) -> "Model":
     if shapes(params) != shapes(model.abstract):
         raise errors.InputError(f"model: the arrays in {str(path)!r} are not those of its config; export the run again")
     model.params = jax.device_put(params)
+    model.trained_on = own.get("trained_on", [])
     model.coverage = jax.device_put(coverage.load(path / COVERAGE))
     return model
 
@@ -119,6 +122,7 @@ class Model:
         self.abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct((*lead, *a.shape), a.dtype, sharding=here), shapes)
         self.params: dict = {}
         self.coverage: coverage.Coverage | None = None  # on the device
+        self.trained_on: list[str] = []  # digests of the rows of the datasets of its sources
         self._compiled = functools.lru_cache(maxsize=8)(self._compile)  # a function a dataset
         size, bands = normalisation.size, normalisation.bands
         self.training_units = Manifest(
@@ -206,11 +210,12 @@ class Model:
         best = [np.concatenate([block.median() for block in one.blocks()]) for one in each]
         return PDF(self.edges, pdf.mean(1)), np.std(best, axis=0)
 
-    def open_dataset(self, path: str) -> Dataset:
-        """A dataset with the run's cache and, where it is the one that the run was trained on, the run's overlays."""
+    def open_dataset(self, path: str, overlays: Sequence[str] = ()) -> Dataset:
+        """A dataset with the run's cache and, where it is the one that the run was trained on, the run's overlays; then
+        those named."""
         settings = self.config.data
-        overlays = settings.overlays if path == settings.path else ()
-        return open_dataset(path, settings.cache, settings.cache_gib, overlays)
+        own = settings.overlays if place(path) == place(settings.path) else ()
+        return open_dataset(path, settings.cache, settings.cache_gib, tuple(dict.fromkeys((*own, *overlays))))
 
     def source(self, dataset: Dataset, where: str | None, band_map: Mapping[str, str] | None = None) -> Source:
         """What a stream must read of a dataset for `predict`. Raises InputError where the dataset does not fit."""
@@ -255,8 +260,8 @@ class Model:
 
     def learn_coverage(self) -> None:
         """Fill `coverage` with training objects of the run that have a redshift within its bins: all, or 4,096 drawn of
-        them. Raises InputError where their dataset is not at hand, or they are few."""
-        chosen = list(self._training_rows())
+        them. Raises InputError where their dataset is not at hand or has changed, or they are few."""
+        chosen = list(self.training_rows())
         starts = np.cumsum([0, *(len(rows) for _, rows in chosen)])
         drawn = np.sort(np.random.default_rng(0).permutation(starts[-1])[: coverage.MOST])
         own = np.split(drawn, np.searchsorted(drawn, starts[1:-1]))
@@ -280,17 +285,25 @@ class Model:
                 found = jax.device_get(self._start(compiled, batch, dataset.manifest))
                 yield {name: values[: len(some)].reshape(len(some), -1) for name, values in found.items()}
 
-    def _training_rows(self) -> Iterator[tuple[Dataset, np.ndarray]]:
+    def training_rows(self) -> Iterator[tuple[Dataset, np.ndarray]]:
+        """Every dataset with the overlays that sources read it with, and those of its rows that any of them draws."""
         data, (low, high) = self.config.data, self.edges[[0, -1]]
-        for source in data.sources or ({},):
-            source = {"path": data.path, "where": data.where} | dict(source)
-            dataset = self.open_dataset(source["path"])
-            if dataset.remote:
-                raise errors.InputError(f"coverage: {source['path']!r} is remote; its training objects are not fetched")
-            if "z" in dataset.manifest.columns:
-                split = "" if data.transductive else "split == 'train'"
+        split = "" if data.transductive else "split == 'train'"
+        datasets, rows = {}, collections.defaultdict(list)
+        for n, source in enumerate(sources_of(data)):
+            path, overlays = source["path"], source["overlays"]
+            if is_remote(path):
+                raise errors.InputError(f"coverage: {path!r} is remote; its training objects are not fetched")
+            opened = place(path), tuple(overlays)
+            if opened not in datasets:
+                datasets[opened] = open_dataset(path, overlays=overlays, layers=data.layers)
+            if datasets[opened].fingerprint()["rows"] not in self.trained_on[n : n + 1]:
+                raise errors.InputError(f"coverage: {path!r} does not hold the rows that the run was trained on")
+            if "z" in datasets[opened].manifest.columns:
                 where = training_filter(split, source["where"], f"z >= {low} and z < {high}")
-                yield dataset, dataset.select(where)
+                rows[opened].append(datasets[opened].select(where))
+        for opened, chosen in rows.items():
+            yield datasets[opened], np.unique(np.concatenate(chosen))
 
 
 def counted(parts: Iterator[tuple], bar: logs.Bar) -> Iterator[tuple]:

@@ -29,12 +29,12 @@ from threadpoolctl import threadpool_limits
 from jaxz.catalog_fluxes import features, flux_bands, test_objects, training_objects
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.manifest import Column
-from jaxz.data.overlays import overlay_path, write_overlay
+from jaxz.data.overlays import overlay_ids, overlay_path, write_overlay
 from jaxz.errors import InputError, run
-from jaxz.files import read_json, replace
+from jaxz.files import replace
 from jaxz.photoz.pdf import PDF
-from jaxz.results import claim_scores, truths_of, write_results
-from jaxz.template_fit import Templates
+from jaxz.results import claim_run, claim_scores, truths_of, write_results
+from jaxz.template_fit import UNLABELLED, Templates
 
 FOLDS, REDSHIFT_BINS, FEWEST = 5, 300, 50
 SMALL = 20_000  # training objects: below, threads cost the trees more than they save
@@ -144,11 +144,8 @@ def main(argv: list[str]) -> None:
         )
     if options.label:
         overlay_path(dataset, options.label)
-    path = workdir / "config.json"
-    if workdir.is_dir() and not path.exists() and any(workdir.iterdir()):
-        raise InputError(f"workdir: {options.workdir!r} holds files but no config.json; name an empty directory")
-    if path.exists() and read_json(path, "the run's config") != config:
-        raise InputError(f"workdir: {options.workdir!r} holds a run of another configuration; choose another directory")
+        overlay_ids(dataset, dataset.select(UNLABELLED))
+    claim_run(workdir, config)
     if not 0 <= options.seed < 2**32:
         raise InputError(f"--seed: {options.seed} must lie in 0..{2**32 - 1}")
     evaluated = claim_scores(workdir, dataset, overwrite=False)

@@ -5,9 +5,9 @@
     python -m jaxz.predict --model=DIR ...                    # what jaxz.export wrote, anywhere
 
 FILE (.parquet or .fits) gets a row per object; p(z) goes beside it as FILE's name with .hdf5, readable by qp. DIR gets
-catalog/part-00000.parquet and pdf/part-00000.hdf5, and so on, of some 65,000 objects each; the same command goes on
-where an interrupted one was, and several with --part share the work. Bands are matched by name, or by --band_map;
-stamps of another pixel scale or size are resampled, cut or filled up.
+catalog/part-00000.parquet (or .fits, by --format) and pdf/part-00000.hdf5, and so on, of some 65,000 objects each; the
+same command goes on where an interrupted one was, and several with --part share the work. Bands are matched by name, or
+by --band_map; stamps of another pixel scale or size are resampled, cut or filled up.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from jaxz.photoz.pdf import write_qp
 from jaxz.results import catalog_of, prediction_table, with_column, write_catalog
 
 OBJECTS = 65_536  # of a part, at least: 40 MB of p(z) in 150 bins
+FORMATS = ("parquet", "fits")
 CLAIM = "predict.json"  # of a directory of parts: what they are of
 
 
@@ -41,18 +42,24 @@ def main(argv: list[str]) -> None:
     check_out(options)
     if options.model and options.item != "params":
         raise errors.InputError(f"--item: {options.item!r} is chosen when a run is exported; leave it out with --model")
-    model = load_exported(options.model) if options.model else load_run(options.workdir, options.item)
+    if options.model and options.step is not None:
+        raise errors.InputError(f"--step: {options.step} is of a run's checkpoints; leave it out with --model")
+    model = load_exported(options.model) if options.model else load_run(options.workdir, options.item, options.step)
     dataset = model.open_dataset(options.dataset)
     source = model.source(dataset, options.where, options.band_map)
     for line in model.compiled(dataset.manifest, options.band_map).fit.told:
         print(line, file=sys.stderr)
+    if options.out.suffix and model.edges is not None:
+        check_free(options.out.with_suffix(".hdf5"), options.overwrite)
     know_coverage(model, Path(options.workdir or options.model))
     with Stream(source, options.batch_size, shuffle=False, epochs=1) as stream:
         if options.out.suffix:
             write_file(model, stream, options.out, options.band_map)
+            count = len(stream)
         else:
-            write_parts(model, stream, options.out, options.band_map, options.part)
-    print(f"{len(stream)} objects -> {options.out}")
+            form = options.format or "parquet"
+            count = write_parts(model, stream, options.out, options.band_map, options.part, form)
+    print(f"{count} objects -> {options.out}")
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -64,10 +71,12 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", required=True, type=Path, help="FILE.parquet or FILE.fits, or a directory for parts")
     parser.add_argument("--where", help="rows to predict, such as \"split == 'test'\"; default all")
     parser.add_argument("--item", choices=("params", "ema"), default="params", help="ema: the averaged weights")
+    parser.add_argument("--step", type=int, help="of the checkpoint, such as jaxz.select's; default the newest")
     parser.add_argument(
         "--band_map", type=band_map, metavar="OURS=MODELS,...", help="bands of the dataset under the model's names"
     )
     parser.add_argument("--part", type=share, default=(1, 1), metavar="I/N", help="only this share of the parts")
+    parser.add_argument("--format", choices=FORMATS, help="of the parts' catalogues; default parquet")
     parser.add_argument("--batch_size", type=int, default=BATCH)
     parser.add_argument("--overwrite", action="store_true", help="replace the file at --out")
     return parser.parse_args(argv)
@@ -97,16 +106,24 @@ def check_out(options: argparse.Namespace) -> None:
     if not out.suffix:
         if options.overwrite:
             raise errors.InputError("--overwrite: is for a file; delete the directory to begin anew")
-        if out.exists() and not (out / CLAIM).is_file() and (not out.is_dir() or any(out.iterdir())):
+        # Another process may begin there now: CLAIM comes first, by way of a temporary file.
+        taken = any(not path.name.startswith(f".{CLAIM}.") for path in out.iterdir()) if out.is_dir() else out.exists()
+        if taken and not (out / CLAIM).is_file():
             raise errors.InputError(f"--out: {str(out)!r} holds no {CLAIM} but something else; name another directory")
         return
     if out.suffix not in (".parquet", ".fits"):
         raise errors.InputError(f"--out: {str(out)!r} must end in .parquet or .fits, or in nothing for a directory")
     if options.part != (1, 1):
         raise errors.InputError("--part: shares the parts of a directory; name one with --out")
-    for path in (out, out.with_suffix(".hdf5")):
-        if path.exists() and not options.overwrite:
-            raise errors.InputError(f"--out: {str(path)!r} exists; name another file, or add --overwrite")
+    if options.format:
+        raise errors.InputError(f"--format: is of a directory's parts; {str(out)!r} ends in its own")
+    check_free(out, options.overwrite)
+
+
+def check_free(path: Path, overwrite: bool) -> None:
+    """Raises InputError for a file that is there and is not to be overwritten."""
+    if path.exists() and not overwrite:
+        raise errors.InputError(f"--out: {str(path)!r} exists; name another file, or add --overwrite")
 
 
 def know_coverage(model: Model, path: Path) -> None:
@@ -135,15 +152,20 @@ def write_file(model: Model, stream: Stream, out: Path, band_map: dict | None) -
     write(model, stream.sources[0].dataset, parts, out, out.with_suffix(".hdf5"))
 
 
-def write_parts(model: Model, stream: Stream, out: Path, band_map: dict | None, part: tuple[int, int]) -> None:
+def write_parts(
+    model: Model, stream: Stream, out: Path, band_map: dict | None, part: tuple[int, int], form: str
+) -> int:
     """The objects in parts of some 65,536, of which those that are there stay and this process does its share: a run of
-    neighbours. Each is there as a whole once its catalogue is. Raises InputError where `out` holds another prediction,
-    Stopped when interrupted."""
+    neighbours, of so many objects. Each is there as a whole once its catalogue, of format `form`, is. Raises InputError
+    where `out` holds another prediction, Stopped when interrupted."""
     batches = -(-OBJECTS // stream.batch_size)
     size, total = batches * stream.batch_size, len(stream)
-    claim(out, model, stream, band_map, size)
+    claim(out, model, stream, band_map, size, form)
     count, dataset = -(-total // size), stream.sources[0].dataset
-    catalog, densities = ([folder / f"part-{n:05d}{ending}" for n in range(count)] for folder, ending in places(out))
+    (out / "catalog").mkdir(exist_ok=True)
+    (out / "pdf").mkdir(exist_ok=True)
+    catalog = [out / "catalog" / f"part-{n:05d}.{form}" for n in range(count)]
+    densities = [out / "pdf" / f"part-{n:05d}.hdf5" for n in range(count)]
     mine = range(count * (part[0] - 1) // part[1], count * part[0] // part[1])
     todo = [n for n in mine if not catalog[n].exists()]
     objects = lambda parts: sum(min(size, total - n * size) for n in parts)
@@ -163,14 +185,7 @@ def write_parts(model: Model, stream: Stream, out: Path, band_map: dict | None, 
     except KeyboardInterrupt:
         there = sum(catalog[n].exists() for n in mine)
         raise errors.Stopped(f"{there} of {len(mine)} parts are written; run the same command again to go on") from None
-
-
-def places(out: Path) -> list[tuple[Path, str]]:
-    """Of catalogues and of p(z): the folder, which is made, and the files' ending."""
-    kinds = [(out / "catalog", ".parquet"), (out / "pdf", ".hdf5")]
-    for folder, _ in kinds:
-        folder.mkdir(parents=True, exist_ok=True)
-    return kinds
+    return objects(mine)
 
 
 def neighbours(numbers: Iterable[int]) -> Iterator[tuple[int, list[int]]]:
@@ -186,7 +201,7 @@ def go_to(stream: Stream, position: int) -> None:
     stream.restore(state)
 
 
-def claim(out: Path, model: Model, stream: Stream, band_map: dict | None, size: int) -> None:
+def claim(out: Path, model: Model, stream: Stream, band_map: dict | None, size: int, form: str) -> None:
     """Say in DIR/predict.json what the parts are of. Raises InputError where it says something else already."""
     [source] = stream.state()["sources"]
     now = {
@@ -198,9 +213,10 @@ def claim(out: Path, model: Model, stream: Stream, band_map: dict | None, size: 
         "objects": len(stream),
         "objects_per_part": size,
         "batch_size": stream.batch_size,
+        "format": form,
     }
     path = out / CLAIM
-    then = read_json(path, "the record of a prediction") if path.exists() else now
+    then = {"format": "parquet"} | read_json(path, "the record of a prediction") if path.exists() else now
     if changed := difference(then, now):
         raise errors.InputError(
             f"--out: {str(out)!r} holds another prediction ({'; '.join(changed)}); name another directory"
@@ -213,14 +229,13 @@ def write(model: Model, dataset: Dataset, blocks: list[tuple], path: Path, densi
     """The catalogue of some objects, and their p(z) before it. blocks: (rows, found) of Model.predictions."""
     rows = np.concatenate([rows for rows, _ in blocks])
     found = {name: np.concatenate([values[name] for _, values in blocks]) for name in outputs_of(model)}
-    catalog = with_column(catalog_of(dataset, rows), "n_bands", pa.array(found["n_bands"]))
     if model.edges is None:
-        width = found["embedding"][0].size
-        values = pa.FixedSizeListArray.from_arrays(pa.array(found["embedding"].ravel()), width)
-        write_catalog(path, with_column(catalog, "embedding", values))
+        embedding = found.pop("embedding")
+        values = pa.FixedSizeListArray.from_arrays(pa.array(embedding.ravel()), embedding[0].size)
+        write_catalog(path, with_column(catalog_of(dataset, rows, found), "embedding", values))
         return
-    catalog = with_column(catalog, "coverage_flag", pa.array(found["coverage_flag"]))
-    pdf, spread = model.densities(found["pdf"])
+    pdf, spread = model.densities(found.pop("pdf"))
+    catalog = catalog_of(dataset, rows, found)
     write_qp(densities, pdf, {"key": np.array(catalog["key"].to_pylist(), dtype=str)})
     write_catalog(path, prediction_table(catalog, pdf, {}, spread))
 

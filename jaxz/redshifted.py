@@ -1,12 +1,12 @@
 """Labelled photometry moved to other redshifts, as an overlay that a source of training reads.
 
-    python -m jaxz.redshifted DATASET --name NAME --where "split == 'train' and z_kind == 'spec'" [--scatter 0.07]
+    python -m jaxz.redshifted DATASET --name NAME --where "z_kind == 'spec'" [--scatter 0.07]
         [--filters g=hsc2017-g ...] [--templates TABLE]
 
-Writes DATASET/overlays/NAME.parquet: for the objects of --where a redshift z, whose ln(1+z) is drawn --scatter around
-their own (a standard deviation), and flux_<band> and fluxerr_<band> as they would be there, equally bright in all (see
-docs/shift.md); z is missing where it came out below 0, or no spectrum fits. For models of catalogue fluxes: images do
-not move. Training mixes it with the objects as they are:
+Writes DATASET/overlays/NAME.parquet: for the training objects of --where a redshift z, whose ln(1+z) is drawn
+--scatter around their own (a standard deviation), and flux_<band> and fluxerr_<band> as they would be there, equally
+bright in all (see docs/shift.md); z is missing where it came out below 0, or no spectrum fits. For models of catalogue
+fluxes: images do not move. Training mixes it with the objects as they are:
 
     config.data.sources = (dict(name="labelled"), dict(name="redshifted", overlays=("NAME",)))
 """
@@ -18,14 +18,15 @@ import numpy as np
 
 from jaxz.catalog_fluxes import flux_bands, load
 from jaxz.data.dataset import Dataset, open_dataset
-from jaxz.data.overlays import overlay_path, write_overlay
+from jaxz.data.overlays import overlay_ids, overlay_path, write_overlay
+from jaxz.data.where import training_filter
 from jaxz.errors import InputError, run
 from jaxz.photoz import spectra, templates
 from jaxz.provenance import versions
-from jaxz.template_fit import MENDERS, filter_curves, read_spectra
+from jaxz.template_fit import FEWEST, MENDERS, filter_curves, read_spectra
 
 STEP = 0.004  # in redshift, of the models
-FEWEST = 50  # objects
+MOST_Z = 20.0  # what is beyond, or not above -1, is a catalogue's word for none
 SURE = 5.0  # sigmas of a flux that teaches the spectra: a catalogue may lack what scattered below
 
 
@@ -35,10 +36,11 @@ def moved(dataset: Dataset, options: argparse.Namespace) -> dict[str, np.ndarray
     bands = flux_bands(dataset)
     table, flux, error = load(dataset, options.where, bands, ["z"])
     z = np.asarray(table["z"].to_numpy(), np.float64)
-    if len(z) < FEWEST or not np.isfinite(z).all():
+    known = (z > -1) & (z < MOST_Z)
+    if len(z) < FEWEST or not known.all():
         raise InputError(
-            f"--where: {options.where!r} chooses {len(z)} objects, {int(np.isfinite(z).sum())} of them with a "
-            f"redshift; choose {FEWEST} or more, all of which have one"
+            f"--where: {options.where!r} chooses {len(z)} objects, {int(known.sum())} of them with a redshift above -1 "
+            f"and below {MOST_Z:g}; choose {FEWEST} or more, all of which have one"
         )
     draw = np.random.default_rng(options.seed)
     to = np.expm1(np.log1p(z) + options.scatter * draw.normal(size=len(z)))
@@ -59,7 +61,7 @@ def taught(bands, flux, error, z, grid: np.ndarray, draw, options: argparse.Name
     curves = filter_curves(bands, options.filters)
     rest, f_lambda = read_spectra(options.templates) if options.templates else (spectra.WAVELENGTH, spectra.templates())
     models = templates.band_fluxes(rest, f_lambda, curves, grid)
-    models /= models.mean(axis=(0, 2))[:, None]  # numbers of order one
+    models /= np.maximum(models.mean(axis=(0, 2)), 1e-30)[:, None]  # numbers of order one
     wavelength = np.array([np.average(curve.wavelength, weights=curve.response) for curve in curves])
     some = draw.permutation(len(z))[:MENDERS]
     flux, error = flux[some], np.where(flux[some] > SURE * error[some], error[some], np.inf)
@@ -70,18 +72,25 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m jaxz.redshifted", description=__doc__.split("\n\n")[0])
     parser.add_argument("dataset")
     parser.add_argument("--name", required=True, help="of the overlay")
-    parser.add_argument("--where", required=True, help="filter of the objects with redshifts")
+    parser.add_argument("--where", required=True, help="filter of the training objects with redshifts")
     parser.add_argument("--scatter", type=float, default=0.07, help="of ln(1+z), a standard deviation")
     parser.add_argument("--filters", nargs="+", default=[], metavar="BAND=CURVE", help="speclite's curves")
     parser.add_argument("--templates", metavar="TABLE", help="wavelength (angstrom) and F_lambda to begin with")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
+    if not 0 <= options.scatter <= 1:
+        raise InputError(f"--scatter: {options.scatter} must lie in 0..1")
+    if not 0 <= options.seed < 2**32:
+        raise InputError(f"--seed: {options.seed} must lie in 0..{2**32 - 1}")
+    options.where = training_filter("split == 'train'", options.where)
     dataset = open_dataset(options.dataset)
     overlay_path(dataset, options.name)
     columns = dataset.manifest.columns
     if "z" not in columns:
         raise InputError(f"dataset: {options.dataset!r} has no column z; convert it with redshifts")
-    values, rows = moved(dataset, options), dataset.select(options.where)
+    rows = dataset.select(options.where)
+    overlay_ids(dataset, rows)
+    values = moved(dataset, options)
     summary = {"objects": len(rows), "moved": int(np.isfinite(values["z"]).sum()), "scatter": options.scatter}
     provenance = {"tool": "jaxz.redshifted", "arguments": argv, "rows": dataset.fingerprint()["rows"]}
     provenance |= {"summary": summary, "versions": versions()}

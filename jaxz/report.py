@@ -95,7 +95,8 @@ def page(runs: Sequence[Run], arms: Sequence[Run], shown: Sequence[Picture], col
         figures="".join(sections),
         cost=compute_table(runs, colours),
         more="".join(tables) + definitions(arms, others) if arms else "<p>No scores yet.</p>",
-        errors="bootstrap over sky cells (objects, where positions are not known) and seeds",
+        errors="bootstrap over sky cells (objects, where positions are not known)"
+        + " and seeds" * any(len(arm.seeds) > 1 for arm in arms),
         version=__version__,
     )
 

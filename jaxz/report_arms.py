@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from jaxz.photoz.binned import dependence_metrics, equal_bins
 from jaxz.photoz.bootstrap import Estimate, hierarchical_bootstrap, sky_cells
 from jaxz.photoz.metrics import ENOUGH_FOR_ERRORS, all_metrics, columns_of
 from jaxz.report_data import Run
 from jaxz.report_tables import all_test_sets, comparable
+from jaxz.results import INTERVAL
 
 
 def arms_of(runs: Sequence[Run]) -> list[Run]:
@@ -74,13 +76,18 @@ def estimated(arms: Sequence[Run], test_set: str) -> dict[str, dict[str, Estimat
         rows = rows_of(placed, test_set, common)
         found = sky_cells(placed.predictions["ra"][rows], placed.predictions["dec"][rows])
         cells = cells if found is None else found
-    return hierarchical_bootstrap(all_metrics, seen, cells)
+    edges = equal_bins(next(iter(seen.values()))[0]["z_true"])  # the same for every resample
+    measure = lambda c: all_metrics(c) | dependence_metrics(c["z_phot"], c["z_true"], edges)
+    return hierarchical_bootstrap(measure, seen, cells)
 
 
 def columns(run: Run, rows: np.ndarray) -> dict[str, np.ndarray]:
     """What metrics are made of, of some rows of a run's predictions."""
     pdf = None if run.pdf is None else run.pdf[rows]
-    return columns_of(run.predictions["z_best"][rows], run.predictions["z_true"][rows], pdf)
+    interval = None
+    if run.predictions.keys() >= set(INTERVAL):
+        interval = [run.predictions[end][rows] for end in INTERVAL]
+    return columns_of(run.predictions["z_best"][rows], run.predictions["z_true"][rows], pdf, interval)
 
 
 def rows_of(run: Run, test_set: str, keys: np.ndarray) -> np.ndarray:
@@ -91,16 +98,20 @@ def rows_of(run: Run, test_set: str, keys: np.ndarray) -> np.ndarray:
 
 
 def with_errors(arm: Run, estimates: dict[str, dict[str, Estimate]]) -> dict:
-    """The scores of an arm with the errors of its estimates; where there are none, with those they have."""
-    return {
-        test_set: {
-            metric: score | {"error": finite(estimates[test_set][metric].error)}
-            if metric in estimates.get(test_set, {}) and score.get("value") is not None
+    """The scores of an arm with the errors of its estimates, and the estimates of metrics that its run has no score of;
+    where there are no estimates, with the errors they have."""
+    result = {}
+    for test_set, metrics in arm.scores.items():
+        own = estimates.get(test_set, {})
+        result[test_set] = {
+            metric: score | {"error": finite(own[metric].error)}
+            if metric in own and score.get("value") is not None
             else score
             for metric, score in metrics.items()
         }
-        for test_set, metrics in arm.scores.items()
-    }
+        more = own.keys() - metrics.keys()
+        result[test_set] |= {m: {"value": finite(own[m].value), "error": finite(own[m].error)} for m in sorted(more)}
+    return result
 
 
 def finite(value: float) -> float | None:

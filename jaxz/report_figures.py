@@ -9,13 +9,19 @@ from jaxz.data.dataset import open_dataset
 from jaxz.data.transport import is_remote
 from jaxz.errors import InputError
 from jaxz.photoz import plots
+from jaxz.photoz.bootstrap import sky_cells
 from jaxz.report_data import Run
 from jaxz.report_tables import all_test_sets, label
 
 SHOWN = 8  # objects in the galleries
 LARGEST = 2_000_000  # samples: finding cutouts by key reads all keys of a dataset
 TREND_COLUMNS = {"z_true": "true redshift", "z_best": "estimated redshift", "mag_ref": "reference magnitude (AB)"}
-CONDITIONS = {"n_bands": "observed bands", "ebv": "E(B-V) (mag)", "coverage": "has training neighbours"}
+CONDITIONS = {
+    "n_bands": "observed bands",
+    "ebv": "E(B-V) (mag)",
+    "coverage": "has training neighbours (overlay)",
+    "coverage_flag": "has training neighbours (this arm's)",
+}
 
 
 class Picture(NamedTuple):
@@ -60,7 +66,7 @@ def scatter(arms: Sequence[Run], test_set: str, colours: Mapping[str, str]) -> I
     picture = plots.png(plots.density(pairs, colours))
     yield Picture("Point estimates", f"Estimated against true redshift: {label(test_set)}", caption, picture)
 
-    trended = {name: {**c, "z_phot": c["z_best"]} for name, c in columns.items()}
+    trended = {name: {**c, "z_phot": c["z_best"], "cells": cells_of(c)} for name, c in columns.items()}
     captions = (
         "Bins with at least 25 objects; bars are bootstrap errors. Against true redshift a bias shows where objects "
         "are wrong; against estimated redshift, how far to trust an estimate: they differ by regression to the mean.",
@@ -71,6 +77,11 @@ def scatter(arms: Sequence[Run], test_set: str, colours: Mapping[str, str]) -> I
         if by:
             title = f"Bias, scatter and outliers{' by conditions' * (kind is CONDITIONS)}: {label(test_set)}"
             yield Picture("Point estimates", title, caption, plots.png(plots.trends(trended, by, colours)))
+
+
+def cells_of(columns: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """int [N]: the sky cell of each object; None where they are not known, or too few for errors."""
+    return sky_cells(columns["ra"], columns["dec"]) if {"ra", "dec"} <= columns.keys() else None
 
 
 def varies(values: np.ndarray) -> bool:

@@ -71,6 +71,14 @@ METRICS = {
     "ece": Metric("calibration error", "mean |coverage − level| of the smallest regions of 5 to 95 %", digits=3),
     "pit_outlier_rate": Metric("PIT outliers", "fraction with PIT below 10⁻⁴ or above 0.9999", percent=True),
     "nz_bias": Metric("n(z) bias", "relative error of the mean redshift of the stacked p(z)"),
+    "slope_z_true": Metric("slope in z<sub>true</sub>", "of the mean e given the true redshift; below 0: to the mean"),
+    "slope_z_phot": Metric("slope in z<sub>estimated</sub>", "of the mean e given the estimated redshift"),
+    "macro_sigma_mad": Metric("macro σ<sub>MAD</sub>", "mean over ten equal bins of true redshift"),
+    "spread_sigma_mad": Metric("spread of σ<sub>MAD</sub>", "largest less smallest of those bins"),
+    "macro_bias_median": Metric("macro |bias|", "mean size of the median e over ten equal bins of true redshift"),
+    "spread_bias_median": Metric("spread of bias", "largest less smallest of those bins"),
+    "macro_eta_15": Metric("macro η<sub>0.15</sub>", "mean over ten equal bins of true redshift", percent=True),
+    "spread_eta_15": Metric("spread of η<sub>0.15</sub>", "largest less smallest of those bins", percent=True),
 }
 MAIN = tuple(METRICS)[:6]
 

@@ -27,7 +27,7 @@ CATALOG_COLUMNS = (
 )  # fmt: skip
 # What predictions add to them.
 PREDICTED = {
-    "n_bands": "bands observed",
+    "n_bands": "bands of the model with a good pixel",
     "coverage_flag": "1: has neighbours among the training objects; 0: none, p(z) is a guess; -1: not known",
     "z_mean": "mean of p(z)",
     "z_median": "median of p(z)",
@@ -44,6 +44,7 @@ PREDICTED = {
     "z_true": "true redshift, NaN where not known",
     "embedding": "the encoder's summary of the image",
 }
+INTERVAL = ("z_l68", "z_u68")  # whose coverage is scored
 
 
 def test_sets(dataset) -> dict[str, tuple[str, str]]:
@@ -71,25 +72,17 @@ def sure_labels(columns: Container[str]) -> str:
     return "z_kind == 'spec'" + (" and z_quality >= 3" if "z_quality" in columns else "")
 
 
-def catalog_of(dataset, rows: np.ndarray) -> pa.Table:
-    """key and what there is of CATALOG_COLUMNS for ascending rows [N] of a Dataset, with the number of observed bands;
-    only the shards that hold them are looked at."""
+def catalog_of(dataset, rows: np.ndarray, found: Mapping[str, np.ndarray]) -> pa.Table:
+    """key and what there is of CATALOG_COLUMNS for ascending rows [N] of a Dataset, with columns of PREDICTED that were
+    `found` [N] in the place of its own; only the shards that hold the rows are looked at."""
     columns = dataset.manifest.columns
     known = [name for name in CATALOG_COLUMNS if name == "key" or name in columns]
-    bits = [] if "n_bands" in known else [name for name in ("bands_observed",) if name in columns]
     shards, within = dataset.locate(rows)
-    parts = [
-        dataset.shard_table(int(n), (*known, *bits)).take(pa.array(within[shards == n])) for n in np.unique(shards)
-    ] or [dataset.shard_table(0, (*known, *bits)).slice(0, 0)]
-    table = pa.concat_tables(parts)
-    catalog = described(table.select(known), {name: columns[name] for name in known if name in columns})
-    if "n_bands" not in known:
-        count = (
-            np.bitwise_count(table["bands_observed"].to_numpy())
-            if bits
-            else np.full(len(rows), len(dataset.manifest.bands))
-        )
-        catalog = with_column(catalog, "n_bands", pa.array(count.astype(np.int32)))
+    parts = [dataset.shard_table(int(n), known).take(pa.array(within[shards == n])) for n in np.unique(shards)]
+    table = pa.concat_tables(parts or [dataset.shard_table(0, known).slice(0, 0)])
+    catalog = described(table, {name: columns[name] for name in known if name in columns})
+    for name, values in found.items():
+        catalog = with_column(catalog, name, pa.array(values))
     return catalog
 
 
@@ -135,6 +128,15 @@ def claim_scores(workdir: Path, dataset, overwrite: bool) -> dict:
     return now
 
 
+def claim_run(workdir: Path, config: dict) -> None:
+    """Raises InputError where a directory to write a run into holds one of another config, or anything else."""
+    path = workdir / "config.json"
+    if workdir.is_dir() and not path.exists() and any(workdir.iterdir()):
+        raise InputError(f"workdir: {str(workdir)!r} holds files but no config.json; name an empty directory")
+    if path.exists() and read_json(path, "the run's config") != config:
+        raise InputError(f"workdir: {str(workdir)!r} holds a run of another configuration; choose another directory")
+
+
 def summaries(pdf: PDF) -> dict[str, np.ndarray]:
     """{column: float32 [N]} that prediction_table derives from p(z)."""
     median, (l68, u68), (l95, u95) = pdf.median(), pdf.interval(0.68), pdf.interval(0.95)
@@ -145,14 +147,19 @@ def summaries(pdf: PDF) -> dict[str, np.ndarray]:
 
 
 def prediction_table(
-    catalog: pa.Table, pdf: PDF, truths: Mapping[str, np.ndarray], spread: np.ndarray | None = None
+    catalog: pa.Table,
+    pdf: PDF,
+    truths: Mapping[str, np.ndarray],
+    spread: np.ndarray | None = None,
+    intervals: Mapping[str, np.ndarray] | None = None,
 ) -> pa.Table:
     """The catalogue of predictions, a row per object of `catalog` and `pdf` [N].
 
     Redshifts z_mean, z_median, z_mode, z_risk (of least expected loss), z_best (the median), central intervals z_l68 to
-    z_u68 and z_l95 to z_u95, odds (mass within 0.06 (1 + z_best)), pdf_width (half of the 68 % interval); z_spread,
-    where `spread` [N] is given: the standard deviation of z_best between the members whose mean pdf is; z_true (NaN:
-    unknown; the first test set that knows it wins) and one bool column test_<name> per test set.
+    z_u68 and z_l95 to z_u95 (their ends [N] in `intervals`, if they are not those of p(z)), odds (mass within
+    0.06 (1 + z_best)), pdf_width (half of the 68 % interval); z_spread, where `spread` [N] is given: the standard
+    deviation of z_best between the members whose mean pdf is; z_true (NaN: unknown; the first test set that knows it
+    wins) and one bool column test_<name> per test set.
     """
     if not len(catalog) == len(pdf) == len(next(iter(truths.values()), catalog)):
         raise ValueError(f"catalog ({len(catalog)} rows), pdf ({len(pdf)}) and truths must be of the same objects")
@@ -161,6 +168,8 @@ def prediction_table(
         z_true = np.where(np.isnan(z_true), truth, z_true)
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     columns |= ({} if spread is None else {"z_spread": spread}) | {"z_true": z_true}
+    if intervals:
+        columns |= {**intervals, "pdf_width": (intervals["z_u68"] - intervals["z_l68"]) / 2}
     table = catalog.select([name for name in CATALOG_COLUMNS if name in catalog.column_names])
     for name, values in columns.items():
         table = with_column(table, name, pa.array(np.asarray(values, np.float32)))
@@ -208,6 +217,7 @@ def write_results(
     truths: Mapping[str, np.ndarray],
     spread: np.ndarray | None = None,
     *,
+    intervals: Mapping[str, np.ndarray] | None = None,
     fits: bool = False,
     resamples: int = 200,
     seed: int = 0,
@@ -215,19 +225,21 @@ def write_results(
     """Write predictions.parquet (and .fits), pdf.hdf5 and report.json into a run directory; returns the report.
 
     catalog: a row per predicted object, with `key` and what there is of CATALOG_COLUMNS; pdf: their densities [N];
-    truths: {test set: [N] true redshifts, NaN outside of the set}; spread: as prediction_table takes it. report.json,
-    {arm: {test set: {metric: {"value", "error"}}}}, is written last: where it stands, the others are complete.
+    truths: {test set: [N] true redshifts, NaN outside of the set}; spread, intervals: as prediction_table takes them.
+    report.json, {arm: {test set: {metric: {"value", "error"}}}}, is written last: where it stands, the others are
+    complete.
     Errors are of a bootstrap over sky cells where `catalog` has ra and dec in enough of them, else over objects.
     """
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    table = prediction_table(catalog, pdf, truths, spread)
+    table = prediction_table(catalog, pdf, truths, spread, intervals)
     scores, z_best = {}, np.concatenate([block.median() for block in pdf.blocks()])
     for name, truth in truths.items():
         rows = np.flatnonzero(np.isfinite(truth))
         there = [catalog[c].to_numpy()[rows] for c in ("ra", "dec") if c in catalog.column_names]
         cells = sky_cells(*there) if len(there) == 2 else None
-        settings = dict(cells=cells, resamples=resamples, seed=seed)
+        interval = [table[end].to_numpy()[rows] for end in INTERVAL]
+        settings = dict(interval=interval, cells=cells, resamples=resamples, seed=seed)
         scores[name] = evaluate_metrics(z_best[rows], truth[rows], pdf[rows], **settings)
     report = {arm: scores}
     write_catalog(workdir / "predictions.parquet", table)

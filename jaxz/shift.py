@@ -1,13 +1,14 @@
 """Weights and coverage under covariate shift, as an overlay of a dataset that training reads by data.weights.
 
     python -m jaxz.shift DATASET --name NAME --train "split == 'train' and z_kind == 'spec'" \\
-        --target "split == 'train'" --features flux [--method knn|classifier]
+        --target "split == 'train'" --features flux [--method knn|classifier] [--held WHERE]
 
 Features are `flux` (a magnitude and colours, dereddened, of all bands with flux_ and fluxerr_), `embedding` (of the run
 --workdir), and numeric columns. Writes DATASET/overlays/NAME.parquet with the columns weight (p_target / p_train of the
-objects of --train, of mean 1; 0 for those of --target alone) and coverage (1 where an object has training neighbours,
-else 0), and prints the effective sample size, the AUC of the domain classifier (0.5: no shift) and the share of the
-target that is uncovered. See docs/shift.md.
+objects of --train, and of --held, by default the sure labels of the split val; of mean 1 in each; 0 for those of
+--target alone), coverage (1 where an object has training neighbours, else 0) and stratum (0 to 4: fifths by the
+probability to be a target object, 0 the likest to training), and prints the effective sample size, the AUC of the
+domain classifier (0.5: no shift) and the share of the target that is uncovered. See docs/shift.md.
 """
 
 import argparse
@@ -20,16 +21,18 @@ from sklearn.metrics import roc_auc_score
 from jaxz.catalog_fluxes import features, flux_bands, load
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.manifest import Column
-from jaxz.data.overlays import overlay_path, write_overlay
+from jaxz.data.overlays import overlay_ids, overlay_path, write_overlay
 from jaxz.errors import InputError, run
 from jaxz.inference import load_run
 from jaxz.photoz import shift
 from jaxz.provenance import versions
+from jaxz.results import sure_labels
 
-MOST = 200_000  # target objects that weights are estimated from; coverage is of all
+MOST = 200_000  # target objects that weights are estimated from; coverage and strata are of all
 COLUMNS = {
     "weight": Column("float32", "", "density ratio of target to training objects; 0: no training object"),
     "coverage": Column("int8", "", "1: has training neighbours in feature space; 0: none, no label speaks for it"),
+    "stratum": Column("int8", "", "fifth of the probability to be a target object, from 0, the likest to training"),
 }
 
 
@@ -80,32 +83,48 @@ def embeddings(dataset: Dataset, where: dict[str, str], workdir: str | None) -> 
 
 
 def overlay(dataset: Dataset, options: argparse.Namespace) -> tuple[np.ndarray, dict[str, np.ndarray], dict]:
-    """Rows [K] of training and target objects, their columns [K], and what was found."""
-    train, target = domains(
-        dataset, {"train": options.train, "target": options.target}, options.features, options.workdir
-    )
+    """Rows [K] of training, held-out and target objects, their columns [K], and what was found."""
+    held = held_filter(dataset, options)
+    where = {"train": options.train, "target": options.target} | ({"held": held} if held else {})
+    train, target, *kept = domains(dataset, where, options.features, options.workdir)
+    labels, others = (np.concatenate([part.rows for part in parts]) for parts in ((train, *kept), (target, *kept)))
+    labelled, reached = (np.concatenate([part.x for part in parts]) for parts in ((train, *kept), (target, *kept)))
     some = target.x[np.random.default_rng(options.seed).permutation(len(target.x))[:MOST]]
     try:
-        probability = shift.domain_probability(train.x, some, options.seed)
-        if options.method == "classifier":
-            weight = shift.odds(probability[: len(train.x)])
-        else:
-            weight = shift.density_ratio_knn(train.x, some)
-        covered = shift.covered(train.x, target.x)
+        probability = shift.domain_probability(labelled, some, options.seed)
+        own, likest = probability[: len(labelled)], probability[len(labelled) :][shift.nearest(some, target.x)]
+        weight = shift.odds(own) if options.method == "classifier" else shift.density_ratio_knn(labelled, some)
+        covered = shift.covered(train.x, reached)
     except ValueError as error:
         raise InputError(f"--features: {error}; choose others, or other --train and --target") from None
-    is_target = np.repeat([False, True], [len(train.x), len(some)])
+    weights = [part / part.mean() for part in np.split(weight, [len(train.x)]) if len(part)]
+    stratum = shift.propensity_strata(np.concatenate([own, likest]))
+    rows = np.union1d(labels, others)
+    values = {"weight": np.zeros(len(rows)), "coverage": np.ones(len(rows), np.int8), "stratum": np.zeros(len(rows))}
+    place = lambda chosen: np.searchsorted(rows, chosen)
+    values["weight"][place(labels)] = np.concatenate(weights)
+    values["coverage"][place(others)] = covered
+    values["coverage"][place(train.rows)] = 1
+    values["stratum"][place(target.rows)] = stratum[len(own) :]
+    values["stratum"][place(labels)] = stratum[: len(own)]
+    is_target = np.repeat([False, True], [len(own), len(some)])
     summary = {
-        "train": len(train.x), "target": len(target.x), "method": options.method,
-        "effective_sample_size": shift.effective_sample_size(weight), "largest_weight": float(weight.max()),
-        "auc": float(roc_auc_score(is_target, probability)), "uncovered": float(1 - covered.mean()),
+        "train": len(train.x), "held": len(own) - len(train.x), "target": len(target.x), "method": options.method,
+        "effective_sample_size": shift.effective_sample_size(weights[0]), "largest_weight": float(weights[0].max()),
+        "auc": float(roc_auc_score(is_target, probability)),
+        "uncovered": float(1 - values["coverage"][place(target.rows)].mean()),
+        "train_by_stratum": np.bincount(stratum[: len(train.x)], minlength=5).tolist(),
     }  # fmt: skip
-    rows = np.union1d(train.rows, target.rows)
-    values = {"weight": np.zeros(len(rows)), "coverage": np.ones(len(rows), np.int8)}
-    values["weight"][np.searchsorted(rows, train.rows)] = weight
-    values["coverage"][np.searchsorted(rows, target.rows)] = covered
-    values["coverage"][np.searchsorted(rows, train.rows)] = 1
     return rows, values, summary
+
+
+def held_filter(dataset: Dataset, options: argparse.Namespace) -> str | None:
+    """The filter of labelled objects that are weighted beside the training ones; None where there are none."""
+    columns, given = dataset.manifest.columns, options.held
+    if given is None and {"split", "z_kind"} <= columns.keys():
+        given = f"split == 'val' and {sure_labels(columns)}"
+    held = f"({given}) and not ({options.train})"
+    return held if given and (options.held or len(dataset.select(held)) >= shift.FOLDS) else None
 
 
 def main(argv: list[str]) -> None:
@@ -116,6 +135,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--target", required=True, metavar="WHERE", help="filter of the objects that predictions are for"
     )
+    parser.add_argument("--held", metavar="WHERE", help="filter of labelled objects to validate by, weighted too")
     parser.add_argument("--features", nargs="+", required=True, help="flux, embedding, or numeric columns")
     parser.add_argument("--workdir", help="the run that embeds")
     parser.add_argument("--method", choices=("knn", "classifier"), default="classifier")
@@ -124,6 +144,7 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     dataset = open_dataset(options.dataset, overlays=options.overlay)
     overlay_path(dataset, options.name)
+    overlay_ids(dataset, np.union1d(dataset.select(options.train), dataset.select(options.target)))
     rows, values, summary = overlay(dataset, options)
     provenance = {"tool": "jaxz.shift", "arguments": argv, "rows": dataset.fingerprint()["rows"], "summary": summary}
     path = write_overlay(dataset, options.name, rows, values, COLUMNS, provenance | {"versions": versions()})

@@ -17,12 +17,13 @@ import numpy as np
 
 from jaxz import dry_run, errors, logs, objectives, runtime
 from jaxz.checkpoint import Checkpoints, Damaged
-from jaxz.config import SOURCE, complete, difference, parse, resolved, validate
+from jaxz.config import complete, difference, parse, resolved, sources_of
 from jaxz.data import where as filters
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.mixture import Stage
 from jaxz.data.prepare import Normalisation, Prepare
 from jaxz.data.stream import Source, Stream
+from jaxz.data.transport import place
 from jaxz.files import read_json, replace
 from jaxz.hardware import parse_cluster
 from jaxz.loop import Run
@@ -35,6 +36,7 @@ from jaxz.perf import training_flops
 from jaxz.pretrained.runs import check_weights, encoder_params
 from jaxz.provenance import versions
 from jaxz.state import abstract_state, fresh_state, make_step, of_one, placed, start_from
+from jaxz.validate import validate
 
 log = logs.log
 COMPUTING = ("dtype", "attention", "remat", "drop_path")  # settings of a model that change no parameter
@@ -293,27 +295,22 @@ def make_sources(config, dataset: Dataset, arrays: tuple[str, ...], columns: set
     """Those of data.sources, or the one that the other fields of data describe: rows of the train split, unless
     transductive. A source may lack columns that another has. Raises InputError where a simulation's truth would decide
     what is drawn."""
-    shared = {name: config.data[name] for name in SOURCE if name != "name"}
-    elsewhere = lambda own: {"overlays": ()} if own.get("path", config.data.path) != config.data.path else {}
-    settings = [shared | elsewhere(own) | {"name": f"source {n}"} | own for n, own in enumerate(config.data.sources)]
-    datasets = {(config.data.path.rstrip("/"), tuple(config.data.overlays)): dataset}
-    split = "" if config.data.transductive else "split == 'train'"
+    data = config.data
+    datasets = {(place(data.path), tuple(data.overlays)): dataset}
+    split = "" if data.transductive else "split == 'train'"
     sources = []
-    for n, own in enumerate(settings or [shared | {"name": "data"}]):
-        group = f"data.sources[{n}]" if settings else "data"
-        path = own["path"].rstrip("/")
-        opened = path, tuple(own["overlays"])
+    for n, own in enumerate(sources_of(data)):
+        group = f"data.sources[{n}]" if data.sources else "data"
+        opened = place(own["path"]), tuple(own["overlays"])
         if opened not in datasets:
-            datasets[opened] = open_dataset(
-                path, config.data.cache, config.data.cache_gib, own["overlays"], config.data.layers
-            )
+            datasets[opened] = open_dataset(own["path"], data.cache, data.cache_gib, own["overlays"], data.layers)
         for name in ("weights", "balance"):
             if own[name].startswith("true_"):
                 raise errors.InputError(
                     f"{group}.{name}: {own[name]!r} is the truth of a simulation, which never reaches training; use "
                     "what is observed"
                 )
-        there = columns & datasets[opened].manifest.columns.keys() if settings else columns
+        there = columns & datasets[opened].manifest.columns.keys() if data.sources else columns
         with of_config(group):
             where = filters.training_filter(split, own["where"])
         sources.append(

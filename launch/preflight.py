@@ -10,8 +10,8 @@ from pathlib import Path
 
 import jax
 
-from jaxz import config as configs
 from jaxz import objectives, train
+from jaxz.config import parse
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.transport import is_remote
 from jaxz.errors import InputError
@@ -19,6 +19,7 @@ from jaxz.mesh import make_mesh
 from jaxz.models import build
 from jaxz.optim import make_optimizer
 from jaxz.state import abstract_state
+from jaxz.validate import validate
 from launch.profile import expand
 from launch.request import Request
 
@@ -33,8 +34,8 @@ def check(request: Request) -> None:
     for point, run in zip(request.points, request.runs, strict=True):
         try:
             options, rest = train.arguments([*request.arguments, *point.overrides, f"--workdir={run}"])
-            config = configs.parse(rest)
-            configs.validate(config)
+            config = parse(rest)
+            validate(config)
         except InputError as error:
             problems.append(str(error))
             continue

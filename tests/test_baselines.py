@@ -10,13 +10,14 @@ from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from jaxz import objectives
-from jaxz.config import fill, parse, validate
+from jaxz.config import fill, parse
 from jaxz.data.prepare import Normalisation
 from jaxz.errors import InputError
 from jaxz.flops import matmul_flops
 from jaxz.models import build
 from jaxz.optim import make_optimizer
 from jaxz.state import abstract_state
+from jaxz.validate import validate
 from tests.models.test_inception import UGRIZ
 
 SIDES = {  # of the maps, by the layer's name; 1 elsewhere

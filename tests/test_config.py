@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from jaxz.config import complete, default, difference, fill, parse, resolved, validate
+from jaxz.config import complete, default, difference, fill, parse, resolved, sources_of
 from jaxz.errors import InputError
+from jaxz.validate import validate
 
 
 def write(folder, body: str) -> str:
@@ -205,3 +206,19 @@ def test_difference_names_the_field():
     assert difference(old, {"a": 1, "b": {"c": 3, "d": [1]}, "e": 4}) == ["b.c: 2 -> 3", "e: None -> 4"]
     assert difference(old, old) == []
     assert difference([1], old) == [f"config: [1] -> {old!r}"]
+
+
+def test_overlays_are_of_the_dataset_at_data_path_however_that_is_written():
+    data = default().data
+    data.update(path="d/", overlays=("mine",), where="z > 1")
+    assert [(own["name"], own["overlays"]) for own in sources_of(data)] == [("data", ("mine",))]
+    data.sources = (
+        dict(path="d"),
+        dict(path="./d", overlays=()),
+        dict(path="e", name="e"),
+        dict(path="s3://d", where=""),
+    )
+    found = sources_of(data)
+    assert [own["overlays"] for own in found] == [("mine",), (), (), ()]
+    assert [own["name"] for own in found] == ["source 0", "source 1", "e", "source 3"]
+    assert [own["where"] for own in found] == ["z > 1"] * 3 + [""]

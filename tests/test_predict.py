@@ -156,6 +156,7 @@ def test_a_run_without_redshifts_gives_reconstructions_and_embeddings(dataset, t
         assert saved["hidden"][saved["observed"]].mean() == 0.5  # of the patches, the same of each
     predict.main([f"--workdir={tmp_path / 'mae'}", f"--dataset={dataset}", f"--out={tmp_path / 'e.parquet'}"])
     assert np.stack(pq.read_table(tmp_path / "e.parquet")["embedding"].to_numpy()).shape == (400, 32)
+    (tmp_path / "e.hdf5").touch()  # not of them, who have no p(z)
     predict.main([f"--workdir={tmp_path / 'mae'}", f"--dataset={dataset}", f"--out={tmp_path / 'e.fits'}"])
     assert Table.read(tmp_path / "e.fits")["embedding"].shape == (400, 32)
 
@@ -195,6 +196,7 @@ def test_what_does_not_fit_is_refused(run, dataset, tmp_path):
         "--band_map=u=g": "band_map: 'u' is no band of the dataset",
         "--part=3/2": "--part: '3/2' must be I/N",
         "--part=1/2": "--part: shares the parts of a directory",
+        "--format=fits": "--format: is of a directory's parts",
     }.items():
         with pytest.raises(InputError, match=message):
             predict.main([f"--workdir={run}", f"--dataset={dataset}", f"--out={tmp_path / 'x.fits'}", argument])

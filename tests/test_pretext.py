@@ -6,10 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from jaxz.config import default, fill, validate
+from jaxz.config import default, fill
 from jaxz.errors import InputError
 from jaxz.objectives.jigsaw import distant_orders
 from jaxz.objectives.rotation import rearranged
+from jaxz.validate import validate
 from tests.terms import make
 
 KEY = jax.random.key(3)

@@ -9,12 +9,13 @@ from scipy import stats
 
 from jaxz import errors as errors_of
 from jaxz import train
-from jaxz.config import default, fill, validate
+from jaxz.config import default, fill
 from jaxz.data.dataset import open_dataset
 from jaxz.data.stream import Source, Stream
 from jaxz.errors import InputError
 from jaxz.models.functional import Functional
 from jaxz.objectives import byol, redshift, redshift_mixture, redshift_regression
+from jaxz.validate import validate
 from tests.helpers import small_config
 from tests.terms import Dense, batch_of, make
 
@@ -122,24 +123,37 @@ def test_regression_is_a_huber_loss_and_a_likelihood_of_its_residuals():
 
 
 def test_what_says_how_far_a_point_errs_teaches_the_encoder_nothing():
-    heads = Functional(lambda rngs: redshift_regression.Heads(8, rngs=rngs))
+    heads = Functional(lambda rngs: redshift_regression.Heads(8, False, rngs=rngs))
     both = lambda e: heads(heads.init(KEY), e).sum(0)
     point, spread = jax.jit(jax.jacobian(both))(np.float32(np.arange(24).reshape(3, 8) % 7))
     assert np.any(point) and not np.any(spread)
 
 
 def test_balanced_mse_finds_each_target_in_the_batch():
-    """Ren et al. 2022, eq. 10, over the rows that count."""
-    term, read, weight = head(redshift_regression, loss="balanced_mse"), draw(2), np.array([1, 1, 0, 1, 1, 1.0])
+    """Ren et al. 2022, eq. 10, over the rows that count; its noise moves by the cross-entropy."""
+    term, read, weight = head(redshift_regression, loss="balanced_mse"), draw(3), np.array([1, 1, 0, 1, 1, 1.0])
+    read[:, 2] = 5.0
     point, y = np.log(4) / 2 + read[:, 0], np.log1p(Z)
     rows = weight > 0
-    variance = np.mean((point - y)[rows] ** 2)
-    logits = -((point[:, None] - y[rows]) ** 2) / (2 * variance)
-    own = -((point - y) ** 2) / (2 * variance)
-    expected = variance / 0.15**2 * (np.log(np.exp(logits).sum(1)) - own)
+    variance = (1e-3 + 0.05 * np.log1p(np.exp(5.0)) / np.log(2)) ** 2
+
+    def entropy(variance):
+        logits = -((point[:, None] - y[rows]) ** 2) / (2 * variance)
+        return np.log(np.exp(logits).sum(1)) + (point - y) ** 2 / (2 * variance)
+
+    expected = variance / 0.15**2 * entropy(variance)
     spread = 1e-3 + 0.05 * np.log1p(np.exp(read[:, 1])) / np.log(2)
     expected -= stats.logistic.logpdf(y, point, spread)
     np.testing.assert_allclose(errors(term, read, weight)[rows], expected[rows], rtol=1e-4)
+    of = lambda r: (term.errors(r, jnp.float32(Z), jnp.float32(weight), {}) * weight).sum()
+    moves = jax.jit(jax.grad(of))(jnp.float32(read))[:, 2]
+    step, slope = 1e-4 * variance, 0.05 / np.log(2) / (1 + np.exp(-5.0))  # of the noise, in what is read
+    by_variance = (entropy(variance + step) - entropy(variance - step)) / (2 * step)
+    wanted = variance / 0.15**2 * by_variance * 2 * variance**0.5 * slope
+    np.testing.assert_allclose(moves[rows], wanted[rows], rtol=1e-3)
+    heads = Functional(lambda rngs: redshift_regression.Heads(8, True, rngs=rngs))
+    params = heads.init(KEY) | {"noise_scale": jnp.full(1, 0.7)}
+    assert heads(params, jnp.ones((3, 8)))[:, 2].tolist() == pytest.approx([0.7] * 3)
 
 
 def test_a_density_outside_of_the_range_is_flat_not_sure():

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from jaxz import redshifted
 from jaxz.config import default
 from jaxz.data.dataset import open_dataset
-from jaxz.errors import run
+from jaxz.errors import InputError, run
 from jaxz.photoz.spectra import WAVELENGTH, templates
 from jaxz.photoz.templates import Curve, band_fluxes
 from jaxz.train import make_sources
@@ -81,11 +81,23 @@ def test_a_source_reads_an_overlay_of_its_own(dataset):
         assert np.array_equal(found, expected, equal_nan=True)
 
 
+@pytest.mark.parametrize("none", [-99, 99])
+def test_a_number_that_stands_for_no_redshift_is_refused(tmp_path, none):
+    make_dataset(tmp_path / "d", n=200, change={"z": lambda values: np.where(values["z_kind"] == "spec", none, 0.5)})
+    with pytest.raises(InputError, match="chooses .* objects, 0 of them with a redshift above -1 and below 20"):
+        move(tmp_path / "d", "new")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--where", "z > 1e3"], "chooses 0 objects"),
-        (["--where", "split == 'train'"], "of them with a redshift"),
+        (["--where", ""], "of them with a redshift"),
+        (["--where", "z > 1e3 or split == 'test'"], "chooses 0 objects"),
+        (["--where", "true_z > 0.3"], "reads 'true_z', the truth of a simulation"),
+        (["--where", TRAIN, "--seed", "-1"], "--seed: -1 must lie in 0.."),
+        (["--where", TRAIN, "--scatter", "nan"], "--scatter: nan must lie in 0..1"),
+        (["--where", TRAIN, "--scatter", "5"], "--scatter: 5.0 must lie in 0..1"),
         (["--where", TRAIN, "--filters", "q=sdss2010-r"], "'q=sdss2010-r' is not BAND=CURVE"),
         (["--where", TRAIN, "--name", "../x"], "name"),
     ],

@@ -11,10 +11,11 @@ import pytest
 from packaging.requirements import Requirement
 
 from jaxz import objectives
-from jaxz.config import default, parse, validate
+from jaxz.config import default, parse
 from jaxz.data.dataset import open_dataset
 from jaxz.data.prepare import Normalisation
 from jaxz.models import build
+from jaxz.validate import validate
 from tests.helpers import blobs
 
 ROOT = Path(__file__).parents[1]
@@ -23,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("errors", "files", "progress", "provenance", "coverage", "data.compact", "data.resample", "data.augment"),
     ("data.manifest", "data.order", "data.where", "data.cache", "data.transport", "config", "mesh", "runtime"),
-    ("collectives", "events", "flops", "hardware"),
+    ("collectives", "events", "flops", "hardware", "validate"),
     ("data.index", "data.overlays", "data.quarantine", "data.staging", "data.columns", "data.tars"),
     ("data.astropy_views",),
     ("data.dataset", "data.layers", "data.writer"),
@@ -41,7 +42,7 @@ LAYERS = (
     ("template_fit",),
     ("inference", "report", "photometry"),
     ("predict",),
-    ("evaluate", "export", "probe", "redshifted", "shift", "train"),
+    ("correct", "evaluate", "export", "lin", "probe", "redshifted", "select", "shift", "train"),
 )
 
 

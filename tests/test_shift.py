@@ -23,7 +23,19 @@ def bright(values):
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    return make_dataset(tmp_path_factory.mktemp("shift") / "d", n=1600, change={"z_kind": bright})
+    change = {"z_kind": bright, "split": splits}
+    return make_dataset(tmp_path_factory.mktemp("shift") / "d", n=1900, change=change)
+
+
+def splits(values):
+    return np.array(["test", "train", "val", "train", "test", *["train"] * 3])[np.arange(len(values["z"])) % 8]
+
+
+@pytest.fixture(scope="module")
+def by_magnitude(dataset):
+    """The name of an overlay for the test objects."""
+    weigh(dataset, "by_magnitude", "--features", "mag_ref", "--target", "split == 'test'")
+    return "by_magnitude"
 
 
 def weigh(dataset, name, *rest):
@@ -50,20 +62,35 @@ def test_weights_and_coverage_of_a_magnitude_limit(dataset, method, capsys):
     assert said["uncovered"] == pytest.approx(1 - coverage.mean())
 
 
-def test_a_stream_draws_by_them(dataset):
-    weigh(dataset, "drawn", "--features", "mag_ref")
-    source = Source(
-        open_dataset(dataset, overlays=["drawn"]), ("tag",), ("mag_ref", "weight"), where=TRAIN, weights="weight"
-    )
+def test_held_out_labels_are_weighted_and_strata_cover_all(dataset, by_magnitude):
+    opened = open_dataset(dataset, overlays=[by_magnitude])
+    part = lambda where: [opened.arrow(where, [name])[name].to_numpy() for name in ("mag_ref", "weight", "stratum")]
+    held, train, test = map(part, ("split == 'val' and z_kind == 'spec'", TRAIN, "split == 'test'"))
+    assert [held[1].mean(), train[1].mean()] == pytest.approx([1, 1], rel=1e-6)
+    near = np.interp(held[0], np.sort(train[0]), train[1][np.argsort(train[0])])  # of training objects as bright
+    assert np.corrcoef(held[1], near)[0, 1] > 0.9
+    assert (test[1] == 0).all() and np.isnan(part("split == 'val' and z_kind == 'none'")[2]).all()
+    strata = np.concatenate([held[2], train[2], test[2]])
+    count = np.bincount(strata.astype(int))
+    assert len(count) == 5 and np.ptp(count) <= 2  # fifths of all objects that the overlay names
+    mean = [np.concatenate([test[0], train[0]])[np.concatenate([test[2], train[2]]) == n].mean() for n in range(5)]
+    assert mean[4] > mean[0] + 0.5  # the last are the faintest
+    labels = np.bincount(train[2].astype(int), minlength=5)
+    assert labels[4] < labels[0] / 4  # and have few labels
+
+
+def test_a_stream_draws_by_them(dataset, by_magnitude):
+    opened = open_dataset(dataset, overlays=[by_magnitude])
+    source = Source(opened, ("tag",), ("mag_ref", "weight"), where=TRAIN, weights="weight")
     stream = Stream(source, 64)
     drawn = np.concatenate([next(stream)["mag_ref"] for _ in range(30)])
     stream.close()
-    table = open_dataset(dataset, overlays=["drawn"]).arrow(TRAIN, ["mag_ref", "weight"])
+    table = opened.arrow(TRAIN, ["mag_ref", "weight"])
     magnitude, weight = table["mag_ref"].to_numpy(), table["weight"].to_numpy()
     assert drawn.mean() == pytest.approx(np.average(magnitude, weights=weight), abs=0.05)
 
 
-def test_embeddings_are_those_of_the_run(dataset, monkeypatch, capsys):
+def test_embeddings_are_those_of_the_run(dataset, by_magnitude, monkeypatch):
     class Run:
         def predict_dataset(self, dataset, where, outputs):
             return dataset.select(where), {
@@ -71,10 +98,9 @@ def test_embeddings_are_those_of_the_run(dataset, monkeypatch, capsys):
             }
 
     monkeypatch.setattr(shift, "load_run", lambda path: {"RUN": Run()}[path])
-    found = []
-    for name, chosen in (("by_run", ["embedding", "--workdir", "RUN"]), ("by_column", ["mag_ref"])):
-        weigh(dataset, name, "--features", *chosen)
-        found.append(open_dataset(dataset, overlays=[name]).arrow(TRAIN, ["weight"])["weight"].to_numpy())
+    weigh(dataset, "by_run", "--features", "embedding", "--workdir", "RUN", "--target", "split == 'test'")
+    each = (open_dataset(dataset, overlays=[name]) for name in ("by_run", by_magnitude))
+    found = [opened.arrow(TRAIN, ["weight"])["weight"].to_numpy() for opened in each]
     assert np.array_equal(*found)
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from scipy import stats
 
 from jaxz.objectives import lin
 from jaxz.objectives.clap import contrasted, disagreement
@@ -64,6 +65,37 @@ def test_clap_contrast_and_agreement():
     assert jax.jit(disagreement)(jnp.float32(own), jnp.float32(cycle)) == pytest.approx(crossed, rel=1e-5)
     gradient = jax.jit(jax.grad(lambda a: contrasted(a, a, a)))(jnp.float32(own))
     assert np.isfinite(gradient).all()  # where an object and its cycle are the same
+
+
+def test_clap_loss_by_hand():
+    settings = OWN["clap"] | dict(reconstruction=2.0, label_sigma=0.0, z_max=1.0)
+    objective, params, extra = make(dict(clap=1.0), clap=settings)
+    apply, own = objective.terms["clap"].apply, batch()
+    (first, second), z = own["views"], own["z"].astype(float)
+
+    def latent(image, mask):
+        cls = np.tanh(np.where(mask, image, 0).reshape(6, -1) @ params["encoder"]["kernel"])
+        return cls @ params["clap"]["latent"]["kernel"] + params["clap"]["latent"]["bias"]
+
+    pixels = lambda latent: np.asarray(decode(params, jnp.float32(latent))).reshape(6, 2, 2, 3, 8, 8)
+    decode = jax.jit(lambda p, v: apply("decoder", p, v))
+    p = lambda latent: softmax(np.asarray(apply("estimator", params, jnp.float32(latent[:, :4])), float))
+    image = lambda latent: pixels(latent).transpose(0, 3, 1, 4, 2, 5).reshape(6, 3, 16, 16)
+    crossed = lambda a, b: -(a * np.log(b) + b * np.log(a)).sum(1).mean()
+    missed = lambda latent, view: ((image(latent) - view["image"])[view["mask"]] ** 2).mean()
+    e = lambda a, b: np.exp(-np.sqrt(((a[:, :4] - b[:, :4]) ** 2).mean(1)).mean())
+
+    x, morph = latent(first["image"], first["mask"]), latent(second["image"], second["mask"])
+    cycle, known = latent(image(x), first["mask"]), np.isfinite(z)
+    label = np.diff(stats.norm.cdf(np.linspace(0, 1, 13), z[known, None], 0.01)) + 1e-12
+    label /= label.sum(1, keepdims=True)
+    entropy = -(label * np.log(p(x)[known] * p(cycle)[known])).sum(1).mean()
+    agreement = crossed(p(x), p(cycle)) + crossed(p(x), p(morph))
+    alike = sum(e(x[half], other[half]) for half in (slice(3), slice(3, 6)) for other in (cycle, morph))
+    contrast = -np.log(alike / (alike + e(x[:3], x[3:])))
+    expected = entropy + 2 * (missed(x, first) + missed(cycle, first) + missed(morph, second)) + agreement + contrast
+    found = jax.jit(lambda p, b: objective.loss(p, {}, extra, b, KEY, 0)[0])(params, own)
+    assert found == pytest.approx(expected, rel=1e-4)
 
 
 def test_clap_predicts_its_latent_and_a_density():

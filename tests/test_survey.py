@@ -8,11 +8,14 @@ import matplotlib
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from astropy.table import Table
 from scipy.spatial import distance
 
 import jaxz
-from jaxz import coverage, predict
+from jaxz import coverage, evaluate, predict
 from jaxz.data import writer
+from jaxz.data.manifest import Column
+from jaxz.data.overlays import write_overlay
 from jaxz.data.stream import Source, Stream
 from jaxz.errors import InputError, Stopped
 from jaxz.inference import completed
@@ -43,9 +46,9 @@ def survey(model, dataset, where=None):
     return Stream(model.source(jaxz.open_dataset(dataset), where), 32, shuffle=False, epochs=1)
 
 
-def in_parts(model, dataset, out, part=(1, 1), where=None):
+def in_parts(model, dataset, out, part=(1, 1), where=None, form="parquet"):
     with survey(model, dataset, where) as stream:
-        predict.write_parts(model, stream, out, None, part)
+        predict.write_parts(model, stream, out, None, part, form)
     return {path.relative_to(out): path.read_bytes() for path in out.rglob("part-*")}
 
 
@@ -72,6 +75,41 @@ def test_an_interrupted_prediction_goes_on_to_the_same_bytes(model, dataset, tmp
     assert shared == whole
     with pytest.raises(InputError, match="holds another prediction .*; where: None -> 'z > 1'"):
         in_parts(model, dataset, tmp_path / "whole", where="z > 1")
+
+
+def test_parts_in_fits_are_those_in_parquet_and_are_not_mixed(model, dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "OBJECTS", 192)
+    in_parts(model, dataset, tmp_path / "parquet")
+    whole = in_parts(model, dataset, tmp_path / "fits", form="fits")
+    for n in range(3):
+        plain = pq.read_table(tmp_path / f"parquet/catalog/part-{n:05d}.parquet")
+        table = Table.read(tmp_path / f"fits/catalog/part-{n:05d}.fits")
+        assert table.colnames == plain.column_names and len(table) == len(plain)
+        for name in table.colnames:
+            values = [np.nan if value is None else value for value in table[name].tolist()]
+            np.testing.assert_array_equal(values, plain[name].to_pylist())
+            unit = (plain.schema.field(name).metadata or {}).get(b"unit", b"").decode()
+            assert (table[name].unit or "") == unit
+    (tmp_path / "fits/catalog/part-00001.fits").unlink()
+    assert in_parts(model, dataset, tmp_path / "fits", form="fits") == whole
+    with pytest.raises(InputError, match="holds another prediction .*format: 'fits' -> 'parquet'"):
+        in_parts(model, dataset, tmp_path / "fits")
+    claim = tmp_path / "parquet/predict.json"
+    said = json.loads(claim.read_text())
+    assert said.pop("format") == "parquet"
+    claim.write_text(json.dumps(said))  # as it was when there was no other
+    in_parts(model, dataset, tmp_path / "parquet")
+
+
+def test_a_share_is_counted_and_others_may_begin_beside_it(run, dataset, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(predict, "OBJECTS", 64)
+    command = [f"--workdir={run}", f"--dataset={dataset}", f"--out={tmp_path}", "--batch_size=32", "--part=2/2"]
+    (tmp_path / "mine").touch()
+    with pytest.raises(InputError, match="holds no predict.json but something else"):
+        predict.main(command)
+    (tmp_path / "mine").rename(tmp_path / ".predict.json.77.tmp")  # of a process that began just before
+    predict.main(command)
+    assert f"\n{16 + 3 * 64} objects -> " in f"\n{capsys.readouterr().out}"
 
 
 def test_parts_are_the_file(model, dataset, tmp_path, monkeypatch):
@@ -135,7 +173,7 @@ def test_odd_objects_are_flagged_and_never_crash(run, model, tmp_path, monkeypat
     monkeypatch.setattr(
         writer, "encode", lambda value, *rest: (encode(np.nan_to_num(value), *rest)[0], value.tobytes())
     )
-    numbers = {name: 20 * n + 1 for n, name in enumerate(ODD)}
+    numbers = {name: 24 * n + 7 for n, name in enumerate(ODD)}  # of the test split
 
     def alter(image, columns):
         for name, n in numbers.items():
@@ -153,6 +191,12 @@ def test_odd_objects_are_flagged_and_never_crash(run, model, tmp_path, monkeypat
     ].tolist() == [1, 0, 0]
     usual = np.setdiff1d(np.arange(300), list(numbers.values()))
     assert (table["coverage_flag"][usual] == 1).mean() > 0.9
+    evaluate.score(tmp_path / "scored", model, jaxz.open_dataset(other))
+    scored = pq.read_table(tmp_path / "scored/predictions.parquet").to_pandas()
+    same = scored.merge(table, on="key", suffixes=("", "_predicted"))
+    assert len(same) == len(scored) and (scored["coverage_flag"] == 0).any() and (scored["coverage_flag"] == 1).any()
+    for name in ("coverage_flag", "n_bands"):
+        assert (same[name] == same[f"{name}_predicted"]).all(), name
 
 
 def test_without_training_objects_coverage_is_not_known(run, model, tmp_path, capsys):
@@ -173,6 +217,35 @@ def test_training_objects_are_kept_with_the_run_for_its_parameters_alone(run, mo
         jaxz.open_dataset(model.config.data.path).select("split == 'train' and z_kind == 'spec'")
     )
     assert coverage.load(run / "coverage.npz", "other") is None
+
+
+def test_training_objects_are_what_the_sources_draw_each_once(run, tmp_path):
+    """With the overlays that training has: a path may be written otherwise. Never of other rows than it had."""
+    here = jaxz.open_dataset(blobs(tmp_path / "d"))
+    z, train = here.column("z"), here.column("split") == "train"
+    rows = np.flatnonzero(train)
+    moved = {"near": 0.5, "far": np.where(rows % 3 == 0, 99, 0.7)}
+    for name, values in moved.items():
+        write_overlay(here, name, rows, {"z": np.broadcast_to(values, len(rows))}, {"z": Column("float32")}, {})
+    model = jaxz.load_run(run)
+    data = model.config.data
+    data.update(path=f"{here.path}/", overlays=["near"])
+    data.sources = [
+        dict(path=str(here.path), where="object_id < 50"),  # near ...
+        dict(path=f"{tmp_path}/./d", where="object_id > 40"),
+        dict(overlays=["far"]),
+        dict(overlays=[]),
+    ]
+    model.trained_on = 4 * [here.fingerprint()["rows"]]
+    near, far, own = model.training_rows()
+    np.testing.assert_array_equal(near[1], rows)
+    np.testing.assert_array_equal(far[1], rows[rows % 3 > 0])
+    np.testing.assert_array_equal(own[1], np.flatnonzero(train & np.isfinite(z)))
+    assert [list(dataset.column("z")[:2] == 0.5) for dataset, _ in (near, far, own)] == [[True] * 2, *[[False] * 2] * 2]
+    assert model.open_dataset(f"{tmp_path}/./d").column("z")[rows].tolist() == [0.5] * len(rows)
+    model.trained_on[2] = "other"
+    with pytest.raises(InputError, match="coverage: .*d/' does not hold the rows that the run was trained on"):
+        model.learn_coverage()
 
 
 def test_covered_is_what_brute_force_says():
@@ -196,6 +269,26 @@ def test_covered_is_what_brute_force_says():
     found = np.asarray(known.flag(new, shown))
     assert (found == expected).mean() > 0.99  # rounding at the edge
     assert not found[100:120].any() and 0.1 < found[:100].mean() < 0.9 and found[120:].mean() > 0.9
+
+
+def test_a_damaged_sample_of_training_objects_is_refused_in_a_sentence(tmp_path):
+    draw, path = np.random.default_rng(0), tmp_path / "coverage.npz"
+    whole = coverage.coverage_of(*(draw.normal(size=(40, n)).astype(np.float32) for n in (4, 3)))
+    coverage.save(path, whole, "parameters")
+    assert all(map(np.array_equal, coverage.load(path, "parameters"), whole))
+    kept = bytearray(path.read_bytes())
+    damaged = [b"", b"text", bytes(kept[:1000]), bytes(kept[:200] + b"damage" + kept[206:])]
+    with open(path, "wb") as file:
+        np.save(file, np.zeros(3))
+    damaged.append(path.read_bytes())
+    for name, value in (("embedding", np.zeros(40)), ("brightness", whole.embedding), ("limits", np.zeros(3))):
+        coverage.save(path, whole._replace(**{name: np.asarray(value, np.float32)}), "parameters")
+        damaged.append(path.read_bytes())
+    coverage.save(path, whole._replace(limits=np.array(["a", "b"])), "parameters")
+    for content in (*damaged, path.read_bytes()):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"coverage.npz: is no sample of training objects \(.*\); delete it"):
+            coverage.load(path)
 
 
 def test_few_training_objects_say_nothing():

@@ -8,7 +8,8 @@ from astropy.table import Table
 
 from jaxz import photometry, template_fit
 from jaxz.data.dataset import open_dataset
-from jaxz.data.manifest import Band
+from jaxz.data.manifest import Band, Column
+from jaxz.data.overlays import write_overlay
 from jaxz.errors import InputError
 from jaxz.photoz import spectra, templates
 from tests.test_photometry import BANDS, make_dataset
@@ -55,6 +56,7 @@ def test_template_run(tmp_path, capsys):
         (["--model", "template", "--filters", "g=nothing-g"], "'nothing-g' is no curve of speclite"),
         (["--model", "template", "--filters", "w=hsc2017-g"], "'w=hsc2017-g' is not BAND=CURVE"),
         (["--model", "template", "--templates", "absent.ecsv"], "'absent.ecsv' cannot be read"),
+        (["--model", "template", "--repair"], "--repair: [0-9]* sure labels must be at least 50"),
         (["--model", "knn", "--prior"], "'knn' takes no --filters"),
         (["--model", "gbt", "--label", "phot"], "'gbt' takes no --filters"),
         (["--model", "template", "--label", "../phot"], "must be a name of at most 32 letters"),
@@ -71,22 +73,47 @@ def test_spectra_of_a_table(tmp_path):
     Table([[1000.0, 2000, 3000], [1.0, 2, 3], [3.0, 2, 1]], names=["wavelength", "a", "b"]).write(tmp_path / "t.ecsv")
     wavelength, f_lambda = template_fit.read_spectra(str(tmp_path / "t.ecsv"))
     assert wavelength.tolist() == [1000, 2000, 3000] and f_lambda.tolist() == [[1, 2, 3], [3, 2, 1]]
-    Table([[1000.0, 900]], names=["wavelength"]).write(tmp_path / "none.ecsv")
-    with pytest.raises(InputError, match="must hold ascending wavelengths"):
-        template_fit.read_spectra(str(tmp_path / "none.ecsv"))
 
 
-def test_labels_for_unlabelled_training_objects(tmp_path):
-    """The overlay names training objects without a sure label alone: near the truth, their errors of its size."""
+@pytest.mark.parametrize(
+    "columns, message",
+    [
+        ([[1000.0, 2000]], "a column of wavelengths, then one of F_lambda"),
+        ([[1000.0], [1.0]], "a column of wavelengths, then one of F_lambda"),
+        ([[1000.0, 2000], [[1.0, 2], [3, 4]]], "a column of wavelengths, then one of F_lambda"),
+        ([[1000.0, 900], [1.0, 2]], "the wavelengths must be above 0, and ascend"),
+        ([[0.0, 900], [1.0, 2]], "the wavelengths must be above 0, and ascend"),
+        ([[1000.0, np.inf], [1.0, 2]], "the wavelengths must be above 0, and ascend"),
+        ([[1000.0, 2000], [1.0, 2], [0.0, 0]], "F_lambda must be finite, at least 0, and somewhere more"),
+        ([[1000.0, 2000], [1.0, np.inf]], "F_lambda must be finite, at least 0, and somewhere more"),
+        ([[1000.0, 2000], [1.0, -1]], "F_lambda must be finite, at least 0, and somewhere more"),
+        ([[1000.0, 2000], np.ma.array([1.0, 2], mask=[0, 1])], "F_lambda must be finite, at least 0, and somewhere"),
+    ],
+)
+def test_what_is_no_spectrum_is_refused(tmp_path, columns, message):
+    Table(columns, names=["wavelength", "a", "b"][: len(columns)]).write(tmp_path / "t.fits")
+    with pytest.raises(InputError, match=f"--templates: .*t.fits.*{message}"):
+        template_fit.read_spectra(str(tmp_path / "t.fits"))
+
+
+def test_labels_for_unlabelled_training_objects(tmp_path, monkeypatch):
+    """The overlay names training objects without a sure label alone: near the truth, their errors of its size, and none
+    where nothing is measured."""
+    monkeypatch.setattr(template_fit, "BLOCK", 64)
     dataset = galaxies(tmp_path / "dataset")
     Table([spectra.WAVELENGTH, spectra.templates()[0]], names=["wavelength", "old"]).write(tmp_path / "spectra.fits")
     run = ["--dataset", str(dataset), "--model", "template", "--templates", str(tmp_path / "spectra.fits"), "--repair"]
-    photometry.main([*run, "--workdir", str(tmp_path / "run"), "--label", "phot"])
+    bare = open_dataset(dataset)
+    unlabelled = bare.select("split == 'train' and z_kind == 'none'")
+    lost, unlabelled = unlabelled[:3], unlabelled[3:]
+    errors = {f"fluxerr_{b}": Column("float32") for b in BANDS}
+    write_overlay(bare, "infinite", lost, dict.fromkeys(errors, np.full(3, np.inf)), errors, {})
+    photometry.main([*run, "--workdir", str(tmp_path / "run"), "--overlay", "infinite", "--label", "phot"])
     assert (tmp_path / "run/evaluated.json").stat().st_mtime_ns >= (
         dataset / "overlays/phot.parquet"
     ).stat().st_mtime_ns
-    bare, laid = open_dataset(dataset), open_dataset(dataset, overlays=["phot"])
-    unlabelled = bare.select("split == 'train' and z_kind == 'none'")
+    laid = open_dataset(dataset, overlays=["phot"])
+    assert laid.column("z_kind")[lost].tolist() == ["none"] * 3 and np.isnan(laid.column("z_err")[lost]).all()
     named = np.union1d(unlabelled, bare.select("z_kind == 'phot'"))
     assert len(named) > len(unlabelled) and np.array_equal(laid.select("z_kind == 'phot'"), named)
     untouched = np.setdiff1d(np.arange(len(bare)), unlabelled)

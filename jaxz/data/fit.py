@@ -1,7 +1,7 @@
 """Images of any survey as a model takes them: its bands, its pixel scale, its size."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -34,10 +34,11 @@ class Fit:
             raise InputError(
                 f"arrays.image: the dataset has no image [C,H,W] but {sorted(manifest.arrays)}; name another"
             )
-        names = renamed(manifest.bands, normalisation.bands, band_map or {})
+        band_map = band_map or {}
+        names = renamed(manifest.bands, normalisation.bands, band_map)
         ours = {band.name: band for band in normalisation.bands}
         used = [band.name for band in manifest.bands if names[band.name] in ours]
-        check_bands(manifest.bands, ours, names)
+        check_bands([band for band in manifest.bands if band.name not in band_map], ours, names)
         ratios = [
             scale_ratio(band, normalisation.pixel_scale_arcsec) if band.name in used else 1.0 for band in manifest.bands
         ]
@@ -45,7 +46,8 @@ class Fit:
         self.compact = manifest.arrays["image"].compact
         self.arrays = tuple(name for name in ("image", "image_mask") if name in manifest.arrays)
         self.columns = {name: column_of(name, names, ours) for name in manifest.columns}
-        self.columns = {name: new for name, new in self.columns.items() if new}
+        mapped = {new for name, new in self.columns.items() if new != name}  # goes before one of that name
+        self.columns = {name: new for name, new in self.columns.items() if new and (new != name or new not in mapped)}
         scales = {b.pixel_scale_arcsec for b, ratio in zip(manifest.bands, ratios, strict=True) if ratio != 1}
         resampled = f"{', '.join(map(str, sorted(scales)))} -> {normalisation.pixel_scale_arcsec}" if scales else ""
         self.told = list(told(manifest.bands, ours, names, resampled, shape, size))
@@ -101,11 +103,12 @@ def renamed(theirs: tuple[Band, ...], ours: tuple[Band, ...], band_map: Mapping[
     return names
 
 
-def check_bands(theirs: tuple[Band, ...], ours: Mapping[str, Band], names: Mapping[str, str]) -> None:
-    """Raises InputError where a band matched by its name alone is another filter: the centre lies outside of ours."""
+def check_bands(theirs: Iterable[Band], ours: Mapping[str, Band], names: Mapping[str, str]) -> None:
+    """Raises InputError where one of their bands, matched by its name alone, is another filter: the centre lies outside
+    of ours."""
     for band in theirs:
         known = ours.get(names[band.name])
-        if known and band.name == known.name and abs(band.wavelength_nm - known.wavelength_nm) > known.width_nm:
+        if known and abs(band.wavelength_nm - known.wavelength_nm) > known.width_nm:
             raise InputError(
                 f"bands.{band.name}.wavelength_nm: {band.wavelength_nm:g} is another filter than the model's "
                 f"{known.name!r} at {known.wavelength_nm:g}; say which band it is with --band_map"

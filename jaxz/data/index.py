@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jaxz.data.manifest import Array, Column
+from jaxz.data.manifest import Array, Column, Manifest, Shard
 
 PLACES = {"offset": pa.int64(), "size": pa.int64(), "crc32": pa.uint32()}  # of a payload: columns {array}_{name}
 SHARD = b"jaxz"  # metadata: samples, bytes and sha256 of the tar that the index was written for
@@ -55,3 +55,33 @@ def shard_of(table: pa.Table) -> dict:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def index_types(manifest: Manifest) -> dict[str, pa.DataType]:
+    """The columns that every index of the dataset has."""
+    types = {"key": pa.string(), **{name: column_type(column) for name, column in manifest.columns.items()}}
+    for name, array in manifest.arrays.items():
+        if array.in_tar:
+            types |= {f"{name}_{place}": kind for place, kind in place_types(array).items()}
+        else:
+            types[name] = list_type(array)
+    return types
+
+
+def index_problem(path: Path, shard: Shard, types: dict[str, pa.DataType]) -> str:
+    """What is wrong with the index of a shard; "" where nothing is. All of it is read: its pages are under checksums,
+    and of what is not, the names and types of the columns are known."""
+    try:
+        table = read_index(path)
+    except UNREADABLE as error:
+        return f"cannot be read ({error})"
+    if table.num_rows != shard.samples:
+        return f"has {table.num_rows} rows, dataset.json says {shard.samples}"
+    if shard_of(table).get("sha256", shard.sha256) != shard.sha256:
+        return "was written for a tar of another sha256 than dataset.json's"
+    for name, kind in types.items():
+        if table.column_names.count(name) != 1:
+            return f"has no column {name!r}"
+        if (found := table.schema.field(name).type) != kind:
+            return f"has {found} in the column {name!r}, not {kind}"
+    return ""

@@ -100,9 +100,9 @@ def to_parquet(ids: pa.Array, values: dict[str, pa.Array], columns: dict[str, Co
     return sink.getbuffer()
 
 
-def overlay_path(dataset, name: str) -> Path:
-    """Where a new overlay of a Dataset goes. Raises InputError for a remote dataset, one without object_id, and for a
-    name that is taken."""
+def overlay_path(dataset, name: str, *, replace: bool = False) -> Path:
+    """Where a new overlay of a Dataset goes. Raises InputError for a remote dataset, one without object_id, and,
+    unless it is to be replaced, for a name that is taken."""
     if dataset.remote:
         raise InputError(f"dataset: {dataset.path!r} is remote; write the overlay where it is")
     if "object_id" not in dataset.manifest.columns:
@@ -110,17 +110,35 @@ def overlay_path(dataset, name: str) -> Path:
             f"dataset: {str(dataset.path)!r} has no column object_id, by which overlays are joined; convert it"
         )
     path = dataset.path / place_of("overlays", name)
-    if path.exists():
+    if path.exists() and not replace:
         raise InputError(f"overlay: {path} exists; choose another name")
     return path
+
+
+def overlay_ids(dataset, rows: np.ndarray) -> pa.Array:
+    """object_id of the rows [K] of a Dataset that an overlay is to name. Raises InputError where one has none, or
+    shares it with another row, which the overlay would change too."""
+    every = dataset.arrow(columns=["object_id"])["object_id"].combine_chunks()
+    ids = every.take(pa.array(rows))
+    if ids.null_count:
+        raise InputError(
+            f"dataset: object_id of {str(dataset.path)!r} is missing for {ids.null_count} of {len(ids)} objects; "
+            "choose those that have one"
+        )
+    sharing = pc.sum(pc.is_in(every, value_set=ids), min_count=0).as_py()
+    if not pc.count_distinct(ids).as_py() == sharing == len(ids):
+        raise InputError(
+            f"dataset: object_id of {str(dataset.path)!r} stands more than once for some objects; make it unique"
+        )
+    return ids
 
 
 def write_overlay(
     dataset, name: str, rows: np.ndarray, values: dict, columns: dict[str, Column], provenance: dict
 ) -> Path:
-    """Values [K] of `columns` for the rows [K] of a Dataset, as a new overlay; its path. Raises as overlay_path."""
-    path = overlay_path(dataset, name)
-    ids = dataset.arrow(columns=["object_id"])["object_id"].take(pa.array(rows)).combine_chunks()
+    """Values [K] of `columns` for the rows [K] of a Dataset, as a new overlay; its path. Raises as overlay_path and
+    overlay_ids."""
+    path, ids = overlay_path(dataset, name), overlay_ids(dataset, rows)
     arrays = {name: pa.array(values[name], column_type(spec)) for name, spec in columns.items()}
     path.parent.mkdir(exist_ok=True)
     replace(path, to_parquet(ids, arrays, columns, provenance))

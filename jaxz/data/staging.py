@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from jaxz.data import transport
 from jaxz.data.cache import GIB, PATIENCE, Cache, always, nothing
-from jaxz.data.index import UNREADABLE, column_type, list_type, place_types, read_index, shard_of
+from jaxz.data.index import index_problem, index_types
 from jaxz.data.manifest import NAME, Manifest, Shard
 from jaxz.data.quarantine import Damage, Quarantine
 from jaxz.errors import DataError, InputError
@@ -103,7 +103,7 @@ class Remote:
     threads = 4
 
     def __init__(self, url: str, cache: Cache):
-        self.path, self.cache = url if url.startswith("pipe:") else url.rstrip("/"), cache
+        self.path, self.cache = transport.place(url), cache
         self.read = transport.opener(self.path)
         self.folder = cache.root / hashlib.sha256(self.path.encode()).hexdigest()[:16]
         self.failed: dict[Path, tuple[float, str]] = {}
@@ -323,36 +323,6 @@ def put(path: Path, content: bytes) -> None:
     """Write a file, unless it has that content."""
     if not path.exists() or path.read_bytes() != content:
         replace(path, content)
-
-
-def index_types(manifest: Manifest) -> dict[str, pa.DataType]:
-    """The columns that every index of the dataset has."""
-    types = {"key": pa.string(), **{name: column_type(column) for name, column in manifest.columns.items()}}
-    for name, array in manifest.arrays.items():
-        if array.in_tar:
-            types |= {f"{name}_{place}": kind for place, kind in place_types(array).items()}
-        else:
-            types[name] = list_type(array)
-    return types
-
-
-def index_problem(path: Path, shard: Shard, types: dict[str, pa.DataType]) -> str:
-    """What is wrong with the index of a shard; "" where nothing is. All of it is read: its pages are under checksums,
-    and of what is not, the names and types of the columns are known."""
-    try:
-        table = read_index(path)
-    except UNREADABLE as error:
-        return f"cannot be read ({error})"
-    if table.num_rows != shard.samples:
-        return f"has {table.num_rows} rows, dataset.json says {shard.samples}"
-    if shard_of(table).get("sha256", shard.sha256) != shard.sha256:
-        return "was written for a tar of another sha256 than dataset.json's"
-    for name, kind in types.items():
-        if table.column_names.count(name) != 1:
-            return f"has no column {name!r}"
-        if (found := table.schema.field(name).type) != kind:
-            return f"has {found} in the column {name!r}, not {kind}"
-    return ""
 
 
 class Ahead:

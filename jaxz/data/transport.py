@@ -47,6 +47,14 @@ def is_remote(path: str | os.PathLike) -> bool:
     return bool(re.match(r"pipe:|(?!file:)[a-z][a-z0-9+.-]*://", str(path)))
 
 
+def place(path: str | os.PathLike) -> str:
+    """Where a dataset is, however its directory or URL is written."""
+    text = str(path)
+    if is_remote(text):
+        return text if text.startswith("pipe:") else text.rstrip("/")
+    return os.path.realpath(text.removeprefix("file://"))
+
+
 def opener(url: str) -> Read:
     """How files below `url` are read. Raises InputError for a URL that cannot be."""
     if url.startswith("pipe:"):

@@ -11,9 +11,12 @@ from flax import nnx
 
 from jaxz.errors import InputError
 from jaxz.models import inception
-from jaxz.models.inception import CHECKS, SETTINGS, Conv, Inception  # noqa: F401  the settings are this module's too
+from jaxz.models.inception import CHECKS, Conv, Inception  # noqa: F401  the checks are this module's too
 from jaxz.models.vit import Encoded
 
+SETTINGS = inception.SETTINGS | dict(
+    bottleneck=True,  # whether all passes through the 16 numbers; else cls is what is before, as CLAP has its own
+)
 MAPS, HIDDEN, LATENT = 96, 1024, 16
 
 
@@ -35,7 +38,8 @@ class First(nnx.Module):
 
 class Backbone(nnx.Module):
     """Six inception layers, halved in size twice between, three convolutions without padding, and hidden layers of
-    1024, 16 and 1024, of which the last is cls. Raises InputError for images that are too small for these."""
+    1024, 16 and 1024, of which the last is cls; of 1024 alone without the bottleneck. Raises InputError for images that
+    are too small for these."""
 
     parts = False
 
@@ -56,7 +60,9 @@ class Backbone(nnx.Module):
             inner = MAPS
         linear = lambda inner, outer: nnx.Linear(inner, outer, dtype=dtype, **inception.INITIAL, rngs=rngs)
         self.dense0 = linear(MAPS * side**2, HIDDEN)
-        self.latent, self.dense1 = linear(HIDDEN, LATENT), linear(LATENT, HIDDEN)
+        self.bottleneck = config.bottleneck
+        if self.bottleneck:
+            self.latent, self.dense1 = linear(HIDDEN, LATENT), linear(LATENT, HIDDEN)
 
     def __call__(self, image: jax.Array, mask: jax.Array, columns: dict, key: jax.Array | None = None) -> Encoded:
         """image, mask [B,C,H,W]; columns: ebv [B]; nothing is drawn from key."""
@@ -67,5 +73,7 @@ class Backbone(nnx.Module):
         for n in range(3):
             x = getattr(self, f"conv{n}")(x)
         maps = inception.mean_pool(x, stride=1, padding="VALID")
-        x = self.latent(jax.nn.relu(self.dense0(maps.reshape(len(maps), -1))))
-        return inception.encoded(jax.nn.relu(self.dense1(x)), maps)
+        x = jax.nn.relu(self.dense0(maps.reshape(len(maps), -1)))
+        if self.bottleneck:
+            x = jax.nn.relu(self.dense1(self.latent(x)))
+        return inception.encoded(x, maps)

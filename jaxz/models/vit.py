@@ -101,14 +101,17 @@ class Backbone(nnx.Module):
     ) -> Encoded:
         """image, mask [B,C,h,w] (mask: true where observed), of the model's size or a crop from about its middle.
 
-        keep int [B,K]: encode these patches only; hidden bool [B,N] and mask_token [D]: what stands for all tokens of
-        these patches. key: of what is random in training; without it nothing is.
+        keep int [B,K]: encode these patches only; hidden bool [B,N] and mask_token [D]: what stands for the tokens of
+        these patches, of all bands that are observed in others. key: of what is random in training; without it nothing
+        is.
         """
         stem_key, path_key = (None, None) if key is None else jax.random.split(key)
         mask = shown(mask, self.patch, keep, hidden)
         x, observed = self.stem(image, mask, stem_key)  # [B,G,N,D], [B,G,N]
         if hidden is not None:
             x = jnp.where(hidden[:, None, :, None], mask_token.astype(x.dtype), x)
+            if observed is not None:  # of the bands, or groups of bands, that are observed somewhere in the image
+                observed |= hidden[:, None] & observed.any(2, keepdims=True)
         if self.position is not None:
             x = x + middle(self.position[...], x.shape[2]).astype(x.dtype)
         place = places(image.shape[2] // self.patch, image.shape[3] // self.patch)  # [N,2]

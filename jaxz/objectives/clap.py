@@ -1,7 +1,9 @@
 """CLAP's supervised contrastive latent (Lin et al. 2024, A&A 691, A331): few numbers that know the redshift, the same
 for an object, its other view and its own reconstruction, and other numbers for other objects.
 
-p(z) is then better read from neighbours in `latent` than from the estimator: jaxz.photoz.clap.
+p(z) is then better read from neighbours in `latent` than from the estimator: `jaxz.correct --method clap`. Other than
+the paper's code: cross-entropy and disagreement are means over a batch whose halves are its two batches, and rows
+without a redshift have no part in the former.
 """
 
 import types

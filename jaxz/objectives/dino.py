@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxz.config import is_range
 from jaxz.errors import InputError
 from jaxz.models import Encoder
 from jaxz.models.functional import Functional
 from jaxz.models.heads import MLP, Prototypes, unit
 from jaxz.models.stems import patchify
+from jaxz.validate import is_range
 
 SETTINGS = dict(
     prototypes=1024,

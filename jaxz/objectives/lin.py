@@ -1,7 +1,7 @@
 """p(z) by magnitude: several heads, each taught by the objects of its magnitudes (Lin et al. 2022, step 1).
 
-Steps 2 and 3 train the last layer alone: optim.frozen="^(?!lin/out/)", on a near-balanced subset and with shifted
-labels (docs/shift.md); step 4 is jaxz.photoz.calibration.subtract_phot_bias.
+Steps 2 and 3 train the last layer alone (configs/redshift_balanced.py:lin), on a near-balanced subset and with the
+shifted labels of jaxz.lin; step 4 is jaxz.correct --method lin_z_phot (docs/shift.md).
 """
 
 import jax

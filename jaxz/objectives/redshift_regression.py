@@ -20,13 +20,18 @@ FAR = -1e9  # logit of a target that is none
 
 
 class Heads(nnx.Module):
-    """[B,width] -> [B,2]: the point, and how far it errs, which teaches the encoder nothing."""
+    """[B,width] -> [B,2]: the point, and how far it errs, which teaches the encoder nothing; with `noise` [B,3]: also a
+    number that is learned for all objects."""
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, noise: bool, *, rngs: nnx.Rngs):
         self.point, self.spread = Head(width, 1, rngs=rngs), Head(width, 1, rngs=rngs)
+        self.noise_scale = nnx.Param(jnp.zeros(1)) if noise else None
 
     def __call__(self, embedding: jax.Array) -> jax.Array:
-        return jnp.concatenate([self.point(embedding), self.spread(jax.lax.stop_gradient(embedding))], 1)
+        read = [self.point(embedding), self.spread(jax.lax.stop_gradient(embedding))]
+        if self.noise_scale is not None:
+            read.append(jnp.broadcast_to(self.noise_scale[...], (len(embedding), 1)))
+        return jnp.concatenate(read, 1)
 
 
 class Objective(Redshift):
@@ -38,7 +43,8 @@ class Objective(Redshift):
     name, columns = "redshift_regression", ("z",)
 
     def __init__(self, encoder: Encoder, settings, normalisation):
-        super().__init__(encoder, settings, lambda rngs: Heads(encoder.width, rngs=rngs))
+        noise = settings.loss == "balanced_mse"
+        super().__init__(encoder, settings, lambda rngs: Heads(encoder.width, noise, rngs=rngs))
         self.middle = np.log1p([settings.z_min, settings.z_max]).mean()  # before training
 
     def errors(self, read, z, weight, batch):
@@ -47,7 +53,8 @@ class Objective(Redshift):
         if self.settings.loss == "huber":
             of_point = optax.losses.huber_loss(point / delta, target / delta)
         else:
-            of_point = balanced_mse(point, target, weight) / (2 * delta**2)
+            noise = positive(read[:, 2], START_SPREAD, LEAST_SPREAD)
+            of_point = balanced_mse(point, target, weight, noise) / (2 * delta**2)
         residual = jax.lax.stop_gradient(point) - target
         return of_point - jax.scipy.stats.logistic.logpdf(residual, scale=spread)
 
@@ -60,12 +67,10 @@ class Objective(Redshift):
         return self.middle + read[:, 0], positive(read[:, 1], START_SPREAD, LEAST_SPREAD)
 
 
-def balanced_mse(point: jax.Array, target: jax.Array, weight: jax.Array) -> jax.Array:
+def balanced_mse(point: jax.Array, target: jax.Array, weight: jax.Array, noise: jax.Array) -> jax.Array:
     """[B]: the squared error as if targets were equally frequent, by the batch's own (BMC; Ren et al. 2022, eq. 10):
     2 s^2 times the cross-entropy of finding a row's target among those of all rows that count, by the logits
-    -(point - target)^2 / (2 s^2). s^2, the variance of the noise, is the batch's mean squared residual."""
+    -(point - target)^2 / (2 s^2). s, the noise [B], is learned by the cross-entropy, not by the factor."""
     square = (point[:, None] - target) ** 2
-    variance = (weight * jnp.diag(square)).sum() / jnp.maximum(weight.sum(), 1)
-    variance = jnp.maximum(jax.lax.stop_gradient(variance), LEAST_SPREAD**2)
-    logits = jnp.where(weight > 0, -square / (2 * variance), FAR)
-    return -2 * variance * jnp.diag(jax.nn.log_softmax(logits))
+    logits = jnp.where(weight > 0, -square / (2 * noise[:, None] ** 2), FAR)
+    return -2 * jax.lax.stop_gradient(noise) ** 2 * jnp.diag(jax.nn.log_softmax(logits))

@@ -9,7 +9,7 @@ from jaxz.models import Encoder
 from jaxz.objectives import redshift
 from jaxz.photoz.pdf import ODDS_HALF_WIDTH
 
-SETTINGS = redshift.SETTINGS | dict(odds=0.8, pseudo_weight=1.0, ramp_steps=500)
+SETTINGS = redshift.SETTINGS | dict(band_mask=0.2, odds=0.8, pseudo_weight=1.0, ramp_steps=500)
 CHECKS = redshift.CHECKS | {
     "odds": (lambda s: 0 <= s.odds <= 1, "in [0, 1]"),
     "pseudo_weight": (lambda s: s.pseudo_weight >= 0, "at least 0"),
@@ -20,7 +20,8 @@ CHECKS = redshift.CHECKS | {
 class Objective(redshift.Objective):
     """Cross-entropy of labelled rows, plus that of unlabelled ones, in another view, with the averaged network's p(z)
     of the first view: of rows whose column `coverage` is 1 (`jaxz.shift`) and of which p(z) holds `odds` or more within
-    0.06 (1 + z) of its mode, over the number of all unlabelled rows. Mix both kinds with data.sources. settings, beside
+    0.06 (1 + z) of its mode, over the number of all unlabelled rows. The learner's views are the stronger ones: bands
+    are hidden from it (band_mask), never from the averaged network. Mix both kinds with data.sources. settings, beside
     those of redshift: odds, pseudo_weight, ramp_steps (over which that weight rises from 0)."""
 
     name, views, teacher = "self_training", 2, True

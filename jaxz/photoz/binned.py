@@ -1,13 +1,15 @@
 """Metrics in bins of redshift, magnitude and whatever else errors depend on; and of redshift distributions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from jaxz.photoz.metrics import evaluate_metrics, point_metrics, residuals
+from jaxz.photoz.bootstrap import ENOUGH_CELLS
+from jaxz.photoz.metrics import all_metrics, evaluate_metrics, main_metrics, residuals
 from jaxz.photoz.pdf import PDF
 
 ENOUGH = 25  # objects of a bin that says something
+EQUAL_BINS = 10  # of redshift, up to what 99.8 % of the objects have
 
 
 def bins_of(by: np.ndarray, edges: Sequence[float]) -> list[np.ndarray]:
@@ -23,6 +25,8 @@ def binned_metrics(
     edges: Sequence[float],
     pdf: PDF | None = None,
     *,
+    cells: np.ndarray | None = None,
+    metrics: Callable = all_metrics,
     resamples: int = 100,
     seed: int = 0,
 ) -> list[dict]:
@@ -30,33 +34,49 @@ def binned_metrics(
     training objects), a dict a bin [low, high), the last closed: {"low", "high", "centre": median of `by`, None where
     empty, "objects": count, metric: {"value", "error"}, ...}.
 
+    cells: [N], which the bootstrap of a bin draws whole where it has at least five of them, see evaluate_metrics.
     Binning in z_true and in z_phot differ where the estimate regresses to the mean: look at both (Lin et al. 2022).
     """
     z_phot, z_true, by = np.asarray(z_phot), np.asarray(z_true), np.asarray(by)
     bins = []
     for rows, low, high in zip(bins_of(by, edges), edges[:-1], edges[1:], strict=True):
         own = None if pdf is None else pdf[rows]
-        metrics = evaluate_metrics(z_phot[rows], z_true[rows], own, resamples=resamples, seed=seed)
+        drawn = None if cells is None or len(np.unique(cells[rows])) < ENOUGH_CELLS else cells[rows]
+        settings = dict(cells=drawn, metrics=metrics, resamples=resamples, seed=seed)
+        found = evaluate_metrics(z_phot[rows], z_true[rows], own, **settings)
         centre = float(np.median(by[rows])) if len(rows) else None
-        bins.append({"low": float(low), "high": float(high), "centre": centre, **metrics, "objects": len(rows)})
+        bins.append({"low": float(low), "high": float(high), "centre": centre, **found, "objects": len(rows)})
     return bins
 
 
 def macro_metrics(z_phot: np.ndarray, z_true: np.ndarray, edges: Sequence[float]) -> dict[str, float]:
-    """Each point metric of [N] objects averaged over bins of z_true, each counting the same, as macro_<metric> (of
-    biases their size), and the largest less the smallest of the bins as spread_<metric> (ICT-ConvEntion's measure of
+    """main_metrics of [N] objects averaged over bins of z_true, each counting the same, as macro_<metric> (of biases
+    their size), and the largest less the smallest of the bins as spread_<metric> (ICT-ConvEntion's measure of
     imbalance). Bins with fewer than 25 objects are left out; NaN where none is left."""
     rows = [rows for rows in bins_of(z_true, edges) if len(rows) >= ENOUGH]
     if not rows:
-        names = point_metrics(np.zeros(1), np.zeros(1))
+        names = main_metrics(np.zeros(1), np.zeros(1))
         return {f"{kind}_{name}": np.nan for name in names for kind in ("macro", "spread")}
-    found = [point_metrics(z_phot[own], z_true[own]) for own in rows]
+    found = [main_metrics(z_phot[own], z_true[own]) for own in rows]
     result = {}
     for name in found[0]:
         values = np.array([metrics[name] for metrics in found])
         result[f"macro_{name}"] = float(np.mean(np.abs(values) if "bias" in name else values))
         result[f"spread_{name}"] = float(np.ptp(values))
     return result
+
+
+def equal_bins(z_true: np.ndarray) -> np.ndarray:
+    """[11] edges of ten bins of equal width, from the least of the redshifts [N] to what 99.8 % of them have."""
+    return np.linspace(np.min(z_true), np.quantile(z_true, 0.998), EQUAL_BINS + 1)
+
+
+def dependence_metrics(z_phot: np.ndarray, z_true: np.ndarray, edges: Sequence[float]) -> dict[str, float]:
+    """macro_metrics in bins of z_true, and the slopes of E[e | z_true] and E[e | z_phot], per unit of redshift, as
+    slope_z_true and slope_z_phot (Lin et al. 2022)."""
+    by = {"slope_z_true": z_true, "slope_z_phot": z_phot}
+    slopes = {name: residual_slope(residual_curve(z_phot, z_true, z, edges))[0] for name, z in by.items()}
+    return macro_metrics(z_phot, z_true, edges) | slopes
 
 
 def residual_curve(

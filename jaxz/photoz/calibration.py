@@ -60,6 +60,14 @@ def conformal_intervals(
     return low - margin, high + margin
 
 
+def moved(pdf: PDF, before: np.ndarray) -> PDF:
+    """p(z) of redshifts that are corrected: its CDF at each edge is that of `pdf` at `before` [N,n+1], ascending, the
+    redshift that the correction takes to the edge. What it takes off the grid counts in the outermost bins."""
+    cumulative = np.array([np.interp(z, pdf.edges, cdf) for z, cdf in zip(before, pdf.cumulative, strict=True)])
+    cumulative[:, 0], cumulative[:, -1] = 0, 1
+    return PDF(pdf.edges, np.diff(cumulative, axis=1))
+
+
 def label_width(z_phot: np.ndarray, z_spec: np.ndarray, edges: np.ndarray) -> float:
     """sigma_k: the Gaussian by which the histogram of z_phot must be smoothed to be likest to that of z_spec, in cross-
     entropy (Lin et al. 2022, step 3). edges [n+1] equally spaced; from a hundredth of a bin to the range's quarter."""
@@ -115,11 +123,15 @@ def extended_edges(edges: np.ndarray, right: float = 0.5) -> np.ndarray:
     return np.concatenate([edges[0] + width * np.arange(-left, 0), edges, edges[-1] + width * np.arange(1, more + 1)])
 
 
+def shifted(z: np.ndarray, z_cm: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """[N] labels 2z - z_cm(z) of redshifts z [N], for z_cm [n] of `centre_of_mass` in bins of edges [n+1]."""
+    centres = (edges[1:] + edges[:-1]) / 2
+    return z + np.interp(z, centres, centres - z_cm)
+
+
 def shifted_labels(z: np.ndarray, z_cm: np.ndarray, sigma: float, edges: np.ndarray) -> np.ndarray:
     """[N,n'] soft labels N(2z - z_cm(z), sigma) on `extended_edges` of edges [n+1]; z_cm [n] of `centre_of_mass`."""
-    centres = (edges[1:] + edges[:-1]) / 2
-    shift = np.interp(z, centres, centres - z_cm)
-    return gaussian_bins(z + shift, sigma, extended_edges(edges))
+    return gaussian_bins(shifted(z, z_cm, edges), sigma, extended_edges(edges))
 
 
 def subtract_phot_bias(

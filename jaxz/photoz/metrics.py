@@ -28,6 +28,17 @@ def residuals(z_phot: np.ndarray, z_true: np.ndarray) -> np.ndarray:
     return (z_phot - z_true) / (1 + z_true)
 
 
+def main_metrics(z_phot: np.ndarray, z_true: np.ndarray) -> dict[str, np.ndarray]:
+    """bias_median, sigma_mad and eta_15 as point_metrics has them, alone."""
+    e = residuals(z_phot, z_true)
+    median = np.median(e, axis=-1)
+    return {
+        "bias_median": median,
+        "sigma_mad": MAD_TO_SIGMA * np.median(np.abs(e - median[..., None]), axis=-1),
+        "eta_15": (np.abs(e) > 0.15).mean(axis=-1),
+    }
+
+
 def point_metrics(z_phot: np.ndarray, z_true: np.ndarray) -> dict[str, np.ndarray]:
     """Metrics of point estimates [..., N] -> {name: [...]}.
 
@@ -46,7 +57,6 @@ def point_metrics(z_phot: np.ndarray, z_true: np.ndarray) -> dict[str, np.ndarra
     """
     e = residuals(z_phot, z_true)
     size = np.abs(e)
-    median = np.median(e, axis=-1)
     p16, p25, p75, p84 = np.percentile(e, [16, 25, 75, 84], axis=-1)
     sigma_iqr = (p75 - p25) / IQR_TO_SIGMA
     scatter = np.sum((z_true - z_true.mean(axis=-1, keepdims=True)) ** 2, axis=-1)
@@ -59,14 +69,12 @@ def point_metrics(z_phot: np.ndarray, z_true: np.ndarray) -> dict[str, np.ndarra
         r2 = np.where(scatter > 0, 1 - np.sum(dz**2, axis=-1) / scatter, np.nan)
     return {
         "bias_mean": e.mean(axis=-1),
-        "bias_median": median,
-        "sigma_mad": MAD_TO_SIGMA * np.median(np.abs(e - median[..., None]), axis=-1),
+        **main_metrics(z_phot, z_true),
         "nmad0": MAD_TO_SIGMA * np.median(size, axis=-1),
         "nmad_eazy": 1.48 * np.median(off_median, axis=-1),
         "sigma_68": (p84 - p16) / 2,
         "sigma_iqr": sigma_iqr,
         "eta_05": (size > 0.05).mean(axis=-1),
-        "eta_15": (size > 0.15).mean(axis=-1),
         "outlier_rail": outlier.mean(axis=-1),
         "hsc_loss": (1 - 1 / (1 + (e / 0.15) ** 2)).mean(axis=-1),
         "hsc_bias": hsc_bias,
@@ -191,19 +199,20 @@ def pdf_metrics(z_true: np.ndarray, terms: dict[str, np.ndarray]) -> dict[str, n
 
     pit_ks, pit_cvm, pit_ad  distances of the PIT values from uniform
     pit_outlier_rate    fraction with PIT < 1e-4 or > 0.9999
-    coverage_68         fraction with the truth in the central 68 % interval (the catalogue's z_l68 to z_u68)
+    coverage_68         fraction with the truth in the central 68 % interval, or in that of the catalogue (`columns_of`)
     coverage_hpd_68, coverage_hpd_95  fraction with the truth in the smallest region of that mass
     ece                 expected calibration error of such regions
     nz_bias             (mean of the stacked p(z) - mean z_true) / (1 + mean z_true)
     and the means of crps, wasserstein, cde_loss, brier, nll
     """
     pit, mean = terms["pit"], z_true.mean(axis=-1)
+    inside = terms.get("inside", (pit >= 0.16) & (pit <= 0.84))
     return {
         "pit_ks": pit_ks(pit),
         "pit_cvm": pit_cvm(pit),
         "pit_ad": pit_ad(pit),
         "pit_outlier_rate": ((pit < 1e-4) | (pit > 0.9999)).mean(axis=-1),
-        "coverage_68": ((pit >= 0.16) & (pit <= 0.84)).mean(axis=-1),
+        "coverage_68": inside.mean(axis=-1),
         "coverage_hpd_68": (terms["credibility"] <= 0.68).mean(axis=-1),
         "coverage_hpd_95": (terms["credibility"] <= 0.95).mean(axis=-1),
         "ece": calibration_error(terms["credibility"]),
@@ -212,19 +221,41 @@ def pdf_metrics(z_true: np.ndarray, terms: dict[str, np.ndarray]) -> dict[str, n
     }
 
 
+def columns_of(
+    z_phot: np.ndarray,
+    z_true: np.ndarray,
+    pdf: PDF | None = None,
+    interval: tuple[np.ndarray, np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
+    """{name: [N]}: all that the metrics of N objects are made of, whichever of them are drawn. interval: the ends
+    [N] of the intervals whose coverage counts, where they are not the central 68 % of p(z)."""
+    columns = {"z_phot": np.asarray(z_phot, np.float64), "z_true": np.asarray(z_true, np.float64)}
+    columns |= {} if pdf is None else pdf_terms(pdf, columns["z_true"])
+    return columns | ({} if interval is None else {"inside": (z_true >= interval[0]) & (z_true <= interval[1])})
+
+
+def all_metrics(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Metrics of `columns_of` [..., N] -> {name: [...]}, those of p(z) where it has them."""
+    points = point_metrics(columns["z_phot"], columns["z_true"])
+    return points | (pdf_metrics(columns["z_true"], columns) if "pit" in columns else {})
+
+
 def evaluate_metrics(
     z_phot: np.ndarray,
     z_true: np.ndarray,
     pdf: PDF | None = None,
     *,
+    interval: tuple[np.ndarray, np.ndarray] | None = None,
     cells: np.ndarray | None = None,
+    metrics: Callable = all_metrics,
     resamples: int = 200,
     seed: int = 0,
 ) -> dict[str, dict[str, float | None]]:
     """Every metric with its bootstrap error: {name: {"value": x, "error": s}}; also `objects`, the count.
 
-    z_phot, z_true: [N] finite redshifts; pdf: their N densities, or None for the point metrics only; cells: [N] the sky
-    cell of each, which are drawn whole (jaxz.photoz.bootstrap); None draws objects one by one.
+    metrics: another function like `all_metrics`, for fewer of them. z_phot, z_true: [N] finite redshifts; pdf: their N
+    densities, or None for the point metrics only; interval: as columns_of takes it; cells: [N] the sky cell of each,
+    which are drawn whole (jaxz.photoz.bootstrap); None draws objects one by one.
     What is undefined (no objects; r2 of a single truth; errors of fewer than 5 objects) is None.
     Raises ValueError for other shapes or numbers that are not finite.
     """
@@ -236,38 +267,26 @@ def evaluate_metrics(
         if not np.isfinite(values).all():
             raise ValueError(f"{name}: {int((~np.isfinite(values)).sum())} of {n} values are not finite")
     if n == 0:  # the names are needed all the same: take them from one object at its truth
-        names = evaluate_metrics([1.0], [1.0], None if pdf is None else PDF([0, 1, 2], [[0.5, 0.5]]))
+        names = metrics(columns_of([1.0], [1.0], None if pdf is None else PDF([0, 1, 2], [[0.5, 0.5]])))
         return {name: {"value": None, "error": None} for name in names} | {"objects": {"value": 0, "error": 0}}
-    arrays = columns_of(**arrays, pdf=pdf)
-    values, errors = all_metrics(arrays), {}
+    arrays = columns_of(**arrays, pdf=pdf, interval=interval)
+    values, errors = metrics(arrays), {}
     if cells is not None:
-        found = hierarchical_bootstrap(all_metrics, {"": [arrays]}, cells, resamples=resamples, seed=seed)[""]
+        found = hierarchical_bootstrap(metrics, {"": [arrays]}, cells, resamples=resamples, seed=seed)[""]
         errors = {name: estimate.error for name, estimate in found.items()}
     elif n >= ENOUGH_FOR_ERRORS and resamples > 1:
-        errors = _bootstrap(arrays, n, resamples, seed)
+        errors = _bootstrap(metrics, arrays, n, resamples, seed)
     number = {name: {"value": _finite(v), "error": _finite(errors.get(name))} for name, v in values.items()}
     return number | {"objects": {"value": n, "error": 0}}
 
 
-def columns_of(z_phot: np.ndarray, z_true: np.ndarray, pdf: PDF | None = None) -> dict[str, np.ndarray]:
-    """{name: [N]}: all that the metrics of N objects are made of, whichever of them are drawn."""
-    columns = {"z_phot": np.asarray(z_phot, np.float64), "z_true": np.asarray(z_true, np.float64)}
-    return columns | ({} if pdf is None else pdf_terms(pdf, columns["z_true"]))
-
-
-def all_metrics(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Metrics of `columns_of` [..., N] -> {name: [...]}, those of p(z) where it has them."""
-    points = point_metrics(columns["z_phot"], columns["z_true"])
-    return points | (pdf_metrics(columns["z_true"], columns) if "pit" in columns else {})
-
-
-def _bootstrap(arrays: dict, n: int, resamples: int, seed: int) -> dict[str, float]:
+def _bootstrap(metrics: Callable, arrays: dict, n: int, resamples: int, seed: int) -> dict[str, float]:
     """{name: standard deviation of the metric over resamples of the objects}, many of them at once."""
     generator, step = np.random.default_rng(seed), max(1, BLOCK // n)
     blocks = []
     for start in range(0, resamples, step):
         rows = generator.integers(0, n, (min(step, resamples - start), n))
-        blocks.append(all_metrics({name: values[rows] for name, values in arrays.items()}))
+        blocks.append(metrics({name: values[rows] for name, values in arrays.items()}))
     return {name: np.std(np.concatenate([block[name] for block in blocks]), ddof=1) for name in blocks[0]}
 
 

@@ -165,7 +165,7 @@ def _gain(z: np.ndarray, point: np.ndarray) -> np.ndarray:
 def write_qp(path: Path | str, pdf: PDF, ancil: Mapping[str, np.ndarray]) -> None:
     """Write densities and per-object columns (each [N, ...]) as an HDF5 file that `qp.read` reads as qp.hist.
 
-    The file appears complete or not at all. Raises OSError that names `path`.
+    The file appears complete or not at all, also after a crash of the system. Raises OSError that names `path`.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -182,6 +182,8 @@ def write_qp(path: Path | str, pdf: PDF, ancil: Mapping[str, np.ndarray]) -> Non
                 values = np.asarray(values)
                 text = values.dtype.kind in "UO"  # qp reads fixed-length bytes
                 file[f"ancil/{name}"] = np.char.encode(values.astype(str), "utf-8") if text else values
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         error.filename, error.filename2 = str(path), None  # not the temporary name

@@ -127,6 +127,19 @@ def test_a_map_goes_before_names_and_missing_bands_are_told():
     assert "flux_g" not in fit.columns and fit.columns["flux_g2"] == "flux_g"
 
 
+def test_a_map_says_that_a_band_of_the_same_name_is_meant():
+    assert Fit(survey(16, band("g", 900)), MODEL, {"g": "g"}).manifest.bands[0].name == "g"
+
+
+def test_of_two_columns_for_one_band_that_of_the_map_is_read():
+    """A flux_g of no band of the survey, before or behind the one that it maps to g."""
+    whole = survey(16, band("HSC-G", 480))
+    for columns in (whole.columns | {"flux_g": Column("int32")}, {"flux_g": Column("int32")} | whole.columns):
+        fit = Fit(dataclasses.replace(whole, columns=columns), MODEL, {"HSC-G": "g"})
+        assert fit.columns == {"flux_HSC-G": "flux_g", "fluxerr_HSC-G": "fluxerr_g"}
+        assert fit.manifest.columns["flux_g"] == Column("float32")
+
+
 @pytest.mark.parametrize(
     ("bands", "named", "message"),
     [

@@ -7,12 +7,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data_tools import relabel
+from jaxz import photometry, redshifted, shift
 from jaxz.data.dataset import open_dataset
 from jaxz.data.manifest import Column, Manifest
-from jaxz.data.overlays import Overlay
+from jaxz.data.overlays import Overlay, write_overlay
 from jaxz.data.stream import Source, Stream
 from jaxz.data.writer import DatasetWriter
 from jaxz.errors import InputError
+from tests.test_photometry import make_dataset
 
 
 @pytest.fixture
@@ -133,6 +136,44 @@ def test_what_is_no_overlay_is_refused(copy, columns, message):
     write(copy, "mine", **columns)
     with pytest.raises(InputError, match=message):
         open_dataset(copy, overlays=["mine"])
+
+
+def test_what_could_not_be_read_is_not_written(tmp_path):
+    """Objects without an id, or with one that another row has, whether it is named or not."""
+    writer = DatasetWriter(tmp_path / "d", Manifest({}, (), {"object_id": Column("int64")}), {})
+    writer.write_shard(0, list("uvwxyz"), {}, {"object_id": pa.array([1, 2, 2, None, 0, 3])})
+    writer.finish(1, {})
+    dataset, column = open_dataset(tmp_path / "d"), {"weight": Column("float32")}
+    laid = lambda name, rows: write_overlay(dataset, name, np.array(rows), {"weight": np.ones(len(rows))}, column, {})
+    for rows, message in (
+        ([0, 3], "is missing for 1 of 2 objects"),
+        ([0, 1], "stands more than once for some objects"),
+        ([1, 2], "stands more than once for some objects"),
+        ([0, 0], "stands more than once for some objects"),
+    ):
+        with pytest.raises(InputError, match=f"dataset: object_id of .* {message}"):
+            laid("bad", rows)
+    assert not (tmp_path / "d/overlays").exists()
+    laid("good", [5, 0, 4])
+    assert open_dataset(tmp_path / "d", overlays=["good"]).arrow(columns=["weight"])["weight"].to_pylist() == [
+        *[1, None, None, None, 1, 1]
+    ]
+    laid("none", np.array([], int))
+
+
+@pytest.mark.parametrize("tool", [photometry, redshifted, relabel, shift])
+def test_ids_are_looked_at_before_anything_is_fitted_or_written(tmp_path, tool):
+    dataset = str(make_dataset(tmp_path / "d", n=12, change={"object_id": lambda values: values["object_id"] // 2}))
+    train = "split == 'train'"
+    arguments = {
+        photometry: f"--dataset {dataset} --workdir {tmp_path}/run --model template --label new".split(),
+        redshifted: [dataset, "--name", "new", "--where", train],
+        relabel: [dataset, "--name", "new", "--near_balanced", "5"],
+        shift: [dataset, "--name", "new", "--train", train, "--target", train, "--features", "flux"],
+    }
+    with pytest.raises(InputError, match="stands more than once"):
+        tool.main(arguments[tool])
+    assert not (tmp_path / "run").exists() and not (tmp_path / "d/overlays").exists()
 
 
 def test_names_do_not_leave_the_dataset(copy):

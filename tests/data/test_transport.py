@@ -15,7 +15,7 @@ import pytest
 
 from jaxz.data import staging, transport
 from jaxz.data.dataset import DataError, open_dataset
-from jaxz.data.index import read_index
+from jaxz.data.index import index_problem, index_types, read_index
 from jaxz.errors import InputError
 from tests.data.servers import SHARDS, assert_same, batches, serving
 from tests.helpers import blobs
@@ -74,10 +74,10 @@ def test_no_flipped_byte_of_an_index_is_cached(origin, tmp_path):
             open_dataset(server.url, tmp_path / "cache")
         assert not list((tmp_path / "cache").glob("*/index/00002*"))
     path, manifest = tmp_path / "any.parquet", open_dataset(origin).manifest
-    table, types = read_index(origin / "index/00002.parquet"), staging.index_types(manifest)
+    table, types = read_index(origin / "index/00002.parquet"), index_types(manifest)
     for at in range(0, len(content), 13):  # others change nothing that is read
         path.write_bytes(content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :])
-        if not staging.index_problem(path, manifest.shards[2], types):
+        if not index_problem(path, manifest.shards[2], types):
             assert repr(read_index(path).to_pydict()) == repr(table.to_pydict())
 
 

@@ -9,7 +9,6 @@ from ml_collections import ConfigDict
 from jaxz import models
 from jaxz.data.manifest import Band
 from jaxz.errors import InputError
-from jaxz.models import inception
 from jaxz.objectives.redshift import Head
 from tests.models.drawn import parameters
 
@@ -18,7 +17,7 @@ UGRIZ = tuple(Band(name, nm, 100.0, 22.5, 0.396, 2.0, 0.02, 1.3) for name, nm in
 
 
 def build(name, bands=UGRIZ, size=64, **settings):
-    return models.build(ConfigDict({**inception.SETTINGS, **settings, "name": name}), bands, size)
+    return models.build(ConfigDict({**models.backbone(name).SETTINGS, **settings, "name": name}), bands, size)
 
 
 def shapes(encoder):
@@ -88,15 +87,25 @@ def ones(block):
     return [block[name]["conv"]["kernel"] for name in ("single", "pooled", "reduce3", "reduce5")]
 
 
-def numpy_conv(p, x):
-    """[B,H,W,I] float64, by the sum over the window's places."""
+def numpy_linear(p, x):
+    return x @ np.asarray(p["kernel"], np.float64) + np.asarray(p["bias"], np.float64)
+
+
+def numpy_conv(p, x, activation=lambda x: np.maximum(x, 0), border=True, bias=0.0):
+    """[B,H,W,I] float64, by the sum over the window's places; PReLU where there are slopes."""
     kernel = np.asarray(p["conv"]["kernel"], np.float64)
-    side, height, width = len(kernel), *x.shape[1:3]
-    x = np.pad(x, ((0, 0), (side // 2,) * 2, (side // 2,) * 2, (0, 0)))
-    found = sum(
-        x[:, dy : dy + height, dx : dx + width] @ kernel[dy, dx] for dy in range(side) for dx in range(side)
-    ) + np.asarray(p["conv"]["bias"], np.float64)
-    return np.where(found > 0, found, np.asarray(p["slope_scale"], np.float64) * found)
+    side = len(kernel)
+    if border:
+        x = np.pad(x, ((0, 0), (side // 2,) * 2, (side // 2,) * 2, (0, 0)))
+    height, width = x.shape[1] - side + 1, x.shape[2] - side + 1
+    found = (
+        bias
+        + sum(x[:, dy : dy + height, dx : dx + width] @ kernel[dy, dx] for dy in range(side) for dx in range(side))
+        + np.asarray(p["conv"]["bias"], np.float64)
+    )
+    if "slope_scale" in p:
+        return np.where(found > 0, found, np.asarray(p["slope_scale"], np.float64) * found)
+    return activation(found)
 
 
 def numpy_pool(x, stride):
@@ -120,13 +129,18 @@ def numpy_pasquet(p, image, ebv):
     x = numpy_pool(numpy_inception(p["inception3"], numpy_inception(p["inception2"], x)), 2)
     x = np.concatenate([numpy_inception(p["inception4"], x).reshape(len(x), -1), ebv[:, None]], 1)
     for name in ("dense0", "dense1"):
-        x = np.maximum(x @ np.asarray(p[name]["kernel"], np.float64) + np.asarray(p[name]["bias"], np.float64), 0)
+        x = np.maximum(numpy_linear(p[name], x), 0)
     return x
+
+
+def scaled(params):
+    """Kernels by which what an image says is neither lost nor blown up from layer to layer."""
+    return jax.tree.map(lambda a: 5 * a / np.sqrt(a[..., 0].size) if a.ndim > 1 else a, params)
 
 
 def test_pasquet_against_numpy_and_without_what_is_masked():
     encoder, rng = build("pasquet2019", UGRIZ[:2], 9), np.random.default_rng(0)
-    params = jax.tree.map(lambda a: a / np.sqrt(a[..., 0].size) if a.ndim > 1 else a, parameters(encoder))
+    params = scaled(parameters(encoder))
     image = rng.normal(size=(3, 2, 9, 9)).astype(np.float32)
     mask, ebv = np.ones(image.shape, bool), np.array([0.0, 0.3, np.nan], np.float32)
     mask[0, 1] = mask[1, 0, 2, 3] = False
@@ -137,14 +151,27 @@ def test_pasquet_against_numpy_and_without_what_is_masked():
     np.testing.assert_array_equal(run(np.where(mask, image, np.nan)), run(image))
 
 
-def test_reddening_shifts_treyers_first_maps_before_the_activation():
-    first = models.treyer2024.First(2, jnp.float32, rngs=models.functional.nnx.Rngs(0))
-    image = np.random.default_rng(0).normal(size=(2, 8, 8, 2)).astype(np.float32)
-    shifted = models.treyer2024.First(2, jnp.float32, rngs=models.functional.nnx.Rngs(0))
-    shifted.conv0.conv.bias[...] += 0.7 * shifted.reddening.kernel[...][0]
-    np.testing.assert_allclose(
-        first(image, jnp.full((2, 1), 0.7)), shifted(image, jnp.zeros((2, 1))), rtol=1e-5, atol=1e-6
-    )
+def numpy_treyer(p, image, ebv):
+    first, x = p["first"]["subset0"], image.transpose(0, 2, 3, 1).astype(np.float64)
+    x = numpy_conv(first["conv0"], x, bias=numpy_linear(first["reddening"], ebv[:, None])[:, None, None])
+    x = numpy_pool(numpy_conv(first["conv1"], x, np.tanh), 2)
+    for n in range(6):
+        x = numpy_inception(p[f"inception{n}"], numpy_pool(x, 2) if n in (3, 5) else x)
+    for n in range(3):
+        x = numpy_conv(p[f"conv{n}"], x, border=False)
+    x = (x[:, 1:, 1:] + x[:, :-1, 1:] + x[:, 1:, :-1] + x[:, :-1, :-1]) / 4
+    x = numpy_linear(p["latent"], np.maximum(numpy_linear(p["dense0"], x.reshape(len(x), -1)), 0))
+    return np.maximum(numpy_linear(p["dense1"], x), 0)
+
+
+def test_treyer_against_numpy():
+    encoder, rng = build("treyer2024", UGRIZ[:2], 57), np.random.default_rng(1)
+    params = scaled(parameters(encoder))
+    image, ebv = rng.normal(size=(2, 2, 57, 57)).astype(np.float32), np.array([0.0, 0.7], np.float32)
+    run = jax.jit(lambda image: encoder(params, image, image == image, columns={"ebv": ebv}).cls)
+    expected = numpy_treyer(params, image, ebv)
+    assert np.abs(expected[0] - expected[1]).max() > 0.01 * np.abs(expected).max()
+    np.testing.assert_allclose(run(image), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
 def test_images_that_do_not_fit_are_refused():

@@ -88,6 +88,22 @@ def test_the_content_of_hidden_patches_changes_nothing(stem):
     assert np.abs(run(IMAGE).tokens - run(others).tokens).max() > 1e-3
 
 
+def test_hidden_patches_are_their_mask_token(stem):
+    """Which counts with every stem, wherever anything is observed in the rest of what is kept."""
+    encoder, _, params = stem
+    hidden, keep = np.tile([False, True, False, True], (5, 1)), np.tile([3, 0, 2], (5, 1))
+    token = jnp.linspace(-1, 1, 16)
+    encode = jax.jit(lambda token, image: encoder(params, image, MASK, keep, hidden, token))
+    encoded = encode(token, IMAGE)
+    assert encoded.tokens.shape == (5, 3, 16) and encoded.observed[:4, 0].all()
+    moved = np.abs(encode(-token, IMAGE).tokens[:, 0] - encoded.tokens[:, 0]).max(1)
+    assert (moved[:4] > 1e-3).all()
+    for place in (np.s_[:, :, :8, 8:], np.s_[:, :, 8:, 8:]):  # hidden and not kept; hidden and kept
+        content = IMAGE.copy()
+        content[place] = 7
+        jax.tree.map(np.testing.assert_array_equal, encode(token, content), encoded)
+
+
 def test_an_unobserved_patch_counts_nowhere():
     """The rest is as if it had been left out; it is itself zero."""
     for name in MANY:
@@ -125,15 +141,16 @@ def made(name, **settings):
     return stem, params, jax.tree.map(lambda a: np.asarray(a, np.float64), params)
 
 
-def test_apertures_of_gaussians_are_their_flux():
+@pytest.mark.parametrize("size", [32, 33])
+def test_apertures_of_gaussians_in_the_middle_are_their_flux(size):
     """Against the integrals; what is hidden, in part or whole, is not known."""
-    y, x = np.indices((33, 33)) - 16.0
+    y, x = np.indices((size, size)) - (size - 1) / 2
     fluxes = np.array([50.0, 5000.0, 1.0])
     galaxy = np.exp(-0.5 * (x**2 + y**2) / 2.0**2) / (2 * np.pi * 2.0**2)
     image = np.arcsinh(fluxes[:, None, None] * galaxy)[None].astype(np.float32)
     mask = np.ones(image.shape, bool)
-    mask[0, 2, 10:23, 10:23] = False  # the third band's middle: apertures of 3 pixels do not know it
-    image[0, 2, 10:23, 10:23] = np.nan
+    mask[0, 2, 10:-10, 10:-10] = False  # the third band's middle: apertures of 3 pixels do not know it
+    image[0, 2, 10:-10, 10:-10] = np.nan
     found, known = map(np.asarray, apertures.apertures(image, mask))
     assert known[0, :2].all() and not known[0, 2, :2].any() and not found[0, 2, :2].any()
     for k, sigma in enumerate(apertures.SIGMAS[:2]):  # the third reaches beyond the cutout

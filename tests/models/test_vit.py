@@ -5,11 +5,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxz import models
-from jaxz.config import default, fill, validate
+from jaxz.config import default, fill
 from jaxz.data.manifest import Band
 from jaxz.errors import InputError
 from jaxz.models import vit
 from jaxz.models.stems import patchify, unpatchify, wavelength_features
+from jaxz.validate import validate
 from tests.models.drawn import parameters
 
 BANDS = tuple(Band(n, w, 100.0, 27.0, 0.2, 3.0, 1.0, 0.8) for n, w in (("g", 480.0), ("r", 620.0), ("z", 890.0)))

@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxz.photoz.binned import binned_metrics, macro_metrics, residual_curve, residual_slope, tomography
+from jaxz.photoz.binned import (
+    binned_metrics,
+    dependence_metrics,
+    equal_bins,
+    macro_metrics,
+    residual_curve,
+    residual_slope,
+    tomography,
+)
 from jaxz.photoz.metrics import point_metrics
 from jaxz.photoz.pdf import PDF
 
@@ -26,15 +34,41 @@ def test_densities_are_binned_with_their_objects():
     assert bins[2]["cde_loss"]["value"] == pytest.approx(0.5 - 2 * 0.5)
 
 
+def test_errors_in_bins_are_of_whole_cells():
+    """A hundred copies of an object tell no more than one; a bin of few cells draws objects one by one."""
+    draw, cells = np.random.default_rng(4), np.repeat(np.arange(40), 100)
+    e = np.repeat(draw.normal(0, 0.05, 40), 100)
+    z_true = np.where(cells < 37, 0.5, 1.5)
+    named = dict(cells=cells, metrics=lambda c: {"mean": ((c["z_phot"] - c["z_true"]) / (1 + c["z_true"])).mean(-1)})
+    near, far = binned_metrics(z_true + e * (1 + z_true), z_true, z_true, [0, 1, 2], resamples=1000, **named)
+    assert near["mean"]["error"] == pytest.approx(e[:3700].std() / 36**0.5, rel=0.1)
+    assert far["mean"]["error"] == pytest.approx(e[3700:].std() / 300**0.5, rel=0.1)
+
+
+def test_slopes_and_macro_metrics_are_of_the_same_bins():
+    draw = np.random.default_rng(5)
+    z_true = draw.uniform(0, 2, 4000)
+    z_phot = z_true + (1 + z_true) * (0.02 * draw.normal(size=4000) + 0.1 * (1 - z_true))
+    edges = equal_bins(z_true)
+    assert edges[0] == z_true.min() and np.ptp(np.diff(edges)) < 1e-12 and (z_true > edges[-1]).sum() == 8
+    found = dependence_metrics(z_phot, z_true, edges)
+    assert found["slope_z_true"] == pytest.approx(-0.1, abs=0.002)
+    assert found["slope_z_phot"] == residual_slope(residual_curve(z_phot, z_true, z_phot, edges))[0]
+    assert found["spread_bias_median"] == pytest.approx(
+        0.18, abs=0.01
+    )  # of bins of a fifth of the redshifts' range / 2
+    assert found.items() >= macro_metrics(z_phot, z_true, edges).items()
+
+
 def test_every_redshift_bin_counts_the_same():
     generator = np.random.default_rng(1)
     z_true = np.concatenate([generator.uniform(0, 1, 400), generator.uniform(1, 2, 40), [2.5] * 10])  # too few there
-    e = 0.02 * generator.normal(size=450) - 0.1 * (z_true >= 1)
+    e = 0.02 * generator.normal(size=450) - 0.14 * (z_true >= 1)
     found = macro_metrics(z_true + e * (1 + z_true), z_true, [0, 1, 2, 3])
     low, high = (
         point_metrics((z_true + e * (1 + z_true))[rows], z_true[rows]) for rows in (slice(400), slice(400, 440))
     )
-    for name in ("sigma_mad", "eta_05"):
+    for name in ("sigma_mad", "eta_15"):
         assert found[f"macro_{name}"] == pytest.approx((low[name] + high[name]) / 2)
         assert found[f"spread_{name}"] == pytest.approx(abs(low[name] - high[name]))
     assert found["macro_bias_median"] == pytest.approx((abs(low["bias_median"]) + abs(high["bias_median"])) / 2)

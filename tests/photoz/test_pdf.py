@@ -1,5 +1,6 @@
 import errno
 import math
+import os
 
 import h5py
 import numpy as np
@@ -123,6 +124,18 @@ def test_file_round_trip(tmp_path):
     assert ancil["key"].tolist() == ["a", "bb", "c-1"]
     assert ancil["z"].tolist() == [0, 1, 2]
     assert [path.name for path in tmp_path.iterdir()] == ["pdf.hdf5"]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    path, synced = tmp_path / "pdf.hdf5", []
+
+    def sync(file):
+        assert not path.exists()
+        synced.append((os.fstat(file).st_ino, os.fstat(file).st_size))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    write_qp(path, gaussians([0.4], [0.05]), {})
+    assert synced == [(path.stat().st_ino, path.stat().st_size)]
 
 
 def test_what_cannot_be_written_names_the_file_and_leaves_nothing(tmp_path):

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 import jaxz
 from jaxz import export, predict, train
-from jaxz.config import parse, validate
+from jaxz.config import parse
 from jaxz.data.manifest import Band
 from jaxz.errors import InputError
 from jaxz.models import build, published
@@ -21,6 +21,7 @@ from jaxz.pretrained import adapt, describe, inspect_checkpoint, load_pretrained
 from jaxz.pretrained.dinov2 import hugging_face_config, hugging_face_tensors
 from jaxz.pretrained.formats import open_checkpoint
 from jaxz.pretrained.runs import check_weights, encoder_params, same
+from jaxz.validate import validate
 from tests.helpers import blobs
 from tests.pretrained.files import FIXTURES, dinov2, needs_fixtures, write_safetensors
 from tests.pretrained.test_import import manifest_checkpoint

@@ -37,7 +37,8 @@ class Stem(fused.Stem):
 
 def apertures(image: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     """asinh fluxes [B,C,K] of asinh pixels [B,C,h,w] in Gaussian apertures about the middle, and which are known: those
-    of which the mask leaves half or more, scaled to the whole; 0 else."""
+    of which the mask leaves half or more, scaled to the whole; 0 else. The middle is (n - 1) / 2, which the square's
+    symmetries leave in place: of an even side n it lies between the pixels n / 2 - 1 and n / 2."""
     y, x = (np.arange(n) - (n - 1) / 2 for n in image.shape[-2:])
     weight = np.exp(-0.5 * (y[:, None] ** 2 + x**2) / np.square(SIGMAS)[:, None, None])  # [K,h,w]
     seen = jnp.einsum("bchw,khw->bck", mask.astype(jnp.float32), weight / weight.sum((1, 2), keepdims=True))

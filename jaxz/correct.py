@@ -1,0 +1,257 @@
+"""A run's p(z) of the test objects corrected, mostly by held-out objects of known redshift, as a run of its own.
+
+    python -m jaxz.correct --workdir RUN --dataset DATASET --method pit --out NEWRUN [--held "split == 'val'"]
+    python -m jaxz.correct --workdir RUN0 RUN1 ... --dataset DATASET --method strata --out NEWRUN --overlay NAME
+
+pit          p(z) by the distribution of PIT of the held-out objects
+conformal    the intervals z_l68 to z_u68 and z_l95 to z_u95, so that they hold the truth that often; p(z) stays
+label_shift  p(z) for the test objects' own n(z), found from p(z) and the n(z) of the labels trained on
+cells        p(z) moved by the mean residual of the object's cell of magnitude and colours
+lin_z_phot   p(z) moved by the mean of z_phot - z_spec in cells of magnitude and z_phot (Lin et al. 2022, step 4)
+strata       p(z) of each object by the run of its stratum (jaxz.shift): RUN0 of stratum 0, and so on
+clap         p(z) of neighbours in the latents of runs of configs/redshift_clap.py, their harmonic mean over the runs
+
+NEWRUN holds what jaxz.photometry writes, and is an arm of jaxz.report. docs/shift.md says when each of them helps.
+"""
+
+import argparse
+import itertools
+import json
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxz import runtime
+from jaxz.data.dataset import Dataset
+from jaxz.data.stream import Stream
+from jaxz.data.transport import place
+from jaxz.errors import InputError, run
+from jaxz.files import replace
+from jaxz.inference import BATCH, Model, load_run
+from jaxz.photoz import calibration, clap, shift
+from jaxz.photoz.pdf import PDF
+from jaxz.report_data import read_compute
+from jaxz.results import catalog_of, claim_run, claim_scores, sure_labels, truths_of, write_results
+from jaxz.shift import domains
+
+TEST, KNOWN = "split == 'test'", "split == 'train' and isfinite(z)"
+FEWEST, PER_CELL = 100, 25  # held-out objects: in all, and in a cell of colours on average
+Z_BINS, MAGNITUDES = 40, 0.5  # of lin_z_phot: how many bins of z_phot, and how wide a row of magnitude is
+UNEVEN = ("weights", "balance", "logit_adjust")  # settings with which p(z) is not of the labels' n(z)
+MOST_POOL = 50_000  # unlabelled objects that CLAP's last network learns from
+
+
+class Task(NamedTuple):
+    """What is corrected, by the options of the command line."""
+
+    models: list[Model]
+    dataset: Dataset
+    options: argparse.Namespace
+
+
+class Found(NamedTuple):
+    """p(z) of rows [N], ascending; an ensemble's spread [N]; {column: [N]} of the ends of intervals of another kind."""
+
+    rows: np.ndarray
+    pdf: PDF
+    spread: np.ndarray | None = None
+    intervals: dict[str, np.ndarray] | None = None
+
+
+class Held(NamedTuple):
+    """Held-out objects: the filter that they pass, their redshifts z [N] and weights [N]."""
+
+    where: str
+    z: np.ndarray
+    weights: np.ndarray
+
+
+def predicted(model: Model, dataset: Dataset, where: str) -> Found:
+    rows, found = model.predict_dataset(dataset, where, ("pdf",))
+    return Found(rows, *model.densities(found["pdf"]))
+
+
+def learned_from(task: Task, model: Model) -> np.ndarray:
+    """The rows whose redshifts a run learned; none of another dataset than that of its training."""
+    if place(task.options.dataset) != place(model.config.data.path):
+        return np.empty(0, np.int64)
+    same = task.dataset.fingerprint()["rows"]
+    own = [rows for dataset, rows in model.training_rows() if dataset.fingerprint()["rows"] == same]
+    return np.unique(np.concatenate([np.empty(0, np.int64), *own]))
+
+
+def labels_of(task: Task, model: Model) -> tuple[np.ndarray, np.ndarray]:
+    """The rows [N] that a run learned from, and their redshifts. Raises InputError where there are none."""
+    rows = learned_from(task, model)
+    if not len(rows):
+        raise InputError(f"--dataset: {task.options.dataset!r} taught the run no redshifts; name the one that did")
+    return rows, task.dataset.column("z")[rows].astype(np.float64)
+
+
+def held_out(task: Task) -> Held:
+    """Raises InputError where they are too few, were trained on, or are test objects."""
+    dataset, given, column = task.dataset, task.options.held, task.options.weights
+    where = f"({given}) and {sure_labels(dataset.manifest.columns)} and isfinite(z)"
+    rows = dataset.select(where)
+    if column and column not in dataset.manifest.columns:
+        raise InputError(f"--weights: the dataset has no column {column!r}; name an --overlay of jaxz.shift")
+    weights = np.nan_to_num(dataset.column(column)[rows].astype(np.float64)) if column else np.ones(len(rows))
+    if (count := int((weights > 0).sum())) < FEWEST:
+        raise InputError(
+            f"--held: {given!r} chooses {count} labelled objects that count, at least {FEWEST} are needed; set more "
+            "aside by data_tools.relabel --folds, train without them, and name that fold"
+        )
+    learned = [("were trained on", learned_from(task, model)) for model in task.models]
+    for what, others in (("are test objects", dataset.select(TEST)), *learned):
+        if count := len(np.intersect1d(rows, others)):
+            raise InputError(f"--held: {count} objects of {given!r} {what}; name others")
+    return Held(where, dataset.column("z")[rows].astype(np.float64), weights)
+
+
+def both(task: Task) -> tuple[Found, Held, Found]:
+    """What one run says of the test objects; the held-out ones, and what it says of them."""
+    held, [model] = held_out(task), task.models
+    return predicted(model, task.dataset, TEST), held, predicted(model, task.dataset, held.where)
+
+
+def pit(task: Task) -> Found:
+    test, held, known = both(task)
+    return test._replace(pdf=calibration.recalibrate(test.pdf, known.pdf.cdf(held.z), held.weights))
+
+
+def conformal(task: Task) -> Found:
+    """A test object counts as much as the heaviest held-out one, which weights are cut at: a little too wide."""
+    test, held, known = both(task)
+    own, intervals = np.full(len(test.pdf), held.weights.max()), {}
+    for name, level in (("68", 0.68), ("95", 0.95)):
+        ends = calibration.conformal_intervals(test.pdf, known.pdf, held.z, level, held.weights, own)
+        intervals |= dict(zip((f"z_l{name}", f"z_u{name}"), ends, strict=True))
+    return test._replace(intervals=intervals)
+
+
+def label_shift(task: Task) -> Found:
+    [model], dataset = task.models, task.dataset
+    groups = [model.config.data, *model.config.data.sources, *(model.config.get(n, {}) for n in model.config.losses)]
+    if uneven := [name for name in UNEVEN for group in groups if group.get(name)]:
+        raise InputError(
+            f"--method: label_shift needs p(z) of the labels' n(z), but {uneven[0]} is set; name another run"
+        )
+    prior = np.histogram(labels_of(task, model)[1], model.edges)[0]
+    test = predicted(model, dataset, TEST)
+    adapted, _ = shift.label_shift(test.pdf.probability, prior.astype(np.float64))
+    return test._replace(pdf=PDF(model.edges, adapted))
+
+
+def cells(task: Task) -> Found:
+    """Where a cell has too few held-out objects, p(z) stays."""
+    test, held, known = both(task)
+    train, target = domains(task.dataset, {"train": held.where, "target": TEST}, ["flux"], None)
+    residual = (known.pdf.median() - held.z) / (1 + held.z)
+    found = shift.calibrate_cells(train.x, residual, target.x, max(1, len(held.z) // PER_CELL), seed=0)
+    bias = np.nan_to_num(found.bias[found.target])[:, None]
+    return test._replace(pdf=calibration.moved(test.pdf, (test.pdf.edges + bias) / (1 - bias)))
+
+
+def lin_z_phot(task: Task) -> Found:
+    """Objects without a magnitude stay as they are, and correct nothing."""
+    test, held, known = both(task)
+    if "mag_ref" not in task.dataset.manifest.columns:
+        raise InputError("--method: lin_z_phot needs the column mag_ref; add it with an --overlay")
+    bright = [task.dataset.column("mag_ref")[found.rows].astype(np.float64) for found in (test, known)]
+    seen, used = map(np.isfinite, bright)
+    steps = np.concatenate([bright[0][seen], bright[1][used]]) // MAGNITUDES
+    rows = MAGNITUDES * np.arange(steps.min(), steps.max() + 2)
+    edges = np.linspace(*test.pdf.edges[[0, -1]], Z_BINS + 1)
+    z_phot, train = test.pdf.median(), (known.pdf.median()[used], held.z[used], bright[1][used])
+    bias = np.zeros(len(z_phot))
+    bias[seen] = z_phot[seen] - calibration.subtract_phot_bias(z_phot[seen], bright[0][seen], train, edges, rows)
+    return test._replace(pdf=calibration.moved(test.pdf, test.pdf.edges + bias[:, None]))
+
+
+def strata(task: Task) -> Found:
+    every = [(model, f"{TEST} and stratum == {number}") for number, model in enumerate(task.models)]
+    some = [(model, where) for model, where in every if len(task.dataset.select(where))]
+    if lost := len(task.dataset.select(TEST)) - sum(len(task.dataset.select(where)) for _, where in some):
+        raise InputError(
+            f"--workdir: {lost} test objects are in no stratum below {len(some)}; name a run for each, and let the "
+            "--target of jaxz.shift choose the test objects"
+        )
+    parts = [predicted(model, task.dataset, where) for model, where in some]
+    rows, mass = (np.concatenate(part) for part in zip(*((p.rows, p.pdf.probability) for p in parts), strict=True))
+    return Found(np.sort(rows), PDF(task.models[0].edges, mass[np.argsort(rows)]))
+
+
+def neighbours(task: Task) -> Found:
+    """CLAP, each member of an ensemble for itself."""
+    held, dataset, members = held_out(task), task.dataset, []
+    for model in task.models:
+        known = dataset.select(KNOWN)
+        used = np.isin(known, labels_of(task, model)[0])
+        z = dataset.column("z")[known[used]].astype(np.float64)
+        train, of_held, wanted = (latents(model, dataset, where) for where in (KNOWN, held.where, TEST))
+        pool = latents(model, dataset, "split == 'train' and not isfinite(z)", MOST_POOL)
+        for member in zip(train[:, used], of_held, pool, wanted, strict=True):
+            members.append(clap.estimate(*member, z, held.z, model.edges, seed=len(members)))
+    return Found(dataset.select(TEST), clap.harmonic_mean(members))
+
+
+def latents(model: Model, dataset: Dataset, where: str, most: int | None = None) -> np.ndarray:
+    """[E,N,L] of the run's members: of all objects that pass `where`, in order, or of about `most` drawn at random."""
+    with Stream(model.source(dataset, where), BATCH, shuffle=most is not None, epochs=1) as stream:
+        parts = itertools.islice(model.predictions(stream, ("latent",)), most and -(-most // BATCH))
+        found = np.concatenate([found["latent"] for _, found in parts])
+    return found[None] if model.members == 1 else found.swapaxes(0, 1)
+
+
+METHODS = dict(pit=pit, conformal=conformal, label_shift=label_shift, cells=cells, lin_z_phot=lin_z_phot, strata=strata)
+METHODS |= dict(clap=neighbours)
+
+
+def arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m jaxz.correct", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--workdir", required=True, nargs="+", help="the run; of strata and clap several")
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--method", required=True, choices=METHODS)
+    parser.add_argument("--out", required=True, type=Path, help="run directory to write")
+    parser.add_argument("--held", default="split == 'val'", metavar="WHERE", help="of which the sure labels are taken")
+    parser.add_argument("--weights", metavar="COLUMN", help="of pit and conformal: of the held-out objects")
+    parser.add_argument("--overlay", action="append", default=[], help="beside the run's own; may be repeated")
+    options = parser.parse_args(argv)
+    if len(options.workdir) > 1 and options.method not in ("strata", "clap"):
+        raise InputError(f"--workdir: {len(options.workdir)} runs, but {options.method} corrects one; name one")
+    if options.weights and options.method not in ("pit", "conformal"):
+        raise InputError(f"--weights: {options.method} takes none; leave it out")
+    return options
+
+
+def main(argv: list[str]) -> None:
+    started, options = time.monotonic(), arguments(argv)
+    runtime.alone("jaxz.correct")
+    first, *others = models = [load_run(path) for path in options.workdir]
+    if first.edges is None or any(not np.array_equal(first.edges, other.edges) for other in others):
+        raise InputError("--workdir: a run predicts no p(z), or in other bins than the first; name runs that are alike")
+    dataset = first.open_dataset(options.dataset, options.overlay)
+    config = {"method": options.method, "init": {"path": options.workdir[0]}, "others": options.workdir[1:]}
+    config |= {"seed": first.config.seed, "data": {"path": options.dataset, "overlays": options.overlay}}
+    config |= {"held": options.held, "weights": options.weights}
+    claim_run(options.out, config)
+    evaluated = claim_scores(options.out, dataset, overwrite=False)
+    found = METHODS[options.method](Task(models, dataset, options))
+    options.out.mkdir(parents=True, exist_ok=True)
+    replace(options.out / "config.json", json.dumps(config, indent=1).encode())
+    catalog, name = catalog_of(dataset, found.rows, {}), options.out.resolve().name
+    told = catalog, found.pdf, truths_of(dataset, catalog["key"]), found.spread
+    write_results(options.out, name, *told, intervals=found.intervals)
+    costs = [read_compute(Path(path) / "compute.json") for path in options.workdir[1:]]  # the first is the run's parent
+    costs.append({"seconds": time.monotonic() - started})
+    cost = {"steps": 0, "batch_size": 0, "parameters": 0, "devices": costs[0].get("devices", "")}
+    cost |= {what: sum(float(one.get(what) or 0) for one in costs) for what in ("images", "seconds")}
+    replace(options.out / "compute.json", json.dumps(cost, indent=1).encode())
+    replace(options.out / "evaluated.json", json.dumps(evaluated, indent=1).encode())
+    print(options.out)
+
+
+if __name__ == "__main__":
+    run(main)

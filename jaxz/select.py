@@ -1,0 +1,126 @@
+"""Which checkpoint of which run to take: the CDE loss of p(z) on validation objects, weighted under covariate shift.
+
+    python -m jaxz.select RUN [RUN ...] --dataset DATASET [--weights COLUMN --overlay NAME] [--json FILE]
+
+Prints every kept checkpoint of every run, the best first, with the errors of its loss and of its difference to the best
+(bootstrap over sky cells, or objects), and the weights' effective sample size. Without --weights the loss is of the
+labelled validation objects; with them, the density ratios of jaxz.shift, of all validation objects (Freeman, Izbicki &
+Lee 2017, eq. 7). jaxz.evaluate and jaxz.predict take the chosen one by --step.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from jaxz import runtime
+from jaxz.checkpoint import Checkpoints
+from jaxz.data.dataset import Dataset
+from jaxz.errors import InputError, run
+from jaxz.files import replace
+from jaxz.inference import Model, load_run
+from jaxz.photoz import shift
+from jaxz.photoz.bootstrap import Estimate, hierarchical_bootstrap, sky_cells
+from jaxz.photoz.pdf import PDF
+from jaxz.results import sure_labels
+
+FEWEST = 20  # labelled objects that count
+
+
+def checkpoints(path: str, item: str) -> Iterator[tuple[int, Model]]:
+    """(step, model) of each that a run keeps, the oldest first; the model is one, with other parameters."""
+    model = load_run(path, item)
+    if model.edges is None:
+        raise InputError(f"RUN: {path!r} predicts no redshifts; name another run")
+    with Checkpoints(Path(path)) as kept:
+        for step in kept.steps():
+            model.params = kept.params(model.abstract, item, step)
+            yield step, model
+
+
+def validation(dataset: Dataset, where: str, weights: str | None) -> dict[str, np.ndarray]:
+    """Columns [N] of the objects that pass `where`: z, weight (0: no label, or none that counts), wanted (whether p(z)
+    counts without a label) and cell. Raises InputError where too few count."""
+    rows = dataset.select(where)
+    if weights and weights not in dataset.manifest.columns:
+        raise InputError(f"--weights: the dataset has no column {weights!r}; name an --overlay of jaxz.shift")
+    labelled = f"({where}) and {sure_labels(dataset.manifest.columns)} and isfinite(z)"
+    known = np.isin(rows, dataset.select(labelled))
+    weight = np.nan_to_num(dataset.column(weights)[rows].astype(np.float64)) if weights else np.ones(len(rows))
+    weight = np.where(known, weight, 0)
+    if (count := int((weight > 0).sum())) < FEWEST:
+        raise InputError(
+            f"--held: {count} labelled objects of {where!r} count, at least {FEWEST} are needed; name others, or have "
+            "jaxz.shift weigh them (--held)"
+        )
+    place = [dataset.column(name)[rows] for name in ("ra", "dec") if name in dataset.manifest.columns]
+    cells = sky_cells(*place) if len(place) == 2 else None
+    return {
+        "z": np.where(known, dataset.column("z")[rows], 0.0), "weight": weight,
+        "wanted": np.ones(len(rows), bool) if weights else known,
+        "cell": np.arange(len(rows)) if cells is None else cells,
+    }  # fmt: skip
+
+
+def loss(edges: np.ndarray, c: dict[str, np.ndarray]) -> dict[str, float]:
+    """The CDE loss of columns [N] and their p(z) in bins; NaN where no object of a resample counts."""
+    counts = c["weight"] > 0
+    if not counts.any():
+        return {"cde_loss": np.nan}
+    pdf = PDF(edges, c["pdf"])
+    return {"cde_loss": shift.weighted_cde_loss(pdf[counts], c["z"][counts], c["weight"][counts], pdf[c["wanted"]])}
+
+
+def losses(options: argparse.Namespace) -> tuple[dict[tuple[str, int], Estimate], float]:
+    """{(run, step): CDE loss} of the same objects, drawn alike; and the weights' effective sample size. Raises
+    InputError for runs of other redshift bins."""
+    arms, edges, columns = {}, None, {}
+    for path in options.runs:
+        for step, model in checkpoints(path, options.item):
+            if edges is None:
+                dataset, edges = model.open_dataset(options.dataset, options.overlay), model.edges
+                columns = validation(dataset, options.held, options.weights)
+            if not np.array_equal(edges, model.edges):
+                raise InputError(f"RUN: {path!r} has other redshift bins than {options.runs[0]!r}; leave it out")
+            pdf, _ = model.densities(model.predict_dataset(dataset, options.held, ("pdf",))[1]["pdf"])
+            arms[path, step] = [{**columns, "pdf": pdf.probability}]
+    found = hierarchical_bootstrap(lambda c: loss(edges, c), arms, columns["cell"])
+    return {arm: metrics["cde_loss"] for arm, metrics in found.items()}, shift.effective_sample_size(columns["weight"])
+
+
+def table(found: dict[tuple[str, int], Estimate]) -> list[dict]:
+    """A row for each checkpoint, the best first."""
+    rows, best = [], min(found.values(), key=lambda one: one.value)
+    for (path, step), one in sorted(found.items(), key=lambda item: item[1].value):
+        gap = one - best
+        rows.append({"run": path, "step": step, "cde_loss": one.value, "error": one.error})
+        rows[-1] |= {"difference": gap.value, "difference_error": gap.error}
+    return rows
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m jaxz.select", description=__doc__.split("\n\n")[0])
+    parser.add_argument("runs", nargs="+", metavar="RUN")
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--held", default="split == 'val'", metavar="WHERE", help="the validation objects")
+    parser.add_argument("--weights", metavar="COLUMN", help="of the labelled ones: density ratios")
+    parser.add_argument("--overlay", action="append", default=[], help="beside the runs' own; may be repeated")
+    parser.add_argument("--item", choices=("params", "ema"), default="params", help="ema: the averaged weights")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="the table, to be read by others")
+    options = parser.parse_args(argv)
+    runtime.alone("jaxz.select")
+    found, size = losses(options)
+    rows = table(found)
+    print(f"{'cde_loss':>20} {'less the best':>20} {'step':>9}  run   (effective sample size {size:.0f})")
+    for row in rows:
+        pairs = (row["cde_loss"], row["error"]), (row["difference"], row["difference_error"])
+        own, gap = (f"{value:.4f} +- {error:.4f}" for value, error in pairs)
+        print(f"{own:>20} {gap:>20} {row['step']:>9}  {row['run']}")
+    if options.json:
+        replace(options.json, json.dumps({"effective_sample_size": size, "checkpoints": rows}, indent=1).encode())
+
+
+if __name__ == "__main__":
+    run(main)
