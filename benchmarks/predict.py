@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
             if arm == "forward":
                 forward(model, function, stream)
             else:
-                predict.write_parts(model, stream, folder, None, (1, 1))
+                predict.write_parts(model, stream, folder, None, (1, 1), "parquet")
             return len(stream) / (time.perf_counter() - start), (time.process_time() - cpu) / len(stream)
 
     found: dict[str, list[tuple]] = {"forward": [], "predict": []}

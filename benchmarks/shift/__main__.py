@@ -10,39 +10,44 @@ whose labels a selection hides (docs/shift_benchmark.md). Interrupted, it goes o
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.shift import page, tables
 from benchmarks.shift.arms import SIZES, Arm
+from benchmarks.shift.costs import all_flops
 from benchmarks.shift.labels import Protocol, labels_name, read_selection, read_summary, subsets, weights_name
-from benchmarks.shift.runs import call, directory, run, runnable
+from benchmarks.shift.recipes import claim
+from benchmarks.shift.runs import call, directory, not_run, run
 from benchmarks.shift.scores import read_run, scored
-from jaxz import errors
-from jaxz.files import read_json, replace
+from benchmarks.shift.validation import curve, tuned
+from jaxz import errors, report_data, runtime
+from jaxz.data.dataset import open_dataset
+from jaxz.files import replace
 
 SKY_SEED = 1  # of the one sky that all seeds are trained on; recipes were chosen on that of seed 0
 
 
-def claim(scratch: Path, size: str, protocol: Protocol) -> None:
-    """Keep what a scratch directory is of. Raises InputError where it is of something else."""
-    now = {"size": size, **protocol._asdict(), "dataset": str(protocol.dataset.resolve())}
-    path = scratch / "protocol.json"
-    then = read_json(path, "what this directory is of") if path.exists() else now
-    if then != now:
-        raise errors.InputError(f"SCRATCH: {str(scratch)!r} holds runs of {then}; give another directory")
-    scratch.mkdir(parents=True, exist_ok=True)
-    replace(path, json.dumps(now, indent=1).encode())
-
-
-def compare(scratch: Path, protocol: Protocol, arms: list[Arm], seeds: list[int], pretrained: Path) -> dict:
-    """Run all arms of all seeds, score them and write SCRATCH/shift.*; the results as JSON."""
-    arms = runnable(arms, pretrained)
-    for seed in seeds:
+def compare(
+    scratch: Path, protocol: Protocol, arms: Sequence[Arm], rates: Sequence[float], seeds: list[int], pretrained: Path
+) -> dict:
+    """Run all arms of all seeds, at the best of `rates` times their learning rates, score them and write
+    SCRATCH/shift.*; the results as JSON."""
+    manifest = open_dataset(str(protocol.dataset)).manifest
+    absent = not_run(arms, pretrained, manifest.columns)
+    for name, why in absent.items():
+        print(f"{name}: not run: {why}")
+    arms = [arm for arm in arms if arm.name not in absent]
+    arms, losses = tuned(scratch, protocol, arms, rates, seeds[0], pretrained)
+    for seed in seeds[1:]:
         for arm in arms:
             run(scratch, protocol, arm, seed, pretrained)
-    keys, cells, z_true, parts = subsets(protocol)
+    paths = {arm.name: [directory(scratch, arm.run, seed) for seed in seeds] for arm in arms}
     own = {arm.name: arm for arm in arms if arm.scored}
-    predicted = {name: [read_run(directory(scratch, name, seed), keys, z_true) for seed in seeds] for name in own}
+    trained = [arm.name for arm in arms if arm.config]
+    validation = {name: [curve(path, protocol) for path in paths[name]] for name in trained if name in own}
+    keys, cells, z_true, parts = subsets(protocol)
+    predicted = {name: [read_run(path, keys, z_true) for path in paths[name]] for name in own}
     scores = scored(predicted, cells, parts)
     compared = tables.compare(scores, own)
     weighed = sorted({arm.fraction for arm in arms if arm.overlay == "weights"})
@@ -52,11 +57,14 @@ def compare(scratch: Path, protocol: Protocol, arms: list[Arm], seeds: list[int]
     print(text)
     replace(scratch / "shift.txt", text.encode())
     replace(scratch / "shift.csv", tables.csv_of(scores, compared).encode())
-    found = tables.json_of(scores, compared)
+    runs = {name: [report_data.read_run(path) for path in of] for name, of in paths.items()}
+    configs = {runs[name][0].path.name: runs[name][0].config for name in trained}
+    flops = dict(zip(configs, all_flops(configs.values(), manifest), strict=True))
+    told = page.Told(str(protocol.dataset), runs, flops, ess, validation, losses, absent)
+    found = {"arms": tables.json_of(scores, compared), "not_run": absent}
+    found |= {"validation_loss": validation, "learning_rates": losses, "flops": flops}
     replace(scratch / "shift.json", json.dumps(found, indent=1).encode())
-    paths = {arm.name: directory(scratch, arm.name, seeds[0]) for arm in arms}
-    shown = page.html(predicted, cells, parts, scores, compared, ess, paths, str(protocol.dataset))
-    replace(scratch / "shift.html", shown.encode())
+    replace(scratch / "shift.html", page.html(predicted, cells, parts, scores, compared, told).encode())
     return found
 
 
@@ -70,6 +78,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--selection", type=Path, help="TOML: which of its labels are kept")
     parser.add_argument("--pretrained", type=Path, default=Path("pretrained"), help="directory of published weights")
     options = parser.parse_args(argv)
+    runtime.set_xla_flags()
+    options.scratch = options.scratch.resolve()  # another name of it is the same recipe
     if (options.dataset is None) != (options.selection is None):
         raise errors.InputError("--dataset and --selection: one is given without the other; give both or neither")
     try:
@@ -78,14 +88,15 @@ def main(argv: list[str]) -> None:
         raise errors.InputError(f"--seeds: {options.seeds!r} must be whole numbers, such as 0,1,2") from None
     size = SIZES[options.size]()
     if options.dataset:
-        protocol = Protocol(options.dataset, **read_selection(options.selection))
+        protocol, sky = Protocol(options.dataset.resolve(), **read_selection(options.selection)), {}
     else:
         protocol = Protocol(options.scratch / "sky")
-    claim(options.scratch, options.size, protocol)
-    if not options.dataset:
-        own = ["--samples", str(size.samples), "--size", str(size.pixels), "--seed", str(SKY_SEED), "--sky", size.sky]
+        sky = {"samples": size.samples, "size": size.pixels, "seed": SKY_SEED, "sky": size.sky}
+    claim(options.scratch, protocol, size.arms, {"size": options.size, "sky": sky})
+    if sky:
+        own = (f"--{name}={value}" for name, value in sky.items())
         call("data_tools.simulate", str(protocol.dataset), *own)
-    found = compare(options.scratch, protocol, list(size.arms), seeds, options.pretrained)
+    found = compare(options.scratch, protocol, size.arms, size.rates, seeds, options.pretrained)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1))
 

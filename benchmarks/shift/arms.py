@@ -4,8 +4,20 @@ from typing import NamedTuple
 
 VIT = ("model.width=128", "model.depth=4", "model.heads=4", "model.patch=8", "model.stem=apertures")
 FRACTIONS = (0.01, 0.03, 0.1, 0.3)  # of the labels, beside all of them
-VOLUMES = (0.01, 0.1)  # of the unlabelled images; none is `matched`, all is the arm itself
+VOLUMES = (0, 0.01, 0.1)  # of the unlabelled images; all is the arm itself
+RATES = (0.5, 1.0, 2.0)  # times the learning rate, of which the first seed chooses
+CORRECTIONS = ("pit", "label_shift", "cells", "lin_z_phot")  # of what `matched` predicts, by jaxz.correct
 WEIGHTED = ("matched", "mae", "semi")  # arms that are also trained by weights
+IMBALANCE = {
+    "lds": "redshift.balance=lds",
+    "class_balanced": "redshift.balance=class_balanced",
+    "focal": "redshift.focal=2.0",
+    "logit_adjust": "redshift.logit_adjust=1.0",
+    "balanced_draws": "data.balance=z",
+}
+NEAR_BALANCED = (  # the last layer anew, as configs/redshift_balanced.py
+    "train.steps=700", "optim.lr=1e-4", "optim.frozen=^(?!redshift/out/)", "data.where=near_balanced == 1",
+)  # fmt: skip
 SPEC = "z_kind == 'spec'"
 LABELLED = (f"data.where={SPEC}", "data.deredden=True")  # of configs made for any dataset
 TEACHER = ("init.item=ema",)  # what is used of those that have one
@@ -13,22 +25,31 @@ TEACHER = ("init.item=ema",)  # what is used of those that have one
 
 class Arm(NamedTuple):
     """name: of the table and of the run directories. config: of configs/, with its argument; "" for jaxz.photometry.
-    fields: over those of the config, or the options of jaxz.photometry. start: the arm that it begins from. labels:
+    fields: over those of the config, or the options of jaxz.photometry. start: the arm that it begins from. correct:
+    the --method of jaxz.correct by which it is made of that arm, in place of a training. labels:
     "survey", as it selects them, or "oracle". fraction: of these labels. overlay: "weights" where weight and coverage
-    (jaxz.shift) are there, "templates" where the redshifts are that the arm `templates` gives to unlabelled objects.
+    (jaxz.shift) are there, "templates" where the redshifts are that the arm `templates` gives to unlabelled objects,
+    "catalog" where those are that a many-band catalogue has (z_phot), "near_balanced" (data_tools.relabel).
     scored: whether it predicts redshifts, by which head. weights: the published ones that it begins from; without the
-    file it is not run."""
+    file it is not run. rate: times the learning rate of the config, chosen where several are tried."""
 
     name: str
     config: str = ""
     fields: tuple[str, ...] = ()
     start: str = ""
+    correct: str = ""
     labels: str = "survey"
     fraction: float = 1.0
     overlay: str = ""
     scored: bool = True
     head: str = "redshift"
     weights: str = ""
+    rate: float = 1.0
+
+    @property
+    def run(self) -> str:
+        """What its run directories are named by."""
+        return self.name if self.rate == 1 else f"{self.name}_lr{self.rate:g}"
 
 
 PHOTOMETRY = Arm("photometry", "baseline_photometry", ("train.members=1", "train.log_every=10"))
@@ -38,18 +59,20 @@ HALVES = "data.stages=({'ratios':(1,1)},)"  # of each batch, of two sources
 
 class Size(NamedTuple):
     """A simulated sky (`ideal`, or `survey` with stars, nuclei, blends and uneven depth: docs/simulation.md) of so many
-    objects of so many pixels a side, and the arms that are compared on it."""
+    objects of so many pixels a side, the arms that are compared on it, and how many times its config's learning rate an
+    arm that is trained and scored may have."""
 
     sky: str
     samples: int
     pixels: int
     arms: tuple[Arm, ...]
+    rates: tuple[float, ...] = (1.0,)
 
 
-def sources(weights: str = "") -> str:
-    """Half of each batch labelled, drawn in proportion to the column `weights`."""
-    mixed = ({"name": "all"}, {"name": "labelled", "where": SPEC} | ({"weights": weights} if weights else {}))
-    return f"data.sources={mixed!r}"
+def sources(weights: str = "", where: str = "") -> str:
+    """Of images that pass `where`, and labelled ones, drawn in proportion to the column `weights`."""
+    seen = {"name": "all"} | ({"where": where} if where else {})
+    return f"data.sources={(seen, {'name': 'labelled', 'where': SPEC} | ({'weights': weights} if weights else {}))!r}"
 
 
 def weighted(arm: Arm) -> Arm:
@@ -66,15 +89,19 @@ def varied(arm: Arm, method: str, *fields: str) -> Arm:
     return arm._replace(name=f"{arm.name}+{method}", fields=arm.fields + fields)
 
 
+def corrected(arm: Arm, *methods: str) -> tuple[Arm, ...]:
+    """What the arm predicts, corrected after training by held-out labels."""
+    return tuple(Arm(f"{arm.name}+{method}", start=arm.name, correct=method) for method in methods)
+
+
 def at_fraction(arm: Arm, fraction: float, suffix: str) -> Arm:
     return arm._replace(name=f"{arm.name}{suffix}", fraction=fraction)
 
 
 def image_arms(steps: int) -> dict[str, Arm]:
-    """The ViT's arms of equal compute, that of 2 x `steps` steps of direct training, by name. In
-    matrix multiplications a step of masked autoencoding costs 2/3 of a direct one, a semi-supervised one 8/3."""
-    every = lambda n: f"checkpoint.every={max(1, n // 4)}"
-    length = lambda n: (f"train.steps={n}", every(n))
+    """The ViT's arms of equal compute, that of 2 x `steps` steps of direct training, by name. On cutouts of 32 x 32 a
+    step of masked autoencoding costs 0.645 of a direct one in matrix multiplications, a semi-supervised one 2.644."""
+    length = lambda n: (f"train.steps={n}",)
     mae = (
         *VIT,
         "data.deredden=True",
@@ -94,6 +121,7 @@ def image_arms(steps: int) -> dict[str, Arm]:
         Arm("fluxes", "demo_direct", length(steps), start="pretrain_fluxes"),
         Arm("semi", "semi_supervised", (*length(round(0.75 * steps)), sources(), HALVES)),
         Arm("tiered", "redshift_tiered", length(2 * steps), overlay="templates"),
+        Arm("tiered_catalog", "redshift_tiered", length(2 * steps), overlay="catalog"),
         Arm("fluxes_tiered", "redshift_tiered", length(steps), start="pretrain_fluxes", overlay="templates"),
     )
     return {arm.name: arm for arm in arms}
@@ -102,47 +130,32 @@ def image_arms(steps: int) -> dict[str, Arm]:
 def small() -> Size:
     own = image_arms(600)
     weights = tuple(weighted(arm) for arm in (PHOTOMETRY, *(own[name] for name in WEIGHTED)))
-    return Size("ideal", 24_000, 32, (PHOTOMETRY, TEMPLATES, *own.values(), *weights))
+    after = corrected(own["matched"], *CORRECTIONS)
+    return Size("ideal", 24_000, 32, (PHOTOMETRY, TEMPLATES, *own.values(), *weights, *after))
 
 
 def full() -> Size:
     """All arms, methods, label fractions and unlabelled volumes, for a GPU."""
     steps = 10_000
     own, mlp = image_arms(steps), PHOTOMETRY
-    matched = own["matched"]
     length = (f"train.steps={2 * steps}",)
     tables = tuple(Arm(name, fields=("--model", name)) for name in ("knn", "gbt", "template"))
     tables += (TEMPLATES,)
     networks = tuple(Arm(name, f"baseline_{name}", length) for name in ("pasquet", "treyer", "multimodal"))
-    pretrained = tuple(
-        arm
+    pretrained = {
+        arm.name: arm
         for name, item in (("dino", TEACHER), ("simclr", ()), ("byol", TEACHER), ("vicreg", ()))
         for arm in (
             Arm(f"pretrain_{name}", f"pretrain_{name}", (*VIT, f"train.steps={steps}"), scored=False),
             Arm(name, "demo_direct", (f"train.steps={steps}", *item), start=f"pretrain_{name}"),
         )
-    )
+    }
     published = tuple(
         Arm(f"{name}_{how}", f"published_{how}:{name}", (*LABELLED, *length), weights=f"{name}_pretrain.pth")
         for name in ("dinov2_vitb14", "clip_vitb16")
         for how in ("probe", "finetune")
     )
-    imbalance = (
-        varied(matched, "lds", "redshift.balance=lds"),
-        varied(matched, "class_balanced", "redshift.balance=class_balanced"),
-        varied(matched, "focal", "redshift.focal=2.0"),
-        varied(matched, "logit_adjust", "redshift.logit_adjust=1.0"),
-        varied(matched, "balanced_draws", "data.balance=z"),
-    )
-    half = (f"train.steps={steps}",)  # a step of two parts, or two views, costs twice one
-    shift = (
-        *(Arm(f"matched+{term}", f"redshift_adapted:{term}", half) for term in ("coral", "mmd", "dann")),
-        Arm("self_training", "self_training", half, overlay="weights", head="self_training"),
-        Arm("two_branch", "redshift_two_branch", (*VIT, *LABELLED, *half), head="two_branch"),
-        Arm("lin", "redshift_lin", (*VIT, *LABELLED, *length), head="lin"),
-        Arm("clap", "redshift_clap", (*VIT, *LABELLED, *half), head="clap"),
-    )
-    plain = (*tables, mlp, *networks, *own.values(), *pretrained, *published)
+    plain = (*tables, mlp, *networks, *own.values(), *pretrained.values(), *published)
     weights = tuple(weighted(arm) for arm in (mlp, *networks, *(own[name] for name in WEIGHTED)))
     fractions = tuple(
         at_fraction(arm, fraction, f"@{100 * fraction:g}%")
@@ -154,16 +167,53 @@ def full() -> Size:
             *(own[n] for n in ("matched", "oracle", "mae", "fluxes", "semi", "tiered")),
         )
     )
-    volumes = tuple(arm for name in ("mae", "fluxes") for volume in VOLUMES for arm in at_volume(own, name, volume))
-    return Size("survey", 200_000, 64, (*plain, *weights, *imbalance, *shift, *fractions, *volumes))
+    volumes = tuple(
+        arm
+        for name in ("mae", "fluxes", "dino", "semi", "tiered")
+        for volume in VOLUMES
+        if volume or name != "tiered"  # without templates' redshifts it is `matched`
+        for arm in at_volume(own | pretrained, name, volume)
+    )
+    after = corrected(own["matched"], *CORRECTIONS)
+    return Size("survey", 200_000, 64, (*plain, *weights, *after, *methods(own, steps), *fractions, *volumes), RATES)
 
 
-def at_volume(own: dict[str, Arm], name: str, volume: float) -> tuple[Arm, Arm]:
-    """Pretraining on a share of the unlabelled images, beside the labelled ones, in as many steps; and what follows."""
-    before, suffix = own[f"pretrain_{name}"], f"_volume_{100 * volume:g}%"
-    where = f"data.where=draw < {volume} or {SPEC}"
-    first = before._replace(name=before.name + suffix, fields=(*before.fields, where))
-    return first, own[name]._replace(name=name + suffix, start=first.name)
+def methods(own: dict[str, Arm], steps: int) -> tuple[Arm, ...]:
+    """Other heads, and methods against imbalance and shift, at the cost of 2 x `steps` steps of direct training."""
+    length, half = (
+        (f"train.steps={2 * steps}",),
+        (f"train.steps={steps}",),
+    )  # a step of two parts, or views, costs twice
+    regression = Arm("regression", "demo_direct:redshift_regression", length, head="redshift_regression")
+    clap = Arm("clap", "baseline_clap", (*LABELLED, *length), head="clap")
+    last_layer = own["matched"]._replace(start="matched", fields=NEAR_BALANCED, overlay="near_balanced")
+    return (
+        Arm("mixture", "demo_direct:redshift_mixture", length, head="redshift_mixture"),
+        regression,
+        varied(regression, "balanced_mse", "redshift_regression.loss=balanced_mse"),
+        *(varied(own[n], *method) for n in ("matched", "fluxes", "tiered") for method in IMBALANCE.items()),
+        varied(last_layer, "near_balanced"),
+        *(Arm(f"matched+{term}", f"redshift_adapted:{term}", half) for term in ("coral", "mmd", "dann")),
+        Arm("self_training", "self_training", half, overlay="weights", head="self_training"),
+        Arm("two_branch", "redshift_two_branch", (*VIT, *LABELLED, *half), head="two_branch"),
+        Arm("lin", "redshift_lin", (*VIT, *LABELLED, *length), head="lin"),
+        clap,
+        *corrected(clap, "clap"),
+    )
+
+
+def at_volume(own: dict[str, Arm], name: str, volume: float) -> tuple[Arm, ...]:
+    """An arm that sees a share of the unlabelled images, beside the labelled ones, in as many steps; before it the
+    pretraining that it begins from."""
+    suffix, seen = f"_volume_{100 * volume:g}%", f"draw < {volume} or {SPEC}"
+    arm = own[name]._replace(name=name + suffix)
+    if arm.start:
+        first = own[arm.start]._replace(name=arm.start + suffix)
+        return first._replace(fields=(*first.fields, f"data.where={seen}")), arm._replace(start=first.name)
+    if sources() in arm.fields:
+        return (arm._replace(fields=tuple(sources(where=seen) if f == sources() else f for f in arm.fields)),)
+    tiers = {"name": "spec", "where": SPEC}, {"name": "phot", "where": f"z_kind == 'phot' and draw < {volume}"}
+    return (arm._replace(fields=(*arm.fields, f"data.sources={tiers!r}")),)
 
 
 SIZES = {"small": small, "full": full}

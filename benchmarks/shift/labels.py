@@ -6,10 +6,8 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-import astropy.units as u
 import numpy as np
 import pyarrow.parquet as pq
-from astropy_healpix import HEALPix
 
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.manifest import Column
@@ -17,13 +15,15 @@ from jaxz.data.overlays import write_overlay
 from jaxz.data.staging import place_of
 from jaxz.errors import InputError, suggest
 from jaxz.photoz import shift
-from jaxz.photoz.bootstrap import CELL_ORDER
+from jaxz.photoz.bootstrap import sky_cells
 from jaxz.provenance import versions
 from jaxz.results import sure_labels
 from jaxz.shift import domains
 
 FAINT = 23.5  # mag_ref, of the simulated sky
 QUANTILE = 0.99  # of the labelled redshifts: beyond lies what labels hardly reach
+CATALOG = ("z_phot", "z_phot_l68", "z_phot_u68")  # of a many-band catalogue
+VERSION = 0  # of labels, weights and templates; raise it where they come to be written otherwise
 SETTINGS = {"where": str, "faint": float, "z_max": float}  # of a selection file
 
 
@@ -38,8 +38,8 @@ class Protocol(NamedTuple):
 
     @property
     def tag(self) -> str:
-        """Of the overlays' names: another selection has others."""
-        return f"shift_{zlib.crc32(self.where.encode()):08x}"
+        """Of the overlays' names: another selection, or VERSION, has others."""
+        return f"shift_{zlib.crc32(self.where.encode(), VERSION):08x}"
 
     def labelled(self, dataset: Dataset, split: str) -> str:
         """The filter of a split's objects that have a label."""
@@ -91,6 +91,31 @@ def templates_name(labels: str) -> str:
     return f"{labels}_t"
 
 
+def balanced_name(labels: str) -> str:
+    """Of the overlay of the near-balanced subset of the labels of another."""
+    return f"{labels}_b"
+
+
+def catalog_name(labels: str) -> str:
+    """Of the overlay of a catalogue's photometric redshifts for the objects that another leaves unlabelled."""
+    return f"{labels}_c"
+
+
+def write_catalog(protocol: Protocol, labels: str) -> None:
+    """Give training objects without a label of the overlay `labels` the dataset's z_phot as z, half of its central 68 %
+    as z_err and the z_kind 'phot', where it has one. Unless the overlay is there."""
+    name = catalog_name(labels)
+    if (protocol.dataset / place_of("overlays", name)).exists():
+        return
+    dataset = open_dataset(str(protocol.dataset), overlays=[labels])
+    where = f"split == 'train' and z_kind == 'none' and {' and '.join(f'isfinite({c})' for c in CATALOG)}"
+    z, low, high = (dataset.column(column)[dataset.select(where)] for column in CATALOG)
+    values = {"z": z, "z_err": (high - low) / 2, "z_kind": np.full(len(z), "phot")}
+    columns = {name: dataset.manifest.columns[name] for name in values}
+    provenance = {"tool": "benchmarks.shift", "overlays": [labels], "versions": versions()}
+    write_overlay(dataset, name, dataset.select(where), values, columns, provenance)
+
+
 def write_labels(protocol: Protocol, labels: str, fraction: float, seed: int) -> str:
     """The name of the overlay by which a training split has `fraction` of its labels, drawn at random, the fewer
     among the more; and a column draw, uniform in 0 to 1, to choose unlabelled objects by. Written unless it is there.
@@ -137,8 +162,9 @@ def read_summary(protocol: Protocol, name: str) -> dict:
 
 
 def subsets(protocol: Protocol) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Subset]]:
-    """Keys, sky cells and true redshifts [N] of the test objects, in the dataset's order, and {name: Subset} of those
-    whose truth is known. `photometric` is of those that have a many-band photometric redshift alone, here the truth."""
+    """Keys, sky cells (the objects themselves where jaxz.photoz.bootstrap.sky_cells finds none) and true redshifts [N]
+    of the test objects, in the dataset's order, and {name: Subset} of those whose truth is known. `photometric` is of
+    those that have a many-band photometric redshift alone, here the truth."""
     dataset = open_dataset(str(protocol.dataset))
     columns, test = dataset.manifest.columns, "split == 'test'"
     rows, labels = dataset.select(test), protocol.labelled(dataset, "train")
@@ -152,6 +178,7 @@ def subsets(protocol: Protocol) -> tuple[np.ndarray, np.ndarray, np.ndarray, dic
     parts = {
         "spec_like": Subset("selected as the labelled ones", np.intersect1d(spec_like, full)),
         "full": Subset("all", full),
+        "hidden": Subset("not selected as the labelled ones", np.setdiff1d(full, spec_like)),
         "faint": Subset(f"fainter than {protocol.faint:g}", place(f"{known} and mag_ref > {protocol.faint}")),
         "beyond": Subset(f"z > {reach:.2f}, the labels' 99 %", np.flatnonzero(z_true > reach)),
         "uncovered": Subset(
@@ -164,6 +191,5 @@ def subsets(protocol: Protocol) -> tuple[np.ndarray, np.ndarray, np.ndarray, dic
         z_true[members] = dataset.column("z_phot")[rows[members]]
         parts["photometric"] = Subset("many-band photometric redshift", members)
     table = dataset.arrow(test, ["key", "ra", "dec"])
-    sky = HEALPix(2**CELL_ORDER, order="nested")
-    ra, dec = (np.asarray(table[name], np.float64) * u.deg for name in ("ra", "dec"))
-    return np.array(table["key"].to_pylist()), sky.lonlat_to_healpix(ra, dec), z_true, parts
+    cells = sky_cells(*(np.asarray(table[name], np.float64) for name in ("ra", "dec")))
+    return np.array(table["key"].to_pylist()), np.arange(len(rows)) if cells is None else cells, z_true, parts

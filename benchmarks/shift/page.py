@@ -1,28 +1,43 @@
 """The report page of shift-v1: tables, figures and costs in one self-contained HTML file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from pathlib import Path
 from string import Template
+from typing import NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from benchmarks.shift import tables
+from benchmarks.shift.figures import AXES, calibration_pictures, learning_pictures, residual_pictures, score_picture
 from benchmarks.shift.labels import Subset
-from benchmarks.shift.scores import METRICS, Columns, Scores, residual_curves
+from benchmarks.shift.scores import DEPENDENCE, METRICS, Columns, Scores, residual_curves
+from benchmarks.shift.validation import Curve, last_change
 from jaxz import __version__, report_data
 from jaxz.photoz import plots
 from jaxz.photoz.bootstrap import Estimate
 from jaxz.report import TEMPLATE, anchor, figure
-from jaxz.report_figures import Picture
 from jaxz.report_tables import METRICS as LABELS
-from jaxz.report_tables import compute_table
+from jaxz.report_tables import compute_table, duration
 
 OWN = {"abs_bias": "|median bias|", "tomography": "tomographic Δ&lt;z&gt;"}  # names of metrics beside the report's
-AXES = {"z_true": "true redshift", "z_phot": "estimated redshift"}
 ERRORS = "bootstrap over sky cells and seeds"
+QUARTERS = (0.25, 0.5, 0.75, 1.0)  # of a training
+NEAR, LATE = 0.01, 0.8  # by which a checkpoint counts as there; the last part begins before that
 STEADY = 0.1  # the last part of a run, by which its learning curve is judged
+
+
+class Told(NamedTuple):
+    """What there is to say beside scores. runs: {arm: the run of each seed}, pretraining ones too; flops: {run
+    directory: of its own steps}; sample_sizes: {label fraction: [what jaxz.shift found, of each seed]}; validation:
+    {arm: [curve of each seed]}; rates: {arm: {times its learning rate: validation loss}}; not_run: {arm: why}."""
+
+    dataset: str
+    runs: Mapping[str, Sequence[report_data.Run]]
+    flops: Mapping[str, float]
+    sample_sizes: Mapping[float, Sequence[dict]]
+    validation: Mapping[str, Sequence[Curve]]
+    rates: Mapping[str, Mapping[float, float]]
+    not_run: Mapping[str, str]
 
 
 def html(
@@ -31,39 +46,40 @@ def html(
     subsets: Mapping[str, Subset],
     scores: Scores,
     compared: tables.Compared,
-    sample_sizes: Mapping[float, Sequence[dict]],
-    paths: Mapping[str, Path],
-    dataset: str,
+    told: Told,
 ) -> str:
-    """The page. predicted: {arm: [columns of all test objects, of each seed]}; sample_sizes: {label fraction: [what
-    jaxz.shift found, of each seed]}; paths: {arm: directory of the first seed's run}, pretraining ones too."""
-    shown = {arm: runs for arm, runs in predicted.items() if not set("+@%") & set(arm)}  # no variants of an arm
-    pictures = []
+    """The page. predicted: {arm: [columns of all test objects, of each seed]}."""
+    pictures = [score_picture(scores)]
     if "full" in scores:
-        curves = {by: residual_curves(shown, cells, subsets["full"], by) for by in AXES}
-        pictures = [*residual_pictures(curves), calibration_picture(shown, subsets["full"])]
-    runs = [report_data.read_run(path) for path in paths.values()]
-    pictures.append(learning_picture(runs))
-    sections = "".join(f'<section id="{anchor(p.section)}"><h2>{p.section}</h2>{figure(p)}</section>' for p in pictures)
-    links = [p.section for p in pictures] + ["Cost", "All metrics"]
-    sentences = [*map(escape, tables.findings(scores, compared)), *weights_found(sample_sizes), method(predicted)]
+        curves = {by: residual_curves(predicted, cells, subsets["full"], by) for by in AXES}
+        pictures += [*residual_pictures(curves), *calibration_pictures(predicted, subsets["full"])]
+    first = {arm: runs[0] for arm, runs in told.runs.items()}
+    pictures += learning_pictures(first)
+    names = list(dict.fromkeys(p.section for p in pictures))
+    drawn = {name: "".join(figure(p) for p in pictures if p.section == name) for name in names}
+    sections = "".join(f'<section id="{anchor(name)}"><h2>{name}</h2>{drawn[name]}</section>' for name in names)
+    links = [*names, "Cost", "All metrics"]
+    sentences = [*map(escape, tables.findings(scores, compared)), *weights_found(told.sample_sizes)]
+    sentences += [f"<b>{escape(arm)}</b>: not run: {escape(why)}." for arm, why in told.not_run.items()]
+    sentences += [*converged(told.validation), method(predicted)]
     biases = bias_table(*curves["z_true"]) if "full" in scores else ""
     return Template(TEMPLATE.read_text()).substitute(
         title="shift-v1: redshifts where labels are missing",
-        subtitle=escape(f"Dataset {dataset}"),
+        subtitle=escape(f"Dataset {told.dataset}"),
         links=" · ".join(f'<a href="#{anchor(name)}">{name}</a>' for name in links),
         verdict="".join(f"<p>{sentence}</p>" for sentence in sentences),
-        scores=gap_table(scores, compared) + score_table(scores, subsets),
+        scores=gap_table(scores, compared),
         figures=sections,
-        cost=compute_table(runs, colours([run.name for run in runs])),
-        more=biases + convergence_table(runs),
+        cost=compute_table(list(first.values()), plots.arm_colours([run.name for run in first.values()]))
+        + cost_table(told.runs, told.flops),
+        more="".join(score_table(scores, subsets, names) for names in (METRICS, DEPENDENCE))
+        + biases
+        + validation_table(told.validation)
+        + rate_table(told.rates)
+        + convergence_table(first.values()),
         errors=ERRORS,
         version=__version__,
     )
-
-
-def colours(names: Sequence[str]) -> dict[str, str]:
-    return plots.arm_colours(list(names))
 
 
 def weights_found(sample_sizes: Mapping[float, Sequence[dict]]) -> list[str]:
@@ -101,63 +117,19 @@ def name_of(metric: str) -> str:
     return OWN[metric] if metric in OWN else LABELS[metric].label
 
 
-def score_table(scores: Scores, subsets: Mapping[str, Subset]) -> str:
-    """Arms under each subset."""
+def score_table(scores: Scores, subsets: Mapping[str, Subset], names: Sequence[str]) -> str:
+    """Arms under each subset, a column a metric."""
     body = []
     for subset, by_arm in scores.items():
         part = subsets[subset]
         body.append([escape(f"{subset}: {part.title} – {len(part.rows):,} objects")])
-        body += [[escape(arm), *(tables.shown(metrics[m]) for m in METRICS)] for arm, metrics in by_arm.items()]
-    return table(["arm", *map(name_of, METRICS)], body)
+        body += [[escape(arm), *(tables.shown(metrics[m]) for m in names)] for arm, metrics in by_arm.items()]
+    return table(["arm", *map(name_of, names)], body)
 
 
 def gap_table(scores: Scores, compared: tables.Compared) -> str:
     head, body = tables.gap_table(scores, compared)
     return table(["gap closed", *map(escape, head)], [[escape(arm), *cells] for arm, cells in body.items()])
-
-
-def residual_pictures(curves: Mapping[str, tuple[np.ndarray, dict[str, list[Estimate]]]]) -> list[Picture]:
-    title = "Mean residual given the true, and given the estimated redshift, of every test object"
-    caption = (
-        "E[e | z_true] and E[e | z_phot], e = (z_phot - z_true) / (1 + z_true), bins of 25 objects and more. Left: "
-        "how far objects of a redshift are moved; right: how far a catalogue's redshift is off."
-    )
-    return [Picture("Residuals", title, caption, plots.png(residual_figure(curves)))]
-
-
-@plots.styled
-def residual_figure(curves: Mapping[str, tuple[np.ndarray, dict[str, list[Estimate]]]]) -> Figure:
-    """A panel for each of z_true and z_phot, a line for each arm."""
-    drawn = plots.new_figure(10.2, 4.6)
-    axes = drawn.subplots(1, len(curves), sharey=True)
-    for axis, (by, (edges, arms)) in zip(axes, curves.items(), strict=True):
-        middle, own = (edges[1:] + edges[:-1]) / 2, colours(list(arms))
-        for n, (arm, bins) in enumerate(arms.items()):
-            mean, error = (np.array([getattr(b, what) for b in bins]) for what in ("value", "error"))
-            beside = (n - (len(arms) - 1) / 2) * 0.08 * (edges[1] - edges[0])  # so that no bar hides another
-            marker = plots.MARKERS[n // len(plots.COLOURS) % len(plots.MARKERS)]
-            style = dict(color=own[arm], marker=marker, ms=4, lw=1.2)
-            axis.errorbar(middle + beside, mean, error, label=plots.plain(arm), **style)
-        axis.axhline(0, color="#555555", lw=0.8)
-        axis.set_xlabel(AXES[by])
-    axes[0].set_ylabel("mean of e")
-    axes[0].legend(ncols=2, fontsize=8)
-    return drawn
-
-
-def calibration_picture(arms: Mapping[str, Sequence[Columns]], subset: Subset) -> Picture:
-    """PIT of every test object, of the first seed."""
-    pit = {arm: runs[0]["pit"][subset.rows] for arm, runs in arms.items()}
-    drawn = plots.png(plots.calibration(pit, colours(list(pit))))
-    caption = "A hill: p(z) too wide; a bowl: too narrow; a slope: biased. The band holds 95 % of perfect samples."
-    return Picture("Calibration", "PIT of every test object, first seed", caption, drawn)
-
-
-def learning_picture(runs: Sequence[report_data.Run]) -> Picture:
-    logged = {run.name: (run.steps, run.losses) for run in runs if len(run.steps) > 1}
-    drawn = plots.png(plots.loss_curves(logged, colours(list(logged))))
-    caption = "Pale: as logged; line: running mean. Losses of different objectives do not compare."
-    return Picture("Learning curves", "Training loss of each arm, first seed", caption, drawn)
 
 
 def bias_table(edges: np.ndarray, arms: Mapping[str, Sequence[Estimate]]) -> str:
@@ -169,7 +141,72 @@ def bias_table(edges: np.ndarray, arms: Mapping[str, Sequence[Estimate]]) -> str
     return table(head, [[escape(arm), *(tables.shown(bias, 3) for bias in bins)] for arm, bins in arms.items()])
 
 
-def convergence_table(runs: Sequence[report_data.Run]) -> str:
+def converged(validation: Mapping[str, Sequence[Curve]]) -> list[str]:
+    """Which arms still changed in the last quarter, as a sentence; [] where no seed has such a checkpoint."""
+    known = {arm: last_change(curves) for arm, curves in validation.items()}
+    late = {arm: change for arm, change in known.items() if change and change[0] < LATE}
+    if not late:
+        return []
+    moved = {sign: [arm for arm, (_, change, error) in late.items() if sign * change > 2 * error] for sign in (-1, 1)}
+    names = {sign: escape(", ".join(arms) or "none") for sign, arms in moved.items()}
+    told = ", ".join(f"{escape(arm)} {changed(*change[1:])}" for arm, change in late.items())
+    if any(np.isnan(error) for _, _, error in late.values()):
+        told += "; of one seed, so without errors"
+    return [
+        "Validation loss (mean of −log p(z) of labelled validation objects, selected as the labelled ones are) over "
+        f"the last part of the training: {told}. Beyond 2 errors it still fell for: {names[-1]}; it rose for: "
+        f"{names[1]}."
+    ]
+
+
+def changed(change: float, error: float) -> str:
+    return f"{change:+.3f}" if np.isnan(error) else f"{change:+.3f} ± {error:.3f}"
+
+
+def validation_table(validation: Mapping[str, Sequence[Curve]]) -> str:
+    """The loss of the kept checkpoints in the mean over seeds, with the spread between them, and the last change."""
+    head = ["validation loss after", *(f"{share:.0%}" for share in QUARTERS), "change since the checkpoint before"]
+    body = []
+    for arm, curves in validation.items():
+        last = max((max(found, default=0) for found in curves), default=0)
+        cells = []
+        for share in QUARTERS:
+            losses = [loss for found in curves for step, loss in found.items() if abs(step / last - share) < NEAR]
+            spread = f" (σ {np.std(losses, ddof=1):.3f})" if len(losses) > 1 else ""
+            cells.append(f"{np.mean(losses):.3f}{spread}" if losses else "-")
+        since = last_change(curves)
+        cells.append(f"{changed(*since[1:])}, since {since[0]:.0%}" if since else "-")
+        body.append([escape(arm), *cells])
+    return table(head, body) if body else ""
+
+
+def rate_table(rates: Mapping[str, Mapping[float, float]]) -> str:
+    """What the first seed chose the learning rates by; "" where none were tried."""
+    tried = sorted({rate for losses in rates.values() for rate in losses})
+    head = ["validation loss at", *(f"{rate:g} × the learning rate" for rate in tried), "chosen"]
+    body = [
+        [escape(arm), *(f"{losses[rate]:.3f}" for rate in tried), f"{min(losses, key=losses.get):g}"]
+        for arm, losses in rates.items()
+    ]
+    return table(head, body) if body else ""
+
+
+def cost_table(runs: Mapping[str, Sequence[report_data.Run]], flops: Mapping[str, float]) -> str:
+    """FLOPs of the matrix products of all training steps, with those of the run that it began from, and seconds of the
+    seeds."""
+    total = {arm: sum(flops.get(one.path.name, 0) for one in (of[0], *of[0].parents)) for arm, of in runs.items()}
+    base = total.get(tables.BASELINE)
+    body = []
+    for arm, of in runs.items():
+        seconds = [run.total("seconds") for run in of]
+        spread = f" (σ {duration(float(np.std(seconds, ddof=1)))})" if len(seconds) > 1 else ""
+        counted = [f"{total[arm]:.3g}", f"{total[arm] / base:.3f}" if base else "-"] if total[arm] else ["-", "-"]
+        body.append([escape(arm), *counted, f"{duration(float(np.mean(seconds)))}{spread}"])
+    head = ["arm, with what it began from", "FLOPs", f"over {tables.BASELINE}'s", "time, mean over seeds"]
+    return table(head, body)
+
+
+def convergence_table(runs: Iterable[report_data.Run]) -> str:
     """How much the training loss still fell at the end of each run."""
     body = [[escape(run.name), late_change(run.losses)] for run in runs if len(run.steps) > 1]
     return table(["run", "loss of the last tenth, less that of the tenth before"], body)

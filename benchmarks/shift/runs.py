@@ -2,14 +2,27 @@
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from benchmarks.shift.arms import SPEC, Arm
-from benchmarks.shift.labels import Protocol, templates_name, weights_name, write_labels
+from benchmarks.shift.labels import (
+    CATALOG,
+    Protocol,
+    balanced_name,
+    catalog_name,
+    labels_name,
+    templates_name,
+    weights_name,
+    write_catalog,
+    write_labels,
+)
 from jaxz import errors
+from jaxz.config import parse
 from jaxz.data.staging import place_of
 
+KEPT = 4  # checkpoints, a quarter of the run apart
+MOST = 100  # labels of a cell of redshift and magnitude in the near-balanced subset
 MEMBERS = 1000  # seeds lie so far apart: an ensemble takes one for each member
 
 
@@ -23,61 +36,90 @@ def call(*command: str) -> None:
 
 
 def directory(scratch: Path, arm: str, seed: int) -> Path:
-    """Of an arm's run."""
+    """Of the run of an arm, by Arm.run."""
     return scratch / "runs" / f"{arm.replace('%', '')}_{seed}"
 
 
-def overlays(protocol: Protocol, arm: Arm, seed: int) -> list[str]:
-    """The names of an arm's overlays: of its labels, and of weights for the whole training split, written unless they
-    are there, or of templates' redshifts, which the arm `templates` writes."""
-    labels = write_labels(protocol, arm.labels, arm.fraction, seed)
-    if not arm.overlay:
-        return [labels]
-    if arm.overlay == "templates":
-        return [labels, templates_name(labels)]
-    own = weights_name(labels)
-    if not (protocol.dataset / place_of("overlays", own)).exists():
+def directories(scratch: Path, arm: str) -> list[Path]:
+    """Those that are there, of all seeds and learning rates."""
+    names = (f"{arm.replace('%', '')}_{ending}" for ending in ("[0-9]*", "lr[0-9]*"))
+    return sorted(path for name in names for path in (scratch / "runs").glob(name))
+
+
+def overlay_names(protocol: Protocol, arm: Arm, seed: int) -> list[str]:
+    """Of the overlay of an arm's labels, and of the other one that it has."""
+    labels = labels_name(protocol, arm.labels, arm.fraction, seed)
+    more = {"weights": weights_name, "templates": templates_name}
+    more |= {"catalog": catalog_name, "near_balanced": balanced_name}
+    return [labels, more[arm.overlay](labels)] if arm.overlay else [labels]
+
+
+def write_overlays(protocol: Protocol, arm: Arm, seed: int) -> None:
+    """An arm's overlays, unless they are there; the templates' redshifts are left to the arm `templates`."""
+    write_labels(protocol, arm.labels, arm.fraction, seed)
+    labels, *more = overlay_names(protocol, arm, seed)
+    if arm.overlay == "catalog":
+        write_catalog(protocol, labels)
+    if not more or (protocol.dataset / place_of("overlays", more[0])).exists():
+        return
+    named = [str(protocol.dataset), "--name", more[0], "--overlay", labels, "--seed", str(seed)]
+    if arm.overlay == "weights":
         train, target = f"split == 'train' and {SPEC}", "split == 'train'"
-        where = ["--train", train, "--target", target, "--features", "flux", "--seed", str(seed)]
-        call("jaxz.shift", str(protocol.dataset), "--name", own, "--overlay", labels, *where)
-    return [labels, own]
+        call("jaxz.shift", *named, "--train", train, "--target", target, "--features", "flux")
+    elif arm.overlay == "near_balanced":
+        call("data_tools.relabel", *named, "--near_balanced", str(MOST))
 
 
 def run(scratch: Path, protocol: Protocol, arm: Arm, seed: int, pretrained: Path) -> None:
     """Train an arm and predict every test object, to pdf.hdf5 in its directory, unless that was done."""
-    workdir, dataset = directory(scratch, arm.name, seed), str(protocol.dataset)
+    workdir, dataset = directory(scratch, arm.run, seed), str(protocol.dataset)
     done = "evaluated.json" if not arm.config else "pdf.parquet" if arm.scored else "trained"
     if (workdir / done).exists():
         return
-    names = overlays(protocol, arm, seed)
+    write_overlays(protocol, arm, seed)
+    if arm.correct:
+        where = ["--workdir", str(directory(scratch, arm.start, seed)), "--dataset", dataset, "--out", str(workdir)]
+        call("jaxz.correct", *where, "--method", arm.correct)
+        return
     if not arm.config:
-        missing = arm.overlay and not (protocol.dataset / place_of("overlays", names[1])).exists()
-        label = [f"--label={names[1]}"] if missing else []  # it was stopped between the overlay and its end
-        where = ["--dataset", dataset, "--workdir", str(workdir), f"--overlay={names[0]}", *label]
+        labels, *more = overlay_names(protocol, arm, seed)
+        missing = more and not (protocol.dataset / place_of("overlays", more[0])).exists()
+        label = [f"--label={more[0]}"] if missing else []  # it was stopped between the overlay and its end
+        where = ["--dataset", dataset, "--workdir", str(workdir), f"--overlay={labels}", *label]
         call("jaxz.photometry", *where, *arm.fields, "--seed", str(seed))
         return
-    start = pretrained / arm.weights if arm.weights else directory(scratch, arm.start, seed)
-    call("jaxz.train", f"--workdir={workdir}", *training_arguments(protocol, arm, seed, names, start))
+    arguments = training_arguments(scratch, protocol, arm, seed, pretrained / arm.weights)
+    # Recipes that changed were refused: only how often a run is saved may differ from when it was begun.
+    call("jaxz.train", f"--workdir={workdir}", "--allow_config_change", *arguments)
     if arm.scored:
-        where = ["--where", "split == 'test'", "--out", str(workdir / "pdf.parquet")]
+        # --overwrite: it was stopped between the two files, of which pdf.parquet is the last
+        where = ["--where", "split == 'test'", "--out", str(workdir / "pdf.parquet"), "--overwrite"]
         call("jaxz.predict", f"--workdir={workdir}", f"--dataset={dataset}", *where)
     else:
         (workdir / "trained").touch()
 
 
-def training_arguments(protocol: Protocol, arm: Arm, seed: int, overlays: Sequence[str], start: Path) -> list[str]:
-    """Those of jaxz.train but --workdir. start: the run or file that init.path names, if the arm begins from one."""
+def training_arguments(scratch: Path, protocol: Protocol, arm: Arm, seed: int, weights: Path) -> list[str]:
+    """Those of jaxz.train but --workdir. weights: the file of published ones, of an arm that begins from it."""
     file, _, argument = arm.config.partition(":")
-    fields = [f"data.path={protocol.dataset}", f"data.overlays={tuple(overlays)!r}", f"seed={MEMBERS * seed}"]
-    fields += arm.fields
-    fields += [f"init.path={start}"] if arm.weights or arm.start else []
+    overlays = tuple(overlay_names(protocol, arm, seed))
+    fields = [f"data.path={protocol.dataset}", f"data.overlays={overlays!r}", f"seed={MEMBERS * seed}", *arm.fields]
+    if arm.weights or arm.start:
+        fields.append(f"init.path={weights if arm.weights else directory(scratch, arm.start, seed)}")
     fields += [f"{arm.head}.z_max={protocol.z_max}"] if arm.scored else []
-    return [f"--config=configs/{file}.py{argument and f':{argument}'}", *(f"--config.{field}" for field in fields)]
+    arguments = [f"--config=configs/{file}.py{argument and f':{argument}'}", *(f"--config.{f}" for f in fields)]
+    config = parse(arguments)
+    arguments += [f"--config.optim.lr={arm.rate * config.optim.lr}"] if arm.rate != 1 else []
+    every = -(-config.train.steps // KEPT)
+    return [*arguments, f"--config.checkpoint.every={every}", f"--config.checkpoint.keep={KEPT}"]
 
 
-def runnable(arms: Sequence[Arm], pretrained: Path) -> list[Arm]:
-    """Those whose published weights, if they start from any, are there; says so of the others."""
+def not_run(arms: Sequence[Arm], pretrained: Path, columns: Container[str]) -> dict[str, str]:
+    """{arm: why it cannot be run}. columns: of the dataset."""
+    found = {}
     for arm in arms:
         if arm.weights and not (pretrained / arm.weights).exists():
-            print(f"{arm.name}: not run: weights absent ({pretrained / arm.weights})")
-    return [arm for arm in arms if not arm.weights or (pretrained / arm.weights).exists()]
+            found[arm.name] = f"weights absent ({pretrained / arm.weights})"
+        elif arm.overlay == "catalog" and (missing := [column for column in CATALOG if column not in columns]):
+            found[arm.name] = f"the dataset has no {missing[0]}"
+    return found

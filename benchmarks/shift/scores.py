@@ -7,16 +7,18 @@ import numpy as np
 
 from benchmarks.shift.labels import Subset
 from jaxz.errors import InputError
-from jaxz.photoz.binned import ENOUGH, bins_of
+from jaxz.photoz.binned import ENOUGH, bins_of, dependence_metrics, equal_bins
 from jaxz.photoz.bootstrap import Estimate, hierarchical_bootstrap
-from jaxz.photoz.metrics import pit_ks, point_metrics, residuals
+from jaxz.photoz.metrics import main_metrics, pit_ks, residuals
 from jaxz.photoz.pdf import PDF, read_qp
 
 METRICS = ("sigma_mad", "eta_15", "bias_median", "abs_bias", "pit_ks", "tomography")
+DEPENDENCE = (
+    "slope_z_true", "slope_z_phot", "macro_sigma_mad", "spread_sigma_mad", "macro_bias_median", "spread_bias_median",
+)  # fmt: skip
 CLOSED = ("sigma_mad", "eta_15", "abs_bias")  # metrics whose gap to the oracle is looked at: 0 is perfect
 SIGNIFICANT = 3.0  # errors of the gap, below which there is none to close
 TOMOGRAPHIC = 5  # bins, of as many objects by their true redshift
-Z_STEP = 0.25  # of residual curves
 
 Columns = dict[str, np.ndarray]
 Scores = dict[str, dict[str, dict[str, Estimate]]]  # {subset: {arm: {metric: Estimate}}}
@@ -44,12 +46,14 @@ def columns_of(run: Columns, subset: Subset) -> Columns:
     return {name: values[subset.rows] for name, values in run.items()}
 
 
-def statistic(edges: np.ndarray) -> Callable[[Columns], dict[str, float]]:
-    """METRICS of columns. tomography: the mean over bins of z_phot, at least 25 objects each, of
-    |<z> of the stacked p(z) - <z_true>| / (1 + <z_true>); the stack's mean is the mean of the means."""
+def statistic(edges: np.ndarray, bins: np.ndarray) -> Callable[[Columns], dict[str, float]]:
+    """METRICS of columns, and DEPENDENCE in bins of redshift with the edges `bins`. tomography: the mean over bins of
+    z_phot with the edges `edges`, at least 25 objects each, of |<z> of the stacked p(z) - <z_true>| / (1 + <z_true>);
+    the stack's mean is the mean of the means."""
 
     def measure(c: Columns) -> dict[str, float]:
-        points = point_metrics(c["z_phot"], c["z_true"])
+        points = main_metrics(c["z_phot"], c["z_true"])
+        dependence = dependence_metrics(c["z_phot"], c["z_true"], bins)
         rows = [rows for rows in bins_of(c["z_phot"], edges) if len(rows) >= ENOUGH]
         true = np.array([c["z_true"][r].mean() for r in rows])
         stacked = np.array([c["mean"][r].mean() for r in rows])
@@ -58,6 +62,7 @@ def statistic(edges: np.ndarray) -> Callable[[Columns], dict[str, float]]:
             "abs_bias": float(abs(points["bias_median"])),
             "pit_ks": float(pit_ks(c["pit"])),
             "tomography": float(np.mean(np.abs(stacked - true) / (1 + true))) if rows else np.nan,
+            **{name: dependence[name] for name in DEPENDENCE},
         }
 
     return measure
@@ -74,7 +79,7 @@ def scored(arms: Mapping[str, Sequence[Columns]], cells: np.ndarray, subsets: Ma
         z_true = next(iter(of.values()))[0]["z_true"]
         edges = np.quantile(z_true, np.linspace(0, 1, TOMOGRAPHIC + 1))
         edges[[0, -1]] = -np.inf, np.inf
-        result[name] = hierarchical_bootstrap(statistic(edges), of, cells[subset.rows])
+        result[name] = hierarchical_bootstrap(statistic(edges, equal_bins(z_true)), of, cells[subset.rows])
     return result
 
 
@@ -113,6 +118,6 @@ def residual_curves(
     """Edges [n+1] in redshift, and E[e | by] of each arm, by being z_true or z_phot (Lin et al. 2022)."""
     of = {arm: [columns_of(run, subset) for run in runs] for arm, runs in arms.items()}
     z_true = next(iter(of.values()))[0]["z_true"]
-    edges = np.arange(0, np.quantile(z_true, 0.998) + Z_STEP, Z_STEP)
+    edges = equal_bins(z_true)
     found = hierarchical_bootstrap(binned_bias(by, edges), of, cells[subset.rows])
     return edges, {arm: [curve[str(n)] for n in range(len(edges) - 1)] for arm, curve in found.items()}

@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.shift.arms import Arm
 from benchmarks.shift.labels import Subset
-from benchmarks.shift.scores import CLOSED, METRICS, Scores, gap_closure, relative_loss
+from benchmarks.shift.scores import CLOSED, DEPENDENCE, METRICS, Scores, gap_closure, relative_loss
 from jaxz.photoz.bootstrap import Estimate
 
 BASELINE, ORACLE = "matched", "oracle"  # the ends of the gap
@@ -37,7 +37,7 @@ def compare(scores: Scores, arms: Mapping[str, Arm]) -> Compared:
             if len(ends) < 2:
                 continue
             none, oracle = (by_arm[ends[labels]] for labels in ("survey", "oracle"))
-            for metric in METRICS:
+            for metric in (*METRICS, *DEPENDENCE):
                 closure = gap_closure(none[metric], metrics[metric], oracle[metric]) if metric in CLOSED else None
                 found[subset, name, metric] = Comparison(metrics[metric] - none[metric], closure)
     return found
@@ -67,7 +67,8 @@ def text(scores: Scores, compared: Compared, subsets: Mapping[str, Subset]) -> s
     lines = []
     for subset, by_arm in scores.items():
         lines.append(f"{subset}: {subsets[subset].title}, {len(subsets[subset].rows):,} objects")
-        lines += aligned(METRICS, {arm: [shown(metrics[m]) for m in METRICS] for arm, metrics in by_arm.items()})
+        for names in (METRICS, DEPENDENCE):
+            lines += aligned(names, {arm: [shown(metrics[m]) for m in names] for arm, metrics in by_arm.items()})
     head, body = gap_table(scores, compared)
     lines += ["share of the gap between matched and oracle that is closed", *aligned(head, body)]
     return "\n".join(lines + findings(scores, compared)) + "\n"

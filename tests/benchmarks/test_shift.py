@@ -1,4 +1,4 @@
-"""shift-v1: labels and subsets by brute force, gap closure and pairing against closed forms, a tiny run of it all."""
+"""shift-v1: labels and subsets by brute force, gap closure and pairing against closed forms."""
 
 import csv
 import io
@@ -7,55 +7,23 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.shift import __main__ as shift
-from benchmarks.shift import page, runs, tables
-from benchmarks.shift.arms import SIZES, Arm, image_arms, weighted
-from benchmarks.shift.labels import Protocol, Subset, labels_name, read_selection, subsets, weights_name, write_labels
+from benchmarks.shift import figures, page, tables
+from benchmarks.shift.arms import Arm
+from benchmarks.shift.labels import (
+    Protocol,
+    Subset,
+    read_selection,
+    subsets,
+    write_labels,
+)
 from benchmarks.shift.scores import gap_closure, predicted, scored
-from jaxz.config import parse, validate
+from jaxz import report_data
 from jaxz.data.dataset import open_dataset
-from jaxz.data.manifest import Array, Band, Column, Manifest
-from jaxz.data.staging import place_of
-from jaxz.data.writer import DatasetWriter
 from jaxz.errors import InputError
+from jaxz.photoz.binned import equal_bins, residual_curve, residual_slope
 from jaxz.photoz.bootstrap import Estimate
 from jaxz.photoz.pdf import PDF
-
-BANDS, OBJECTS = ("g", "r", "i"), 600
-
-
-def sky(path, truth=True):
-    """One-pixel cutouts whose colours say the redshift; bright ones have labels, a few test objects a photometric z."""
-    bands = tuple(Band(b, 480.0 + 150 * n, 100.0, 23.9, 0.2, 1.0, 0.01, 0.8) for n, b in enumerate(BANDS))
-    kinds = dict.fromkeys(("z", "z_err", "mag_ref", "ebv", "z_phot"), "float32") | {"z_kind": "string"}
-    kinds |= {"object_id": "int64", "ra": "float64", "dec": "float64", "split": "string"}
-    kinds |= {f"{kind}_{band}": "float32" for kind in ("flux", "fluxerr") for band in BANDS}
-    kinds |= {"true_z": "float32"} if truth else {}
-    image = Array("image", "float32", (len(BANDS), 1, 1), encoding="index")
-    manifest = Manifest(arrays={"image": image}, bands=bands, columns={n: Column(k) for n, k in kinds.items()})
-    writer, draw, ids = DatasetWriter(path, manifest, plan={}), np.random.default_rng(0), np.arange(OBJECTS)
-    z, magnitude = draw.uniform(0.1, 1.5, OBJECTS), draw.uniform(18, 25, OBJECTS)
-    labelled = (magnitude < 23) & (draw.uniform(size=OBJECTS) < 0.8)
-    flux = 10 ** (-0.4 * (magnitude - 23.9))[:, None] * np.stack([1 / (1 + z), np.ones(OBJECTS), 1 + z], 1)
-    columns = {
-        "object_id": ids,
-        "ra": ids % 30 + 0.5,
-        "dec": ids // 30 % 20 + 0.5,
-        "split": np.where(ids % 3 == 0, "test", "train"),
-        "z_kind": np.where(labelled, "spec", "none"),
-        "z": np.where(labelled, z, np.nan),
-        "z_err": np.where(labelled, 1e-3, np.nan),
-        "mag_ref": magnitude,
-        "ebv": np.zeros(OBJECTS),
-        "z_phot": np.where(ids % 2 == 0, z, np.nan),
-        "true_z": z,
-        **{f"flux_{band}": flux[:, n] for n, band in enumerate(BANDS)},
-        **{f"fluxerr_{band}": np.full(OBJECTS, 0.01) for band in BANDS},
-    }
-    own = {name: values for name, values in columns.items() if name in kinds}
-    writer.write_shard(0, [f"o{n:06d}" for n in ids], {"image": flux[:, :, None, None].astype(np.float32)}, own)
-    writer.finish(1, {})
-    return path, columns
+from tests.benchmarks.shift_sky import sky
 
 
 def labels_of(path, name):
@@ -98,20 +66,22 @@ def test_a_selection_hides_labels_and_scores_what_it_hid(tmp_path):
     oracle = labels_of(path, write_labels(protocol, "oracle", 1.0, 0))["z_kind"] == "spec"
     assert (oracle & train).sum() == (train & spec & bright).sum() and not (oracle & train & ~spec).any()
     keys, cells, z_true, parts = subsets(protocol)
-    test = np.flatnonzero(~train)
+    held = columns["split"] == "test"
+    test = np.flatnonzero(held)
     expected = {
         "full": spec,
         "spec_like": spec & bright,
+        "hidden": spec & ~bright,
         "faint": spec & (columns["mag_ref"] > 22),
         "beyond": spec & (columns["z"] > np.quantile(columns["z"][train & spec & bright], 0.99)),
         "photometric": ~spec & np.isfinite(columns["z_phot"]),
     }
     for name, members in expected.items():
-        assert np.array_equal(test[parts[name].rows], np.flatnonzero(~train & members)), name
+        assert np.array_equal(test[parts[name].rows], np.flatnonzero(held & members)), name
     truth = np.where(spec, columns["z"], columns["z_phot"])[test]
     np.testing.assert_allclose(z_true, truth, rtol=1e-6)
     assert set(parts["uncovered"].rows) < set(parts["full"].rows)
-    assert (columns["mag_ref"][test[parts["uncovered"].rows]].mean()) > columns["mag_ref"][~train & spec].mean()
+    assert (columns["mag_ref"][test[parts["uncovered"].rows]].mean()) > columns["mag_ref"][held & spec].mean()
     assert list(keys) == [f"o{n:06d}" for n in test] and len(np.unique(cells)) > 50
 
 
@@ -173,6 +143,9 @@ def test_arms_are_paired_and_the_tables_say_so(tmp_path):
     compared = tables.compare(scores, TABLE)
     closure = compared["full", "mae", "sigma_mad"].closure
     assert closure.value == pytest.approx(0.6) and closure.error < 1e-6
+    curve = lambda c: residual_curve(c["z_phot"], c["z_true"], c["z_phot"], equal_bins(c["z_true"]))
+    slopes = [residual_slope(curve(run))[0] for run in arms["mae"]]
+    assert scores["full"]["mae"]["slope_z_phot"].value == pytest.approx(np.mean(slopes))
     difference = compared["full", "mae", "sigma_mad"].difference
     sigma = scores["full"]["matched"]["sigma_mad"]
     assert difference.value == pytest.approx(-0.3 * sigma.value) and difference.error == pytest.approx(
@@ -186,59 +159,48 @@ def test_arms_are_paired_and_the_tables_say_so(tmp_path):
     text = tables.text(scores, compared, parts)
     assert "2 errors and more: mae (" in text and "mae closes most of the gap, 0.60" in text and "-30.0 ±" in text
     # the page, from these and from what is in a run's directory
-    paths = {}
-    for name in arms:
-        paths[name] = tmp_path / f"{name}_0"
-        paths[name].mkdir()
-        (paths[name] / "config.json").write_text("{}")
+    for n, name in enumerate(arms):
+        path = tmp_path / f"{name}_0"
+        path.mkdir()
+        (path / "config.json").write_text("{}" if n else json.dumps({"init": {"path": str(tmp_path / "mae_0")}}))
+        (path / "compute.json").write_text(json.dumps({"seconds": 600.0, "images": 1}))
         lines = [json.dumps({"step": n, "loss": 2.0 if n <= 90 else 1.0}) for n in range(1, 101)]
-        (paths[name] / "metrics.jsonl").write_text("\n".join(lines))
+        (path / "metrics.jsonl").write_text("\n".join(lines))
+    of = {name: [report_data.read_run(tmp_path / f"{name}_0")] * 2 for name in arms}
     found = {1.0: [{"train": 200, "effective_sample_size": 40.0, "auc": 0.9}] * 3}
-    html = page.html(arms, cells, parts, scores, compared, found, paths, "a sky")
-    assert html.count("data:image/png") == 3 and "are worth 40" in html and "-50.0 %" in html
+    told = page.Told(
+        "a sky",
+        of,
+        {"matched_0": 2e9, "mae_0": 1e9},
+        found,
+        {"matched": [{100: 1.0, 75: 1.2}, {100: 1.1, 75: 1.2}], "mae": [{100: 1.0, 75: 1.2}, {100: 1.2, 75: 1.0}]},
+        {"mae": {0.5: 1.25, 1.0: 1.125}},
+        {"dino": "weights absent"},
+    )
+    html = page.html(arms | {"mae+weights": arms["mae"]}, cells, parts, scores, compared, told)
+    assert "<th>matched</th><td>3e+09</td><td>1.000</td><td>20.0 min" in html  # with what it began from
+    assert "matched -0.150 ± 0.050, mae +0.000 ± 0.200. Beyond 2 errors it still fell for: matched; it rose" in html
+    assert "<td>1.200 (σ 0.000)</td><td>1.050 (σ 0.071)</td><td>-0.150 ± 0.050, since 75%</td>" in html
+    assert "<th>mae</th><td>1.250</td><td>1.125</td><td>1</td>" in html
+    assert html.count("data:image/png") == 6 and html.count("<th>mae+weights</th>") == 1  # the biases
+    assert "<b>dino</b>: not run: weights absent" in html
+    assert "are worth 40" in html and "-50.0 %" in html
     assert "0.60 ± 0.00" in html
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_every_row_of_the_table_makes_a_config(size, tmp_path):
-    arms = SIZES[size]().arms
-    names = [arm.name for arm in arms]
-    assert len(set(names)) == len(names)
-    for arm in arms:
-        place_of("overlays", weights_name(labels_name(Protocol(tmp_path), arm.labels, arm.fraction, 1000)))
-        assert not arm.start or arm.start in names[: names.index(arm.name)]  # run before
-        if arm.config:
-            validate(parse(runs.training_arguments(Protocol(tmp_path), arm, 0, ["labels"], tmp_path)))
-
-
-def test_an_arm_without_its_weights_is_not_run(tmp_path, capsys):
-    arms = [Arm("a"), Arm("b", "published_probe", weights="b.pth")]
-    assert runs.runnable(arms, tmp_path) == arms[:1]
-    assert "b: not run: weights absent" in capsys.readouterr().out
-
-
-@pytest.mark.long
-def test_a_tiny_benchmark_from_end_to_end_goes_on_where_it_was(tmp_path):
-    path, _ = sky(tmp_path / "sky")
-    small = ("train.steps=4", "train.members=2", "train.batch_size=32", "train.log_every=1", "model.width=16")
-    first, last = (
-        Arm(n, "baseline_photometry", small, labels=own) for n, own in (("matched", "survey"), ("oracle", "oracle"))
-    )
-    before = Arm("before", "baseline_photometry", small, scored=False)
-    arms = [Arm("knn"), first, last, before, weighted(Arm("after", "baseline_photometry", small, start="before"))]
-    found = shift.compare(tmp_path, Protocol(path), arms, [0, 1], tmp_path)
-    assert list(found) == ["knn", "matched", "oracle", "after+weights"]
-    assert 0 < found["knn"]["full"]["sigma_mad"]["value"] < found["matched"]["full"]["sigma_mad"]["value"]
-    written = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*") if p.is_file()}
-    assert shift.compare(tmp_path, Protocol(path), arms, [0, 1], tmp_path) == found
-    assert written == {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*") if p.is_file()}
-    assert (tmp_path / "shift.html").read_text().count("data:image/png") == 3
-
-
-def test_image_arms_cost_the_same():
-    """In steps of direct training, of which masked autoencoding costs 2/3 and semi-supervised training 8/3."""
-    arms = image_arms(1000)
-    steps = {name: int(next(f for f in arm.fields if "train.steps" in f).split("=")[1]) for name, arm in arms.items()}
-    cost = {"matched": steps["matched"], "oracle": steps["oracle"], "semi": 8 / 3 * steps["semi"]}
-    cost |= {"mae": steps["mae"] + 2 / 3 * steps["pretrain_mae"], "fluxes": steps["fluxes"] + steps["pretrain_fluxes"]}
-    assert all(value == pytest.approx(2000, rel=0.01) for value in cost.values())
+def test_figures_have_few_arms_and_every_arm_stands_beside_itself_by_weights():
+    names = [
+        "photometry",
+        "matched",
+        "matched+lds",
+        "mae",
+        "matched+weights",
+        "mae+weights",
+        "matched@1%",
+        "a+weights",
+    ]
+    assert list(figures.groups(names).values()) == [
+        ["photometry", "matched", "mae"],
+        ["matched", "matched+weights"],
+        ["mae", "mae+weights"],
+    ]
