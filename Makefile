@@ -1,11 +1,12 @@
-# make demo: a simulated sky to runs/demo/report.html; make test: the tests, without the long ones of make test-long.
+# make demo: a simulated sky to runs/demo/report.html; make test: the tests, without the long ones of make test-long;
+# make docs: docs/_build/index.html.
 # Each sets up .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
 SAMPLES := 40000
 
-.PHONY: demo test test-long lint clean
+.PHONY: demo test test-long lint docs clean
 .DELETE_ON_ERROR:
 
 .venv/ready: requirements.txt
@@ -39,5 +40,12 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
+.venv/docs: docs/requirements.txt .venv/ready
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	@touch $@
+
+docs: .venv/docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs docs/_build
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs docs/_build
