@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, NullFormatter
 
 from jaxz.photoz.binned import binned_metrics
-from jaxz.photoz.metrics import pit_ks, residuals
+from jaxz.photoz.metrics import main_metrics, pit_ks, residuals
 from jaxz.photoz.pdf import PDF
 
 # Okabe & Ito's colours, told apart by colour-blind readers; the yellow is too pale for lines.
@@ -105,7 +105,7 @@ def density(arms: Mapping[str, tuple[np.ndarray, np.ndarray]], colours: Mapping[
     most = max([float(np.nanmax(p.get_array())) for p in pictures if p.get_array().count()], default=1.0)
     for picture in pictures:
         picture.set_norm(LogNorm(1, max(most, 2)))
-    bar = figure.colorbar(pictures[0], ax=axes.ravel().tolist(), label="objects per cell", pad=0.01, aspect=40)
+    bar = figure.colorbar(pictures[0], ax=figure.axes, label="objects per cell", pad=0.01, aspect=40)
     bar.ax.yaxis.set_major_formatter(LogFormatter())
     bar.ax.yaxis.set_minor_formatter(LogFormatter())
     return figure
@@ -116,14 +116,18 @@ def quantile_edges(values: np.ndarray, bins: int) -> np.ndarray:
     return np.linspace(*np.percentile(values, [0.5, 99.5]), bins + 1)
 
 
+def shown_metrics(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return main_metrics(columns["z_phot"], columns["z_true"])
+
+
 @styled
 def trends(
     arms: Mapping[str, Mapping[str, np.ndarray]], by: Mapping[str, str], colours: Mapping[str, str], bins: int = 9
 ) -> Figure:
     """Bias, sigma_mad and eta_15 with bootstrap errors in bins of several columns.
 
-    arms: {name: {"z_phot": [N], "z_true": [N], and every column of `by`}}; by: {column: axis label}. Bins with fewer
-    than 25 objects are left out. Top: the number of objects.
+    arms: {name: {"z_phot": [N], "z_true": [N], "cells": [N] of the sky or None, every column of `by`}}; by: {column:
+    axis label}. Bins with fewer than 25 objects are left out. Top: the number of objects.
     """
     figure = new_figure(3.3 * len(by) + 0.6, 7.4)
     axes = figure.subplots(4, len(by), squeeze=False, sharex="col", height_ratios=[0.55, 1, 1, 1])
@@ -134,7 +138,9 @@ def trends(
         for number, (name, arm) in enumerate(arms.items()):
             z_phot, z_true, values = (np.asarray(arm[k])[finite[name]] for k in ("z_phot", "z_true", key))
             axes[0, column].hist(values, edges, histtype="step", color=colours[name])
-            table = [b for b in binned_metrics(z_phot, z_true, values, edges) if b["objects"] >= 25]
+            cells = arm.get("cells")
+            settings = dict(cells=None if cells is None else cells[finite[name]], metrics=shown_metrics)
+            table = [b for b in binned_metrics(z_phot, z_true, values, edges, **settings) if b["objects"] >= 25]
             x = np.array([b["centre"] for b in table]) + shift * (number - (len(arms) - 1) / 2)
             for row, (metric, _) in enumerate(TREND_ROWS, 1):
                 y, error = (np.array([b[metric][k] for b in table], float) for k in ("value", "error"))

@@ -27,6 +27,22 @@ def test_density_shows_every_object():
     assert {ax.get_title() for ax in figure.axes} >= {"a", "b"}
 
 
+@pytest.mark.parametrize("count", [1, 3, 5, 9])
+def test_every_figure_draws_any_number_of_arms(count):
+    """Panels that the last row does not need are taken away, before a colour bar or a legend looks for them."""
+    names = [f"arm {i}" for i in range(count)]
+    colours, pdf = plots.arm_colours(names), PDF(np.linspace(0, 2, 21), DRAW.dirichlet(np.ones(20), 600))
+    figures = (
+        plots.density(dict.fromkeys(names, (Z_PHOT, Z_TRUE)), colours),
+        plots.redshift_distribution(dict.fromkeys(names, (Z_PHOT, pdf)), dict.fromkeys(names, Z_TRUE), colours),
+        plots.loss_curves(dict.fromkeys(names, (np.arange(9), np.arange(1.0, 10))), colours),
+    )
+    for figure in figures:
+        assert plots.png(figure)
+        assert {ax.get_title() for ax in figure.axes} >= set(names)
+    assert plots.png(plots.pdf_gallery({"a": pdf[: len(names)]}, Z_TRUE[:count], names, COLOURS))
+
+
 def test_trends_show_the_metrics_of_each_bin():
     arms = {"a": {"z_phot": Z_PHOT, "z_true": Z_TRUE, "m": np.where(Z_TRUE < 1, 20.0, 22.0)}}
     figure = plots.trends(arms, {"m": "magnitude"}, COLOURS, bins=2)
