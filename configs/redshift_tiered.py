@@ -8,7 +8,7 @@ Half of each batch is spectroscopic, so that few sure labels are not drowned; a 
 error. Other photometric redshifts, such as those of a many-band catalogue, come in as z, z_err and z_kind 'phot' of an
 overlay.
 Hardware: 2 CPU cores for a try on the demo's dataset, one GPU for a survey. Time: that of configs/demo_direct.py.
-Expect: where spectra are missing a third of the outliers of direct training, and no more scatter where they are
+Expect: where spectra are missing half of the outliers of direct training, and no more scatter where they are
 (docs/results.md), as far as the templates hold.
 """
 
