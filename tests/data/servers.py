@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import itertools
 import re
 import threading
 import time
@@ -11,8 +10,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
-
-from jaxz.data.stream import Source, Stream
 
 SHARDS = 8  # of the dataset that the fixture `origin` makes
 STEP = 1 << 14  # bytes sent at once
@@ -86,19 +83,3 @@ def serving(root: Path, **behaviour):
             yield server
         finally:
             server.shutdown()
-
-
-def batches(dataset, count, **settings):
-    source = {name: settings.pop(name) for name in ("window", "where", "weights") if name in settings}
-    stream = Stream(Source(dataset, columns=("z",), **source), settings.pop("size", 16), seed=3, **settings)
-    found = [{name: value.copy() for name, value in batch.items()} for batch in itertools.islice(stream, count)]
-    stream.close()
-    return found
-
-
-def assert_same(found, wanted):
-    assert len(found) == len(wanted)
-    for a, b in zip(found, wanted, strict=True):
-        assert a.keys() == b.keys()
-        for name in a:
-            np.testing.assert_array_equal(a[name], b[name])

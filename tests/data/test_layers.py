@@ -20,6 +20,7 @@ from jaxz.data.writer import DatasetWriter, LayerWriter
 from jaxz.errors import InputError
 from jaxz.mesh import make_mesh
 from jaxz.models import build
+from tests.data.batches import assert_same, take
 from tests.data.servers import serving
 from tests.helpers import blobs, small_config
 
@@ -60,16 +61,6 @@ def add_layer(path, seed=0, arrays=ARRAYS, name="more"):
 def layered(tmp_path_factory):
     path = blobs(tmp_path_factory.mktemp("layered") / "d", shards=[20, 70])
     return path, add_layer(path)
-
-
-def take(stream, count):
-    return [{name: value.copy() for name, value in next(stream).items()} for _ in range(count)]
-
-
-def assert_same(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        np.testing.assert_array_equal(a[name], b[name])
 
 
 def decoded(batch):

@@ -10,6 +10,7 @@ from jaxz.data.mixture import Stage
 from jaxz.data.order import derive
 from jaxz.data.stream import Source, Stream
 from jaxz.errors import InputError
+from tests.data.batches import assert_same, take
 from tests.helpers import blobs
 
 
@@ -27,18 +28,6 @@ def sources(tmp_path_factory):
 
 STAGES = (Stage((1, 0, 0), 3), Stage((1, 2, 1), 9), Stage((0.3, 0, 0.7)))
 COUNTS = [[16, 0, 0]] * 3 + [[4, 8, 4]] * 9 + [[5, 0, 11]] * 18
-
-
-def take(stream, count):
-    return [{name: value.copy() for name, value in next(stream).items()} for _ in range(count)]
-
-
-def assert_same(batches, others):
-    assert len(batches) == len(others)
-    for a, b in zip(batches, others, strict=True):
-        assert a.keys() == b.keys()
-        for name in a:
-            np.testing.assert_array_equal(a[name], b[name])
 
 
 def test_a_mixture_is_its_single_streams_side_by_side(sources):

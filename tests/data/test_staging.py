@@ -22,8 +22,9 @@ from jaxz.data.order import Order
 from jaxz.data.sampling import Sampler
 from jaxz.data.staging import Ahead
 from jaxz.data.stream import Source, Stream
-from jaxz.errors import DataError, InputError
-from tests.data.servers import SHARDS, assert_same, batches, serving
+from jaxz.errors import InputError
+from tests.data.batches import assert_same, batches
+from tests.data.servers import SHARDS, serving
 from tests.helpers import small_config
 
 ROOT = Path(__file__).parents[2]
@@ -371,69 +372,3 @@ def test_the_index_of_a_shard_that_is_out_as_a_whole_is_not_asked_for(origin, tm
         np.testing.assert_array_equal(
             open_dataset(server.url, tmp_path / "cache").select(None), open_dataset(here).select(None)
         )
-
-
-def claimed(cache: Cache, size: int) -> tuple[Path, Path]:
-    """A file to fetch, and the empty one that its download begins with."""
-    target = cache.root / "0123456789abcdef/shards/a.tar"
-    target.parent.mkdir(parents=True)
-    (target.parents[1] / "url").touch()
-    part = target.with_name(f"a.tar.{size}.part")
-    part.touch()
-    return target, part
-
-
-def written(file) -> bool:
-    file.write(b"x" * 100)
-    file.flush()
-    return True
-
-
-def test_a_download_that_misses_a_file_fails_once(tmp_path):
-    calls = []
-
-    def fill(_):
-        calls.append(1)
-        assert len(calls) == 1
-        raise FileNotFoundError("no usable temporary directory")
-
-    cache = Cache(tmp_path)
-    with pytest.raises(FileNotFoundError):
-        cache.fetch(claimed(cache, 100)[0], 100, fill, lambda part: "")
-
-
-def test_a_download_that_another_process_has_stopped_is_told(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("jaxz.data.cache.PATIENCE", 0.1)
-    monkeypatch.setattr("jaxz.data.cache.STALLED", 0.4)
-    cache = Cache(tmp_path)
-    target, part = claimed(cache, 100)
-    began = time.monotonic()
-    code = (
-        "import fcntl, sys, time; f = open(sys.argv[1], 'r+b'); fcntl.flock(f, fcntl.LOCK_EX); print(); time.sleep(60)"
-    )
-    holder = subprocess.Popen([sys.executable, "-c", code, part], stdout=subprocess.PIPE)
-    try:
-        holder.stdout.readline()
-        holder.send_signal(signal.SIGSTOP)
-        with pytest.raises(DataError, match=r"a.tar.100.part: another process holds it, and no byte .* for 0.4 s"):
-            cache.fetch(target, 100, written, lambda part: "", lambda: time.monotonic() - began < 20)
-        assert caplog.text.count("is being fetched already") == 1
-    finally:
-        holder.kill()
-        holder.wait()
-    assert cache.fetch(target, 100, written, lambda part: "")
-
-
-def test_what_is_left_of_a_download_heeds_a_lowered_limit(tmp_path):
-    cache = Cache(tmp_path, 250)
-    target, part = claimed(cache, 100)
-    older = target.with_name("older.tar")
-    older.write_bytes(bytes(200))
-    os.utime(older, (1, 1))
-    assert cache.fetch(target, 100, written, lambda part: "")
-    assert target.exists() and not older.exists()  # made room
-    target.unlink()
-    part.touch()
-    with pytest.raises(DataError, match="find no room below"):
-        Cache(tmp_path, 99).fetch(target, 100, written, lambda part: "", patience=0.1)
-    assert not part.exists()

@@ -17,7 +17,8 @@ from jaxz.data import staging, transport
 from jaxz.data.dataset import DataError, open_dataset
 from jaxz.data.index import index_problem, index_types, read_index
 from jaxz.errors import InputError
-from tests.data.servers import SHARDS, assert_same, batches, serving
+from tests.data.batches import assert_same, batches
+from tests.data.servers import SHARDS, serving
 from tests.helpers import blobs
 
 pytestmark = pytest.mark.usefixtures("impatient")

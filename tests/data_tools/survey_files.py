@@ -1,5 +1,6 @@
 """A small synthetic survey: three aligned noisy tiles with a WCS, point sources on single pixels, a FITS catalogue."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -155,3 +156,16 @@ def arguments(folder: Path, out: Path, *more: str, catalog: bool = True) -> list
     given = ["--catalog", str(folder / "catalog.fits")] if catalog else []
     given += ["--images", str(folder), "--out", str(out), "--workers", "1", *more]
     return ["--survey", str(folder / "survey.toml"), *given]
+
+
+def overlap(shape: tuple[int, int], x: float, y: float, radius: float, fine: int = 100) -> np.ndarray:
+    """[H, W]: the share of each pixel in a circle, counted on fine x fine points a pixel."""
+    across, up = ((np.arange(n * fine) + 0.5) / fine - 0.5 for n in shape[::-1])
+    inside = np.hypot(across[None, :] - x, up[:, None] - y) < radius
+    return inside.reshape(shape[0], fine, shape[1], fine).mean((1, 3))
+
+
+def independent_noise(radius: float) -> float:
+    """Sigma of an aperture's sum over independent pixels of sigma 1, in the mean over its place in the pixel."""
+    places = np.random.default_rng(0).uniform(8, 9, (40, 2))
+    return math.sqrt(np.mean([(overlap((18, 18), x, y, radius, 40) ** 2).sum() for x, y in places]))

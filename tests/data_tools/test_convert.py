@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import os
 import re
 import signal
@@ -14,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from astropy.io import fits
-from astropy.nddata import Cutout2D
 from astropy.stats import mad_std
 from astropy.table import Table
 from scipy.spatial import cKDTree
@@ -22,7 +20,6 @@ from scipy.spatial import cKDTree
 import jaxz
 from data_tools import convert, cutting, inputs
 from data_tools.catalogs.spec import CatalogColumns, CatalogPhotometry, Match
-from data_tools.measure import aperture_flux, aperture_noise, cut, nearest_pixel, noise_area
 from data_tools.places import is_inside
 from data_tools.survey import BandSource, Detection, Photometry, Splits, Survey, load_survey
 from data_tools.tiles import MASK_BITS
@@ -36,6 +33,7 @@ from tests.data_tools.survey_files import (
     arguments,
     galactic_to_icrs,
     grid_positions,
+    independent_noise,
     sky_of,
     tiles,
     write_survey,
@@ -130,53 +128,6 @@ def test_fluxes_are_microjansky_with_the_empty_sky_as_error(converted):
     assert np.nanmedian(converted.column("mag_ref")) == pytest.approx(magnitude, abs=1e-3)
     blank = converted.column("bands_observed") == 0b011
     assert blank.any() and np.isnan(converted.column("flux_z")[blank]).all()
-
-
-def overlap(shape: tuple[int, int], x: float, y: float, radius: float, fine: int = 100) -> np.ndarray:
-    """[H, W]: the share of each pixel in a circle, counted on fine x fine points a pixel."""
-    across, up = ((np.arange(n * fine) + 0.5) / fine - 0.5 for n in shape[::-1])
-    inside = np.hypot(across[None, :] - x, up[:, None] - y) < radius
-    return inside.reshape(shape[0], fine, shape[1], fine).mean((1, 3))
-
-
-def independent_noise(radius: float) -> float:
-    """Sigma of an aperture's sum over independent pixels of sigma 1, in the mean over its place in the pixel."""
-    places = np.random.default_rng(0).uniform(8, 9, (40, 2))
-    return math.sqrt(np.mean([(overlap((18, 18), x, y, radius, 40) ** 2).sum() for x, y in places]))
-
-
-def test_aperture_flux_equals_a_sum_over_subpixels():
-    rng = np.random.default_rng(3)
-    image, flags = rng.normal(size=(20, 24)).astype(np.float32), np.zeros((20, 24), np.uint8)
-    centre, radius = np.array([[10.3, 8.8]]), 3.7
-    weight = overlap(image.shape, *centre[0], radius)
-    assert aperture_flux(image, flags, centre, radius)[0] == pytest.approx((weight * image).sum(), abs=2e-3)
-    flags[9, 12] = 1
-    assert np.isnan(aperture_flux(image, flags, centre, radius)[0])
-    assert np.isnan(aperture_flux(image, flags, np.array([[1.0, 8.0]]), radius)[0])  # leaves the tile
-
-
-def test_aperture_noise_sees_correlated_noise():
-    rng = np.random.default_rng(4)
-    white = rng.normal(size=(600, 600))
-    flags = np.zeros(white.shape, np.uint8)
-    independent = independent_noise(4.0)
-    assert math.sqrt(noise_area(4.0)) == pytest.approx(independent, rel=0.02)
-    assert aperture_noise(white, flags, np.ones(white.shape), 4.0) == pytest.approx(independent, rel=0.05)
-    blocks = np.kron(rng.normal(size=(150, 150)), np.ones((4, 4)))  # 16 pixels share a value
-    assert aperture_noise(blocks, flags, np.ones(white.shape), 4.0) > 2.5 * independent
-
-
-def test_cutouts_are_those_of_astropy():
-    """Cutout2D with 0-based positions, its edges filled (mode="partial")."""
-    assert nearest_pixel(np.array([0.49, 0.5, 1.0, 1.49, -0.5, -0.51])).tolist() == [0, 1, 1, 1, 0, -1]
-    plane = np.arange(12 * 10, dtype=float).reshape(12, 10)
-    rng = np.random.default_rng(0)
-    x, y = rng.uniform(-0.5, 9.49, 300), rng.uniform(-0.5, 11.49, 300)
-    for cutout, i, j in zip(cut(plane, x, y, 6, -1), nearest_pixel(x), nearest_pixel(y), strict=True):
-        # an even Cutout2D around pixel i begins at i - 2.5, rounded up: half a pixel less names our i - 3
-        truth = Cutout2D(plane, (i - 0.5, j - 0.5), 6, mode="partial", fill_value=-1).data
-        np.testing.assert_array_equal(cutout, truth)
 
 
 def test_sentinels_lie_in_no_tile():

@@ -1,13 +1,16 @@
-"""The sky of images that clipping alone does not measure."""
+"""The sky of images that clipping alone does not measure, and fluxes in apertures against brute force."""
+
+import math
 
 import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.nddata import Cutout2D
 
 from data_tools import convert
-from data_tools.measure import aperture_flux, aperture_noise, measure_sky
+from data_tools.measure import aperture_flux, aperture_noise, cut, measure_sky, nearest_pixel, noise_area
 from jaxz.errors import InputError
-from tests.data_tools.survey_files import arguments, write_survey
+from tests.data_tools.survey_files import arguments, independent_noise, overlap, write_survey
 
 
 @pytest.mark.parametrize("photons", [0.05, 0.3, 1.0, 2.0])
@@ -86,3 +89,37 @@ def test_without_room_for_empty_apertures_their_noise_is_not_known():
     assert np.isfinite(aperture_noise(empty, flags, rms, 2.0))
     assert np.isnan(aperture_noise(empty, flags, rms, 7.6)) and np.isnan(aperture_noise(star, flags, rms, 2.0))
     assert np.isnan(aperture_noise(empty, flags + 1, rms, 2.0))
+
+
+def test_aperture_flux_equals_a_sum_over_subpixels():
+    rng = np.random.default_rng(3)
+    image, flags = rng.normal(size=(20, 24)).astype(np.float32), np.zeros((20, 24), np.uint8)
+    centre, radius = np.array([[10.3, 8.8]]), 3.7
+    weight = overlap(image.shape, *centre[0], radius)
+    assert aperture_flux(image, flags, centre, radius)[0] == pytest.approx((weight * image).sum(), abs=2e-3)
+    flags[9, 12] = 1
+    assert np.isnan(aperture_flux(image, flags, centre, radius)[0])
+    assert np.isnan(aperture_flux(image, flags, np.array([[1.0, 8.0]]), radius)[0])  # leaves the tile
+
+
+def test_aperture_noise_sees_correlated_noise():
+    rng = np.random.default_rng(4)
+    white = rng.normal(size=(600, 600))
+    flags = np.zeros(white.shape, np.uint8)
+    independent = independent_noise(4.0)
+    assert math.sqrt(noise_area(4.0)) == pytest.approx(independent, rel=0.02)
+    assert aperture_noise(white, flags, np.ones(white.shape), 4.0) == pytest.approx(independent, rel=0.05)
+    blocks = np.kron(rng.normal(size=(150, 150)), np.ones((4, 4)))  # 16 pixels share a value
+    assert aperture_noise(blocks, flags, np.ones(white.shape), 4.0) > 2.5 * independent
+
+
+def test_cutouts_are_those_of_astropy():
+    """Cutout2D with 0-based positions, its edges filled (mode="partial")."""
+    assert nearest_pixel(np.array([0.49, 0.5, 1.0, 1.49, -0.5, -0.51])).tolist() == [0, 1, 1, 1, 0, -1]
+    plane = np.arange(12 * 10, dtype=float).reshape(12, 10)
+    rng = np.random.default_rng(0)
+    x, y = rng.uniform(-0.5, 9.49, 300), rng.uniform(-0.5, 11.49, 300)
+    for cutout, i, j in zip(cut(plane, x, y, 6, -1), nearest_pixel(x), nearest_pixel(y), strict=True):
+        # an even Cutout2D around pixel i begins at i - 2.5, rounded up: half a pixel less names our i - 3
+        truth = Cutout2D(plane, (i - 0.5, j - 0.5), 6, mode="partial", fill_value=-1).data
+        np.testing.assert_array_equal(cutout, truth)
