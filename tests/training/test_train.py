@@ -1,0 +1,202 @@
+"""The trainer end to end on a tiny dataset: what it learns from, and what it refuses."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxz import errors, objectives, train
+from jaxz.checkpoint import Checkpoints
+from jaxz.config import parse
+from jaxz.data.dataset import open_dataset
+from jaxz.data.prepare import Normalisation, Prepare
+from jaxz.errors import InputError
+from jaxz.inference import load_run
+from jaxz.mesh import make_mesh
+from jaxz.models import build
+from tests.helpers import blobs, small_config
+from tests.training.runs import losses, run
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.long
+def test_each_seed_is_another_run(tiny, tmp_path):
+    for seed in (0, 1):
+        run(tiny, f"--workdir={tmp_path / str(seed)}", f"--config.seed={seed}", "--config.train.steps=2")
+    assert losses(tmp_path / "0") != losses(tmp_path / "1")
+
+
+def test_training_learns_and_its_average_follows(straight):
+    assert np.mean(losses(straight)[-3:]) < 0.9 * np.mean(losses(straight)[:3])
+    params, ema = load_run(straight).params, load_run(straight, "ema").params
+    gaps = [float(np.abs(a - b).max()) for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(ema), strict=True)]
+    assert 0 < max(gaps) < 1
+
+
+@pytest.mark.long
+def test_a_float16_run_follows_a_float32_one(tiny, tmp_path):
+    for kind in ("float32", "float16"):
+        run(tiny, f"--workdir={tmp_path / kind}", f"--config.model.dtype={kind}")
+    np.testing.assert_allclose(losses(tmp_path / "float16"), losses(tmp_path / "float32"), rtol=5e-3)
+    last = json.loads((tmp_path / "float16" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["optim/loss_scale"] == 2**15 and last["optim/skipped"] == 0
+
+
+def test_a_run_is_loaded_at_a_step(straight):
+    newest, last, first = (load_run(straight, step=step).params["redshift"]["out"]["kernel"] for step in (None, 20, 7))
+    np.testing.assert_array_equal(last, newest)
+    assert not np.array_equal(first, newest)
+    with pytest.raises(InputError, match=r"--step: 8 is not one of '.*straight''s checkpoints, \[7, 14, 20\]"):
+        load_run(straight, step=8)
+
+
+def test_labels_outside_of_the_bins_are_said_and_only_they_refused(monkeypatch):
+    edges, z, said = np.linspace(0, 1, 5), np.array([np.nan, -0.1, 0.0, 0.99, 1.0, np.nan]), []
+    monkeypatch.setattr(train.log, "warning", lambda text, *values: said.append(text % values))
+    train.check_labels(z[:4], edges)
+    train.check_labels(z, edges)
+    train.check_labels(z[2:4], edges)
+    assert said == [f"{n} of {m} labels lie outside of z_min 0 to z_max 1: unused" for n, m in ((1, 3), (2, 4))]
+    with pytest.raises(InputError, match="losses: none of the 2 labels lies in z_min 0 to z_max 1; set them, or data."):
+        train.check_labels(z[[0, 1, 4]], edges)
+
+
+def test_only_the_train_split_is_trained_on(tiny, blob_dataset):
+    """Unless the config says transductive."""
+    dataset = open_dataset(blob_dataset)
+    normalisation = Normalisation.create(dataset.manifest, (), 3.0, True)
+    for transductive, where, splits in (
+        (False, "", {"train"}),
+        (False, "split == 'test' or z > 0.3", {"train"}),
+        (True, "", {"train", "test"}),
+    ):
+        config = parse([tiny, f"--config.data.transductive={transductive}", f"--config.data.where={where}"])
+        encoder = build(config.model, normalisation.bands, normalisation.size)
+        objective = objectives.Objective(encoder, config, normalisation)
+        stream = train.make_stream(
+            config, dataset, objective, Prepare(dataset.manifest, normalisation), make_mesh(1, 1)
+        )
+        rows = np.concatenate([next(stream)["row"] for _ in range(12)])
+        assert set(dataset.column("split")[rows]) == splits
+        stream.close()
+
+
+@pytest.mark.long
+def test_labelled_and_unlabelled_sources_share_a_batch_in_stages(blob_dataset, tmp_path):
+    """And the run resumes in the middle of them."""
+    path = Path(small_config(tmp_path, blob_dataset, depth=1, redshift=1.0, fluxes=1.0).removeprefix("--config="))
+    mixed = """
+    config.data.sources = (
+        dict(name="labelled", where="z_kind == 'spec'", balance="z", balance_bins=3),
+        dict(name="all", window=1),
+    )
+    config.data.stages = (dict(ratios=(0, 1), steps=5), dict(ratios=(1, 3)))
+    return config"""
+    path.write_text(path.read_text().replace("\n    return config", mixed))
+    run(f"--config={path}", "--config.train.steps=12", f"--workdir={tmp_path / 'run'}")
+    before = (tmp_path / "run/metrics.jsonl").read_bytes()
+    assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0]
+    shutil.rmtree(tmp_path / "run/checkpoints/12")
+    run(f"--config={path}", "--config.train.steps=12", f"--workdir={tmp_path / 'run'}")  # from step 7
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == before
+
+
+def test_garbage_in_absent_bands_does_not_change_training(config, straight, tmp_path):
+    other = blobs(tmp_path / "garbage", fill=3e4)
+    run(config, f"--workdir={tmp_path / 'run'}", "--config.train.ema_decay=0.9", f"--config.data.path={other}")
+    assert losses(tmp_path / "run") == losses(straight)
+
+
+def test_pixels_that_are_not_finite_are_masked_and_logged(tiny, blob_dataset, tmp_path):
+    """One of the 256 pixels of band r, in every image: of all three bands, or of two where g was not observed."""
+    other, share = shutil.copytree(blob_dataset, tmp_path / "nan"), []
+    opened = open_dataset(other)
+    for n in range(3):
+        content = bytearray(opened.shard_path(n).read_bytes())
+        for offset in opened.places(n, "image")[0]:
+            content[offset + 512 : offset + 514] = np.float16(np.nan).tobytes()
+        opened.shard_path(n).write_bytes(content)
+    run(tiny, f"--workdir={tmp_path / 'run'}", f"--config.data.path={other}", "--config.train.steps=3")
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        share.append(json.loads(line)["data/nonfinite"])
+    assert all(1 / 768 <= value <= 1 / 512 for value in share) and len(share) == 3
+    assert np.isfinite(losses(tmp_path / "run")).all()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path):
+    """And its parameters never become a checkpoint, also where no loss is looked at between two saves."""
+    workdir = tmp_path / "nan"
+    arguments = [tiny, f"--workdir={workdir}", "--config.optim.lr=1e38", "--config.optim.clip_norm=1e38"]
+    with pytest.raises(FloatingPointError, match=r"(loss|grad_norm) is .* at step \d+; lower optim.lr"):
+        train.main([*arguments, "--config.train.log_every=20", "--config.checkpoint.every=2"])
+    checkpoints = Checkpoints(workdir)
+    assert all(step < 4 for step in checkpoints.steps())
+    checkpoints.close()
+
+
+def test_dry_run_writes_nothing(tiny, tmp_path, capsys):
+    run(tiny, f"--workdir={tmp_path / 'dry'}", "--dry_run")
+    said = capsys.readouterr().out
+    assert "parameters" in said and "GFLOP" in said and not (tmp_path / "dry").exists()
+
+
+BAD = [
+    (["--config.train.stepz=3"], r"--config: .*stepz.*Did you mean \"?'?steps"),
+    (["--config.train.steps=many"], "--config: .*steps"),
+    (["--config.train.steps=0"], "train.steps: 0 must be at least 1"),
+    (["--config.data.path=nowhere"], "dataset 'nowhere' has no readable dataset.json .*make one with"),
+    (["--config.data.bands=('g','k')"], "data.bands: 'k' is not a band of the dataset"),
+    (["--config.data.where=zz > 1"], "^data.where: column 'zz' is not in"),
+    (["--config.data.balance=zz"], "^data.balance: column 'zz' is not in"),
+    (["--config.data.where=z > 99"], r"^data.where: .* selects none of the 96 rows"),
+    (["--config.data.weights=z"], "^data.weights: column 'z' has values that are missing"),
+    (["--config.data.balance=z"], "^data.balance: column 'z' is missing for \\d+ rows"),
+    (["--config.data.overlays=('none',)"], "^data.overlays: "),
+    (["--config.data.sources=({'where': 'z >'},)"], r"^data.sources\[0\].where: .* is not an expression"),
+    (["--config.data.sources=({}, {'weights': 'z'})"], "^data.sources.weights: column 'z' has values"),
+    (["--config.data.where=z >"], "^data.where: .* is not an expression"),
+    (["--config.data.where=z > 0) or (z <= 0"], "where: .* is not an expression"),
+    (["--config.data.where=true_z < 1"], "^data.where: .* reads 'true_z'"),
+    (["--config.data.balance=true_z"], "data.balance: 'true_z' is the truth of a simulation"),
+    (["--config.model.heads=5"], "model.heads: 5 must be a divisor of model.width"),
+    (["--config.model.patch=7"], "model.patch: 7 does not divide the cutouts' 16 pixels"),
+    (["--config.model.name=resnet"], "model.name: 'resnet' is no backbone"),
+    (["--config.model.name=pasquet2019"], "model.name: 'pasquet2019' has the settings .*subsets.*; name it in a conf"),
+    (["--config.init.path=nowhere"], "init.path: 'nowhere' is no run directory"),
+    (["--config.optim.frozen=^nothing/"], "optim.frozen: '\\^nothing/' matches no parameter"),
+    (["--config.optim.lr_rules=('.', 1.0)"], "optim.lr_rules: .* must be pairs"),
+    (["--config.optim.decay_rules=()"], "optim.decay_rules: .* must be pairs"),
+    (["--config.optim.lr_rules=(('^encoder/', 0.5),)"], "optim.lr_rules: no rule covers '(mae|fluxes|redshift)/"),
+    (
+        ["--config.optim.lora_rank=2", "--config.optim.lora_kernels=norm"],
+        "optim.lora_kernels: 'norm' finds .*no matrix",
+    ),
+    (["--config.train.accumulate=3"], "train.accumulate: 3 does not divide train.batch_size 16"),
+    (["--config.train.members=2", f"--config.seed={2**63 - 1}"], "seed: .* pass 64 bits"),
+    (["--config.optim.frozen=("], "optim.frozen: '\\(' is no regular expression"),
+    (["--config.redshift.z_min=2.0"], r"losses: none of the \d+ labels lies in z_min 2 to z_max 3; set them"),
+    (["--config.mesh.fsdp=3"], "mesh.fsdp: 3 does not divide"),
+    (["--config.train.steps=0", "--config.optim.lr=-1.0"], "train.steps: 0 .*; optim.lr: -1.0"),
+    (["--stpes=3"], "argument '--stpes=3' is not known"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD)
+def test_bad_input_is_one_sentence_and_leaves_nothing(tiny, tmp_path, arguments, message):
+    with pytest.raises(InputError, match=message):
+        train.main([tiny, f"--workdir={tmp_path / 'bad'}", *arguments])
+    assert not (tmp_path / "bad").exists()
+
+
+def test_the_command_line_exits_2_without_a_traceback(config, tmp_path):
+    command = [sys.executable, "-m", "jaxz.train", config, f"--workdir={tmp_path / 'bad'}", "--config.train.stepz=3"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ})
+    assert done.returncode == errors.BAD_INPUT
+    assert done.stderr.startswith("error: ") and len(done.stderr.strip().splitlines()) == 1
