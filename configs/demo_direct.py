@@ -3,8 +3,8 @@
     python -m jaxz.train --config=configs/demo_direct.py --workdir=runs/demo/direct
 
 Another head: --config=configs/demo_direct.py:redshift_mixture or :redshift_regression.
-Hardware: 2 CPU cores. Time: 4 minutes. Expect: less scatter and fewer outliers than gradient boosting on the catalogue
-fluxes, on the test set like the labelled one and on every test object (docs/results.md).
+Hardware: 2 CPU cores. Time: 4 minutes. Expect: sigma_mad 0.0203 on the test set like the labelled one and 4.8 %
+outliers on every test object, less than gradient boosting on the catalogue fluxes on both (one seed, README).
 """
 
 from jaxz.config import default

@@ -2,8 +2,8 @@
 
     python -m jaxz.train --config=configs/demo_finetune.py --workdir=runs/demo/pretrained
 
-Hardware: 2 CPU cores. Time: 4 minutes. Expect: without apertures in its stem it had a percent fewer outliers on
-every test object than the directly trained ViT; with them this has not been measured.
+Hardware: 2 CPU cores. Time: 4 minutes. Expect: sigma_mad 0.0215 on the test set like the labelled one and 5.0 %
+outliers on every test object; no better than the directly trained ViT (one seed, README).
 """
 
 from configs import demo_direct
