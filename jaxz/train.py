@@ -107,12 +107,9 @@ def main(argv: list[str]) -> int:
             elif all(jax.tree.leaves(frozen(config.optim, params)["encoder"])):
                 log.warning("the encoder is untrained and stays as it is; name a run in init.path")
             seconds, initial = 0.0, None
-            still = jax.tree.leaves(frozen(config.optim, params))
-            sizes = [(a.size, stays) for a, stays in zip(jax.tree.leaves(state.params), still, strict=True)]
-            log.info(
-                "%s: %d of %d parameters are trained, on %d device(s), with %d samples",
-                *(workdir, sum(n for n, stays in sizes if not stays), sum(n for n, _ in sizes), mesh.size, len(stream)),
-            )
+            trained, total = counts(state.params, frozen(config.optim, params))
+            told = "%s: %d of %d parameters are trained, on %d device(s), with %d samples"
+            log.info(told, workdir, trained, total, mesh.size, len(stream))
         meta = {
             "config": resolved(config),
             "normalisation": normalisation.to_json(),
@@ -126,6 +123,12 @@ def main(argv: list[str]) -> int:
         with lock, contextlib.closing(stream), checkpoints, contextlib.closing(run):
             run.loop(step, state, stream, flops)
     return errors.OK
+
+
+def counts(params, still) -> tuple[int, int]:
+    """How many parameters are trained, and how many there are. still: whether each array stays as it is."""
+    sizes = [(a.size, stays) for a, stays in zip(jax.tree.leaves(params), jax.tree.leaves(still), strict=True)]
+    return sum(n for n, stays in sizes if not stays), sum(n for n, _ in sizes)
 
 
 def arguments(argv: list[str]) -> tuple[dict, list[str]]:
