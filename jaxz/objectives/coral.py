@@ -23,8 +23,11 @@ class Objective:
 
     def loss(self, params, ema, extra, batch, key, step):
         embedding = self.encoder(params["encoder"], batch["image"], batch["mask"], columns=batch, key=key).cls
-        loss = coral(embedding.astype(jnp.float32), jnp.isfinite(batch["z"]))
+        loss = self.distance(embedding.astype(jnp.float32), jnp.isfinite(batch["z"]))
         return loss, {"metrics": {}, "extra": extra}
+
+    def distance(self, embedding: jax.Array, labelled: jax.Array) -> jax.Array:
+        return coral(embedding, labelled)
 
     def predict(self, params, extra, batch):
         return {}

@@ -7,30 +7,17 @@ import jax
 import jax.numpy as jnp
 
 from jaxz.mesh import constrain_batch
-from jaxz.models import Encoder
+from jaxz.objectives import coral
 
 WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the Gaussian kernels, in units of the batch's mean squared distance
 
 
-class Objective:
+class Objective(coral.Objective):
     """MMD^2 of the embeddings of rows with a redshift and of those without, in the global batch; 0 where either has
     none. Mix both kinds of rows with data.sources."""
 
-    columns = ("z",)
-
-    def __init__(self, encoder: Encoder, settings, normalisation):
-        self.encoder = encoder
-
-    def init(self, key):
-        return {}, {}
-
-    def loss(self, params, ema, extra, batch, key, step):
-        embedding = self.encoder(params["encoder"], batch["image"], batch["mask"], columns=batch, key=key).cls
-        loss = mmd(embedding.astype(jnp.float32), jnp.isfinite(batch["z"]))
-        return loss, {"metrics": {}, "extra": extra}
-
-    def predict(self, params, extra, batch):
-        return {}
+    def distance(self, embedding: jax.Array, labelled: jax.Array) -> jax.Array:
+        return mmd(embedding, labelled)
 
 
 def mmd(x: jax.Array, labelled: jax.Array) -> jax.Array:
