@@ -5,6 +5,8 @@ import sys
 from collections.abc import Container, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.shift.arms import SPEC, Arm
 from benchmarks.shift.labels import (
     CATALOG,
@@ -19,7 +21,9 @@ from benchmarks.shift.labels import (
 )
 from jaxz import errors
 from jaxz.config import parse
+from jaxz.data.dataset import open_dataset
 from jaxz.data.staging import place_of
+from jaxz.photoz.shift import FOLDS
 
 KEPT = 4  # checkpoints, a quarter of the run apart
 MOST = 100  # labels of a cell of redshift and magnitude in the near-balanced subset
@@ -54,6 +58,13 @@ def overlay_names(protocol: Protocol, arm: Arm, seed: int) -> list[str]:
     return [labels, more[arm.overlay](labels)] if arm.overlay else [labels]
 
 
+def held(protocol: Protocol) -> tuple[str, np.ndarray]:
+    """The filter of the validation objects whose labels the selection keeps, and their rows."""
+    dataset = open_dataset(str(protocol.dataset))
+    where = protocol.labelled(dataset, "val")
+    return where, dataset.select(f"({where}) and isfinite(z)")
+
+
 def write_overlays(protocol: Protocol, arm: Arm, seed: int) -> None:
     """An arm's overlays, unless they are there; the templates' redshifts are left to the arm `templates`."""
     write_labels(protocol, arm.labels, arm.fraction, seed)
@@ -64,8 +75,10 @@ def write_overlays(protocol: Protocol, arm: Arm, seed: int) -> None:
         return
     named = [str(protocol.dataset), "--name", more[0], "--overlay", labels, "--seed", str(seed)]
     if arm.overlay == "weights":
-        train, target = f"split == 'train' and {SPEC}", "split == 'train'"
-        call("jaxz.shift", *named, "--train", train, "--target", target, "--features", "flux")
+        where, rows = held(protocol)
+        chosen = {"train": f"split == 'train' and {SPEC}", "target": "split == 'train'"}
+        chosen["held"] = where if len(rows) >= FOLDS else ""  # by default it would weigh labels that are hidden
+        call("jaxz.shift", *named, *(f"--{name}={text}" for name, text in chosen.items()), "--features", "flux")
     elif arm.overlay == "near_balanced":
         call("data_tools.relabel", *named, "--near_balanced", str(MOST))
 
@@ -79,7 +92,7 @@ def run(scratch: Path, protocol: Protocol, arm: Arm, seed: int, pretrained: Path
     write_overlays(protocol, arm, seed)
     if arm.correct:
         where = ["--workdir", str(directory(scratch, arm.start, seed)), "--dataset", dataset, "--out", str(workdir)]
-        call("jaxz.correct", *where, "--method", arm.correct)
+        call("jaxz.correct", *where, "--method", arm.correct, "--held", held(protocol)[0])
         return
     if not arm.config:
         labels, *more = overlay_names(protocol, arm, seed)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 
 from benchmarks.shift import __main__ as shift
 from benchmarks.shift import costs, recipes, runs, validation
@@ -19,6 +20,8 @@ from jaxz.data.dataset import open_dataset
 from jaxz.data.staging import place_of
 from jaxz.errors import InputError
 from jaxz.inference import load_run
+from jaxz.photoz import shift as photoz_shift
+from jaxz.photoz.pdf import read_qp
 from jaxz.validate import validate
 from tests.benchmarks.shift_sky import sky
 
@@ -160,6 +163,40 @@ def test_real_data(tmp_path, monkeypatch, here):
     selection.write_text('where = "mag_ref < 20"\nfaint = 21.0\nz_max = 2.0')
     with pytest.raises(InputError, match="mag_ref < 20.5.*mag_ref < 20"):
         shift.main(command)
+
+
+def test_hidden_validation_labels_change_nothing(tmp_path, here, monkeypatch):
+    """Of objects that the selection hides another redshift, or none, gives the same weights and corrections."""
+
+    def probability(train, target, seed):  # in place of the cross-fitted classifiers, for speed
+        x, known = np.concatenate([train, target]), np.repeat([0, 1], [len(train), len(target)])
+        return LogisticRegression().fit(x, known).predict_proba(x)[:, 1]
+
+    monkeypatch.setattr(photoz_shift, "domain_probability", probability)
+
+    def other(columns):
+        hidden = (columns["split"] == "val") & (columns["z_kind"] == "spec") & (columns["mag_ref"] >= 21)
+        columns["z"][hidden] += 0.3
+        columns["z_kind"][hidden & (columns["object_id"] % 2 == 0)] = "none"
+
+    arm = Arm("matched", "baseline_photometry", SMALL)
+    arms = [arm, *corrected(arm, "pit", "cells", "lin_z_phot")]
+    found = []
+    for name, change in (("as_it_is", lambda columns: None), ("other", other)):
+        path, columns = sky(tmp_path / name / "sky", truth=False, objects=1200, val=3, change=change)
+        protocol = Protocol(path, "mag_ref < 21")
+        for one in arms:
+            runs.run(tmp_path / name, protocol, one, 0, tmp_path)
+        runs.write_overlays(protocol, weighted(arm), 0)
+        dataset = open_dataset(str(path), overlays=runs.overlay_names(protocol, weighted(arm), 0))
+        pdfs = [read_qp(tmp_path / name / "runs" / f"{one.name}_0" / "pdf.hdf5")[0].probability for one in arms]
+        found.append([dataset.column("weight"), *pdfs])
+    for first, second in zip(*found, strict=True):
+        np.testing.assert_array_equal(first, second)
+    plain, *others = found[0][1:]
+    assert all((plain != one).any() for one in others)
+    kept = (columns["split"] == "val") & (columns["z_kind"] == "spec") & (columns["mag_ref"] < 21)
+    assert np.array_equal(found[0][0][columns["split"] == "val"] > 0, kept[columns["split"] == "val"])
 
 
 def test_the_first_seed_chooses_learning_rates(monkeypatch):
