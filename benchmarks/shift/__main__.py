@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.shift import page, tables
 from benchmarks.shift.arms import SIZES, Arm
 from benchmarks.shift.costs import all_flops
-from benchmarks.shift.labels import Protocol, labels_name, read_selection, read_summary, subsets, weights_name
+from benchmarks.shift.labels import SUFFIX, Protocol, labels_name, read_selection, read_summary, subsets
 from benchmarks.shift.recipes import claim
 from benchmarks.shift.runs import call, directory, not_run, run
 from benchmarks.shift.scores import read_run, scored
@@ -51,7 +51,7 @@ def compare(
     scores = scored(predicted, cells, parts)
     compared = tables.compare(scores, own)
     weighed = sorted({arm.fraction for arm in arms if arm.overlay == "weights"})
-    own_weights = lambda fraction, seed: weights_name(labels_name(protocol, "survey", fraction, seed))
+    own_weights = lambda fraction, seed: labels_name(protocol, "survey", fraction, seed) + SUFFIX["weights"]
     ess = {fraction: [read_summary(protocol, own_weights(fraction, seed)) for seed in seeds] for fraction in weighed}
     text = tables.text(scores, compared, parts)
     print(text)

@@ -180,10 +180,8 @@ def full() -> Size:
 
 def methods(own: dict[str, Arm], steps: int) -> tuple[Arm, ...]:
     """Other heads, and methods against imbalance and shift, at the cost of 2 x `steps` steps of direct training."""
-    length, half = (
-        (f"train.steps={2 * steps}",),
-        (f"train.steps={steps}",),
-    )  # a step of two parts, or views, costs twice
+    length = (f"train.steps={2 * steps}",)
+    half = (f"train.steps={steps}",)  # a step of two parts, or views, costs twice
     regression = Arm("regression", "demo_direct:redshift_regression", length, head="redshift_regression")
     clap = Arm("clap", "baseline_clap", (*LABELLED, *length), head="clap")
     last_layer = own["matched"]._replace(start="matched", fields=NEAR_BALANCED, overlay="near_balanced")

@@ -7,18 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.shift.arms import SPEC, Arm
-from benchmarks.shift.labels import (
-    CATALOG,
-    Protocol,
-    balanced_name,
-    catalog_name,
-    labels_name,
-    templates_name,
-    weights_name,
-    write_catalog,
-    write_labels,
-)
+from benchmarks.shift.arms import SPEC, TEMPLATES, Arm
+from benchmarks.shift.labels import CATALOG, SUFFIX, Protocol, labels_name, write_catalog, write_labels
 from jaxz import errors
 from jaxz.config import parse
 from jaxz.data.dataset import open_dataset
@@ -51,11 +41,15 @@ def directories(scratch: Path, arm: str) -> list[Path]:
 
 
 def overlay_names(protocol: Protocol, arm: Arm, seed: int) -> list[str]:
-    """Of the overlay of an arm's labels, and of the other one that it has."""
-    labels = labels_name(protocol, arm.labels, arm.fraction, seed)
-    more = {"weights": weights_name, "templates": templates_name}
-    more |= {"catalog": catalog_name, "near_balanced": balanced_name}
-    return [labels, more[arm.overlay](labels)] if arm.overlay else [labels]
+    """Of the overlay of an arm's labels, and of the other one that it has: of templates that of the arm's own recipe,
+    or, where it only learns from their redshifts, of that of the arm `templates`."""
+    of = arm.labels, arm.fraction, seed
+    names = [labels_name(protocol, *of)]
+    if arm.overlay:
+        maker = TEMPLATES if arm.config else arm
+        recipe = " ".join(maker.fields) if arm.overlay == "templates" else ""
+        names.append(labels_name(protocol, *of, recipe) + SUFFIX[arm.overlay])
+    return names
 
 
 def held(protocol: Protocol) -> tuple[str, np.ndarray]:

@@ -12,8 +12,8 @@ from sklearn.linear_model import LogisticRegression
 
 from benchmarks.shift import __main__ as shift
 from benchmarks.shift import costs, recipes, runs, validation
-from benchmarks.shift.arms import SIZES, Arm, Size, corrected, weighted
-from benchmarks.shift.labels import Protocol, labels_name, weights_name
+from benchmarks.shift.arms import SIZES, TEMPLATES, Arm, Size, corrected, weighted
+from benchmarks.shift.labels import SUFFIX, Protocol
 from data_tools.simulate import make_manifest
 from jaxz.config import parse, resolved
 from jaxz.data.dataset import open_dataset
@@ -58,7 +58,9 @@ def test_every_row_of_the_table_makes_a_config(size, tmp_path):
     names = [arm.name for arm in arms]
     assert len(set(names)) == len(names)
     for arm in arms:
-        place_of("overlays", weights_name(labels_name(Protocol(tmp_path), arm.labels, arm.fraction, 1000)))
+        for overlay in SUFFIX:
+            for name in runs.overlay_names(Protocol(tmp_path), arm._replace(overlay=overlay), 1000):
+                place_of("overlays", name)
         assert not arm.start or arm.start in names[: names.index(arm.name)]  # run before
         if arm.config:
             validate(parse(runs.training_arguments(tmp_path, Protocol(tmp_path), arm, 0, tmp_path)))
@@ -104,7 +106,16 @@ def test_the_near_balanced_subset_is_of_the_arm_s_labels(tmp_path, here):
     assert np.array_equal(dataset.select("near_balanced == 1"), dataset.select("split == 'train' and z_kind == 'spec'"))
 
 
-def test_runs_of_another_recipe_are_refused_by_their_arm(tmp_path):
+def test_redshifts_of_templates_of_another_recipe_have_an_overlay_of_their_own():
+    """Whoever learns from them reads what the arm `templates` wrote, of as many labels."""
+    names = lambda arm, seed=0: runs.overlay_names(Protocol(Path("d")), arm, seed)
+    other = Arm("other", fields=("--model", "template"), overlay="templates")
+    tiered = Arm("tiered", "redshift_tiered", overlay="templates")
+    assert names(tiered) == names(TEMPLATES) and names(tiered)[0] == names(other)[0]
+    assert len({names(arm, seed)[1] for arm in (other, tiered, tiered._replace(fraction=0.1)) for seed in (0, 1)}) == 6
+
+
+def test_runs_of_another_recipe_are_refused_by_their_arm(tmp_path, monkeypatch):
     protocol = Protocol(tmp_path / "sky")
     before = Arm("before", "baseline_photometry", scored=False)
     arms = [before, Arm("after", "baseline_photometry", start="before"), Arm("knn")]
@@ -120,11 +131,18 @@ def test_runs_of_another_recipe_are_refused_by_their_arm(tmp_path):
     with pytest.raises(InputError, match="the arm knn .*--model.*knn_3"):
         claim([*arms[:2], Arm("knn", fields=("--model", "gbt"))])
     claim([*arms, Arm("new", "demo_direct", ("optim.lr=1e-4",))])  # of which no run is there
+    tiers = [TEMPLATES, Arm("tiered", "redshift_tiered", overlay="templates")]
+    claim(tiers)
+    (tmp_path / "runs" / "tiered_0").mkdir()
+    monkeypatch.setattr(recipes, "TEMPLATES", TEMPLATES._replace(fields=("--model", "template")))
+    monkeypatch.setattr(runs, "TEMPLATES", recipes.TEMPLATES)
+    with pytest.raises(InputError, match="the arm tiered .*overlays: .*templates: .*--repair.*tiered_0"):
+        claim(tiers)  # what it learned from is made otherwise
     for other in (dict(sky=2), dict(protocol=protocol._replace(faint=20.0))):
         with pytest.raises(InputError, match="holds other runs .*(seed: 1 -> 2|faint: 23.5 -> 20.0)"):
             claim(arms, **other)
     kept = json.loads((tmp_path / "protocol.json").read_text())
-    assert {"before", "after", "knn", "new"} == kept["arms"].keys()
+    assert {"before", "after", "knn", "new", "templates", "tiered"} == kept["arms"].keys()
     for name in ("arms", "overlays", "sky"):  # of an older scratch directory: taken to be as it is now
         del kept[name]
     (tmp_path / "protocol.json").write_text(json.dumps(kept))
