@@ -11,6 +11,7 @@ from benchmarks.shift.arms import SPEC, TEMPLATES, Arm
 from benchmarks.shift.labels import CATALOG, SUFFIX, Protocol, labels_name, write_catalog, write_labels
 from jaxz import errors
 from jaxz.config import parse
+from jaxz.correct import FEWEST
 from jaxz.data.dataset import open_dataset
 from jaxz.data.staging import place_of
 from jaxz.photoz.shift import FOLDS
@@ -35,8 +36,8 @@ def directory(scratch: Path, arm: str, seed: int) -> Path:
 
 
 def directories(scratch: Path, arm: str) -> list[Path]:
-    """Those that are there, of all seeds and learning rates."""
-    names = (f"{arm.replace('%', '')}_{ending}" for ending in ("[0-9]*", "lr[0-9]*"))
+    """Those that are there, of all seeds and learning rates, its own and its start's."""
+    names = (f"{arm.replace('%', '')}_{ending}" for ending in ("[0-9]*", "lr[0-9]*", "of_*"))
     return sorted(path for name in names for path in (scratch / "runs").glob(name))
 
 
@@ -121,12 +122,16 @@ def training_arguments(scratch: Path, protocol: Protocol, arm: Arm, seed: int, w
     return [*arguments, f"--config.checkpoint.every={every}", f"--config.checkpoint.keep={KEPT}"]
 
 
-def not_run(arms: Sequence[Arm], pretrained: Path, columns: Container[str]) -> dict[str, str]:
-    """{arm: why it cannot be run}. columns: of the dataset."""
+def not_run(arms: Sequence[Arm], pretrained: Path, columns: Container[str], count: int) -> dict[str, str]:
+    """{arm: why it cannot be run}. columns: of the dataset; count: of its labelled validation objects."""
     found = {}
     for arm in arms:
         if arm.weights and not (pretrained / arm.weights).exists():
             found[arm.name] = f"weights absent ({pretrained / arm.weights})"
         elif arm.overlay == "catalog" and (missing := [column for column in CATALOG if column not in columns]):
             found[arm.name] = f"the dataset has no {missing[0]}"
+        elif arm.correct and arm.correct != "label_shift" and count < FEWEST:
+            found[arm.name] = f"the split 'val' has {count} labels to learn from, at least {FEWEST} are needed"
+        elif arm.start in found:
+            found[arm.name] = f"{arm.start}, from which it begins, is not run"
     return found

@@ -62,31 +62,65 @@ def test_every_row_of_the_table_makes_a_config(size, tmp_path):
             for name in runs.overlay_names(Protocol(tmp_path), arm._replace(overlay=overlay), 1000):
                 place_of("overlays", name)
         assert not arm.start or arm.start in names[: names.index(arm.name)]  # run before
+        assert "_lr" not in arm.name  # which tells a learning rate in Arm.run
         if arm.config:
             validate(parse(runs.training_arguments(tmp_path, Protocol(tmp_path), arm, 0, tmp_path)))
 
 
 def test_an_arm_without_its_weights_is_not_run(tmp_path):
     arms = [Arm("a"), Arm("b", "published_probe", weights="b.pth")]
-    assert runs.not_run(arms, tmp_path, ()) == {"b": f"weights absent ({tmp_path / 'b.pth'})"}
+    assert runs.not_run(arms, tmp_path, (), 0) == {"b": f"weights absent ({tmp_path / 'b.pth'})"}
+
+
+def test_corrections_need_labelled_validation_objects(tmp_path):
+    arms = corrected(Arm("a", "demo_direct"), "pit", "label_shift")
+    arms += corrected(arms[0], "cells")
+    absent = runs.not_run(arms, tmp_path, (), 99)
+    assert absent["a+pit"] == "the split 'val' has 99 labels to learn from, at least 100 are needed"
+    assert absent.keys() == {"a+pit", "a+pit+cells"} and runs.not_run(arms, tmp_path, (), 100) == {}
+    published = Arm("b", weights="b.pth")
+    [begun] = corrected(published, "label_shift")
+    assert runs.not_run([published, begun], tmp_path, (), 100)["b+label_shift"].startswith("b, from which it begins")
 
 
 def test_a_corrected_arm_is_made_of_the_run_that_it_names(tmp_path, monkeypatch):
     called = []
     monkeypatch.setattr(runs, "call", lambda *command: called.append(command))
     monkeypatch.setattr(runs, "write_overlays", lambda *_: None)
+    path, _ = sky(tmp_path / "sky")
     first = Arm("direct", "demo_direct", rate=0.5)
     [arm] = corrected(first, "pit")
-    runs.run(tmp_path, Protocol(tmp_path / "sky"), arm._replace(start=first.run), 3, tmp_path)
+    runs.run(tmp_path, Protocol(path, "mag_ref < 21"), arm._replace(start=first.run), 3, tmp_path)
     place = ["--workdir", f"{tmp_path}/runs/direct_lr0.5_3", "--dataset", f"{tmp_path}/sky"]
-    assert called == [("jaxz.correct", *place, "--out", f"{tmp_path}/runs/direct+pit_3", "--method", "pit")]
+    place += ["--out", f"{tmp_path}/runs/direct+pit_of_direct_lr0.5_3"]
+    held = "split == 'val' and z_kind == 'spec' and (mag_ref < 21)"
+    assert called == [("jaxz.correct", *place, "--method", "pit", "--held", held)]
+    (tmp_path / "runs" / "direct+pit_of_direct_lr0.5_3").mkdir(parents=True)
+    assert len(runs.directories(tmp_path, arm.name)) == 1
+
+
+def test_the_oracle_s_validation_objects_are_all_whose_truth_is_known(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(validation, "call", lambda *command: asked.append(command[3:]))
+    monkeypatch.setattr(validation, "read_json", lambda *_: {})
+    for name, truth, known in (
+        ("sky", True, ("true_z", "isfinite(true_z)")),
+        ("data", False, ("z", "z_kind == 'spec'")),
+    ):
+        path, _ = sky(tmp_path / name, truth=truth)
+        for labels in ("survey", "oracle"):
+            validation.curve(tmp_path, Protocol(path, "mag_ref < 21"), labels)
+        survey = ("z", "split == 'val' and z_kind == 'spec' and (mag_ref < 21)", "validation_survey.json")
+        assert asked[-2:] == [survey, (known[0], f"split == 'val' and {known[1]}", "validation_oracle.json")]
 
 
 def test_a_catalogue_s_redshifts_are_a_second_tier_of_labels(tmp_path, here):
     path, columns = sky(tmp_path / "sky", truth=False)
     protocol, arm = Protocol(path, "mag_ref < 20.5"), Arm("tiered_catalog", "redshift_tiered", overlay="catalog")
-    assert runs.not_run([arm], tmp_path, columns.keys() - {"z_phot_l68"}) == {arm.name: "the dataset has no z_phot_l68"}
-    assert runs.not_run([arm], tmp_path, columns.keys()) == {}
+    assert runs.not_run([arm], tmp_path, columns.keys() - {"z_phot_l68"}, 0) == {
+        arm.name: "the dataset has no z_phot_l68"
+    }
+    assert runs.not_run([arm], tmp_path, columns.keys(), 0) == {}
     runs.write_overlays(protocol, arm, 0)
     dataset = open_dataset(str(path), overlays=runs.overlay_names(protocol, arm, 0))
     kind, z, error = (np.asarray(dataset.arrow(columns=[c])[c].to_pylist()) for c in ("z_kind", "z", "z_err"))
@@ -218,23 +252,55 @@ def test_hidden_validation_labels_change_nothing(tmp_path, here, monkeypatch):
 
 
 def test_the_first_seed_chooses_learning_rates(monkeypatch):
-    ran, least = [], {"a_lr2_0": 1.0, "b_0": 1.5}
+    ran, least = [], {"a_lr2_0": 1.0, "b_of_a_lr2_0": 1.5}
     run = lambda scratch, protocol, arm, seed, pretrained: ran.append((arm.run, arm.start))
     monkeypatch.setattr(validation, "run", run)
-    monkeypatch.setattr(validation, "curve", lambda path, protocol: {9: least.get(path.name, 2.0), 8: 0.0})
+    monkeypatch.setattr(validation, "curve", lambda path, *_: {9: least.get(path.name, 2.0), 8: 0.0})
     pre, knn = Arm("pre", "demo_direct", scored=False), Arm("knn")
     arms = [pre, Arm("a", "demo_direct", start="pre"), Arm("b", "demo_direct", start="a"), knn]
-    tuned = lambda rates: validation.tuned(Path("s"), Protocol(Path("d")), arms, rates, 0, Path("w"))
+    tuned = lambda rates: zip(*validation.tuned(Path("s"), Protocol(Path("d")), arms, rates, 0, Path("w")), strict=True)
     chosen, losses = tuned((0.5, 1.0, 2.0))
     assert ran[:4] == [("pre", ""), ("a_lr0.5", "pre"), ("a", "pre"), ("a_lr2", "pre")]
-    assert ran[4:] == [("b_lr0.5", "a_lr2"), ("b", "a_lr2"), ("b_lr2", "a_lr2"), ("knn", "")]  # of the chosen one
-    assert [arm.run for arm in chosen] == ["pre", "a_lr2", "b", "knn"]
-    assert losses == {"a": {0.5: 2.0, 1.0: 2.0, 2.0: 1.0}, "b": {0.5: 2.0, 1.0: 1.5, 2.0: 2.0}}
+    of = "_of_a_lr2"  # of the chosen one: those of another are not taken for them
+    assert ran[4:] == [*((f"b{rate}{of}", "a_lr2") for rate in ("_lr0.5", "", "_lr2")), ("knn", "")]
+    assert [arm.run for arm in chosen] == ["pre", "a_lr2", f"b{of}", "knn"]
+    assert losses == ({}, {0.5: 2.0, 1.0: 2.0, 2.0: 1.0}, {0.5: 2.0, 1.0: 1.5, 2.0: 2.0}, {})
     assert config_of(chosen[1]).optim.lr == 2 * config_of(arms[1]).optim.lr
-    assert tuned((1.0,)) == (arms, {})
-    monkeypatch.setattr(validation, "curve", lambda path, protocol: {})
+    assert list(tuned((1.0,))) == [tuple(arms), ({}, {}, {}, {})]
+
+
+def test_learning_rates_want_labelled_validation_objects_before_anything_is_trained(tmp_path):
+    path, _ = sky(tmp_path / "sky")
     with pytest.raises(InputError, match="no labelled object is in 'val'"):
-        tuned((0.5, 1.0))
+        shift.compare(tmp_path, Protocol(path, "mag_ref < 0"), [Arm("knn")], (0.5, 1.0), [0], tmp_path)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_that_fails_leaves_the_page_of_what_is_done(tmp_path, monkeypatch):
+    """In the first seed of the arms before it, later of the seeds before it."""
+    path, _ = sky(tmp_path / "sky")
+    written, failing = [], ("b", 0)
+
+    def run(scratch, protocol, arm, seed, pretrained):
+        if (arm.name, seed) == failing:
+            raise InputError("it failed")
+
+    def write(scratch, protocol, arms, seeds, losses, absent):
+        written.append(([arm.name for arm in arms], seeds, [*absent]))
+
+    monkeypatch.setattr(shift, "run", run)
+    monkeypatch.setattr(validation, "run", run)
+    monkeypatch.setattr(shift, "write", write)
+    arms = [Arm("a"), Arm("b"), Arm("c")]
+    compare = lambda: shift.compare(tmp_path, Protocol(path), arms, (1.0,), [0, 1, 2], tmp_path)
+    with pytest.raises(InputError, match="it failed"):
+        compare()
+    assert written == [(["a"], [0], ["b", "c"])]
+    written.clear()
+    failing = ("a", 2)
+    with pytest.raises(InputError, match="it failed"):
+        compare()
+    assert written == [(["a", "b", "c"], [0], []), (["a", "b", "c"], [0, 1], [])]
 
 
 def test_a_simulated_sky(tmp_path, monkeypatch, here):
