@@ -10,15 +10,15 @@ whose labels a selection hides (docs/shift_benchmark.md). Interrupted, it goes o
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.shift import page, tables
 from benchmarks.shift.arms import SIZES, Arm
 from benchmarks.shift.costs import all_flops
-from benchmarks.shift.labels import Protocol, labels_name, read_selection, read_summary, subsets, weights_name
+from benchmarks.shift.labels import SUFFIX, Protocol, labels_name, read_selection, read_summary, subsets
 from benchmarks.shift.recipes import claim
-from benchmarks.shift.runs import call, directory, not_run, run
+from benchmarks.shift.runs import call, directory, held, not_run, run
 from benchmarks.shift.scores import read_run, scored
 from benchmarks.shift.validation import curve, tuned
 from jaxz import errors, report_data, runtime
@@ -31,31 +31,61 @@ SKY_SEED = 1  # of the one sky that all seeds are trained on; recipes were chose
 def compare(
     scratch: Path, protocol: Protocol, arms: Sequence[Arm], rates: Sequence[float], seeds: list[int], pretrained: Path
 ) -> dict:
-    """Run all arms of all seeds, at the best of `rates` times their learning rates, score them and write
-    SCRATCH/shift.*; the results as JSON."""
-    manifest = open_dataset(str(protocol.dataset)).manifest
-    absent = not_run(arms, pretrained, manifest.columns)
+    """Run all arms of all seeds, at the best of `rates` times their learning rates; the results as JSON. They are
+    written after each seed; where a run fails in the first seed, of the arms that are done.
+
+    Raises InputError where one fails, or where rates are to be chosen without a labelled validation object.
+    """
+    columns, (_, labelled) = open_dataset(str(protocol.dataset)).manifest.columns, held(protocol)
+    if len(rates) > 1 and not len(labelled):
+        raise errors.InputError("split: no labelled object is in 'val', by which learning rates are chosen; add some")
+    absent = not_run(arms, pretrained, columns, len(labelled))
     for name, why in absent.items():
         print(f"{name}: not run: {why}")
     arms = [arm for arm in arms if arm.name not in absent]
-    arms, losses = tuned(scratch, protocol, arms, rates, seeds[0], pretrained)
-    for seed in seeds[1:]:
-        for arm in arms:
+    done, losses = [], {}
+    try:
+        for arm, found in tuned(scratch, protocol, arms, rates, seeds[0], pretrained):
+            done.append(arm)
+            losses |= {arm.name: found} if found else {}
+    except errors.InputError:
+        if any(arm.scored for arm in done):
+            absent |= {arm.name: "a run failed before it was done" for arm in arms[len(done) :]}
+            write(scratch, protocol, done, seeds[:1], losses, absent)
+        raise
+    for number, seed in enumerate(seeds[1:], 1):
+        write(scratch, protocol, done, seeds[:number], losses, absent)
+        for arm in done:
             run(scratch, protocol, arm, seed, pretrained)
+    results = write(scratch, protocol, done, seeds, losses, absent)
+    print((scratch / "shift.txt").read_text())
+    return results
+
+
+def write(
+    scratch: Path,
+    protocol: Protocol,
+    arms: Sequence[Arm],
+    seeds: Sequence[int],
+    losses: Mapping[str, Mapping[float, float]],
+    absent: Mapping[str, str],
+) -> dict:
+    """Score the runs of all arms and seeds, and write SCRATCH/shift.*; the results as JSON. losses: {arm: {times its
+    learning rate: validation loss}}; absent: {arm: why it was not run}."""
+    manifest = open_dataset(str(protocol.dataset)).manifest
     paths = {arm.name: [directory(scratch, arm.run, seed) for seed in seeds] for arm in arms}
     own = {arm.name: arm for arm in arms if arm.scored}
     trained = [arm.name for arm in arms if arm.config]
-    validation = {name: [curve(path, protocol) for path in paths[name]] for name in trained if name in own}
+    loss_of = lambda arm: [curve(path, protocol, arm.labels) for path in paths[arm.name]]
+    validation = {name: loss_of(arm) for name, arm in own.items() if arm.config}
     keys, cells, z_true, parts = subsets(protocol)
     predicted = {name: [read_run(path, keys, z_true) for path in paths[name]] for name in own}
     scores = scored(predicted, cells, parts)
     compared = tables.compare(scores, own)
     weighed = sorted({arm.fraction for arm in arms if arm.overlay == "weights"})
-    own_weights = lambda fraction, seed: weights_name(labels_name(protocol, "survey", fraction, seed))
+    own_weights = lambda fraction, seed: labels_name(protocol, "survey", fraction, seed) + SUFFIX["weights"]
     ess = {fraction: [read_summary(protocol, own_weights(fraction, seed)) for seed in seeds] for fraction in weighed}
-    text = tables.text(scores, compared, parts)
-    print(text)
-    replace(scratch / "shift.txt", text.encode())
+    replace(scratch / "shift.txt", tables.text(scores, compared, parts).encode())
     replace(scratch / "shift.csv", tables.csv_of(scores, compared).encode())
     runs = {name: [report_data.read_run(path) for path in of] for name, of in paths.items()}
     configs = {runs[name][0].path.name: runs[name][0].config for name in trained}

@@ -25,13 +25,14 @@ TEACHER = ("init.item=ema",)  # what is used of those that have one
 
 class Arm(NamedTuple):
     """name: of the table and of the run directories. config: of configs/, with its argument; "" for jaxz.photometry.
-    fields: over those of the config, or the options of jaxz.photometry. start: the arm that it begins from. correct:
-    the --method of jaxz.correct by which it is made of that arm, in place of a training. labels:
-    "survey", as it selects them, or "oracle". fraction: of these labels. overlay: "weights" where weight and coverage
-    (jaxz.shift) are there, "templates" where the redshifts are that the arm `templates` gives to unlabelled objects,
-    "catalog" where those are that a many-band catalogue has (z_phot), "near_balanced" (data_tools.relabel).
-    scored: whether it predicts redshifts, by which head. weights: the published ones that it begins from; without the
-    file it is not run. rate: times the learning rate of the config, chosen where several are tried."""
+    fields: over those of the config, or the options of jaxz.photometry. start: the arm that it begins from; once
+    the rate of that is chosen, its `run`. correct: the --method of jaxz.correct by which it is made of that arm, in
+    place of a training. labels: "survey", as it selects them, or "oracle". fraction: of these labels. overlay:
+    "weights" where weight and coverage (jaxz.shift) are there, "templates" where the redshifts are that the arm
+    `templates` gives to unlabelled objects, "catalog" where those are that a many-band catalogue has (z_phot),
+    "near_balanced" (data_tools.relabel). scored: whether it predicts redshifts, by which head. weights: the published
+    ones that it begins from; without the file it is not run. rate: times the learning rate of the config, chosen where
+    several are tried."""
 
     name: str
     config: str = ""
@@ -48,8 +49,9 @@ class Arm(NamedTuple):
 
     @property
     def run(self) -> str:
-        """What its run directories are named by."""
-        return self.name if self.rate == 1 else f"{self.name}_lr{self.rate:g}"
+        """What its run directories are named by: runs of another rate, or that begin from one, are others."""
+        rate = "" if self.rate == 1 else f"_lr{self.rate:g}"
+        return self.name + rate + (f"_of_{self.start}" if "_lr" in self.start else "")
 
 
 PHOTOMETRY = Arm("photometry", "baseline_photometry", ("train.members=1", "train.log_every=10"))
@@ -180,10 +182,8 @@ def full() -> Size:
 
 def methods(own: dict[str, Arm], steps: int) -> tuple[Arm, ...]:
     """Other heads, and methods against imbalance and shift, at the cost of 2 x `steps` steps of direct training."""
-    length, half = (
-        (f"train.steps={2 * steps}",),
-        (f"train.steps={steps}",),
-    )  # a step of two parts, or views, costs twice
+    length = (f"train.steps={2 * steps}",)
+    half = (f"train.steps={steps}",)  # a step of two parts, or views, costs twice
     regression = Arm("regression", "demo_direct:redshift_regression", length, head="redshift_regression")
     clap = Arm("clap", "baseline_clap", (*LABELLED, *length), head="clap")
     last_layer = own["matched"]._replace(start="matched", fields=NEAR_BALANCED, overlay="near_balanced")

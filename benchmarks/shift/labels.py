@@ -24,6 +24,7 @@ FAINT = 23.5  # mag_ref, of the simulated sky
 QUANTILE = 0.99  # of the labelled redshifts: beyond lies what labels hardly reach
 CATALOG = ("z_phot", "z_phot_l68", "z_phot_u68")  # of a many-band catalogue
 VERSION = 0  # of labels, weights and templates; raise it where they come to be written otherwise
+SUFFIX = {"weights": "_w", "templates": "_t", "catalog": "_c", "near_balanced": "_b"}  # of overlays for labels
 SETTINGS = {"where": str, "faint": float, "z_max": float}  # of a selection file
 
 
@@ -36,10 +37,9 @@ class Protocol(NamedTuple):
     faint: float = FAINT
     z_max: float = 3.0
 
-    @property
-    def tag(self) -> str:
-        """Of the overlays' names: another selection, or VERSION, has others."""
-        return f"shift_{zlib.crc32(self.where.encode(), VERSION):08x}"
+    def tag(self, recipe: str) -> str:
+        """Of the overlays' names: another selection, VERSION, or recipe of what is in it, has others."""
+        return f"shift_{zlib.crc32((self.where + recipe).encode(), VERSION):08x}"
 
     def labelled(self, dataset: Dataset, split: str) -> str:
         """The filter of a split's objects that have a label."""
@@ -76,35 +76,15 @@ def truth(dataset: Dataset) -> tuple[str, str]:
     return ("true_z", "isfinite(true_z)") if "true_z" in columns else ("z", sure_labels(columns))
 
 
-def labels_name(protocol: Protocol, labels: str, fraction: float, seed: int) -> str:
-    """Of the overlay."""
-    return f"{protocol.tag}_{labels}_{100 * fraction:g}_{seed}".replace(".", "p")
-
-
-def weights_name(labels: str) -> str:
-    """Of the overlay of weights and coverage for the labels of another."""
-    return f"{labels}_w"
-
-
-def templates_name(labels: str) -> str:
-    """Of the overlay of templates' redshifts for the objects that another leaves unlabelled."""
-    return f"{labels}_t"
-
-
-def balanced_name(labels: str) -> str:
-    """Of the overlay of the near-balanced subset of the labels of another."""
-    return f"{labels}_b"
-
-
-def catalog_name(labels: str) -> str:
-    """Of the overlay of a catalogue's photometric redshifts for the objects that another leaves unlabelled."""
-    return f"{labels}_c"
+def labels_name(protocol: Protocol, labels: str, fraction: float, seed: int, recipe: str = "") -> str:
+    """Of the overlay; with a SUFFIX that of what is made for these labels, by `recipe` where there are several."""
+    return f"{protocol.tag(recipe)}_{labels}_{100 * fraction:g}_{seed}".replace(".", "p")
 
 
 def write_catalog(protocol: Protocol, labels: str) -> None:
     """Give training objects without a label of the overlay `labels` the dataset's z_phot as z, half of its central 68 %
     as z_err and the z_kind 'phot', where it has one. Unless the overlay is there."""
-    name = catalog_name(labels)
+    name = labels + SUFFIX["catalog"]
     if (protocol.dataset / place_of("overlays", name)).exists():
         return
     dataset = open_dataset(str(protocol.dataset), overlays=[labels])

@@ -1,6 +1,6 @@
 """The report page of shift-v1: tables, figures and costs in one self-contained HTML file."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from string import Template
 from typing import NamedTuple
@@ -23,7 +23,6 @@ OWN = {"abs_bias": "|median bias|", "tomography": "tomographic Δ&lt;z&gt;"}  # 
 ERRORS = "bootstrap over sky cells and seeds"
 QUARTERS = (0.25, 0.5, 0.75, 1.0)  # of a training
 NEAR, LATE = 0.01, 0.8  # by which a checkpoint counts as there; the last part begins before that
-STEADY = 0.1  # the last part of a run, by which its learning curve is judged
 
 
 class Told(NamedTuple):
@@ -75,8 +74,7 @@ def html(
         more="".join(score_table(scores, subsets, names) for names in (METRICS, DEPENDENCE))
         + biases
         + validation_table(told.validation)
-        + rate_table(told.rates)
-        + convergence_table(first.values()),
+        + rate_table(told.rates),
         errors=ERRORS,
         version=__version__,
     )
@@ -150,12 +148,11 @@ def converged(validation: Mapping[str, Sequence[Curve]]) -> list[str]:
     moved = {sign: [arm for arm, (_, change, error) in late.items() if sign * change > 2 * error] for sign in (-1, 1)}
     names = {sign: escape(", ".join(arms) or "none") for sign, arms in moved.items()}
     told = ", ".join(f"{escape(arm)} {changed(*change[1:])}" for arm, change in late.items())
-    if any(np.isnan(error) for _, _, error in late.values()):
-        told += "; of one seed, so without errors"
+    one_seed = any(np.isnan(error) for _, _, error in late.values())
+    judged = f"Beyond 2 errors it still fell for: {names[-1]}; it rose for: {names[1]}."
     return [
-        "Validation loss (mean of −log p(z) of labelled validation objects, selected as the labelled ones are) over "
-        f"the last part of the training: {told}. Beyond 2 errors it still fell for: {names[-1]}; it rose for: "
-        f"{names[1]}."
+        "Validation loss (mean of −log p(z) of validation objects, selected as the labels that the arm learned from) "
+        f"over the last part of the training: {told}. {'Of one seed, so without errors.' if one_seed else judged}"
     ]
 
 
@@ -204,18 +201,3 @@ def cost_table(runs: Mapping[str, Sequence[report_data.Run]], flops: Mapping[str
         body.append([escape(arm), *counted, f"{duration(float(np.mean(seconds)))}{spread}"])
     head = ["arm, with what it began from", "FLOPs", f"over {tables.BASELINE}'s", "time, mean over seeds"]
     return table(head, body)
-
-
-def convergence_table(runs: Iterable[report_data.Run]) -> str:
-    """How much the training loss still fell at the end of each run."""
-    body = [[escape(run.name), late_change(run.losses)] for run in runs if len(run.steps) > 1]
-    return table(["run", "loss of the last tenth, less that of the tenth before"], body)
-
-
-def late_change(losses: np.ndarray) -> str:
-    """In the mean, in percent of the second; of fewer than 20 logged steps nothing is said."""
-    count = int(STEADY * len(losses))
-    if count < 2:
-        return "-"
-    last, before = np.nanmean(losses[-count:]), np.nanmean(losses[-2 * count : -count])
-    return f"{100 * (last - before) / abs(before):+.1f} %"

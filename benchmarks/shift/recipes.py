@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.shift.arms import Arm
+from benchmarks.shift.arms import TEMPLATES, Arm
 from benchmarks.shift.labels import VERSION, Protocol
 from benchmarks.shift.runs import directories, overlay_names, training_arguments
 from jaxz.config import complete, difference, parse, resolved
@@ -37,8 +37,9 @@ def claim(scratch: Path, protocol: Protocol, arms: Sequence[Arm], of: Mapping) -
 
 
 def recipes(scratch: Path, protocol: Protocol, arms: Sequence[Arm]) -> dict[str, dict]:
-    """{arm: {"fields", "overlays", "config", "start"}}: of a trained arm the whole config of seed 0, and the recipe of
-    the arm that it begins from; of a jaxz.photometry one its options, of a jaxz.correct one "correct" and its start."""
+    """{arm: {"fields", "overlays", "config", "start", "templates"}}: of a trained arm the whole config of seed 0, the
+    recipe of the arm that it begins from, and the options of the templates whose redshifts it learns; of a
+    jaxz.photometry one its options, of a jaxz.correct one "correct" and its start."""
     found: dict[str, dict] = {}
     for arm in arms:
         names = overlay_names(protocol, arm, 0)
@@ -46,6 +47,8 @@ def recipes(scratch: Path, protocol: Protocol, arms: Sequence[Arm]) -> dict[str,
         if arm.config:
             config = resolved(parse(training_arguments(scratch, protocol, arm, 0, Path(arm.weights))))
             found[arm.name] = {"config": config, "overlays": names, "start": found.get(arm.start, {})}
+            if arm.overlay == "templates":
+                found[arm.name]["templates"] = list(TEMPLATES.fields)
         elif arm.correct:
             found[arm.name] = {"correct": arm.correct, "start": found[arm.start]}
     return {name: completed(recipe) for name, recipe in found.items()}

@@ -5,21 +5,16 @@ import sys
 from collections.abc import Container, Sequence
 from pathlib import Path
 
-from benchmarks.shift.arms import SPEC, Arm
-from benchmarks.shift.labels import (
-    CATALOG,
-    Protocol,
-    balanced_name,
-    catalog_name,
-    labels_name,
-    templates_name,
-    weights_name,
-    write_catalog,
-    write_labels,
-)
+import numpy as np
+
+from benchmarks.shift.arms import SPEC, TEMPLATES, Arm
+from benchmarks.shift.labels import CATALOG, SUFFIX, Protocol, labels_name, write_catalog, write_labels
 from jaxz import errors
 from jaxz.config import parse
+from jaxz.correct import FEWEST
+from jaxz.data.dataset import open_dataset
 from jaxz.data.staging import place_of
+from jaxz.photoz.shift import FOLDS
 
 KEPT = 4  # checkpoints, a quarter of the run apart
 MOST = 100  # labels of a cell of redshift and magnitude in the near-balanced subset
@@ -41,17 +36,28 @@ def directory(scratch: Path, arm: str, seed: int) -> Path:
 
 
 def directories(scratch: Path, arm: str) -> list[Path]:
-    """Those that are there, of all seeds and learning rates."""
-    names = (f"{arm.replace('%', '')}_{ending}" for ending in ("[0-9]*", "lr[0-9]*"))
+    """Those that are there, of all seeds and learning rates, its own and its start's."""
+    names = (f"{arm.replace('%', '')}_{ending}" for ending in ("[0-9]*", "lr[0-9]*", "of_*"))
     return sorted(path for name in names for path in (scratch / "runs").glob(name))
 
 
 def overlay_names(protocol: Protocol, arm: Arm, seed: int) -> list[str]:
-    """Of the overlay of an arm's labels, and of the other one that it has."""
-    labels = labels_name(protocol, arm.labels, arm.fraction, seed)
-    more = {"weights": weights_name, "templates": templates_name}
-    more |= {"catalog": catalog_name, "near_balanced": balanced_name}
-    return [labels, more[arm.overlay](labels)] if arm.overlay else [labels]
+    """Of the overlay of an arm's labels, and of the other one that it has: of templates that of the arm's own recipe,
+    or, where it only learns from their redshifts, of that of the arm `templates`."""
+    of = arm.labels, arm.fraction, seed
+    names = [labels_name(protocol, *of)]
+    if arm.overlay:
+        maker = TEMPLATES if arm.config else arm
+        recipe = " ".join(maker.fields) if arm.overlay == "templates" else ""
+        names.append(labels_name(protocol, *of, recipe) + SUFFIX[arm.overlay])
+    return names
+
+
+def held(protocol: Protocol) -> tuple[str, np.ndarray]:
+    """The filter of the validation objects whose labels the selection keeps, and their rows."""
+    dataset = open_dataset(str(protocol.dataset))
+    where = protocol.labelled(dataset, "val")
+    return where, dataset.select(f"({where}) and isfinite(z)")
 
 
 def write_overlays(protocol: Protocol, arm: Arm, seed: int) -> None:
@@ -64,8 +70,10 @@ def write_overlays(protocol: Protocol, arm: Arm, seed: int) -> None:
         return
     named = [str(protocol.dataset), "--name", more[0], "--overlay", labels, "--seed", str(seed)]
     if arm.overlay == "weights":
-        train, target = f"split == 'train' and {SPEC}", "split == 'train'"
-        call("jaxz.shift", *named, "--train", train, "--target", target, "--features", "flux")
+        where, rows = held(protocol)
+        chosen = {"train": f"split == 'train' and {SPEC}", "target": "split == 'train'"}
+        chosen["held"] = where if len(rows) >= FOLDS else ""  # by default it would weigh labels that are hidden
+        call("jaxz.shift", *named, *(f"--{name}={text}" for name, text in chosen.items()), "--features", "flux")
     elif arm.overlay == "near_balanced":
         call("data_tools.relabel", *named, "--near_balanced", str(MOST))
 
@@ -79,7 +87,7 @@ def run(scratch: Path, protocol: Protocol, arm: Arm, seed: int, pretrained: Path
     write_overlays(protocol, arm, seed)
     if arm.correct:
         where = ["--workdir", str(directory(scratch, arm.start, seed)), "--dataset", dataset, "--out", str(workdir)]
-        call("jaxz.correct", *where, "--method", arm.correct)
+        call("jaxz.correct", *where, "--method", arm.correct, "--held", held(protocol)[0])
         return
     if not arm.config:
         labels, *more = overlay_names(protocol, arm, seed)
@@ -114,12 +122,16 @@ def training_arguments(scratch: Path, protocol: Protocol, arm: Arm, seed: int, w
     return [*arguments, f"--config.checkpoint.every={every}", f"--config.checkpoint.keep={KEPT}"]
 
 
-def not_run(arms: Sequence[Arm], pretrained: Path, columns: Container[str]) -> dict[str, str]:
-    """{arm: why it cannot be run}. columns: of the dataset."""
+def not_run(arms: Sequence[Arm], pretrained: Path, columns: Container[str], count: int) -> dict[str, str]:
+    """{arm: why it cannot be run}. columns: of the dataset; count: of its labelled validation objects."""
     found = {}
     for arm in arms:
         if arm.weights and not (pretrained / arm.weights).exists():
             found[arm.name] = f"weights absent ({pretrained / arm.weights})"
         elif arm.overlay == "catalog" and (missing := [column for column in CATALOG if column not in columns]):
             found[arm.name] = f"the dataset has no {missing[0]}"
+        elif arm.correct and arm.correct != "label_shift" and count < FEWEST:
+            found[arm.name] = f"the split 'val' has {count} labels to learn from, at least {FEWEST} are needed"
+        elif arm.start in found:
+            found[arm.name] = f"{arm.start}, from which it begins, is not run"
     return found

@@ -1,14 +1,14 @@
-"""The loss of labelled validation objects, which no arm learns from: whether an arm has converged, and which learning
-rate it gets. A module of its own process, as trainings are: python -m benchmarks.shift.validation RUN DATASET WHERE"""
+"""The loss of validation objects, which no training learns from: whether an arm has converged, and which learning rate
+it gets. In a process of its own, as trainings: python -m benchmarks.shift.validation RUN DATASET COLUMN WHERE FILE"""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.shift.arms import Arm
-from benchmarks.shift.labels import Protocol
+from benchmarks.shift.labels import Protocol, truth
 from benchmarks.shift.runs import call, directory, run
 from jaxz import errors
 from jaxz.checkpoint import Checkpoints
@@ -17,60 +17,57 @@ from jaxz.files import read_json, replace
 from jaxz.inference import load_run
 from jaxz.photoz.metrics import pdf_terms
 
-FILE = "validation.json"
 Curve = dict[int, float]  # {step: mean of -log p(z)}
 
 
-def curve(workdir: Path, protocol: Protocol) -> Curve:
+def curve(workdir: Path, protocol: Protocol, labels: str) -> Curve:
     """Of the kept checkpoints of a trained run that is done, by the objects of the validation split that are selected
-    as the labelled ones are; {} without any. Measured once."""
-    path, dataset = workdir / FILE, open_dataset(str(protocol.dataset))
-    where = protocol.labelled(dataset, "val")
-    if not len(dataset.select(where)):
+    as the labels are that it learned from: "survey", or "oracle", all whose truth is known; {} without any. Measured
+    once."""
+    path, dataset = workdir / f"validation_{labels}.json", open_dataset(str(protocol.dataset))
+    column, known = truth(dataset)
+    of = {"survey": ("z", protocol.labelled(dataset, "val")), "oracle": (column, f"split == 'val' and {known}")}
+    if not len(dataset.select(of[labels][1])):
         return {}
     if not path.exists():
-        call("benchmarks.shift.validation", str(workdir), str(protocol.dataset), where)
+        call("benchmarks.shift.validation", str(workdir), str(protocol.dataset), *of[labels], path.name)
     return {int(step): loss for step, loss in read_json(path, "the validation loss of a run").items()}
 
 
 def main(argv: list[str]) -> None:
-    """Write RUN/validation.json."""
-    workdir, where, losses = Path(argv[0]), argv[2], {}
+    """Write RUN/FILE: the loss by the redshifts in a column of the objects that pass a filter."""
+    workdir, (column, where, name), losses = Path(argv[0]), argv[2:], {}
     dataset, model = open_dataset(argv[1]), load_run(workdir)
-    z = dataset.column("z")[dataset.select(where)]
+    z = dataset.column(column)[dataset.select(where)]
     with Checkpoints(workdir) as checkpoints:
         for step in checkpoints.steps():
             model.params = checkpoints.params(model.abstract, step=step)
             _, found = model.predict_dataset(dataset, where, ("pdf",))
             losses[step] = float(pdf_terms(model.densities(found["pdf"])[0], z)["nll"].mean())
-    replace(workdir / FILE, json.dumps(losses).encode())
+    replace(workdir / name, json.dumps(losses).encode())
 
 
 def tuned(
     scratch: Path, protocol: Protocol, arms: Sequence[Arm], rates: Sequence[float], seed: int, pretrained: Path
-) -> tuple[list[Arm], dict[str, dict[float, float]]]:
-    """Run all arms of one seed, those that are trained and scored at each of `rates` times their learning rate; the
-    arms at the rate of the least validation loss, and {arm: {rate: loss}}. Of one rate nothing is chosen.
+) -> Iterator[tuple[Arm, dict[float, float]]]:
+    """Run all arms of one seed, those that are trained and scored at each of `rates` times their learning rate. Each,
+    once its runs are done: the arm at the rate of the least validation loss, and {rate: loss}, {} where none is chosen.
 
-    Raises InputError where rates are to be chosen without a labelled validation object.
+    There must be labelled validation objects where there are several rates.
     """
     chosen: dict[str, Arm] = {}
-    losses: dict[str, dict[float, float]] = {}
     for arm in arms:
         begun = arm._replace(start=chosen[arm.start].run) if arm.start else arm
         several = arm.config and arm.scored and len(rates) > 1
         tried = [begun._replace(rate=rate) for rate in rates] if several else [begun]
         for one in tried:
             run(scratch, protocol, one, seed, pretrained)
-        if several:
-            curves = {one.rate: curve(directory(scratch, one.run, seed), protocol) for one in tried}
-            if not all(curves.values()):
-                raise errors.InputError(
-                    "split: no labelled object is in 'val', by which learning rates are chosen; add some"
-                )
-            losses[arm.name] = {rate: found[max(found)] for rate, found in curves.items()}
-        chosen[arm.name] = min(tried, key=lambda one: losses[one.name][one.rate]) if several else begun
-    return list(chosen.values()), losses
+        losses = {}
+        for one in tried if several else ():
+            found = curve(directory(scratch, one.run, seed), protocol, one.labels)
+            losses[one.rate] = found[max(found)]
+        chosen[arm.name] = begun._replace(rate=min(losses, key=losses.get)) if several else begun
+        yield chosen[arm.name], losses
 
 
 def last_change(curves: Sequence[Curve]) -> tuple[float, float, float] | None:
