@@ -26,17 +26,17 @@ import numpy as np
 from jaxz import runtime
 from jaxz.data.dataset import Dataset
 from jaxz.data.stream import Stream
-from jaxz.data.transport import place
 from jaxz.errors import InputError, run
 from jaxz.files import replace
+from jaxz.held import TEST, Held, held_out, labels_of
 from jaxz.inference import BATCH, Model, load_run
 from jaxz.photoz import calibration, clap, shift
 from jaxz.photoz.pdf import PDF
 from jaxz.report_data import read_compute
-from jaxz.results import catalog_of, claim_run, claim_scores, sure_labels, truths_of, write_results
+from jaxz.results import catalog_of, claim_run, claim_scores, truths_of, write_results
 from jaxz.shift import domains
 
-TEST, KNOWN = "split == 'test'", "split == 'train' and isfinite(z)"
+KNOWN, UNLABELLED = "split == 'train' and isfinite(z)", "split == 'train' and not isfinite(z)"
 FEWEST, PER_CELL = 100, 25  # held-out objects: in all, and in a cell of colours on average
 Z_BINS, MAGNITUDES = 40, 0.5  # of lin_z_phot: how many bins of z_phot, and how wide a row of magnitude is
 UNEVEN = ("weights", "balance", "logit_adjust")  # settings with which p(z) is not of the labels' n(z)
@@ -60,60 +60,19 @@ class Found(NamedTuple):
     intervals: dict[str, np.ndarray] | None = None
 
 
-class Held(NamedTuple):
-    """Held-out objects: the filter that they pass, their redshifts z [N] and weights [N]."""
-
-    where: str
-    z: np.ndarray
-    weights: np.ndarray
-
-
 def predicted(model: Model, dataset: Dataset, where: str) -> Found:
     rows, found = model.predict_dataset(dataset, where, ("pdf",))
     return Found(rows, *model.densities(found["pdf"]))
 
 
-def learned_from(task: Task, model: Model) -> np.ndarray:
-    """The rows whose redshifts a run learned; none of another dataset than that of its training."""
-    if place(task.options.dataset) != place(model.config.data.path):
-        return np.empty(0, np.int64)
-    same = task.dataset.fingerprint()["rows"]
-    own = [rows for dataset, rows in model.training_rows() if dataset.fingerprint()["rows"] == same]
-    return np.unique(np.concatenate([np.empty(0, np.int64), *own]))
-
-
-def labels_of(task: Task, model: Model) -> tuple[np.ndarray, np.ndarray]:
-    """The rows [N] that a run learned from, and their redshifts. Raises InputError where there are none."""
-    rows = learned_from(task, model)
-    if not len(rows):
-        raise InputError(f"--dataset: {task.options.dataset!r} taught the run no redshifts; name the one that did")
-    return rows, task.dataset.column("z")[rows].astype(np.float64)
-
-
-def held_out(task: Task) -> Held:
-    """Raises InputError where they are too few, were trained on, or are test objects."""
-    dataset, given, column = task.dataset, task.options.held, task.options.weights
-    where = f"({given}) and {sure_labels(dataset.manifest.columns)} and isfinite(z)"
-    rows = dataset.select(where)
-    if column and column not in dataset.manifest.columns:
-        raise InputError(f"--weights: the dataset has no column {column!r}; name an --overlay of jaxz.shift")
-    weights = np.nan_to_num(dataset.column(column)[rows].astype(np.float64)) if column else np.ones(len(rows))
-    if (count := int((weights > 0).sum())) < FEWEST:
-        raise InputError(
-            f"--held: {given!r} chooses {count} labelled objects that count, at least {FEWEST} are needed; set more "
-            "aside by data_tools.relabel --folds, train without them, and name that fold"
-        )
-    learned = [("were trained on", learned_from(task, model)) for model in task.models]
-    for what, others in (("are test objects", dataset.select(TEST)), *learned):
-        if count := len(np.intersect1d(rows, others)):
-            raise InputError(f"--held: {count} objects of {given!r} {what}; name others")
-    return Held(where, dataset.column("z")[rows].astype(np.float64), weights)
+def held_out_of(task: Task) -> Held:
+    return held_out(task.dataset, task.models, task.options.held, task.options.weights, FEWEST)
 
 
 def both(task: Task) -> tuple[Found, Held, Found]:
     """What one run says of the test objects; the held-out ones, and what it says of them."""
-    held, [model] = held_out(task), task.models
-    return predicted(model, task.dataset, TEST), held, predicted(model, task.dataset, held.where)
+    own, [model] = held_out_of(task), task.models
+    return predicted(model, task.dataset, TEST), own, predicted(model, task.dataset, own.where)
 
 
 def pit(task: Task) -> Found:
@@ -138,7 +97,7 @@ def label_shift(task: Task) -> Found:
         raise InputError(
             f"--method: label_shift needs p(z) of the labels' n(z), but {uneven[0]} is set; name another run"
         )
-    prior = np.histogram(labels_of(task, model)[1], model.edges)[0]
+    prior = np.histogram(labels_of(dataset, model)[1], model.edges)[0]
     test = predicted(model, dataset, TEST)
     adapted, _ = shift.label_shift(test.pdf.probability, prior.astype(np.float64))
     return test._replace(pdf=PDF(model.edges, adapted))
@@ -185,13 +144,18 @@ def strata(task: Task) -> Found:
 
 def neighbours(task: Task) -> Found:
     """CLAP, each member of an ensemble for itself."""
-    held, dataset, members = held_out(task), task.dataset, []
+    held, dataset, members = held_out_of(task), task.dataset, []
+    known = dataset.select(KNOWN)
     for model in task.models:
-        known = dataset.select(KNOWN)
-        used = np.isin(known, labels_of(task, model)[0])
-        z = dataset.column("z")[known[used]].astype(np.float64)
+        rows, z = labels_of(dataset, model)
+        used = np.isin(known, rows)
+        if lost := len(rows) - used.sum():
+            raise InputError(
+                f"--dataset: {lost} objects that a run learned from have no redshift in its split 'train'; add the "
+                "--overlay that has them"
+            )
         train, of_held, wanted = (latents(model, dataset, where) for where in (KNOWN, held.where, TEST))
-        pool = latents(model, dataset, "split == 'train' and not isfinite(z)", MOST_POOL)
+        pool = latents(model, dataset, UNLABELLED, MOST_POOL)
         for member in zip(train[:, used], of_held, pool, wanted, strict=True):
             members.append(clap.estimate(*member, z, held.z, model.edges, seed=len(members)))
     return Found(dataset.select(TEST), clap.harmonic_mean(members))

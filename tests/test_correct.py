@@ -2,15 +2,16 @@
 
 import functools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from ml_collections import ConfigDict
 from scipy import stats
 from scipy.spatial import KDTree
 
 from jaxz import correct, report
+from jaxz.config import default
 from jaxz.data.dataset import open_dataset
 from jaxz.data.manifest import Column
 from jaxz.data.overlays import write_overlay
@@ -33,13 +34,10 @@ class Fake(Model):
     edges, members = EDGES, 1
 
     def __init__(self, path, offset=0.0):
-        data = dict(path=str(path), overlays=(), cache="", cache_gib=0, sources=(), where="", transductive=False)
-        self.config = ConfigDict(dict(seed=7, losses=dict(redshift=1.0), redshift={}))
-        self.config.data, self.offset = data | dict(weights="", balance=""), offset
-
-    def training_rows(self):
-        opened = open_dataset(self.config.data.path)
-        yield opened, opened.select("split == 'train' and z < 2")
+        config = default()
+        config.seed, config.data.path = 7, str(path)
+        self.config, self.offset, self.objective = config, offset, SimpleNamespace(columns=("z",))
+        self.trained_on = [open_dataset(str(path)).fingerprint()["rows"]]
 
     def guess(self, dataset, rows):
         flux = {band: dataset.column(f"flux_{band}")[rows].astype(float) for band in "ri"}
@@ -145,7 +143,8 @@ def test_label_shift(corrected, dataset):
     _, z, _ = known(corrected.run, dataset, "split == 'train' and z < 2")
     expected, _ = shift.label_shift(test.probability, np.histogram(z, EDGES)[0].astype(float))
     assert np.allclose(pdf.probability, expected, atol=1e-5)
-    corrected.run.config.redshift.logit_adjust = 1.0
+    with corrected.run.config.unlocked():
+        corrected.run.config.redshift = dict(logit_adjust=1.0)
     with pytest.raises(InputError, match="logit_adjust is set"):
         corrected("label_shift", name="other")
 
