@@ -106,20 +106,31 @@ def label_shift(task: Task) -> Found:
 def cells(task: Task) -> Found:
     """Where a cell has too few held-out objects, p(z) stays."""
     test, held, known = both(task)
+    if len(test.rows) < shift.FOLDS:
+        raise InputError(
+            f"--dataset: {len(test.rows)} test objects, but cells divides them and needs {shift.FOLDS}; take pit"
+        )
     train, target = domains(task.dataset, {"train": held.where, "target": TEST}, ["flux"], None)
     residual = (known.pdf.median() - held.z) / (1 + held.z)
-    found = shift.calibrate_cells(train.x, residual, target.x, max(1, len(held.z) // PER_CELL), seed=0)
+    try:
+        found = shift.calibrate_cells(train.x, residual, target.x, max(1, len(held.z) // PER_CELL), seed=0)
+    except ValueError as error:
+        raise InputError(f"--method: cells has no colours to divide objects by ({error}); take pit") from None
     bias = np.nan_to_num(found.bias[found.target])[:, None]
-    return test._replace(pdf=calibration.moved(test.pdf, (test.pdf.edges + bias) / (1 - bias)))
+    before = test.pdf.edges + bias * (1 + test.pdf.edges)  # from z = (before - bias) / (1 + bias)
+    return test._replace(pdf=calibration.moved(test.pdf, before))
 
 
 def lin_z_phot(task: Task) -> Found:
     """Objects without a magnitude stay as they are, and correct nothing."""
-    test, held, known = both(task)
     if "mag_ref" not in task.dataset.manifest.columns:
         raise InputError("--method: lin_z_phot needs the column mag_ref; add it with an --overlay")
+    test, held, known = both(task)
     bright = [task.dataset.column("mag_ref")[found.rows].astype(np.float64) for found in (test, known)]
     seen, used = map(np.isfinite, bright)
+    if not (seen.any() and used.any()):
+        whose = "held-out" if seen.any() else "test"
+        raise InputError(f"--method: lin_z_phot needs mag_ref, which no {whose} object has; add it with an --overlay")
     steps = np.concatenate([bright[0][seen], bright[1][used]]) // MAGNITUDES
     rows = MAGNITUDES * np.arange(steps.min(), steps.max() + 2)
     edges = np.linspace(*test.pdf.edges[[0, -1]], Z_BINS + 1)

@@ -20,7 +20,6 @@ from jaxz.errors import InputError
 from jaxz.inference import Model
 from jaxz.photoz import calibration, clap, shift
 from jaxz.photoz.pdf import PDF, read_qp
-from jaxz.shift import domains
 from tests.test_photometry import make_dataset
 
 EDGES = np.linspace(0, 2, 81)
@@ -149,16 +148,45 @@ def test_label_shift(corrected, dataset):
         corrected("label_shift", name="other")
 
 
-def test_cells_move_redshifts_by_their_bias(corrected, dataset):
-    table, pdf, _ = corrected("cells")
-    test, (held, z, _) = known(corrected.run, dataset, "split == 'test'")[0], known(corrected.run, dataset, HELD)
-    x = domains(open_dataset(dataset), {"train": HELD, "target": "split == 'test'"}, ["flux"], None)
-    found = shift.calibrate_cells(x[0].x, (held.median() - z) / (1 + z), x[1].x, len(z) // 25, 0)
-    bias = np.nan_to_num(found.bias[found.target])
-    for edge in EDGES[1:-1:9]:  # z < edge where z (1 - bias) - bias was
-        assert pdf.cdf(edge) == pytest.approx(test.cdf((edge + bias) / (1 - bias)), abs=1e-6)
-    assert table["z_best"].to_numpy() == pytest.approx(test.median() - bias * (1 + test.median()), abs=0.02)
-    assert np.abs(bias).max() > 0.01
+def test_cells_take_their_residual_away(corrected):
+    """Estimates that are off by the same large part of 1 + z are not off any more."""
+
+    def guess(dataset, rows):
+        z = dataset.column("true_z")[rows].astype(float)
+        return z + 0.12 * (1 + z)
+
+    corrected.run.guess = guess
+    table, _, _ = corrected("cells")
+    truth = table["z_true"].to_numpy().astype(float)
+    assert (table["z_best"].to_numpy() - truth) / (1 + truth) == pytest.approx(0, abs=0.004)
+
+
+def with_tests(path, count, **change):
+    """A dataset in which so many objects are test ones, half of the others validation ones."""
+
+    def split(values):
+        number = np.arange(len(values["z"]))
+        return np.where(number < count, "test", np.where(number % 2, "train", "val"))
+
+    return make_dataset(path, n=900, change={"split": split, **change})
+
+
+def test_cells_of_few_test_objects(corrected, tmp_path):
+    table, _, _ = corrected("cells", "--dataset", str(with_tests(tmp_path / "six", 6)))  # 9 cells by the held-out ones
+    assert len(table) == 6
+    with pytest.raises(InputError, match="--dataset: 3 test objects, but cells divides them and needs 5"):
+        corrected("cells", "--dataset", str(with_tests(tmp_path / "three", 3)), name="none")
+
+
+@pytest.mark.parametrize(("where", "whose"), [("test", "test"), ("val", "held-out")])
+def test_lin_z_phot_needs_magnitudes(corrected, tmp_path, where, whose):
+    path = make_dataset(
+        tmp_path / "d",
+        n=900,
+        change=SPLITS | {"mag_ref": lambda v: np.where(v["split"] == where, np.nan, v["mag_ref"])},
+    )
+    with pytest.raises(InputError, match=f"lin_z_phot needs mag_ref, which no {whose} object has"):
+        corrected("lin_z_phot", "--dataset", str(path))
 
 
 def test_lin_z_phot_subtracts_the_bias(corrected, dataset):
