@@ -2,6 +2,7 @@
 
 import functools
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,6 +21,7 @@ from jaxz.errors import InputError
 from jaxz.inference import Model
 from jaxz.photoz import calibration, clap, shift
 from jaxz.photoz.pdf import PDF, read_qp
+from jaxz.report_data import read_run
 from tests.test_photometry import make_dataset
 
 EDGES = np.linspace(0, 2, 81)
@@ -68,7 +70,7 @@ def dataset(tmp_path_factory):
 def corrected(dataset, tmp_path, monkeypatch):
     """corrected(method, *options) -> (catalogue, p(z), scores of NEWRUN), and the runs' fakes by name."""
     fakes = {"RUN": Fake(dataset), "OTHER": Fake(dataset, 0.1)}
-    monkeypatch.setattr(correct, "load_run", fakes.__getitem__)
+    monkeypatch.setattr(correct, "load_run", lambda path, item, step: fakes[path])
     monkeypatch.setattr(correct, "write_results", functools.partial(correct.write_results, resamples=2))
 
     def made(method, *options, runs=("RUN",), name=""):
@@ -89,8 +91,9 @@ def known(run, dataset, where):
     return PDF(EDGES, found["pdf"]), opened.column("z")[rows].astype(float), rows
 
 
-def test_pit(corrected, dataset):
+def test_pit(corrected, dataset, tmp_path):
     table, pdf, _ = corrected("pit")
+    assert not read_run(tmp_path / "pit").transductive
     test, (held, z, _) = known(corrected.run, dataset, "split == 'test'")[0], known(corrected.run, dataset, HELD)
     expected = calibration.recalibrate(test, held.cdf(z))
     assert np.allclose(pdf.probability, expected.probability, atol=1e-6)
@@ -202,7 +205,7 @@ def test_lin_z_phot_subtracts_the_bias(corrected, dataset):
     assert (pdf.mean() - test.mean())[inside] == pytest.approx((wanted - test.median())[inside], abs=2e-5)
 
 
-def test_strata_are_each_of_their_run(corrected, dataset):
+def test_strata_are_each_of_their_run(corrected, dataset, tmp_path):
     opened = open_dataset(dataset)
     rows = opened.select("split == 'test'")
     if not (dataset / "overlays/s.parquet").exists():
@@ -211,8 +214,12 @@ def test_strata_are_each_of_their_run(corrected, dataset):
     each = [known(run, dataset, "split == 'test'")[0].probability for run in (Fake(dataset), Fake(dataset, 0.1))]
     assert np.allclose(pdf.probability, np.where(np.arange(len(rows))[:, None] % 2, each[1], each[0]), atol=1e-6)
     assert table["key"].to_pylist() == opened.arrow("split == 'test'", ["key"])["key"].to_pylist()
+    assert read_run(tmp_path / "strata").transductive  # by the strata of test objects
     with pytest.raises(InputError, match="150 test objects are in no stratum below 1"):
         corrected("strata", "--overlay", "s", name="other")
+    write_overlay(opened, "high", rows, {"stratum": 1 + np.arange(len(rows)) % 2}, {"stratum": Column("int8")}, {})
+    with pytest.raises(InputError, match="150 test objects are in no stratum below 2"):  # stratum 0 has none
+        corrected("strata", "--overlay", "high", runs=("RUN", "OTHER"), name="other")
 
 
 def test_clap_is_the_harmonic_mean_of_its_runs(corrected, dataset, monkeypatch):
@@ -243,6 +250,8 @@ def test_clap_is_the_harmonic_mean_of_its_runs(corrected, dataset, monkeypatch):
         ("pit", [], 2, "2 runs, but pit corrects one"),
         ("cells", ["--weights", "mag_ref"], 1, "cells takes none"),
         ("pit", ["--weights", "none"], 1, "no column 'none'"),
+        ("label_shift", ["--held", "split == 'val'"], 1, "--held: label_shift needs no held-out objects"),
+        ("strata", ["--held", "split == 'val'"], 2, "--held: strata needs no held-out objects"),
     ],
 )
 def test_refusals(corrected, tmp_path, method, options, runs, message):
@@ -263,4 +272,59 @@ def test_a_corrected_run_is_an_arm_of_the_report(corrected, tmp_path, monkeypatc
             assert found["conformal"][test_set][name]["value"] == score["value"]
     assert found["conformal"]["full"]["coverage_68"]["error"] > 0
     config = json.loads((tmp_path / "pit/config.json").read_text())
-    assert (config["method"], config["init"]["path"], config["seed"]) == ("pit", "RUN", 7)
+    assert (config["method"], config["seed"], config["held"]) == ("pit", 7, "split == 'val'")
+    assert config["init"] == {"path": str(Path("RUN").resolve()), "item": "params", "step": None}
+    cost = json.loads((tmp_path / "pit/compute.json").read_text())
+    assert cost["images"] == 0 and cost["seconds"] > 0 and cost["devices"].startswith("1 x ")
+
+
+def test_the_checkpoint_that_was_chosen_is_corrected(corrected, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(correct, "load_run", lambda *of: asked.append(of) or corrected.run)
+    corrected("pit", "--step", "10", "--item", "ema")
+    assert asked == [("RUN", "ema", 10)]
+    assert json.loads((tmp_path / "pit/config.json").read_text())["init"].items() >= {"item": "ema", "step": 10}.items()
+    with pytest.raises(InputError, match="another configuration"):
+        corrected("pit", "--step", "20")
+
+
+def test_a_directory_is_claimed_before_the_work(corrected, dataset, tmp_path, monkeypatch):
+    """Of two commands into one directory the second is refused; the first, interrupted, goes on when given again."""
+
+    def meanwhile(task):
+        with pytest.raises(InputError, match="another configuration"):
+            corrected("label_shift", name="claimed")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as during:
+        during.setitem(correct.METHODS, "pit", meanwhile)
+        with pytest.raises(KeyboardInterrupt):
+            corrected("pit", name="claimed")
+    assert [path.name for path in (tmp_path / "claimed").iterdir()] == ["config.json"]
+    write = correct.write_results
+
+    def written(out, *rest, **more):
+        assert (out / "compute.json").exists()  # report.json, which stands for a whole run, is written here
+        return write(out, *rest, **more)
+
+    monkeypatch.setattr(correct, "write_results", written)
+    corrected("pit", name="claimed")
+    corrected("pit", "--dataset", f"{dataset.parent}/./{dataset.name}/", name="claimed")  # the same, written otherwise
+    assert json.loads((tmp_path / "claimed/evaluated.json").read_text())["dataset"] == str(dataset.resolve())
+
+
+def test_a_dataset_with_nothing_to_correct_is_refused(corrected, tmp_path):
+    with pytest.raises(InputError, match="--dataset: .* has no object of the split 'test'"):
+        corrected("label_shift", "--dataset", str(with_tests(tmp_path / "none", 0)))
+    labelled = make_dataset(tmp_path / "all", n=400, change=SPLITS | {"z": lambda v: v["true_z"]})
+    with pytest.raises(InputError, match="--method: clap learns from training objects without a redshift"):
+        corrected("clap", "--dataset", str(labelled))
+
+
+def test_label_shift_of_several_labelled_sources_is_refused(corrected, dataset):
+    corrected.run.config.data.sources = ({"name": "a", "where": "z < 1"}, {"name": "b", "where": "z >= 1"})
+    corrected.run.trained_on *= 2
+    with pytest.raises(InputError, match="2 of data.sources have redshifts"):
+        corrected("label_shift")
+    corrected.run.config.data.sources = ({"name": "a"}, {"name": "b", "where": "z_kind == 'none'"})
+    corrected("label_shift")
