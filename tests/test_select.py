@@ -93,7 +93,8 @@ def test_the_checkpoint_of_a_step_is_scored(redshift_run, tmp_path, monkeypatch)
     monkeypatch.setattr(evaluate, "write_reconstructions", lambda *rest: None)
     shutil.copytree(run, copy)
     evaluate.main([f"--workdir={copy}", f"--dataset={dataset}", f"--step={min(kept)}"])
-    assert same(scored[0]) and json.loads((copy / "evaluated.json").read_text())["step"] == min(kept)
+    said = json.loads((copy / "evaluated.json").read_text())
+    assert same(scored[0]) and (said["step"], said["item"]) == (min(kept), "params")
     with pytest.raises(InputError, match="--step: 9999 is not one of"):
         predict.main([f"--workdir={copy}", f"--dataset={dataset}", f"--out={tmp_path / 'p.parquet'}", "--step=9999"])
 
