@@ -135,7 +135,7 @@ class Checkpoints:
         for number in self.newest(step):
             try:
                 if item not in self._meta(number)["digests"]:
-                    raise InputError(f"init.item: {item!r} was not kept by {str(self.path.parent)!r}; use 'params'")
+                    raise InputError(f"--item: {item!r} was not kept by {str(self.path.parent)!r}; use 'params'")
                 restored, _ = self._read(number, {item: abstract})
                 return restored[item]
             except Damaged as error:

@@ -86,6 +86,8 @@ def losses(options: argparse.Namespace) -> tuple[dict[tuple[str, int], Estimate]
         for step, model in checkpoints(path, own, options.item):
             pdf, _ = model.densities(model.predict_dataset(dataset, options.held, ("pdf",))[1]["pdf"])
             arms[path, step] = [{**columns, "pdf": pdf.probability}]
+    if not arms:
+        raise InputError(f"RUN: {', '.join(options.runs)} hold no whole checkpoint; name runs that were trained")
     found = hierarchical_bootstrap(lambda c: loss(first.edges, c), arms, columns["cell"])
     return {arm: metrics["cde_loss"] for arm, metrics in found.items()}, shift.effective_sample_size(columns["weight"])
 

@@ -83,6 +83,12 @@ def test_refusals(selected, options, message):
         selected(*options)
 
 
+def test_runs_without_a_whole_checkpoint_are_refused(selected, monkeypatch):
+    monkeypatch.setattr(select, "checkpoints", lambda *_: iter(()))
+    with pytest.raises(InputError, match="RUN: A, B hold no whole checkpoint"):
+        selected()
+
+
 def test_the_checkpoint_of_a_step_is_scored(redshift_run, tmp_path, monkeypatch):
     dataset, run = redshift_run
     kept = {step: model.params for step, model in select.checkpoints(str(run), load_run(run), "params")}
