@@ -17,6 +17,7 @@ import json
 import logging
 import shutil
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -134,12 +135,23 @@ class Checkpoints:
         for number in self.newest(step):
             try:
                 if item not in self._meta(number)["digests"]:
-                    raise InputError(f"init.item: {item!r} was not kept by {str(self.path.parent)!r}; use 'params'")
+                    raise InputError(f"--item: {item!r} was not kept by {str(self.path.parent)!r}; use 'params'")
                 restored, _ = self._read(number, {item: abstract})
                 return restored[item]
             except Damaged as error:
                 log.warning("checkpoint %d is damaged (%s); taking the one before", number, error)
         raise InputError(f"{str(self.path.parent)!r} holds no whole checkpoint; train it first, or name another run")
+
+    def whole(self, abstract: dict, item: str) -> Iterator[tuple[int, dict]]:
+        """(step, parameters as `params` gives them) of every checkpoint, the oldest first; damaged ones are left out,
+        with a warning. Raises InputError where one has no such item."""
+        for step in self.steps():
+            try:
+                restored, _ = self._read(step, {item: abstract})
+            except Damaged as error:
+                log.warning("checkpoint %d is damaged (%s); left out", step, error)
+                continue
+            yield step, restored[item]
 
     def close(self) -> None:
         if self.saving:

@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from jaxz import runtime
@@ -29,14 +30,15 @@ from jaxz.data.stream import Stream
 from jaxz.data.transport import place
 from jaxz.errors import InputError, run
 from jaxz.files import replace
+from jaxz.held import TEST, Held, held_out, labels_of
 from jaxz.inference import BATCH, Model, load_run
 from jaxz.photoz import calibration, clap, shift
 from jaxz.photoz.pdf import PDF
-from jaxz.report_data import read_compute
-from jaxz.results import catalog_of, claim_run, claim_scores, sure_labels, truths_of, write_results
+from jaxz.results import catalog_of, claim_scores, claimed, test_sets, truths_of, write_results
 from jaxz.shift import domains
 
-TEST, KNOWN = "split == 'test'", "split == 'train' and isfinite(z)"
+KNOWN, UNLABELLED = "split == 'train' and isfinite(z)", "split == 'train' and not isfinite(z)"
+HELD = "split == 'val'"  # unless others are named
 FEWEST, PER_CELL = 100, 25  # held-out objects: in all, and in a cell of colours on average
 Z_BINS, MAGNITUDES = 40, 0.5  # of lin_z_phot: how many bins of z_phot, and how wide a row of magnitude is
 UNEVEN = ("weights", "balance", "logit_adjust")  # settings with which p(z) is not of the labels' n(z)
@@ -60,60 +62,19 @@ class Found(NamedTuple):
     intervals: dict[str, np.ndarray] | None = None
 
 
-class Held(NamedTuple):
-    """Held-out objects: the filter that they pass, their redshifts z [N] and weights [N]."""
-
-    where: str
-    z: np.ndarray
-    weights: np.ndarray
-
-
 def predicted(model: Model, dataset: Dataset, where: str) -> Found:
     rows, found = model.predict_dataset(dataset, where, ("pdf",))
     return Found(rows, *model.densities(found["pdf"]))
 
 
-def learned_from(task: Task, model: Model) -> np.ndarray:
-    """The rows whose redshifts a run learned; none of another dataset than that of its training."""
-    if place(task.options.dataset) != place(model.config.data.path):
-        return np.empty(0, np.int64)
-    same = task.dataset.fingerprint()["rows"]
-    own = [rows for dataset, rows in model.training_rows() if dataset.fingerprint()["rows"] == same]
-    return np.unique(np.concatenate([np.empty(0, np.int64), *own]))
-
-
-def labels_of(task: Task, model: Model) -> tuple[np.ndarray, np.ndarray]:
-    """The rows [N] that a run learned from, and their redshifts. Raises InputError where there are none."""
-    rows = learned_from(task, model)
-    if not len(rows):
-        raise InputError(f"--dataset: {task.options.dataset!r} taught the run no redshifts; name the one that did")
-    return rows, task.dataset.column("z")[rows].astype(np.float64)
-
-
-def held_out(task: Task) -> Held:
-    """Raises InputError where they are too few, were trained on, or are test objects."""
-    dataset, given, column = task.dataset, task.options.held, task.options.weights
-    where = f"({given}) and {sure_labels(dataset.manifest.columns)} and isfinite(z)"
-    rows = dataset.select(where)
-    if column and column not in dataset.manifest.columns:
-        raise InputError(f"--weights: the dataset has no column {column!r}; name an --overlay of jaxz.shift")
-    weights = np.nan_to_num(dataset.column(column)[rows].astype(np.float64)) if column else np.ones(len(rows))
-    if (count := int((weights > 0).sum())) < FEWEST:
-        raise InputError(
-            f"--held: {given!r} chooses {count} labelled objects that count, at least {FEWEST} are needed; set more "
-            "aside by data_tools.relabel --folds, train without them, and name that fold"
-        )
-    learned = [("were trained on", learned_from(task, model)) for model in task.models]
-    for what, others in (("are test objects", dataset.select(TEST)), *learned):
-        if count := len(np.intersect1d(rows, others)):
-            raise InputError(f"--held: {count} objects of {given!r} {what}; name others")
-    return Held(where, dataset.column("z")[rows].astype(np.float64), weights)
+def held_out_of(task: Task) -> Held:
+    return held_out(task.dataset, task.models, task.options.held, task.options.weights, FEWEST)
 
 
 def both(task: Task) -> tuple[Found, Held, Found]:
     """What one run says of the test objects; the held-out ones, and what it says of them."""
-    held, [model] = held_out(task), task.models
-    return predicted(model, task.dataset, TEST), held, predicted(model, task.dataset, held.where)
+    own, [model] = held_out_of(task), task.models
+    return predicted(model, task.dataset, TEST), own, predicted(model, task.dataset, own.where)
 
 
 def pit(task: Task) -> Found:
@@ -138,7 +99,12 @@ def label_shift(task: Task) -> Found:
         raise InputError(
             f"--method: label_shift needs p(z) of the labels' n(z), but {uneven[0]} is set; name another run"
         )
-    prior = np.histogram(labels_of(task, model)[1], model.edges)[0]
+    if (count := sum(len(rows) > 0 for _, rows in model.source_rows())) > 1:
+        raise InputError(
+            f"--method: label_shift needs the n(z) of one labelled source, but {count} of data.sources have redshifts, "
+            "mixed at ratios of their own; name another run"
+        )
+    prior = np.histogram(labels_of(dataset, model)[1], model.edges)[0]
     test = predicted(model, dataset, TEST)
     adapted, _ = shift.label_shift(test.pdf.probability, prior.astype(np.float64))
     return test._replace(pdf=PDF(model.edges, adapted))
@@ -147,20 +113,31 @@ def label_shift(task: Task) -> Found:
 def cells(task: Task) -> Found:
     """Where a cell has too few held-out objects, p(z) stays."""
     test, held, known = both(task)
+    if len(test.rows) < shift.FOLDS:
+        raise InputError(
+            f"--dataset: {len(test.rows)} test objects, but cells divides them and needs {shift.FOLDS}; take pit"
+        )
     train, target = domains(task.dataset, {"train": held.where, "target": TEST}, ["flux"], None)
     residual = (known.pdf.median() - held.z) / (1 + held.z)
-    found = shift.calibrate_cells(train.x, residual, target.x, max(1, len(held.z) // PER_CELL), seed=0)
+    try:
+        found = shift.calibrate_cells(train.x, residual, target.x, max(1, len(held.z) // PER_CELL), seed=0)
+    except ValueError as error:
+        raise InputError(f"--method: cells has no colours to divide objects by ({error}); take pit") from None
     bias = np.nan_to_num(found.bias[found.target])[:, None]
-    return test._replace(pdf=calibration.moved(test.pdf, (test.pdf.edges + bias) / (1 - bias)))
+    before = test.pdf.edges + bias * (1 + test.pdf.edges)  # from z = (before - bias) / (1 + bias)
+    return test._replace(pdf=calibration.moved(test.pdf, before))
 
 
 def lin_z_phot(task: Task) -> Found:
     """Objects without a magnitude stay as they are, and correct nothing."""
-    test, held, known = both(task)
     if "mag_ref" not in task.dataset.manifest.columns:
         raise InputError("--method: lin_z_phot needs the column mag_ref; add it with an --overlay")
+    test, held, known = both(task)
     bright = [task.dataset.column("mag_ref")[found.rows].astype(np.float64) for found in (test, known)]
     seen, used = map(np.isfinite, bright)
+    if not (seen.any() and used.any()):
+        whose = "held-out" if seen.any() else "test"
+        raise InputError(f"--method: lin_z_phot needs mag_ref, which no {whose} object has; add it with an --overlay")
     steps = np.concatenate([bright[0][seen], bright[1][used]]) // MAGNITUDES
     rows = MAGNITUDES * np.arange(steps.min(), steps.max() + 2)
     edges = np.linspace(*test.pdf.edges[[0, -1]], Z_BINS + 1)
@@ -175,7 +152,7 @@ def strata(task: Task) -> Found:
     some = [(model, where) for model, where in every if len(task.dataset.select(where))]
     if lost := len(task.dataset.select(TEST)) - sum(len(task.dataset.select(where)) for _, where in some):
         raise InputError(
-            f"--workdir: {lost} test objects are in no stratum below {len(some)}; name a run for each, and let the "
+            f"--workdir: {lost} test objects are in no stratum below {len(every)}; name a run for each, and let the "
             "--target of jaxz.shift choose the test objects"
         )
     parts = [predicted(model, task.dataset, where) for model, where in some]
@@ -185,13 +162,18 @@ def strata(task: Task) -> Found:
 
 def neighbours(task: Task) -> Found:
     """CLAP, each member of an ensemble for itself."""
-    held, dataset, members = held_out(task), task.dataset, []
+    held, dataset, members = held_out_of(task), task.dataset, []
+    known = dataset.select(KNOWN)
     for model in task.models:
-        known = dataset.select(KNOWN)
-        used = np.isin(known, labels_of(task, model)[0])
-        z = dataset.column("z")[known[used]].astype(np.float64)
+        rows, z = labels_of(dataset, model)
+        used = np.isin(known, rows)
+        if lost := len(rows) - used.sum():
+            raise InputError(
+                f"--dataset: {lost} objects that a run learned from have no redshift in its split 'train'; add the "
+                "--overlay that has them"
+            )
         train, of_held, wanted = (latents(model, dataset, where) for where in (KNOWN, held.where, TEST))
-        pool = latents(model, dataset, "split == 'train' and not isfinite(z)", MOST_POOL)
+        pool = latents(model, dataset, UNLABELLED, MOST_POOL)
         for member in zip(train[:, used], of_held, pool, wanted, strict=True):
             members.append(clap.estimate(*member, z, held.z, model.edges, seed=len(members)))
     return Found(dataset.select(TEST), clap.harmonic_mean(members))
@@ -215,41 +197,64 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--method", required=True, choices=METHODS)
     parser.add_argument("--out", required=True, type=Path, help="run directory to write")
-    parser.add_argument("--held", default="split == 'val'", metavar="WHERE", help="of which the sure labels are taken")
+    parser.add_argument("--held", metavar="WHERE", help=f"of which the sure labels are taken; default {HELD}")
     parser.add_argument("--weights", metavar="COLUMN", help="of pit and conformal: of the held-out objects")
     parser.add_argument("--overlay", action="append", default=[], help="beside the run's own; may be repeated")
+    parser.add_argument("--item", choices=("params", "ema"), default="params", help="ema: the averaged weights")
+    parser.add_argument("--step", type=int, help="of the checkpoint, such as jaxz.select's; default the newest")
     options = parser.parse_args(argv)
     if len(options.workdir) > 1 and options.method not in ("strata", "clap"):
         raise InputError(f"--workdir: {len(options.workdir)} runs, but {options.method} corrects one; name one")
     if options.weights and options.method not in ("pit", "conformal"):
         raise InputError(f"--weights: {options.method} takes none; leave it out")
+    if options.method in ("label_shift", "strata"):
+        if options.held is not None:
+            raise InputError(f"--held: {options.method} needs no held-out objects; leave it out")
+    else:
+        options.held = HELD if options.held is None else options.held
     return options
+
+
+def described(options: argparse.Namespace, first: Model) -> dict:
+    """config.json of NEWRUN; strata are chosen by the test objects, so that its runs' training knew of them (C1)."""
+    runs = [place(path) for path in options.workdir]
+    data = {"path": place(options.dataset), "overlays": options.overlay, "transductive": options.method == "strata"}
+    return {
+        "method": options.method, "init": {"path": runs[0], "item": options.item, "step": options.step},
+        "others": runs[1:], "seed": first.config.seed, "data": data, "held": options.held, "weights": options.weights,
+    }  # fmt: skip
+
+
+def check_objects(dataset: Dataset, method: str) -> None:
+    """Raises InputError where there is nothing to correct or to score, or to learn it from."""
+    test_sets(dataset)
+    if not len(dataset.select(TEST)):
+        raise InputError(f"--dataset: {str(dataset.path)!r} has no object of the split 'test' to correct; name another")
+    if method == "clap" and not len(dataset.select(UNLABELLED)):
+        raise InputError(
+            "--method: clap learns from training objects without a redshift, and the dataset has none; take another"
+        )
 
 
 def main(argv: list[str]) -> None:
     started, options = time.monotonic(), arguments(argv)
     runtime.alone("jaxz.correct")
-    first, *others = models = [load_run(path) for path in options.workdir]
+    loaded = {path: load_run(path, options.item, options.step) for path in dict.fromkeys(options.workdir)}
+    first, *others = models = [loaded[path] for path in options.workdir]
     if first.edges is None or any(not np.array_equal(first.edges, other.edges) for other in others):
         raise InputError("--workdir: a run predicts no p(z), or in other bins than the first; name runs that are alike")
     dataset = first.open_dataset(options.dataset, options.overlay)
-    config = {"method": options.method, "init": {"path": options.workdir[0]}, "others": options.workdir[1:]}
-    config |= {"seed": first.config.seed, "data": {"path": options.dataset, "overlays": options.overlay}}
-    config |= {"held": options.held, "weights": options.weights}
-    claim_run(options.out, config)
-    evaluated = claim_scores(options.out, dataset, overwrite=False)
-    found = METHODS[options.method](Task(models, dataset, options))
-    options.out.mkdir(parents=True, exist_ok=True)
-    replace(options.out / "config.json", json.dumps(config, indent=1).encode())
-    catalog, name = catalog_of(dataset, found.rows, {}), options.out.resolve().name
-    told = catalog, found.pdf, truths_of(dataset, catalog["key"]), found.spread
-    write_results(options.out, name, *told, intervals=found.intervals)
-    costs = [read_compute(Path(path) / "compute.json") for path in options.workdir[1:]]  # the first is the run's parent
-    costs.append({"seconds": time.monotonic() - started})
-    cost = {"steps": 0, "batch_size": 0, "parameters": 0, "devices": costs[0].get("devices", "")}
-    cost |= {what: sum(float(one.get(what) or 0) for one in costs) for what in ("images", "seconds")}
-    replace(options.out / "compute.json", json.dumps(cost, indent=1).encode())
-    replace(options.out / "evaluated.json", json.dumps(evaluated, indent=1).encode())
+    check_objects(dataset, options.method)
+    with claimed(options.out, described(options, first)):
+        evaluated = claim_scores(options.out, dataset, overwrite=False)
+        found = METHODS[options.method](Task(models, dataset, options))
+        catalog, name = catalog_of(dataset, found.rows, {}), options.out.resolve().name
+        cost = {"steps": 0, "batch_size": 0, "images": 0, "seconds": time.monotonic() - started, "parameters": 0}
+        cost["devices"] = f"1 x {jax.devices()[0].device_kind}"
+        replace(options.out / "compute.json", json.dumps(cost, indent=1).encode())
+        told = catalog, found.pdf, truths_of(dataset, catalog["key"]), found.spread
+        write_results(options.out, name, *told, intervals=found.intervals)
+        replace(options.out / "evaluated.json", json.dumps(evaluated, indent=1).encode())
     print(options.out)
 
 

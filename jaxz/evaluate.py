@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
     model = load_run(options.workdir, options.item, options.step)
     dataset = model.open_dataset(options.dataset)
     evaluated = claim_scores(options.workdir, dataset, options.overwrite)
-    evaluated |= {} if options.step is None else {"step": options.step}
+    evaluated |= {"item": options.item} | ({} if options.step is None else {"step": options.step})
     reconstructs = bool(RECONSTRUCT & set(model.config.losses))
     if reconstructs:
         write_reconstructions(options.workdir / "reconstructions.npz", model, dataset)

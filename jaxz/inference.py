@@ -51,23 +51,48 @@ def load_run(path: Path | str, item: str = "params", step: int | None = None) ->
     Raises InputError where there is no run or no checkpoint.
     """
     if (Path(path) / EXPORTED).is_file():
+        if step is not None or item != "params":
+            raise errors.InputError(
+                f"step, item: are of a run's checkpoints, and {str(path)!r} was exported with one; leave them out"
+            )
         return load_exported(Path(path))
     runtime.set_xla_flags()
     if not (Path(path) / "checkpoints").is_dir():
         raise errors.InputError(
             f"workdir: {str(path)!r} is no run directory with checkpoints; train it first or name another"
         )
-    checkpoints = Checkpoints(Path(path))
-    try:
-        meta = checkpoints.meta(step)
-        model = Model(ConfigDict(complete(meta["config"])), Normalisation.from_json(meta["normalisation"]))
+    with contextlib.closing(Checkpoints(Path(path))) as checkpoints:
+        model = of_checkpoint(checkpoints, step)
         model.params = checkpoints.params(model.abstract, item, step)
-        model.trained_on = [source["fingerprint"]["rows"] for source in meta["stream"]["sources"]]
-    finally:
-        checkpoints.close()
     if (Path(path) / COVERAGE).is_file():
         model.coverage = jax.device_put(coverage.load(Path(path) / COVERAGE, model.digest))
     return model
+
+
+def of_checkpoint(checkpoints: Checkpoints, step: int | None = None) -> "Model":
+    """The model of a checkpoint, without parameters."""
+    meta = checkpoints.meta(step)
+    model = Model(ConfigDict(complete(meta["config"])), Normalisation.from_json(meta["normalisation"]))
+    model.trained_on = [source["fingerprint"]["rows"] for source in meta["stream"]["sources"]]
+    return model
+
+
+def ancestors(model: "Model") -> Iterator["Model"]:
+    """The models that a run began from, by init.path, the nearest first, some without parameters. Warns of a run that
+    is not there any more; weights that others published are none."""
+    seen = set()
+    while (path := model.config.init.path) and place(path) not in seen:
+        seen.add(place(path))
+        if (Path(path) / "checkpoints").is_dir():
+            with contextlib.closing(Checkpoints(Path(path))) as checkpoints:
+                model = of_checkpoint(checkpoints)
+        elif (Path(path) / EXPORTED).is_file() and "jaxz" in read_json(Path(path) / "config.json", "its config"):
+            model = load_exported(Path(path))
+        else:
+            if model.config.model.name != "published":
+                logs.log.warning("init.path: %r is not there: what it was trained on is not known", path)
+            return
+        yield model
 
 
 def load_exported(path: Path) -> "Model":
@@ -261,6 +286,8 @@ class Model:
     def learn_coverage(self) -> None:
         """Fill `coverage` with training objects of the run that have a redshift within its bins: all, or 4,096 drawn of
         them. Raises InputError where their dataset is not at hand or has changed, or they are few."""
+        if remote := [source["path"] for source in sources_of(self.config.data) if is_remote(source["path"])]:
+            raise errors.InputError(f"coverage: {remote[0]!r} is remote; its training objects are not fetched")
         chosen = list(self.training_rows())
         starts = np.cumsum([0, *(len(rows) for _, rows in chosen)])
         drawn = np.sort(np.random.default_rng(0).permutation(starts[-1])[: coverage.MOST])
@@ -287,23 +314,34 @@ class Model:
 
     def training_rows(self) -> Iterator[tuple[Dataset, np.ndarray]]:
         """Every dataset with the overlays that sources read it with, and those of its rows that any of them draws."""
-        data, (low, high) = self.config.data, self.edges[[0, -1]]
+        rows = collections.defaultdict(list)
+        for dataset, own in self.source_rows():
+            rows[dataset].append(own)
+        for dataset, chosen in rows.items():
+            yield dataset, np.unique(np.concatenate(chosen))
+
+    @property
+    def learns_redshifts(self) -> bool:
+        return "z" in self.objective.columns
+
+    def source_rows(self, wanted: Dataset | None = None) -> Iterator[tuple[Dataset, np.ndarray]]:
+        """(dataset with its overlays, rows that it draws with a redshift that the run learns) of each source that has
+        redshifts, or of those alone that were the dataset `wanted`: lie where it lies, or had its rows. Raises
+        InputError where one cannot be read, or has other rows than in training."""
+        data, datasets = self.config.data, {}
         split = "" if data.transductive else "split == 'train'"
-        datasets, rows = {}, collections.defaultdict(list)
+        labelled = "isfinite(z)" if self.edges is None else f"z >= {self.edges[0]} and z < {self.edges[-1]}"
         for n, source in enumerate(sources_of(data)):
-            path, overlays = source["path"], source["overlays"]
-            if is_remote(path):
-                raise errors.InputError(f"coverage: {path!r} is remote; its training objects are not fetched")
+            path, overlays, then = source["path"], source["overlays"], self.trained_on[n : n + 1]
+            if wanted is not None and place(path) != place(wanted.path) and wanted.fingerprint()["rows"] not in then:
+                continue
             opened = place(path), tuple(overlays)
             if opened not in datasets:
-                datasets[opened] = open_dataset(path, overlays=overlays, layers=data.layers)
-            if datasets[opened].fingerprint()["rows"] not in self.trained_on[n : n + 1]:
-                raise errors.InputError(f"coverage: {path!r} does not hold the rows that the run was trained on")
+                datasets[opened] = open_dataset(path, data.cache, data.cache_gib, overlays, data.layers)
+            if datasets[opened].fingerprint()["rows"] not in then:
+                raise errors.InputError(f"data.path: {path!r} does not hold the rows that the run was trained on")
             if "z" in datasets[opened].manifest.columns:
-                where = training_filter(split, source["where"], f"z >= {low} and z < {high}")
-                rows[opened].append(datasets[opened].select(where))
-        for opened, chosen in rows.items():
-            yield datasets[opened], np.unique(np.concatenate(chosen))
+                yield datasets[opened], datasets[opened].select(training_filter(split, source["where"], labelled))
 
 
 def counted(parts: Iterator[tuple], bar: logs.Bar) -> Iterator[tuple]:

@@ -14,10 +14,11 @@ import json
 import numpy as np
 
 from jaxz import runtime
-from jaxz.correct import Task, held_out, labels_of, predicted
+from jaxz.correct import FEWEST, predicted
 from jaxz.data.manifest import Column
 from jaxz.data.overlays import overlay_path, write_overlay
 from jaxz.errors import InputError, run
+from jaxz.held import held_out, labels_of
 from jaxz.inference import load_run
 from jaxz.photoz import calibration
 from jaxz.provenance import versions
@@ -33,7 +34,6 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--cap", type=int, default=100, help="MOST of data_tools.relabel --near_balanced")
     parser.add_argument("--held", default="split == 'val'", metavar="WHERE", help="of which the sure labels are taken")
     parser.add_argument("--overlay", action="append", default=[], help="beside the run's own; may be repeated")
-    parser.set_defaults(weights=None)
     options = parser.parse_args(argv)
     runtime.alone("jaxz.lin")
     if options.cap < 1:
@@ -43,8 +43,8 @@ def main(argv: list[str]) -> None:
         raise InputError(f"RUN: {options.run!r} predicts no redshifts; name another run")
     dataset = model.open_dataset(options.dataset, options.overlay)
     overlay_path(dataset, options.name)
-    task, edges = Task([model], dataset, options), model.edges
-    held, (rows, z) = held_out(task), labels_of(task, model)
+    held, edges = held_out(dataset, [model], options.held, None, FEWEST), model.edges
+    rows, z = labels_of(dataset, model)
     z_phot = predicted(model, dataset, held.where).pdf.median()
     sigma = calibration.label_width(z_phot, held.z, edges)
     scatter = calibration.scatter_profile(z_phot, held.z, edges, sigma)

@@ -30,10 +30,11 @@ from jaxz.catalog_fluxes import features, flux_bands, test_objects, training_obj
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.manifest import Column
 from jaxz.data.overlays import overlay_ids, overlay_path, write_overlay
+from jaxz.data.transport import place
 from jaxz.errors import InputError, run
 from jaxz.files import replace
 from jaxz.photoz.pdf import PDF
-from jaxz.results import claim_run, claim_scores, truths_of, write_results
+from jaxz.results import claim_scores, claimed, truths_of, write_results
 from jaxz.template_fit import UNLABELLED, Templates
 
 FOLDS, REDSHIFT_BINS, FEWEST = 5, 300, 50
@@ -111,10 +112,10 @@ def predict(dataset: Dataset, model: str, seed: int) -> tuple[pa.Table, PDF]:
     return catalog, residual_pdf(z_point, z_fold, z_train, edges)
 
 
-def main(argv: list[str]) -> None:
+def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m jaxz.photometry", description=__doc__.split("\n\n")[0])
     parser.add_argument("--dataset", required=True)
-    parser.add_argument("--workdir", required=True, help="run directory to write")
+    parser.add_argument("--workdir", required=True, type=Path, help="run directory to write")
     parser.add_argument("--model", choices=("knn", "gbt", "template"), default="gbt")
     parser.add_argument(
         "--filters", nargs="+", default=[], metavar="BAND=CURVE", help="of templates: speclite's curves"
@@ -130,48 +131,57 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overlay", action="append", default=[], help="one of the dataset's overlays; may be repeated")
     options = parser.parse_args(argv)
-    started, workdir = time.monotonic(), Path(options.workdir)
-    dataset = open_dataset(options.dataset, overlays=options.overlay)
-
-    config = {"model": options.model, "data": {"path": options.dataset}, "seed": options.seed}
-    config["data"] |= {"overlays": options.overlay} if options.overlay else {}
-    chosen = {name: getattr(options, name) for name in ("filters", "templates", "prior", "repair")}
-    if options.model == "template":
-        config |= chosen
-    elif options.label or any(chosen.values()):
+    of_templates = (options.filters, options.templates, options.prior, options.repair, options.label)
+    if options.model != "template" and any(of_templates):
         raise InputError(
             f"--model: {options.model!r} takes no --filters, --templates, --prior, --repair or --label; name 'template'"
         )
+    if not 0 <= options.seed < 2**32:
+        raise InputError(f"--seed: {options.seed} must lie in 0..{2**32 - 1}")
+    return options
+
+
+def main(argv: list[str]) -> None:
+    started, options = time.monotonic(), arguments(argv)
+    dataset = open_dataset(options.dataset, overlays=options.overlay)
+    config = {"model": options.model, "data": {"path": place(options.dataset)}, "seed": options.seed}
+    config["data"] |= {"overlays": options.overlay} if options.overlay else {}
+    if options.model == "template":
+        config |= {name: getattr(options, name) for name in ("filters", "prior", "repair")}
+        config["templates"] = options.templates and place(options.templates)
     if options.label:
         overlay_path(dataset, options.label)
         overlay_ids(dataset, dataset.select(UNLABELLED))
-    claim_run(workdir, config)
-    if not 0 <= options.seed < 2**32:
-        raise InputError(f"--seed: {options.seed} must lie in 0..{2**32 - 1}")
-    evaluated = claim_scores(workdir, dataset, overwrite=False)
+    with claimed(options.workdir, config):
+        evaluated = claim_scores(options.workdir, dataset, overwrite=False)
+        report = write_run(dataset, options, started, argv)
+        replace(options.workdir / "evaluated.json", json.dumps(evaluated, indent=1).encode())
+    for name, metrics in report.items():
+        sigma, eta = (metrics[key]["value"] for key in ("sigma_mad", "eta_15"))
+        if sigma is not None:
+            print(f"{name}: {metrics['objects']['value']} objects, sigma_mad {sigma:.4f}, eta_15 {eta:.2%}")
+
+
+def write_run(dataset: Dataset, options: argparse.Namespace, started: float, argv: list[str]) -> dict:
+    """Fit, predict and write the results and the overlay, in a directory that is claimed; the scores by test set."""
+    workdir, own = options.workdir, (options.filters, options.templates, options.prior, options.repair)
     if options.model == "template":
-        fitted = Templates(dataset, *chosen.values(), options.seed)
+        fitted = Templates(dataset, *own, options.seed)
         catalog, pdf = fitted.predict_test(dataset)
     else:
         catalog, pdf = predict(dataset, options.model, options.seed)
-    workdir.mkdir(parents=True, exist_ok=True)
-    replace(workdir / "config.json", json.dumps(config, indent=1).encode())
-    truths = truths_of(dataset, catalog["key"])
-    report = write_results(workdir, workdir.resolve().name, catalog, pdf, truths, seed=options.seed)
     cost = {"steps": 0, "batch_size": 0, "images": 0, "seconds": time.monotonic() - started}
     cost |= {"parameters": 0, "devices": "cpu"}
     replace(workdir / "compute.json", json.dumps(cost, indent=1).encode())
+    arm, truths = workdir.resolve().name, truths_of(dataset, catalog["key"])
+    report = write_results(workdir, arm, catalog, pdf, truths, seed=options.seed)
     if options.label:
         rows, values = fitted.labels(dataset)
         columns = {name: dataset.manifest.columns.get(name, spec) for name, spec in LABELS.items()}
         print(
             write_overlay(dataset, options.label, rows, values, columns, {"tool": "jaxz.photometry", "arguments": argv})
         )
-    replace(workdir / "evaluated.json", json.dumps(evaluated, indent=1).encode())
-    for name, metrics in report[workdir.resolve().name].items():
-        sigma, eta = (metrics[key]["value"] for key in ("sigma_mad", "eta_15"))
-        if sigma is not None:
-            print(f"{name}: {metrics['objects']['value']} objects, sigma_mad {sigma:.4f}, eta_15 {eta:.2%}")
+    return report[arm]
 
 
 if __name__ == "__main__":

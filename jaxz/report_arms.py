@@ -10,7 +10,7 @@ import numpy as np
 from jaxz.photoz.binned import dependence_metrics, equal_bins
 from jaxz.photoz.bootstrap import Estimate, hierarchical_bootstrap, sky_cells
 from jaxz.photoz.metrics import ENOUGH_FOR_ERRORS, all_metrics, columns_of
-from jaxz.report_data import Run
+from jaxz.report_data import Run, starts_of
 from jaxz.report_tables import all_test_sets, comparable
 from jaxz.results import INTERVAL
 
@@ -42,10 +42,16 @@ def seed(run: Run) -> int | None:
 
 def recipe(run: Run) -> str:
     """All that its config and those of the runs it started from say, but the seed."""
-    configs = [{**one.config, "seed": None} for one in (run, *run.parents)]
-    for config, _ in zip(configs, run.parents, strict=False):
-        config["init"] = {**config["init"], "path": ""}  # told by the config that follows
-    return json.dumps(configs, sort_keys=True)
+    there = {parent.path: parent.config for parent in run.parents}
+
+    def told(config: dict, there: dict) -> dict:
+        own = {**config, "seed": None, "starts": []}
+        for path in starts_of(config):
+            rest = {other: known for other, known in there.items() if other != path}  # no run is its own start
+            own["starts"].append(told(there[path], rest) if path in there else str(path))
+        return own | {"init": {**(config.get("init") or {}), "path": ""}, "others": []}  # are told by starts
+
+    return json.dumps(told(run.config, there), sort_keys=True)
 
 
 def mean_scores(runs: Sequence[Run]) -> dict:

@@ -31,7 +31,7 @@ class Run:
     predictions: dict[str, np.ndarray] = field(default_factory=dict)  # {column: [N]}
     pdf: PDF | None = None
     reconstructions: dict[str, np.ndarray] = field(default_factory=dict)
-    parents: tuple["Run", ...] = ()  # the run it started from, and that one's ...
+    parents: tuple["Run", ...] = ()  # the run it started from, that one's ...; each once
     dataset: str = ""  # that of the scores; without scores, that of the training
     seeds: tuple["Run", ...] = ()  # of an arm: this run and those that differ in their seed alone
     estimates: dict[str, dict[str, Estimate]] = field(default_factory=dict)  # {test set: {metric}}, alike for all arms
@@ -78,14 +78,22 @@ def read_run(path: Path | str) -> Run:
 
 
 def parents_of(config: dict, seen: set[Path]) -> tuple[Run, ...]:
-    """The runs named by init.path, nearest first, as far as they can be read; only their costs matter here."""
-    start = (config.get("init") or {}).get("path")
-    path = Path(str(start)).resolve() if start else None
-    if path is None or path in seen or not (path / "config.json").is_file():
-        return ()
-    config, nothing = read_config(path / "config.json"), np.empty(0)
-    parent = Run(path.name, path, config, read_compute(path / "compute.json"), {}, nothing, nothing)
-    return (parent, *parents_of(config, seen | {path}))
+    """The runs that a config's starts_of name, each followed by its own parents and there once, but for those `seen`,
+    which grow; as far as they can be read: only their costs matter here."""
+    parents: list[Run] = []
+    for path in starts_of(config):
+        if path not in seen and (path / "config.json").is_file():
+            seen.add(path)
+            config, nothing = read_config(path / "config.json"), np.empty(0)
+            parents.append(Run(path.name, path, config, read_compute(path / "compute.json"), {}, nothing, nothing))
+            parents += parents_of(config, seen)
+    return tuple(parents)
+
+
+def starts_of(config: dict) -> list[Path]:
+    """The run that a config names by init.path, and the others that a correction of several (jaxz.correct) names."""
+    named = [(config.get("init") or {}).get("path"), *config.get("others", [])]
+    return [Path(str(path)).resolve() for path in named if path]
 
 
 def read_json(path: Path) -> dict:
@@ -103,6 +111,8 @@ def read_config(path: Path) -> dict:
     for group in ("data", "init"):
         if not isinstance(config.get(group, {}), dict):
             raise InputError(f"{path}: {group} is {config[group]!r}, not a group of fields; restore it from a copy")
+    if not isinstance(config.get("others", []), list):
+        raise InputError(f"{path}: others is {config['others']!r}, not a list of runs; restore it from a copy")
     return config
 
 

@@ -173,7 +173,7 @@ def verdict(arms: Sequence[Run], runs: Sequence[Run]) -> list[str]:
     sentences += [sentence for sentence in (gap(arms, sets), cost(arms, sets)) if sentence]
     if seen := [arm.name for arm in arms if arm.transductive]:
         names = join([f"<b>{escape(name)}</b>" for name in seen])
-        sentences.append(f"Trained on the test split's images too (transductive): {names}.")
+        sentences.append(f"Knew of the test split's objects in training, without their labels (transductive): {names}.")
     begun = {parent.path for run in runs for parent in run.parents}
     if lacking := [run.name for run in runs if not run.scores and run.path.resolve() not in begun]:
         sentences.append(f"Not scored: {join([f'<b>{escape(name)}</b>' for name in lacking])}.")
@@ -269,7 +269,8 @@ def compute_table(runs: Sequence[Run], colours: Mapping[str, str]) -> str:
     """What each run cost, by itself and with the runs it started from."""
     rows = []
     for run in runs:
-        own, before = run.compute, " ← ".join(parent.name for parent in run.parents)
+        own, names = run.compute, [parent.name for parent in run.parents]
+        before = (", " if run.config.get("others") else " ← ").join(names)
         start = (run.config.get("init") or {}).get("path")
         cells = (
             escape(before or (f"{start} (not found)" if start else "scratch")),

@@ -1,8 +1,9 @@
 """Predictions on disk: the test sets, the catalogue of predictions, p(z) and their scores. One place for every arm."""
 
+import contextlib
 import io
 import json
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jaxz.data.manifest import Array, Column
+from jaxz.data.transport import place
 from jaxz.errors import InputError
 from jaxz.files import read_json, replace
 from jaxz.photoz.bootstrap import sky_cells
@@ -109,15 +111,15 @@ def truths_of(dataset, keys: pa.ChunkedArray) -> dict[str, np.ndarray]:
     truths = {}
     for name, (where, column) in test_sets(dataset).items():
         table = dataset.arrow(where, ["key", column])
-        place = pc.index_in(keys, value_set=table["key"].combine_chunks())
-        truths[name] = table[column].take(place.combine_chunks()).to_numpy().astype(np.float64)
+        found = pc.index_in(keys, value_set=table["key"].combine_chunks())
+        truths[name] = table[column].take(found.combine_chunks()).to_numpy().astype(np.float64)
     return truths
 
 
 def claim_scores(workdir: Path, dataset, overwrite: bool) -> dict:
     """What RUN/evaluated.json says of scores on `dataset`. Raises InputError where the run holds those of another one
     and they are not to be overwritten."""
-    now = {"dataset": str(dataset.path), "rows": dataset.fingerprint()["rows"]}
+    now = {"dataset": place(dataset.path), "rows": dataset.fingerprint()["rows"]}
     path = workdir / "evaluated.json"
     then = read_json(path, "the record of an evaluation") if path.exists() else now
     if then.get("rows") != now["rows"] and not overwrite:
@@ -128,13 +130,35 @@ def claim_scores(workdir: Path, dataset, overwrite: bool) -> dict:
     return now
 
 
-def claim_run(workdir: Path, config: dict) -> None:
-    """Raises InputError where a directory to write a run into holds one of another config, or anything else."""
+@contextlib.contextmanager
+def claimed(workdir: Path, config: dict) -> Iterator[None]:
+    """Writes RUN/config.json before the work within begins: a command of another config is refused from then on, and
+    the same one goes on where this was interrupted. What is refused itself leaves nothing behind.
+
+    Raises InputError where the directory holds a run of another config, or anything else.
+    """
     path = workdir / "config.json"
+    made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
     if workdir.is_dir() and not path.exists() and any(workdir.iterdir()):
         raise InputError(f"workdir: {str(workdir)!r} holds files but no config.json; name an empty directory")
-    if path.exists() and read_json(path, "the run's config") != config:
+    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(path, "x") as file:  # which one process alone can
+            file.write(json.dumps(config, indent=1))
+        mine = True
+    except FileExistsError:
+        mine = False
+    if not mine and read_json(path, "the run's config") != config:
         raise InputError(f"workdir: {str(workdir)!r} holds a run of another configuration; choose another directory")
+    try:
+        yield
+    except InputError:
+        if mine and [path] == list(workdir.iterdir()):
+            path.unlink()
+            with contextlib.suppress(OSError):  # somebody else's by now
+                for folder in made:
+                    folder.rmdir()
+        raise
 
 
 def summaries(pdf: PDF) -> dict[str, np.ndarray]:

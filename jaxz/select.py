@@ -10,7 +10,7 @@ Lee 2017, eq. 7). jaxz.evaluate and jaxz.predict take the chosen one by --step.
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,45 +20,44 @@ from jaxz.checkpoint import Checkpoints
 from jaxz.data.dataset import Dataset
 from jaxz.errors import InputError, run
 from jaxz.files import replace
+from jaxz.held import held_out
 from jaxz.inference import Model, load_run
 from jaxz.photoz import shift
 from jaxz.photoz.bootstrap import Estimate, hierarchical_bootstrap, sky_cells
 from jaxz.photoz.pdf import PDF
-from jaxz.results import sure_labels
 
 FEWEST = 20  # labelled objects that count
 
 
-def checkpoints(path: str, item: str) -> Iterator[tuple[int, Model]]:
-    """(step, model) of each that a run keeps, the oldest first; the model is one, with other parameters."""
+def opened(path: str, item: str) -> Model:
+    """A run's model. Raises InputError for what keeps no checkpoints, or predicts no redshifts."""
+    if not (Path(path) / "checkpoints").is_dir():
+        raise InputError(f"RUN: {path!r} holds no checkpoints to choose from; name a run that was trained")
     model = load_run(path, item)
     if model.edges is None:
         raise InputError(f"RUN: {path!r} predicts no redshifts; name another run")
+    return model
+
+
+def checkpoints(path: str, model: Model, item: str) -> Iterator[tuple[int, Model]]:
+    """(step, model) of each whole one that a run keeps, the oldest first; the model is `model`, with its parameters."""
     with Checkpoints(Path(path)) as kept:
-        for step in kept.steps():
-            model.params = kept.params(model.abstract, item, step)
+        for step, params in kept.whole(model.abstract, item):
+            model.params = params
             yield step, model
 
 
-def validation(dataset: Dataset, where: str, weights: str | None) -> dict[str, np.ndarray]:
+def validation(dataset: Dataset, models: Sequence[Model], where: str, weights: str | None) -> dict[str, np.ndarray]:
     """Columns [N] of the objects that pass `where`: z, weight (0: no label, or none that counts), wanted (whether p(z)
-    counts without a label) and cell. Raises InputError where too few count."""
-    rows = dataset.select(where)
-    if weights and weights not in dataset.manifest.columns:
-        raise InputError(f"--weights: the dataset has no column {weights!r}; name an --overlay of jaxz.shift")
-    labelled = f"({where}) and {sure_labels(dataset.manifest.columns)} and isfinite(z)"
-    known = np.isin(rows, dataset.select(labelled))
-    weight = np.nan_to_num(dataset.column(weights)[rows].astype(np.float64)) if weights else np.ones(len(rows))
-    weight = np.where(known, weight, 0)
-    if (count := int((weight > 0).sum())) < FEWEST:
-        raise InputError(
-            f"--held: {count} labelled objects of {where!r} count, at least {FEWEST} are needed; name others, or have "
-            "jaxz.shift weigh them (--held)"
-        )
+    counts without a label) and cell. Raises InputError as held_out does."""
+    rows, held = dataset.select(where), held_out(dataset, models, where, weights, FEWEST, unlabelled=bool(weights))
+    known = np.isin(rows, held.rows)
+    z, weight = np.zeros((2, len(rows)))
+    z[known], weight[known] = held.z, held.weights
     place = [dataset.column(name)[rows] for name in ("ra", "dec") if name in dataset.manifest.columns]
     cells = sky_cells(*place) if len(place) == 2 else None
     return {
-        "z": np.where(known, dataset.column("z")[rows], 0.0), "weight": weight,
+        "z": z, "weight": weight,
         "wanted": np.ones(len(rows), bool) if weights else known,
         "cell": np.arange(len(rows)) if cells is None else cells,
     }  # fmt: skip
@@ -76,17 +75,20 @@ def loss(edges: np.ndarray, c: dict[str, np.ndarray]) -> dict[str, float]:
 def losses(options: argparse.Namespace) -> tuple[dict[tuple[str, int], Estimate], float]:
     """{(run, step): CDE loss} of the same objects, drawn alike; and the weights' effective sample size. Raises
     InputError for runs of other redshift bins."""
-    arms, edges, columns = {}, None, {}
-    for path in options.runs:
-        for step, model in checkpoints(path, options.item):
-            if edges is None:
-                dataset, edges = model.open_dataset(options.dataset, options.overlay), model.edges
-                columns = validation(dataset, options.held, options.weights)
-            if not np.array_equal(edges, model.edges):
-                raise InputError(f"RUN: {path!r} has other redshift bins than {options.runs[0]!r}; leave it out")
+    models = {path: opened(path, options.item) for path in options.runs}
+    first = models[options.runs[0]]
+    for path, model in models.items():
+        if not np.array_equal(first.edges, model.edges):
+            raise InputError(f"RUN: {path!r} has other redshift bins than {options.runs[0]!r}; leave it out")
+    dataset, arms = first.open_dataset(options.dataset, options.overlay), {}
+    columns = validation(dataset, list(models.values()), options.held, options.weights)
+    for path, own in models.items():
+        for step, model in checkpoints(path, own, options.item):
             pdf, _ = model.densities(model.predict_dataset(dataset, options.held, ("pdf",))[1]["pdf"])
             arms[path, step] = [{**columns, "pdf": pdf.probability}]
-    found = hierarchical_bootstrap(lambda c: loss(edges, c), arms, columns["cell"])
+    if not arms:
+        raise InputError(f"RUN: {', '.join(options.runs)} hold no whole checkpoint; name runs that were trained")
+    found = hierarchical_bootstrap(lambda c: loss(first.edges, c), arms, columns["cell"])
     return {arm: metrics["cde_loss"] for arm, metrics in found.items()}, shift.effective_sample_size(columns["weight"])
 
 

@@ -12,6 +12,7 @@ domain classifier (0.5: no shift) and the share of the target that is uncovered.
 """
 
 import argparse
+import functools
 import json
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from jaxz.catalog_fluxes import features, flux_bands, load
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.manifest import Column
 from jaxz.data.overlays import overlay_ids, overlay_path, write_overlay
+from jaxz.data.where import negated, option_filter
 from jaxz.errors import InputError, run
 from jaxz.inference import load_run
 from jaxz.photoz import shift
@@ -84,8 +86,8 @@ def embeddings(dataset: Dataset, where: dict[str, str], workdir: str | None) -> 
 
 def overlay(dataset: Dataset, options: argparse.Namespace) -> tuple[np.ndarray, dict[str, np.ndarray], dict]:
     """Rows [K] of training, held-out and target objects, their columns [K], and what was found."""
-    held = held_filter(dataset, options)
-    where = {"train": options.train, "target": options.target} | ({"held": held} if held else {})
+    where = filters(dataset, options)
+    overlay_ids(dataset, functools.reduce(np.union1d, map(dataset.select, where.values())))
     train, target, *kept = domains(dataset, where, options.features, options.workdir)
     labels, others = (np.concatenate([part.rows for part in parts]) for parts in ((train, *kept), (target, *kept)))
     labelled, reached = (np.concatenate([part.x for part in parts]) for parts in ((train, *kept), (target, *kept)))
@@ -97,7 +99,10 @@ def overlay(dataset: Dataset, options: argparse.Namespace) -> tuple[np.ndarray, 
         covered = shift.covered(train.x, reached)
     except ValueError as error:
         raise InputError(f"--features: {error}; choose others, or other --train and --target") from None
-    weights = [part / part.mean() for part in np.split(weight, [len(train.x)]) if len(part)]
+    parts = np.split(weight, [len(train.x)])[: 1 + len(kept)]
+    if empty := [option for option, part in zip(("--train", "--held"), parts, strict=False) if not part.any()]:
+        raise InputError(f"{empty[0]}: no target object lies near any of its objects: none has a weight; choose others")
+    weights = [part / part.mean() for part in parts]
     stratum = shift.propensity_strata(np.concatenate([own, likest]))
     rows = np.union1d(labels, others)
     values = {"weight": np.zeros(len(rows)), "coverage": np.ones(len(rows), np.int8), "stratum": np.zeros(len(rows))}
@@ -118,13 +123,15 @@ def overlay(dataset: Dataset, options: argparse.Namespace) -> tuple[np.ndarray, 
     return rows, values, summary
 
 
-def held_filter(dataset: Dataset, options: argparse.Namespace) -> str | None:
-    """The filter of labelled objects that are weighted beside the training ones; None where there are none."""
+def filters(dataset: Dataset, options: argparse.Namespace) -> dict[str, str]:
+    """{"train", "target" and, where there are labelled objects that are weighted beside the training ones, "held"}."""
     columns, given = dataset.manifest.columns, options.held
+    where = {name: option_filter(f"--{name}", getattr(options, name)) for name in ("train", "target")}
     if given is None and {"split", "z_kind"} <= columns.keys():
         given = f"split == 'val' and {sure_labels(columns)}"
-    held = f"({given}) and not ({options.train})"
-    return held if given and (options.held or len(dataset.select(held)) >= shift.FOLDS) else None
+    held = option_filter("--held", given, negated(where["train"])) if given else None
+    there = held and (options.held or len(dataset.select(held)) >= shift.FOLDS)
+    return where | ({"held": held} if there else {})
 
 
 def main(argv: list[str]) -> None:
@@ -142,9 +149,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overlay", action="append", default=[], help="an overlay that is read first; may be repeated")
     options = parser.parse_args(argv)
+    if not 0 <= options.seed < 2**32:
+        raise InputError(f"--seed: {options.seed} must lie in 0..{2**32 - 1}")
     dataset = open_dataset(options.dataset, overlays=options.overlay)
     overlay_path(dataset, options.name)
-    overlay_ids(dataset, np.union1d(dataset.select(options.train), dataset.select(options.target)))
     rows, values, summary = overlay(dataset, options)
     provenance = {"tool": "jaxz.shift", "arguments": argv, "rows": dataset.fingerprint()["rows"], "summary": summary}
     path = write_overlay(dataset, options.name, rows, values, COLUMNS, provenance | {"versions": versions()})

@@ -91,13 +91,17 @@ def is_half(config) -> bool:
 
 
 def start_from(state: TrainState, params: dict) -> TrainState:
-    """`state` with those of its parameters replaced that `params` has too; other objectives' heads stay fresh. One
-    model's are the beginning of all members."""
+    """`state` with those of its parameters replaced that `params` has too; others stay fresh. One model's are the
+    beginning of all members."""
+
+    def begun(own: dict, there: dict) -> dict:
+        return own | {
+            name: begun(own[name], new) if isinstance(new, dict) else take(own[name], new)
+            for name, new in there.items()
+        }
+
     take = lambda old, new: jax.device_put(jnp.broadcast_to(new, old.shape), old.sharding)
-    merged = {
-        name: jax.tree.map(take, value, params[name]) if name in params else value
-        for name, value in state.params.items()
-    }
+    merged = begun(state.params, params)
     ema = jax.tree.map(jnp.copy, merged) if state.ema else {}
     return state._replace(params=merged, ema=ema)
 

@@ -41,6 +41,7 @@ from jaxz.validate import validate
 log = logs.log
 COMPUTING = ("dtype", "attention", "remat", "drop_path")  # settings of a model that change no parameter
 OTHERS = ("log.txt", "slurm")  # may lie in a run directory before the run
+BINS = {"z_min", "z_max", "bins"}  # settings of a head that decide what its last layer's outputs are, and nothing else
 
 
 def main(argv: list[str]) -> int:
@@ -246,13 +247,19 @@ def run_meta(path: str) -> dict:
 
 def pretrained_params(config, abstract, mesh, normalisation: Normalisation) -> dict:
     """The encoder of the run in init.path, low-rank factors merged into it, and the heads of the objectives that both
-    have with the same settings; or an encoder of published weights."""
+    have with the same settings; of one whose redshift bins alone differ the normalisation before the last layer, which
+    begins anew. Or an encoder of published weights."""
     if begins_with_weights(config):
         return {"encoder": encoder_params(config.init.path, config.model, normalisation.bands)}
     then, now = complete(run_meta(config.init.path)["config"]), resolved(config)
     members, rank = then["train"]["members"], then["optim"]["lora_rank"]
-    heads = (name for name in config.losses if name in then["losses"] and then.get(name) == now.get(name))
-    wanted = {name: abstract.params[name] for name in ("encoder", *heads)}
+    wanted = {"encoder": abstract.params["encoder"]}
+    for name in (name for name in config.losses if name in then["losses"]):
+        changed = {line.split(":")[0] for line in difference(then.get(name), now.get(name))}
+        if not changed:
+            wanted[name] = abstract.params[name]
+        elif changed <= BINS and {"norm", "out"} == abstract.params[name].keys():
+            wanted[name] = {"norm": abstract.params[name]["norm"]}
     if members < config.train.members:
         wanted = jax.tree.map(of_one, wanted)
     if rank:

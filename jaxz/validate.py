@@ -14,6 +14,11 @@ def is_range(values) -> bool:
     return not values or (numbers and len(values) == 2 and values[0] <= values[1])
 
 
+def is_profile(steps) -> bool:
+    """Whether it is empty, or the first and last of some steps."""
+    return is_range(steps) and all(type(step) is int and step >= 1 for step in steps)
+
+
 def are_rules(rules) -> bool:
     """Whether they are one or more pairs (regex, factor)."""
     number = lambda v: isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) and v >= 0
@@ -46,7 +51,7 @@ CHECKS = (
     ("train.log_every", lambda v: v >= 1, "at least 1"),
     ("train.accumulate", lambda v: v >= 1, "at least 1"),
     ("train.members", lambda v: 1 <= v <= 1000, "from 1 to 1000"),
-    ("train.profile", lambda v: is_range(v) and all(type(n) is int and n >= 1 for n in v), "() or (first, last) step"),
+    ("train.profile", is_profile, "() or (first, last) step"),
     ("train.ema_decay", lambda v: 0 <= v < 1, "in [0, 1)"),
     ("train.ema_final", lambda v: 0 <= v <= 1, "in [0, 1]"),
     ("optim.name", lambda v: v in ("adamw", "lamb", "muon"), "'adamw', 'lamb' or 'muon'"),
@@ -163,7 +168,7 @@ def training_problems(config: ml_collections.ConfigDict):
             f"train.ema_final: {train.ema_final} is what train.ema_decay, {train.ema_decay}, rises to; set that "
             "between 0 and it"
         )
-    if train.profile and train.profile[1] > train.steps:
+    if train.profile and is_profile(train.profile) and train.profile[1] > train.steps:
         yield f"train.profile: {tuple(train.profile)} ends after train.steps {train.steps}; end it sooner"
     if config.init.item == "ema" and not config.init.path:
         yield "init.item: 'ema' needs init.path, the run to start from"

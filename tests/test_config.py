@@ -118,6 +118,8 @@ VALUES = [
     ("augment.ebv=0.1", "augment.ebv: 0.1 reddens images that data.deredden corrects"),
     ("train.ema_final=0.99", "train.ema_final: 0.99 is what train.ema_decay, 0.0, rises to"),
     ("train.profile=(5,5000)", r"train.profile: \(5, 5000\) ends after train.steps"),
+    ("train.profile=(5,)", r"train.profile: \(5,\) must be \(\) or \(first, last\) step"),
+    ("train.profile=('a','b')", r"train.profile: \('a', 'b'\) must be \(\) or \(first, last\) step"),
     ("losses={'moco':1.0}", "losses: 'moco' has settings that the config was made without; name it in a config file"),
     (f"seed={2**63}", f"seed: {2**63} must be of 64 bits"),
 ]

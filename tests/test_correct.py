@@ -2,15 +2,17 @@
 
 import functools
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from ml_collections import ConfigDict
 from scipy import stats
 from scipy.spatial import KDTree
 
 from jaxz import correct, report
+from jaxz.config import default
 from jaxz.data.dataset import open_dataset
 from jaxz.data.manifest import Column
 from jaxz.data.overlays import write_overlay
@@ -19,7 +21,7 @@ from jaxz.errors import InputError
 from jaxz.inference import Model
 from jaxz.photoz import calibration, clap, shift
 from jaxz.photoz.pdf import PDF, read_qp
-from jaxz.shift import domains
+from jaxz.report_data import read_run
 from tests.test_photometry import make_dataset
 
 EDGES = np.linspace(0, 2, 81)
@@ -33,13 +35,10 @@ class Fake(Model):
     edges, members = EDGES, 1
 
     def __init__(self, path, offset=0.0):
-        data = dict(path=str(path), overlays=(), cache="", cache_gib=0, sources=(), where="", transductive=False)
-        self.config = ConfigDict(dict(seed=7, losses=dict(redshift=1.0), redshift={}))
-        self.config.data, self.offset = data | dict(weights="", balance=""), offset
-
-    def training_rows(self):
-        opened = open_dataset(self.config.data.path)
-        yield opened, opened.select("split == 'train' and z < 2")
+        config = default()
+        config.seed, config.data.path = 7, str(path)
+        self.config, self.offset, self.objective = config, offset, SimpleNamespace(columns=("z",))
+        self.trained_on = [open_dataset(str(path)).fingerprint()["rows"]]
 
     def guess(self, dataset, rows):
         flux = {band: dataset.column(f"flux_{band}")[rows].astype(float) for band in "ri"}
@@ -71,7 +70,7 @@ def dataset(tmp_path_factory):
 def corrected(dataset, tmp_path, monkeypatch):
     """corrected(method, *options) -> (catalogue, p(z), scores of NEWRUN), and the runs' fakes by name."""
     fakes = {"RUN": Fake(dataset), "OTHER": Fake(dataset, 0.1)}
-    monkeypatch.setattr(correct, "load_run", fakes.__getitem__)
+    monkeypatch.setattr(correct, "load_run", lambda path, item, step: fakes[path])
     monkeypatch.setattr(correct, "write_results", functools.partial(correct.write_results, resamples=2))
 
     def made(method, *options, runs=("RUN",), name=""):
@@ -92,8 +91,9 @@ def known(run, dataset, where):
     return PDF(EDGES, found["pdf"]), opened.column("z")[rows].astype(float), rows
 
 
-def test_pit(corrected, dataset):
+def test_pit(corrected, dataset, tmp_path):
     table, pdf, _ = corrected("pit")
+    assert not read_run(tmp_path / "pit").transductive
     test, (held, z, _) = known(corrected.run, dataset, "split == 'test'")[0], known(corrected.run, dataset, HELD)
     expected = calibration.recalibrate(test, held.cdf(z))
     assert np.allclose(pdf.probability, expected.probability, atol=1e-6)
@@ -145,21 +145,51 @@ def test_label_shift(corrected, dataset):
     _, z, _ = known(corrected.run, dataset, "split == 'train' and z < 2")
     expected, _ = shift.label_shift(test.probability, np.histogram(z, EDGES)[0].astype(float))
     assert np.allclose(pdf.probability, expected, atol=1e-5)
-    corrected.run.config.redshift.logit_adjust = 1.0
+    with corrected.run.config.unlocked():
+        corrected.run.config.redshift = dict(logit_adjust=1.0)
     with pytest.raises(InputError, match="logit_adjust is set"):
         corrected("label_shift", name="other")
 
 
-def test_cells_move_redshifts_by_their_bias(corrected, dataset):
-    table, pdf, _ = corrected("cells")
-    test, (held, z, _) = known(corrected.run, dataset, "split == 'test'")[0], known(corrected.run, dataset, HELD)
-    x = domains(open_dataset(dataset), {"train": HELD, "target": "split == 'test'"}, ["flux"], None)
-    found = shift.calibrate_cells(x[0].x, (held.median() - z) / (1 + z), x[1].x, len(z) // 25, 0)
-    bias = np.nan_to_num(found.bias[found.target])
-    for edge in EDGES[1:-1:9]:  # z < edge where z (1 - bias) - bias was
-        assert pdf.cdf(edge) == pytest.approx(test.cdf((edge + bias) / (1 - bias)), abs=1e-6)
-    assert table["z_best"].to_numpy() == pytest.approx(test.median() - bias * (1 + test.median()), abs=0.02)
-    assert np.abs(bias).max() > 0.01
+def test_cells_take_their_residual_away(corrected):
+    """Estimates that are off by the same large part of 1 + z are not off any more."""
+
+    def guess(dataset, rows):
+        z = dataset.column("true_z")[rows].astype(float)
+        return z + 0.12 * (1 + z)
+
+    corrected.run.guess = guess
+    table, _, _ = corrected("cells")
+    truth = table["z_true"].to_numpy().astype(float)
+    assert (table["z_best"].to_numpy() - truth) / (1 + truth) == pytest.approx(0, abs=0.004)
+
+
+def with_tests(path, count, **change):
+    """A dataset in which so many objects are test ones, half of the others validation ones."""
+
+    def split(values):
+        number = np.arange(len(values["z"]))
+        return np.where(number < count, "test", np.where(number % 2, "train", "val"))
+
+    return make_dataset(path, n=900, change={"split": split, **change})
+
+
+def test_cells_of_few_test_objects(corrected, tmp_path):
+    table, _, _ = corrected("cells", "--dataset", str(with_tests(tmp_path / "six", 6)))  # 9 cells by the held-out ones
+    assert len(table) == 6
+    with pytest.raises(InputError, match="--dataset: 3 test objects, but cells divides them and needs 5"):
+        corrected("cells", "--dataset", str(with_tests(tmp_path / "three", 3)), name="none")
+
+
+@pytest.mark.parametrize(("where", "whose"), [("test", "test"), ("val", "held-out")])
+def test_lin_z_phot_needs_magnitudes(corrected, tmp_path, where, whose):
+    path = make_dataset(
+        tmp_path / "d",
+        n=900,
+        change=SPLITS | {"mag_ref": lambda v: np.where(v["split"] == where, np.nan, v["mag_ref"])},
+    )
+    with pytest.raises(InputError, match=f"lin_z_phot needs mag_ref, which no {whose} object has"):
+        corrected("lin_z_phot", "--dataset", str(path))
 
 
 def test_lin_z_phot_subtracts_the_bias(corrected, dataset):
@@ -175,7 +205,7 @@ def test_lin_z_phot_subtracts_the_bias(corrected, dataset):
     assert (pdf.mean() - test.mean())[inside] == pytest.approx((wanted - test.median())[inside], abs=2e-5)
 
 
-def test_strata_are_each_of_their_run(corrected, dataset):
+def test_strata_are_each_of_their_run(corrected, dataset, tmp_path):
     opened = open_dataset(dataset)
     rows = opened.select("split == 'test'")
     if not (dataset / "overlays/s.parquet").exists():
@@ -184,8 +214,12 @@ def test_strata_are_each_of_their_run(corrected, dataset):
     each = [known(run, dataset, "split == 'test'")[0].probability for run in (Fake(dataset), Fake(dataset, 0.1))]
     assert np.allclose(pdf.probability, np.where(np.arange(len(rows))[:, None] % 2, each[1], each[0]), atol=1e-6)
     assert table["key"].to_pylist() == opened.arrow("split == 'test'", ["key"])["key"].to_pylist()
+    assert read_run(tmp_path / "strata").transductive  # by the strata of test objects
     with pytest.raises(InputError, match="150 test objects are in no stratum below 1"):
         corrected("strata", "--overlay", "s", name="other")
+    write_overlay(opened, "high", rows, {"stratum": 1 + np.arange(len(rows)) % 2}, {"stratum": Column("int8")}, {})
+    with pytest.raises(InputError, match="150 test objects are in no stratum below 2"):  # stratum 0 has none
+        corrected("strata", "--overlay", "high", runs=("RUN", "OTHER"), name="other")
 
 
 def test_clap_is_the_harmonic_mean_of_its_runs(corrected, dataset, monkeypatch):
@@ -216,6 +250,8 @@ def test_clap_is_the_harmonic_mean_of_its_runs(corrected, dataset, monkeypatch):
         ("pit", [], 2, "2 runs, but pit corrects one"),
         ("cells", ["--weights", "mag_ref"], 1, "cells takes none"),
         ("pit", ["--weights", "none"], 1, "no column 'none'"),
+        ("label_shift", ["--held", "split == 'val'"], 1, "--held: label_shift needs no held-out objects"),
+        ("strata", ["--held", "split == 'val'"], 2, "--held: strata needs no held-out objects"),
     ],
 )
 def test_refusals(corrected, tmp_path, method, options, runs, message):
@@ -236,4 +272,59 @@ def test_a_corrected_run_is_an_arm_of_the_report(corrected, tmp_path, monkeypatc
             assert found["conformal"][test_set][name]["value"] == score["value"]
     assert found["conformal"]["full"]["coverage_68"]["error"] > 0
     config = json.loads((tmp_path / "pit/config.json").read_text())
-    assert (config["method"], config["init"]["path"], config["seed"]) == ("pit", "RUN", 7)
+    assert (config["method"], config["seed"], config["held"]) == ("pit", 7, "split == 'val'")
+    assert config["init"] == {"path": str(Path("RUN").resolve()), "item": "params", "step": None}
+    cost = json.loads((tmp_path / "pit/compute.json").read_text())
+    assert cost["images"] == 0 and cost["seconds"] > 0 and cost["devices"].startswith("1 x ")
+
+
+def test_the_checkpoint_that_was_chosen_is_corrected(corrected, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(correct, "load_run", lambda *of: asked.append(of) or corrected.run)
+    corrected("pit", "--step", "10", "--item", "ema")
+    assert asked == [("RUN", "ema", 10)]
+    assert json.loads((tmp_path / "pit/config.json").read_text())["init"].items() >= {"item": "ema", "step": 10}.items()
+    with pytest.raises(InputError, match="another configuration"):
+        corrected("pit", "--step", "20")
+
+
+def test_a_directory_is_claimed_before_the_work(corrected, dataset, tmp_path, monkeypatch):
+    """Of two commands into one directory the second is refused; the first, interrupted, goes on when given again."""
+
+    def meanwhile(task):
+        with pytest.raises(InputError, match="another configuration"):
+            corrected("label_shift", name="claimed")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as during:
+        during.setitem(correct.METHODS, "pit", meanwhile)
+        with pytest.raises(KeyboardInterrupt):
+            corrected("pit", name="claimed")
+    assert [path.name for path in (tmp_path / "claimed").iterdir()] == ["config.json"]
+    write = correct.write_results
+
+    def written(out, *rest, **more):
+        assert (out / "compute.json").exists()  # report.json, which stands for a whole run, is written here
+        return write(out, *rest, **more)
+
+    monkeypatch.setattr(correct, "write_results", written)
+    corrected("pit", name="claimed")
+    corrected("pit", "--dataset", f"{dataset.parent}/./{dataset.name}/", name="claimed")  # the same, written otherwise
+    assert json.loads((tmp_path / "claimed/evaluated.json").read_text())["dataset"] == str(dataset.resolve())
+
+
+def test_a_dataset_with_nothing_to_correct_is_refused(corrected, tmp_path):
+    with pytest.raises(InputError, match="--dataset: .* has no object of the split 'test'"):
+        corrected("label_shift", "--dataset", str(with_tests(tmp_path / "none", 0)))
+    labelled = make_dataset(tmp_path / "all", n=400, change=SPLITS | {"z": lambda v: v["true_z"]})
+    with pytest.raises(InputError, match="--method: clap learns from training objects without a redshift"):
+        corrected("clap", "--dataset", str(labelled))
+
+
+def test_label_shift_of_several_labelled_sources_is_refused(corrected, dataset):
+    corrected.run.config.data.sources = ({"name": "a", "where": "z < 1"}, {"name": "b", "where": "z >= 1"})
+    corrected.run.trained_on *= 2
+    with pytest.raises(InputError, match="2 of data.sources have redshifts"):
+        corrected("label_shift")
+    corrected.run.config.data.sources = ({"name": "a"}, {"name": "b", "where": "z_kind == 'none'"})
+    corrected("label_shift")

@@ -171,6 +171,21 @@ def test_refuses_another_configuration(tmp_path):
         photometry.main(["--dataset", str(dataset), "--workdir", str(tmp_path / "run")])
 
 
+def test_a_directory_is_claimed_before_the_fit(tmp_path, monkeypatch):
+    """And given up where the fit is refused."""
+    command = ["--dataset", str(make_dataset(tmp_path / "d", n=400)), "--workdir", str(tmp_path / "new/run")]
+
+    def meanwhile(*_):
+        with pytest.raises(InputError, match="another configuration"):
+            photometry.main([*command, "--model", "knn", "--seed", "1"])
+        raise InputError("no fit")
+
+    monkeypatch.setattr(photometry, "predict", meanwhile)
+    with pytest.raises(InputError, match="no fit"):
+        photometry.main([*command, "--model", "knn"])
+    assert not (tmp_path / "new").exists()
+
+
 def test_test_sets(tmp_path):
     labelled = make_dataset(tmp_path / "labelled", columns=["true_z"])
     assert list(results.test_sets(open_dataset(labelled))) == ["spec_like"]

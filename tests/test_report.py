@@ -322,6 +322,32 @@ def test_cost_includes_what_a_run_started_from(tmp_path):
     assert last.total("seconds") == 7098
 
 
+def corrected_runs(tmp_path, seed, rate=0.1):
+    """What is made of two runs of one pretraining, the second of which stands for two strata."""
+    before = arm(tmp_path, f"before_{seed}", {}, config={"seed": seed}, compute={"images": 9000, "seconds": 7000})
+    start = {"seed": seed, "init": {"path": str(before.path)}}
+    first, second = (
+        arm(tmp_path, f"{n}_{seed}", {}, config=start | {"lr": rate * n}, compute={"images": 50, "seconds": 8})
+        for n in (1, 2)
+    )
+    made = {"seed": seed, "init": {"path": str(first.path)}, "others": 2 * [str(second.path)], "method": "strata"}
+    return arm(
+        tmp_path, f"strata_{seed}", scores(0.03, 0.001), config=made, compute={"seconds": 1, "devices": "1 x cpu"}
+    )
+
+
+def test_corrections_of_several_runs_and_seeds_are_one_arm(tmp_path):
+    runs = [corrected_runs(tmp_path, seed) for seed in (0, 1)] + [corrected_runs(tmp_path, 2, rate=0.2)]
+    assert [[run.name for run in one.seeds] for one in arms_of(runs)] == [["strata_0", "strata_1"], ["strata_2"]]
+
+
+def test_cost_includes_each_run_that_a_correction_names_once(tmp_path):
+    run = corrected_runs(tmp_path, 0)
+    assert [parent.name for parent in run.parents] == ["1_0", "before_0", "2_0"]
+    assert run.total("images") == 9000 + 2 * 50 and run.total("seconds") == 7000 + 2 * 8 + 1
+    assert "<td>1_0, before_0, 2_0</td>" in report_tables.compute_table([run], {"strata_0": "red"})
+
+
 def test_runs_that_start_from_each_other_end(tmp_path):
     arm(tmp_path, "a", {}, config={"init": {"path": str(tmp_path / "b")}}, compute={"images": 1})
     b = arm(tmp_path, "b", {}, config={"init": {"path": str(tmp_path / "a")}}, compute={"images": 2})

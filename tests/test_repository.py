@@ -41,7 +41,7 @@ LAYERS = (
     ("catalog_fluxes",),
     ("template_fit",),
     ("inference", "report", "photometry"),
-    ("predict",),
+    ("held", "predict"),
     ("correct", "evaluate", "export", "lin", "probe", "redshifted", "select", "shift", "train"),
 )
 

@@ -34,7 +34,8 @@ def dataset(tmp_path_factory):
 def selected(dataset, tmp_path, monkeypatch):
     """selected(*options) -> the JSON; three checkpoints of two runs, whose p(z) are biased by 0.05 and more."""
     kept = {"A": [(10, Fake(dataset, 0.1)), (20, Fake(dataset))], "B": [(10, Fake(dataset, -0.15))]}
-    monkeypatch.setattr(select, "checkpoints", lambda path, item: iter(kept[path]))
+    monkeypatch.setattr(select, "opened", lambda path, item: kept[path][0][1])
+    monkeypatch.setattr(select, "checkpoints", lambda path, model, item: iter(kept[path]))
 
     def chosen(*options):
         select.main(["A", "B", "--dataset", str(dataset), "--json", str(tmp_path / "s.json"), *options])
@@ -74,6 +75,7 @@ def test_without_weights_it_is_the_loss_of_the_labelled_ones(selected, dataset):
     [
         (["--weights", "weight"], "no column 'weight'"),
         (["--held", "split == 'val' and object_id < 20"], "labelled objects .* count, at least 20"),
+        (["--held", "split == 'train'"], "were trained on"),
     ],
 )
 def test_refusals(selected, options, message):
@@ -81,9 +83,15 @@ def test_refusals(selected, options, message):
         selected(*options)
 
 
+def test_runs_without_a_whole_checkpoint_are_refused(selected, monkeypatch):
+    monkeypatch.setattr(select, "checkpoints", lambda *_: iter(()))
+    with pytest.raises(InputError, match="RUN: A, B hold no whole checkpoint"):
+        selected()
+
+
 def test_the_checkpoint_of_a_step_is_scored(redshift_run, tmp_path, monkeypatch):
     dataset, run = redshift_run
-    kept = {step: model.params for step, model in select.checkpoints(str(run), "params")}
+    kept = {step: model.params for step, model in select.checkpoints(str(run), load_run(run), "params")}
     same = lambda model: jax.tree.all(jax.tree.map(np.array_equal, kept[min(kept)], model.params))
     assert len(kept) > 1 and same(load_run(run, step=min(kept))) and not same(load_run(run))
     scored, copy = [], tmp_path / "arm"
@@ -91,6 +99,22 @@ def test_the_checkpoint_of_a_step_is_scored(redshift_run, tmp_path, monkeypatch)
     monkeypatch.setattr(evaluate, "write_reconstructions", lambda *rest: None)
     shutil.copytree(run, copy)
     evaluate.main([f"--workdir={copy}", f"--dataset={dataset}", f"--step={min(kept)}"])
-    assert same(scored[0]) and json.loads((copy / "evaluated.json").read_text())["step"] == min(kept)
+    said = json.loads((copy / "evaluated.json").read_text())
+    assert same(scored[0]) and (said["step"], said["item"]) == (min(kept), "params")
     with pytest.raises(InputError, match="--step: 9999 is not one of"):
         predict.main([f"--workdir={copy}", f"--dataset={dataset}", f"--out={tmp_path / 'p.parquet'}", "--step=9999"])
+
+
+def test_a_damaged_checkpoint_is_left_out(redshift_run, tmp_path, caplog):
+    _, run = redshift_run
+    copy = shutil.copytree(run, tmp_path / "damaged")
+    oldest, *others = sorted(int(path.name) for path in (copy / "checkpoints").iterdir())
+    (copy / f"checkpoints/{oldest}/files.json").write_text("{}")
+    found = [step for step, _ in select.checkpoints(str(copy), load_run(copy), "params")]
+    assert found == others and f"checkpoint {oldest} is damaged" in caplog.text
+
+
+def test_what_keeps_no_checkpoints_is_refused(tmp_path, dataset):
+    (tmp_path / "model.safetensors").write_bytes(b"")  # of jaxz.export
+    with pytest.raises(InputError, match="RUN: .* holds no checkpoints to choose from"):
+        select.main([str(tmp_path), "--dataset", str(dataset)])

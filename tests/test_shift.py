@@ -112,6 +112,10 @@ def test_embeddings_are_those_of_the_run(dataset, by_magnitude, monkeypatch):
         (["--features", "flux", "--name", "../up"], "not a path"),
         (["--features", "flux", "--train", "z == 9"], "'z == 9' chooses 0 objects"),
         (["--features", "flux", "--target", "nothing == 9"], "nothing"),
+        (["--features", "flux", "--held", "true_z < 1"], "--held: 'true_z < 1' reads 'true_z'"),
+        (["--features", "flux", "--held", "z > 0) or (z < 1"], "--held: 'z > 0) or (z < 1' is not an expression"),
+        (["--features", "flux", "--target", ""], "--target: '' is not an expression"),
+        (["--features", "flux", "--seed", "-1"], "--seed: -1 must lie in 0..4294967295"),
     ],
 )
 def test_refusals(dataset, rest, message, capsys):
@@ -119,6 +123,25 @@ def test_refusals(dataset, rest, message, capsys):
         run(lambda argv: weigh(dataset, "refused", *rest), [])
     assert ended.value.code == 2 and message in capsys.readouterr().err
     assert not (dataset / "overlays/refused.parquet").exists()
+
+
+def test_held_out_objects_far_from_the_target_have_no_weights(dataset, monkeypatch):
+    """Neighbours alone: a classifier's odds are never 0."""
+    even = lambda train, target, seed: np.full(len(train) + len(target), 0.5)
+    monkeypatch.setattr(shift.shift, "domain_probability", even)
+    near, far = "mag_ref > 21", "split == 'val' and mag_ref < 20"
+    with pytest.raises(InputError, match="--held: no target object lies near any of its objects"):
+        where = ["--train", f"split == 'train' and {near}", "--target", f"split == 'test' and {near}", "--held", far]
+        weigh(dataset, "far", "--features", "mag_ref", "--method", "knn", *where)
+
+
+def test_objects_without_a_name_of_their_own_are_refused_before_the_work(tmp_path, monkeypatch):
+    """Held-out ones too."""
+    ids = lambda v: np.where(v["split"] == "val", 0, np.arange(len(v["split"])))
+    path = make_dataset(tmp_path / "d", n=400, change={"split": splits, "object_id": ids})
+    monkeypatch.setattr(shift, "domains", None)
+    with pytest.raises(InputError, match="stands more than once"):
+        weigh(path, "twice", "--features", "flux", "--held", "split == 'val'", "--target", "split == 'test'")
 
 
 def test_an_overlay_is_not_replaced(dataset):

@@ -244,7 +244,7 @@ def test_training_objects_are_what_the_sources_draw_each_once(run, tmp_path):
     assert [list(dataset.column("z")[:2] == 0.5) for dataset, _ in (near, far, own)] == [[True] * 2, *[[False] * 2] * 2]
     assert model.open_dataset(f"{tmp_path}/./d").column("z")[rows].tolist() == [0.5] * len(rows)
     model.trained_on[2] = "other"
-    with pytest.raises(InputError, match="coverage: .*d/' does not hold the rows that the run was trained on"):
+    with pytest.raises(InputError, match="data.path: .*d/' does not hold the rows that the run was trained on"):
         model.learn_coverage()
 
 

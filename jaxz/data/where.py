@@ -64,6 +64,19 @@ def training_filter(*conditions: str) -> str | None:
     return ast.unparse(trees[0] if len(trees) == 1 else ast.BoolOp(ast.And(), trees)) if trees else None
 
 
+def option_filter(option: str, *conditions: str) -> str:
+    """`training_filter` of what an option of a command line chooses, which its sentences name; none may be empty."""
+    try:
+        return training_filter(*(ast.unparse(parse(condition)) for condition in conditions))
+    except InputError as error:
+        raise InputError(f"{option}: {str(error).removeprefix('where: ')}") from None
+
+
+def negated(condition: str) -> str:
+    """The filter of rows that a condition does not choose."""
+    return ast.unparse(ast.UnaryOp(ast.Not(), parse(condition)))
+
+
 def evaluate(where: str, column: Callable[[str], pa.ChunkedArray]) -> np.ndarray:
     """Bool [N]: the rows that pass.
 

@@ -140,6 +140,7 @@ def subtract_phot_bias(
     train: tuple[np.ndarray, np.ndarray, np.ndarray],
     edges: np.ndarray,
     rows: np.ndarray,
+    fewest: int = 5,
 ) -> np.ndarray:
     """[M] z_phot minus the mean of z_phot - z_spec of training objects in the same cell of (magnitude row, z_phot bin)
     (Lin et al. 2022, step 4).
@@ -147,7 +148,7 @@ def subtract_phot_bias(
     train: z_phot, z_spec and magnitude, [N] each, of held-out predictions whose bias in z_spec is gone; edges, rows:
     of the redshift bins (40 in the paper) and of the magnitude rows (0.5 mag). The training objects count by weights
     that give their histogram of (magnitude, z_spec) the shape of the target's of (magnitude, z_phot), in place of the
-    paper's resampling. Cells without training objects correct nothing.
+    paper's resampling. Cells of fewer than `fewest` training objects (one in the paper) correct nothing.
     """
     phot, spec, bright = train
 
@@ -160,4 +161,5 @@ def subtract_phot_bias(
     true, seen, own = cell(spec, bright), cell(phot, bright), cell(z_phot, magnitude)
     weights = (total(own) / np.maximum(total(true), 1))[true]
     weight = total(seen, weights)
-    return z_phot - (total(seen, weights * (phot - spec)) / np.where(weight > 0, weight, 1))[own]
+    bias = total(seen, weights * (phot - spec)) / np.where(weight > 0, weight, 1)
+    return z_phot - np.where(total(seen) >= fewest, bias, 0)[own]

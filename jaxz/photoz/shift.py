@@ -240,12 +240,14 @@ class Cells(NamedTuple):
 def calibrate_cells(
     train: np.ndarray, residual: np.ndarray, target: np.ndarray, cells: int, seed: int, fewest: int = 5
 ) -> Cells:
-    """Calibration per cell of feature space, after Masters et al. 2015 with k-means in place of a map.
+    """Calibration per cell of feature space, after Masters et al. 2015 with k-means in place of a map; at most as many
+    cells as target objects.
 
     train: [N,F], with residual [N], such as (z_phot - z_spec) / (1 + z_spec) of held-out predictions; target: [M,F],
-    which the cells divide. z_phot - bias[cell] (1 + z_phot) is then free of bias, to first order, in calibrated cells.
+    which the cells divide. (z_phot - bias[cell]) / (1 + bias[cell]) is then free of bias in calibrated cells.
     """
     train, target = common_space(train, target)
+    cells = min(cells, len(target))
     means = MiniBatchKMeans(cells, n_init=3, random_state=seed, batch_size=4096).fit(target)
     cell = means.predict(train)
     labelled = np.bincount(cell, minlength=cells)

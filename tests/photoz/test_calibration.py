@@ -131,9 +131,10 @@ def test_bias_in_z_phot_is_subtracted_in_cells_of_the_target():
             assert abs((found - z)[own].mean()) < 0.15 * abs(before)
 
 
-def test_empty_cells_correct_nothing():
-    train = tuple(np.array([value]) for value in (0.6, 0.5, 21.0))
-    found = calibration.subtract_phot_bias(
-        np.array([0.6, 1.6]), np.array([21.0, 21.0]), train, np.linspace(0, 2, 3), np.array([20.0, 22, 24])
-    )
-    assert found == pytest.approx([0.5, 1.6])
+def test_cells_of_few_correct_nothing():
+    """Five objects at a z_phot of 0.6, four at 1.6, none of the faint."""
+    z_phot = np.repeat([0.6, 1.6], [5, 4])
+    train = z_phot, z_phot - 0.1, np.full(9, 21.0)
+    target = np.array([0.6, 1.6, 0.6]), np.array([21.0, 21.0, 23.0])
+    found = calibration.subtract_phot_bias(*target, train, np.linspace(0, 2, 3), np.array([20.0, 22, 24]))
+    assert found == pytest.approx([0.5, 1.6, 0.6])

@@ -191,6 +191,13 @@ def test_cells_know_their_bias_and_where_they_know_none():
     assert np.isnan(bias[target_kind == 2]).all() and sorted(cells.labelled)[0] == 0
 
 
+def test_there_are_no_more_cells_than_targets():
+    draw = np.random.default_rng(0)
+    cells = shift.calibrate_cells(draw.normal(size=(500, 2)), np.full(500, 0.3), draw.normal(size=(6, 2)), 20, seed=0)
+    assert len(cells.bias) == 6 and cells.labelled.sum() == 500
+    assert cells.bias[cells.labelled >= 5] == pytest.approx(0.3)
+
+
 def test_weighted_risk_chooses_the_model_that_fits_the_target():
     """In closed form of Gaussians: E[int p^2] - 2 E[p(z)] of N(m, s) under truth N(0, 1)."""
     edges, z = np.linspace(-6, 6, 601), np.linspace(-6, 6, 2000)  # labelled evenly, wanted as N(0, 1)
