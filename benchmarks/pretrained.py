@@ -27,7 +27,7 @@ from jaxz.models import published
 from jaxz.models.functional import Functional
 from jaxz.models.tower import ImageTower
 from jaxz.pretrained import load_pretrained
-from jaxz.pretrained.dinov2 import hugging_face_tensors
+from jaxz.pretrained.families.dinov2 import hugging_face_tensors
 from jaxz.pretrained.formats import open_checkpoint, write_safetensors
 
 

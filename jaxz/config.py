@@ -55,7 +55,9 @@ def default() -> ml_collections.ConfigDict:
                 hole=0,  # side of a square masked in all bands, pixels
             ),
             model=dict(name="vit"),  # and the settings of jaxz/models/<name>.py
-            losses=dict(redshift=1.0),  # objectives by name, with their weights; each has a group of settings
+            # objectives by name, each with a group of settings, and their weights: a number, or pairs (step, weight),
+            # such as ((0, 1.0), (5000, 0.1)), with straight lines between
+            losses=dict(redshift=1.0),
             # a run to start from (item "ema": its averaged weights); of the model "published", also a file of weights
             init=dict(path="", item="params"),
             train=dict(
@@ -69,12 +71,12 @@ def default() -> ml_collections.ConfigDict:
                 profile=(),  # (10, 15): a trace of these steps goes to RUN/profile
             ),
             optim=dict(
-                name="adamw",  # or "lamb", "muon"
+                name="adamw",  # or another of jaxz.optim.DIRECTIONS: "lamb", "lion", "muon", "sgd"
                 lr=1e-3,
                 schedule="cosine",  # or "wsd": constant, to zero in the last fifth; "step": a fifth in the second half
                 warmup_steps=100,
                 weight_decay=0.05,
-                b2=0.999,
+                b2=0.999,  # of the running second moment, and of lion's momentum; sgd has none
                 clip_norm=1.0,
                 # (regex of parameter paths, factor of the rate); the first that matches counts, all must be covered
                 lr_rules=((".", 1.0),),

@@ -23,7 +23,6 @@ from jaxz.predict import know_coverage, outputs_of
 from jaxz.results import catalog_of, claim_scores, test_sets, truths_of, write_results
 
 SHOWN = 6  # reconstructed objects
-RECONSTRUCT = {"mae", "masked_bands"}  # objectives that do
 
 
 def main(argv: list[str]) -> None:
@@ -39,7 +38,7 @@ def main(argv: list[str]) -> None:
     dataset = model.open_dataset(options.dataset)
     evaluated = claim_scores(options.workdir, dataset, options.overwrite)
     evaluated |= {"item": options.item} | ({} if options.step is None else {"step": options.step})
-    reconstructs = bool(RECONSTRUCT & set(model.config.losses))
+    reconstructs = any(getattr(term, "reconstructs", False) for term in model.objective.terms.values())
     if reconstructs:
         write_reconstructions(options.workdir / "reconstructions.npz", model, dataset)
         print(f"{options.workdir}: reconstructions.npz")

@@ -22,7 +22,7 @@ from jaxz.models.published import image_settings
 from jaxz.objectives import merged
 from jaxz.optim import path_name
 from jaxz.predict import know_coverage
-from jaxz.pretrained.dinov2 import hugging_face_config, hugging_face_tensors
+from jaxz.pretrained.families.dinov2 import hugging_face_config, hugging_face_tensors
 from jaxz.pretrained.formats import write_safetensors
 
 

@@ -10,6 +10,7 @@ import optax
 from jaxz.errors import InputError
 
 COOLDOWN = 0.2  # of the steps: the last part of the schedule "wsd" (Haegele et al. 2024, sec. 4)
+MOMENTUM = 0.9  # of sgd
 MUON_RMS = 0.2  # of Muon's updates: as large as AdamW's, so that one rate serves both (Liu et al. 2025, sec. 2.2)
 STACKED = re.compile(r"blocks/")  # parameters with a leading axis of depth
 LAYERED = re.compile(r"^(encoder|lora)/blocks/")
@@ -49,7 +50,7 @@ def make_optimizer(config, steps: int, params) -> optax.GradientTransformation:
     optimizer = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.chain(
-            direction(config),
+            DIRECTIONS[config.name](config),
             each(lambda name, update, param: update + decays[name] * param if decays[name] else update),
             each(trust) if config.name == "lamb" else optax.identity(),
             optax.scale_by_learning_rate(schedule(config, steps)),
@@ -62,15 +63,22 @@ def make_optimizer(config, steps: int, params) -> optax.GradientTransformation:
     return optax.multi_transform({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)
 
 
-def direction(config) -> optax.GradientTransformation:
-    """The ascent before decay and learning rate: Adam's (Kingma & Ba 2015, alg. 1) for adamw and lamb; for muon the
-    orthogonalised momentum of every matrix of a block (Jordan et al. 2024), and Adam's for the rest."""
-    if config.name != "muon":
-        return optax.scale_by_adam(b2=config.b2, eps=1e-6 if config.name == "lamb" else 1e-8)
+def muon(config) -> optax.GradientTransformation:
+    """The orthogonalised momentum of every matrix of a block (Jordan et al. 2024); of the rest Adam's direction."""
     descent = optax.contrib.muon(
         1.0, adam_b2=config.b2, consistent_rms=MUON_RMS, muon_weight_dimension_numbers=block_matrices
     )
     return optax.chain(descent, optax.scale(-1.0))
+
+
+# optim.name: the ascent of a config's group optim before decay, lamb's trust and the learning rate, which all share.
+DIRECTIONS = {
+    "adamw": lambda config: optax.scale_by_adam(b2=config.b2),  # Kingma & Ba 2015, alg. 1
+    "lamb": lambda config: optax.scale_by_adam(b2=config.b2, eps=1e-6),
+    "lion": lambda config: optax.scale_by_lion(b2=config.b2),  # Chen et al. 2023, alg. 2
+    "muon": muon,
+    "sgd": lambda config: optax.trace(MOMENTUM),
+}
 
 
 def block_matrices(params):

@@ -4,7 +4,8 @@
 
 Runs that differ in their seed alone are one arm, under the name of the first.
 
-Needs no accelerator and imports no jax.
+Needs no accelerator and imports no jax. Which metrics there are is said in jaxz/photoz/metrics.py, which figures in
+jaxz/report_figures.py.
 """
 
 import argparse
@@ -84,7 +85,7 @@ def page(runs: Sequence[Run], arms: Sequence[Run], shown: Sequence[Picture], col
         figures = "".join(figure(picture) for picture in shown if picture.section == name)
         sections.append(f'<section id="{anchor(name)}"><h2>{escape(name)}</h2>{figures}</section>')
     links = [*dict.fromkeys(picture.section for picture in shown), "Cost", "All metrics"]
-    others = tuple(METRICS)[len(MAIN) :]
+    others = [name for name in METRICS if name not in MAIN]
     tables = [score_table(arms, others[start : start + WIDEST], colours) for start in range(0, len(others), WIDEST)]
     return Template(TEMPLATE.read_text()).substitute(
         title=escape(title),

@@ -2,85 +2,20 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 
 import numpy as np
 
+from jaxz.photoz.binned import DEPENDENCE
+from jaxz.photoz.metrics import PDF_METRICS, POINT_METRICS
 from jaxz.report_data import Run
 
 TEST_SETS = {"spec_like": "test set like the labelled one", "full": "every test object"}
 DIFFERENT = 2.0  # errors of the difference: below, two arms are not told apart
 
 
-@dataclass(frozen=True)
-class Metric:
-    """How a metric is shown. best: the value that it should come near, or None where lower is always better."""
-
-    label: str
-    meaning: str
-    best: float | None = 0.0
-    percent: bool = False
-    digits: int = 4  # shown after the point
-
-    def rank(self, value: float) -> float:
-        return value if self.best is None else abs(value - self.best)
-
-    def text(self, value: float, error: float | None) -> str:
-        """Such as "0.0212 ± 0.0004"."""
-        scale, digits = (100, 2) if self.percent else (1, self.digits)
-        shown = f"{value * scale:.{digits}f}" + ("" if error is None else f" ± {error * scale:.{digits}f}")
-        return shown.replace("-", "−") + ("&nbsp;%" if self.percent else "")
-
-
-METRICS = {
-    "sigma_mad": Metric(
-        "σ<sub>MAD</sub>", "scatter of e: 1.4826 × the median distance from the median; blind to outliers"
-    ),
-    "eta_15": Metric("η<sub>0.15</sub>", "outliers: the fraction with |e| above 0.15", percent=True),
-    "bias_median": Metric("median bias", "median of e: above 0, redshifts are overestimated"),
-    "crps": Metric(
-        "CRPS", "distance between p(z) and the true redshift, in redshift; rewards sharp and honest p(z)", None
-    ),
-    "pit_ks": Metric("PIT KS", "largest departure of PIT = CDF(true z) from uniform; 0: p(z) is calibrated", digits=3),
-    "coverage_68": Metric(
-        "68 % coverage", "fraction inside the 68 % interval; more: p(z) too wide", 0.68, percent=True
-    ),
-    "eta_05": Metric("η<sub>0.05</sub>", "the fraction with |e| above 0.05", percent=True),
-    "bias_mean": Metric("mean bias", "mean of e; moved by outliers"),
-    "sigma_68": Metric("σ<sub>68</sub>", "half of the range that holds the middle 68 % of e"),
-    "sigma_iqr": Metric("σ<sub>IQR</sub>", "interquartile range of e / 1.349"),
-    "nmad0": Metric("NMAD about 0", "1.4826 × the median |e|: scatter and bias together"),
-    "nmad_eazy": Metric("NMAD (EAZY)", "1.48 × the median of |Δz − median Δz| / (1 + z)"),
-    "outlier_rail": Metric("outliers (RAIL)", "fraction with |e| above max(0.06, 3 σ<sub>IQR</sub>)", percent=True),
-    "hsc_loss": Metric("HSC loss", "mean of 1 − 1/(1 + (e/0.15)²): 0 perfect, 1 hopeless"),
-    "hsc_bias": Metric("biweight bias", "biweight location of e"),
-    "hsc_sigma": Metric("biweight scatter", "biweight scale of e"),
-    "hsc_outlier": Metric("biweight outliers", "fraction further than 2 biweight scatters from the bias", percent=True),
-    "rms": Metric("rms", "root mean square of e; ruled by the worst outliers"),
-    "rms_clipped": Metric("clipped rms", "the same without the outliers (RAIL)"),
-    "r2": Metric("R²", "share of the variance of the true redshift that is explained", 1.0),
-    "nll": Metric("NLL", "mean of −log p(true z)", None, digits=3),
-    "cde_loss": Metric("CDE loss", "∫p² dz − 2 p(true z), mean", None, digits=3),
-    "brier": Metric("Brier", "squared error of the probabilities of bins of 0.02, 0 to 2", None),
-    "wasserstein": Metric("W<sub>1</sub>", "mean distance of p(z)'s mass from the true redshift", None),
-    "pit_cvm": Metric("PIT CvM", "Cramér–von Mises statistic of the PIT; grows with the number of objects", digits=2),
-    "pit_ad": Metric("PIT AD", "Anderson–Darling statistic of the PIT; weighs its ends", None, digits=2),
-    "coverage_hpd_68": Metric("68 % HPD", "fraction inside the smallest region of 68 %", 0.68, percent=True),
-    "coverage_hpd_95": Metric("95 % HPD", "fraction inside the smallest region of 95 %", 0.95, percent=True),
-    "ece": Metric("calibration error", "mean |coverage − level| of the smallest regions of 5 to 95 %", digits=3),
-    "pit_outlier_rate": Metric("PIT outliers", "fraction with PIT below 10⁻⁴ or above 0.9999", percent=True),
-    "nz_bias": Metric("n(z) bias", "relative error of the mean redshift of the stacked p(z)"),
-    "slope_z_true": Metric("slope in z<sub>true</sub>", "of the mean e given the true redshift; below 0: to the mean"),
-    "slope_z_phot": Metric("slope in z<sub>estimated</sub>", "of the mean e given the estimated redshift"),
-    "macro_sigma_mad": Metric("macro σ<sub>MAD</sub>", "mean over ten equal bins of true redshift"),
-    "spread_sigma_mad": Metric("spread of σ<sub>MAD</sub>", "largest less smallest of those bins"),
-    "macro_bias_median": Metric("macro |bias|", "mean size of the median e over ten equal bins of true redshift"),
-    "spread_bias_median": Metric("spread of bias", "largest less smallest of those bins"),
-    "macro_eta_15": Metric("macro η<sub>0.15</sub>", "mean over ten equal bins of true redshift", percent=True),
-    "spread_eta_15": Metric("spread of η<sub>0.15</sub>", "largest less smallest of those bins", percent=True),
-}
-MAIN = tuple(METRICS)[:6]
+METRICS = POINT_METRICS | PDF_METRICS | DEPENDENCE
+MAIN = ("sigma_mad", "eta_15", "bias_median", "crps", "pit_ks", "coverage_68")  # shown first
 
 
 def label(test_set: str) -> str:

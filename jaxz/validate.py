@@ -6,6 +6,7 @@ import ml_collections
 
 from jaxz.config import OBJECTIVES, SOURCE, fields, modules
 from jaxz.errors import InputError, suggest
+from jaxz.optim import DIRECTIONS
 
 
 def is_range(values) -> bool:
@@ -24,6 +25,17 @@ def are_rules(rules) -> bool:
     number = lambda v: isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) and v >= 0
     pair = lambda rule: isinstance(rule, tuple | list) and len(rule) == 2
     return len(rules) > 0 and all(pair(rule) and isinstance(rule[0], str) and number(rule[1]) for rule in rules)
+
+
+def is_weight(weight) -> bool:
+    """Whether it is a number, or two and more pairs (step, weight) whose steps rise."""
+    number = lambda v: isinstance(v, int | float) and math.isfinite(v) and v >= 0
+    if not isinstance(weight, tuple | list):
+        return number(weight)
+    pair = lambda part: isinstance(part, tuple | list) and len(part) == 2 and type(part[0]) is int and part[0] >= 0
+    if len(weight) < 2 or not all(pair(part) and number(part[1]) for part in weight):
+        return False
+    return all(a[0] < b[0] for a, b in zip(weight, weight[1:], strict=False))
 
 
 # (field, test, what it must be)
@@ -54,7 +66,7 @@ CHECKS = (
     ("train.profile", is_profile, "() or (first, last) step"),
     ("train.ema_decay", lambda v: 0 <= v < 1, "in [0, 1)"),
     ("train.ema_final", lambda v: 0 <= v <= 1, "in [0, 1]"),
-    ("optim.name", lambda v: v in ("adamw", "lamb", "muon"), "'adamw', 'lamb' or 'muon'"),
+    ("optim.name", lambda v: v in DIRECTIONS, f"one of {', '.join(DIRECTIONS)}"),
     ("optim.lr", lambda v: v > 0, "above 0"),
     ("optim.schedule", lambda v: v in ("cosine", "wsd", "step"), "'cosine', 'wsd' or 'step'"),
     ("optim.lr_rules", are_rules, "pairs (regex, factor), a factor at least 0"),
@@ -128,8 +140,9 @@ def loss_problems(config: ml_collections.ConfigDict):
     for name, weight in config.losses.items():
         if name not in OBJECTIVES:
             yield f"losses: {name!r} is no objective of jaxz/objectives.{suggest(name, OBJECTIVES)}"
-        if not isinstance(weight, int | float) or weight < 0:
-            yield f"losses.{name}: {weight!r} must be a weight, at least 0"
+        if not is_weight(weight):
+            rule = "a weight, at least 0, or such weights by rising steps, such as ((0, 1.0), (5000, 0.1))"
+            yield f"losses.{name}: {weight!r} must be {rule}"
     if not config.losses:
         yield "losses: is empty; name at least one objective"
     for name in sorted({*config.losses} & {*OBJECTIVES} - {*config}):

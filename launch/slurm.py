@@ -8,7 +8,8 @@
 
 submit first looks for all that would make the job fail, and says it all at once. A job saves before its time limit and
 puts itself back into the queue until the training is done. --array seed=0,1,2 makes a run for each value, --convert and
---stage make the data before. docs/slurm.md; docs/jean_zay.md.
+--stage make the data before. Any option of sbatch is --option NAME=VALUE, or stands under [sbatch] of the profile.
+docs/slurm.md; docs/jean_zay.md.
 """
 
 import argparse
@@ -124,7 +125,13 @@ def read(argv: list[str], action: str) -> tuple[argparse.Namespace, Request]:
     made = argparse.ArgumentParser(prog=f"python -m launch.slurm {action}", parents=[parser()])
     if action == "submit":
         made.add_argument("--test-only", action="store_true", help="check all, and submit nothing")
-    args = made.parse_args(ours)
+    args, unknown = made.parse_known_args(ours)
+    if unknown:
+        known = [f"--{name.replace('_', '-')}" for name in vars(args)]
+        raise InputError(
+            f"argument {unknown[0]!r} is not known; an option of sbatch is given as --option NAME=VALUE, or for every "
+            f"job under [sbatch] of the profile.{suggest(unknown[0].partition('=')[0], known)}"
+        )
     return args, make_request(args, train)
 
 

@@ -106,6 +106,13 @@ VALUES = [
     ("optim.lr=inf", "optim.lr: inf must be finite"),
     ("losses.redshift=nan", "losses.redshift: nan must be finite"),
     ("losses.redshift=-1", "losses.redshift: -1.0 must be a weight, at least 0"),
+    (
+        "losses={'mae':((0,1.0),(0,0.5))}",
+        r"losses.mae: \(\(0, 1.0\), \(0, 0.5\)\) must be a weight, .*, such as \(\(0, 1.0\), \(5000, 0.1\)\)",
+    ),
+    ("losses={'mae':((0,1.0),(9,-1.0))}", r"losses.mae: \(\(0, 1.0\), \(9, -1.0\)\) must be a weight"),
+    ("losses={'mae':((0,1.0),)}", r"losses.mae: \(\(0, 1.0\),\) must be a weight"),
+    ("optim.name=adam", "optim.name: 'adam' must be one of adamw, lamb, lion, muon, sgd"),
     ("mae.decoder_depth=0", "mae.decoder_depth: 0 must be at least 1"),
     ("mae.decoder_heads=3", "mae.decoder_heads: 3 must be a divisor of mae.decoder_width"),
     ("redshift.bins=10001", "redshift.bins: 10001 must be from 2 to 10000"),

@@ -75,6 +75,19 @@ def batch_of(count=6):
     return batch
 
 
+def test_a_scheduled_weight_lies_on_straight_lines_between_its_steps(blob_dataset):
+    objective = build(blob_dataset, redshift=((10, 2.0), (20, 0.0), (40, 0.5)), fluxes=0.5)
+    params, extra = drawn(objective)
+    look = jax.jit(lambda step: objective.loss(params, {}, extra, batch_of(), KEY, step))
+    for step, weight in ((0, 2.0), (10, 2.0), (15, 1.0), (20, 0.0), (30, 0.25), (1000, 0.5)):
+        total, aux = look(step)
+        found = aux["metrics"]
+        assert float(found["redshift/weight"]) == weight and "fluxes/weight" not in found
+        assert float(total) == pytest.approx(
+            float(weight * found["redshift/loss"] + 0.5 * found["fluxes/loss"]), rel=1e-6
+        )
+
+
 def test_mae_is_the_error_of_hidden_observed_pixels_in_units_of_the_sky(mae):
     batch = batch_of()
     loss, (predicted, hidden), _ = jax.tree.map(np.asarray, mae(batch))

@@ -131,10 +131,26 @@ def by_peer(optimizer: optax.GradientTransformation) -> dict:
     return {name: layers(name) if "blocks" in name else np.asarray(params[name]) for name in NAMES}
 
 
-def test_lamb_has_the_rate_of_each_layer():
-    config = settings(name="lamb", weight_decay=0.3)
-    decayed = {name: name.rstrip("/012").endswith(("kernel", "basis")) for name in unstacked(PARAMS)}
-    close(moved(config), by_peer(optax.lamb(schedule(config, STEPS), b2=0.9, weight_decay=0.3, mask=decayed)))
+def decayed() -> dict[str, bool]:
+    return {name: name.rstrip("/012").endswith(("kernel", "basis")) for name in unstacked(PARAMS)}
+
+
+@pytest.mark.parametrize("name", ["lamb", "lion"])
+def test_lamb_has_the_rate_of_each_layer_and_lion_the_sign_of_the_momentum(name):
+    config, peer = settings(name=name, weight_decay=0.3), {"lamb": optax.lamb, "lion": optax.lion}[name]
+    close(moved(config), by_peer(peer(schedule(config, STEPS), b2=0.9, weight_decay=0.3, mask=decayed())))
+
+
+def test_sgd_has_momentum_and_a_decay_apart_from_it():
+    config = settings(name="sgd", weight_decay=0.3)
+    rate, expected = schedule(config, STEPS), dict(zip(NAMES, jax.tree.leaves(PARAMS), strict=True))
+    decay = {name: 0.3 * name.endswith(("kernel", "basis")) for name in NAMES}
+    momentum = dict.fromkeys(NAMES, 0.0)
+    for t, grad in enumerate(GRADS):
+        for name, g in zip(NAMES, jax.tree.leaves(grad), strict=True):
+            momentum[name] = 0.9 * momentum[name] + g
+            expected[name] = expected[name] - float(rate(t)) * (momentum[name] + decay[name] * expected[name])
+    close(moved(config), expected)
 
 
 def test_muon_turns_the_matrices_of_blocks_and_leaves_the_rest_to_adam():
@@ -142,9 +158,7 @@ def test_muon_turns_the_matrices_of_blocks_and_leaves_the_rest_to_adam():
     matrix = {name: optax.contrib.MuonDimensionNumbers() if "up/kernel" in name else None for name in unstacked(PARAMS)}
     peer = optax.chain(
         optax.contrib.muon(1.0, adam_b2=0.9, consistent_rms=0.2, muon_weight_dimension_numbers=matrix),
-        optax.add_decayed_weights(
-            -0.3, {name: name.rstrip("/012").endswith(("kernel", "basis")) for name in unstacked(PARAMS)}
-        ),
+        optax.add_decayed_weights(-0.3, decayed()),
         optax.scale_by_schedule(schedule(config, STEPS)),
     )
     found = moved(config)

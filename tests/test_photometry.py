@@ -13,8 +13,9 @@ from jaxz.data.dataset import open_dataset
 from jaxz.data.manifest import Array, Band, Column, Manifest
 from jaxz.data.writer import DatasetWriter
 from jaxz.errors import InputError
-from jaxz.photoz.metrics import crps, evaluate_metrics, pit_ks
+from jaxz.photoz.metrics import evaluate_metrics, pit_ks
 from jaxz.photoz.pdf import PDF, read_qp
+from jaxz.photoz.terms import crps
 
 BANDS = {"g": 480.0, "r": 620.0, "i": 770.0, "z": 900.0}
 SHARED = photometry.Path(__file__).parents[1] / "../shared/data/rail_dc2_9816_sim"

@@ -24,7 +24,8 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("errors", "files", "progress", "provenance", "coverage", "data.compact", "data.resample", "data.augment"),
     ("data.manifest", "data.order", "data.where", "data.cache", "data.transport", "config", "mesh", "runtime"),
-    ("collectives", "events", "flops", "hardware", "validate"),
+    ("collectives", "events", "flops", "hardware", "optim"),
+    ("validate",),
     ("data.index", "data.overlays", "data.quarantine", "data.staging", "data.columns", "data.tars"),
     ("data.astropy_views",),
     ("data.dataset", "data.layers", "data.writer"),
@@ -34,7 +35,7 @@ LAYERS = (
     ("models", "photoz", "logs"),
     ("pretrained",),
     ("objectives",),
-    ("optim", "state", "monitor"),
+    ("state", "monitor"),
     ("checkpoint", "dry_run", "perf"),
     ("loop",),
     ("results", "report_data", "report_tables", "report_arms", "report_figures"),

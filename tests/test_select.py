@@ -14,8 +14,8 @@ from jaxz.data.overlays import write_overlay
 from jaxz.errors import InputError
 from jaxz.inference import load_run
 from jaxz.photoz import shift
-from jaxz.photoz.metrics import pdf_terms
 from jaxz.photoz.pdf import PDF
+from jaxz.photoz.terms import pdf_terms
 from tests.test_correct import EDGES, HELD, SPLITS, Fake
 from tests.test_photometry import make_dataset
 

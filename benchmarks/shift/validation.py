@@ -15,7 +15,7 @@ from jaxz.checkpoint import Checkpoints
 from jaxz.data.dataset import open_dataset
 from jaxz.files import read_json, replace
 from jaxz.inference import load_run
-from jaxz.photoz.metrics import pdf_terms
+from jaxz.photoz.terms import pdf_terms
 
 Curve = dict[int, float]  # {step: mean of -log p(z)}
 

@@ -12,6 +12,7 @@
         oriented: bool = False                                 # whether augmentation must not turn or mirror images
         parts: bool = False                                    # whether it shows the encoder some patches, or crops
         tokens_only: bool = False                              # whether it leaves the encoder's summary untrained
+        reconstructs: bool = False                             # whether it predicts `reconstruction` and `hidden`
         edges: float64 [bins+1]                                # of those that predict p(z): of the bins of their `pdf`
         def __init__(self, encoder, settings, normalisation)
         def init(self, key) -> (params, extra)                 # of its own, beside the encoder's
@@ -49,8 +50,8 @@ def find(name: str):
 
 
 class Objective:
-    """The weighted sum of the terms in `config.losses` over one encoder; itself an objective, whose columns and inputs
-    hold those that the encoder reads.
+    """The sum of the terms in `config.losses` over one encoder, each times its weight of the step; itself an objective,
+    whose columns and inputs hold those that the encoder reads.
 
     With optim.lora_rank its parameters hold low-rank factors beside the encoder's, `lora`, which the terms see merged.
     """
@@ -104,7 +105,9 @@ class Objective:
         total, metrics, kept = jnp.float32(0), {}, {}
         for n, (name, term) in enumerate(self.terms.items()):
             value, aux = term.loss(params, ema, extra[name], batch, jax.random.fold_in(key, n), step)
-            total += self.weights[name] * share.get(name, 1.0) * value
+            weight = weight_at(self.weights[name], step)
+            total += weight * share.get(name, 1.0) * value
+            metrics |= {} if isinstance(self.weights[name], int | float) else {f"{name}/weight": weight}
             metrics |= {f"{name}/loss": value, **{f"{name}/{metric}": v for metric, v in aux["metrics"].items()}}
             kept[name] = aux["extra"]
         return total, {"metrics": metrics, "extra": kept}
@@ -119,6 +122,15 @@ class Objective:
         for name, term in self.terms.items():
             result |= term.predict(params, extra[name], batch)
         return result
+
+
+def weight_at(weight, step) -> float | jax.Array:
+    """A weight of config.losses in a step: the number, or, of pairs (step, weight), on straight lines between them and
+    constant before the first and after the last."""
+    if isinstance(weight, int | float):
+        return weight
+    steps, weights = zip(*weight, strict=True)
+    return jnp.interp(step, jnp.float32(steps), jnp.float32(weights))
 
 
 def merged(params: dict) -> dict:

@@ -54,7 +54,7 @@ class Decoder(nnx.Module):
 class Objective:
     """settings: mask_ratio of patches hidden, band_mask (chance of an observed band to be hidden), decoder_*."""
 
-    columns, tokens_only, parts = (), True, True
+    columns, tokens_only, parts, reconstructs = (), True, True, True
 
     def __init__(self, encoder: Encoder, settings, normalisation):
         self.encoder, self.settings = encoder, settings

@@ -35,7 +35,7 @@ class Head(nnx.Module):
 class Objective:
     """settings: head_width. An object with one observed band has no weight."""
 
-    columns, tokens_only = (), True
+    columns, tokens_only, reconstructs = (), True, True
 
     def __init__(self, encoder: Encoder, settings, normalisation):
         self.encoder, self.patch = encoder, encoder.patch

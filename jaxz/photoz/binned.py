@@ -5,11 +5,23 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from jaxz.photoz.bootstrap import ENOUGH_CELLS
-from jaxz.photoz.metrics import all_metrics, evaluate_metrics, main_metrics, residuals
+from jaxz.photoz.metrics import Metric, all_metrics, evaluate_metrics, main_metrics, residuals
 from jaxz.photoz.pdf import PDF
 
 ENOUGH = 25  # objects of a bin that says something
 EQUAL_BINS = 10  # of redshift, up to what 99.8 % of the objects have
+DEPENDENCE = {  # what dependence_metrics finds, as a report shows it
+    "slope_z_true": Metric(
+        "slope in z<sub>true</sub>", "of the mean e given the true redshift; below 0: to the mean", None
+    ),
+    "slope_z_phot": Metric("slope in z<sub>estimated</sub>", "of the mean e given the estimated redshift", None),
+    "macro_sigma_mad": Metric("macro σ<sub>MAD</sub>", "mean over ten equal bins of true redshift", None),
+    "spread_sigma_mad": Metric("spread of σ<sub>MAD</sub>", "largest less smallest of those bins", None),
+    "macro_bias_median": Metric("macro |bias|", "mean size of the median e over ten equal bins of true redshift", None),
+    "spread_bias_median": Metric("spread of bias", "largest less smallest of those bins", None),
+    "macro_eta_15": Metric("macro η<sub>0.15</sub>", "mean over ten equal bins of true redshift", None, percent=True),
+    "spread_eta_15": Metric("spread of η<sub>0.15</sub>", "largest less smallest of those bins", None, percent=True),
+}
 
 
 def bins_of(by: np.ndarray, edges: Sequence[float]) -> list[np.ndarray]:

@@ -1,12 +1,14 @@
-"""Metrics of photometric redshifts, with bootstrap errors.
+"""Metrics of photometric redshifts, with bootstrap errors: an entry each of POINT_METRICS or PDF_METRICS, of which the
+scores of a run and the report are made.
 
 Throughout, e = (z_phot - z_true) / (1 + z_true). A key names its convention: sigma_mad is centred on the median,
-nmad0 on zero. Functions of one sample work along the last axis, so that a block of bootstrap resamples
-[R, N] is summarised in one call.
+nmad0 on zero.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from astropy.stats import biweight_location, biweight_scale
@@ -14,13 +16,12 @@ from scipy import stats
 
 from jaxz.photoz.bootstrap import hierarchical_bootstrap
 from jaxz.photoz.pdf import PDF
+from jaxz.photoz.terms import pdf_terms
 
 MAD_TO_SIGMA, IQR_TO_SIGMA = 1.4826, 1.349  # of a Gaussian, as rounded in the literature
-BRIER_BIN = 0.02  # in z
-DENSITY_FLOOR = 1e-6  # nll of an object whose p(z) is zero at the truth is -log of this, not infinite
 ENOUGH_FOR_ERRORS = 5  # objects: below, a bootstrap error means nothing
 LEVELS = np.arange(1, 20) / 20  # of calibration_error
-BLOCK = 2_000_000  # numbers held at once by the bootstrap, and by the integrals over p(z)
+BLOCK = 2_000_000  # numbers held at once by the bootstrap
 
 
 def residuals(z_phot: np.ndarray, z_true: np.ndarray) -> np.ndarray:
@@ -28,62 +29,89 @@ def residuals(z_phot: np.ndarray, z_true: np.ndarray) -> np.ndarray:
     return (z_phot - z_true) / (1 + z_true)
 
 
-def main_metrics(z_phot: np.ndarray, z_true: np.ndarray) -> dict[str, np.ndarray]:
-    """bias_median, sigma_mad and eta_15 as point_metrics has them, alone."""
-    e = residuals(z_phot, z_true)
-    median = np.median(e, axis=-1)
-    return {
-        "bias_median": median,
-        "sigma_mad": MAD_TO_SIGMA * np.median(np.abs(e - median[..., None]), axis=-1),
-        "eta_15": (np.abs(e) > 0.15).mean(axis=-1),
-    }
-
-
-def point_metrics(z_phot: np.ndarray, z_true: np.ndarray) -> dict[str, np.ndarray]:
-    """Metrics of point estimates [..., N] -> {name: [...]}.
-
-    bias_mean, bias_median     mean and median of e
-    sigma_mad                  1.4826 median|e - median(e)|
-    nmad0                      1.4826 median|e|
-    nmad_eazy                  1.48 median(|dz - median(dz)| / (1 + z_true)), dz = z_phot - z_true (Brammer et al. 2008)
-    sigma_68, sigma_iqr        half the 16-84 % range of e; its interquartile range / 1.349
-    eta_05, eta_15             fraction with |e| > 0.05, 0.15
-    outlier_rail               fraction with |e| > max(0.06, 3 sigma_iqr) (LSST-DESC RAIL)
-    hsc_loss                   mean of 1 - 1 / (1 + (e / 0.15)^2) (Tanaka et al. 2018, PASJ 70, S9)
-    hsc_bias, hsc_sigma        biweight location and scale of e (Beers et al. 1990; Tanaka et al. 2018)
-    hsc_outlier                fraction with |e - hsc_bias| > 2 hsc_sigma
-    rms, rms_clipped           sqrt(mean(e^2)), of all and without those that outlier_rail counts
-    r2                         1 - sum (z_phot - z_true)^2 / sum (z_true - mean)^2; undefined for one truth only
+class Sample:
+    """The columns of `columns_of` as attributes z_phot, z_true, and with p(z) pit, credibility, crps ..., each [N], or
+    [R,N] for a block of resamples; and what several metrics share, found once: [N] or [R,N] like e, [...] like median.
     """
-    e = residuals(z_phot, z_true)
-    size = np.abs(e)
-    p16, p25, p75, p84 = np.percentile(e, [16, 25, 75, 84], axis=-1)
-    sigma_iqr = (p75 - p25) / IQR_TO_SIGMA
-    scatter = np.sum((z_true - z_true.mean(axis=-1, keepdims=True)) ** 2, axis=-1)
-    outlier = size > np.maximum(0.06, 3 * sigma_iqr)[..., None]
-    dz = z_phot - z_true
-    off_median = np.abs(dz - np.median(dz, axis=-1, keepdims=True)) / (1 + z_true)
-    hsc_bias, hsc_sigma = biweight_location(e, axis=-1), biweight_scale(e, axis=-1)
+
+    def __init__(self, columns: Mapping[str, np.ndarray]):
+        vars(self).update(columns)
+
+    @cached_property
+    def e(self) -> np.ndarray:
+        return residuals(self.z_phot, self.z_true)
+
+    @cached_property
+    def size(self) -> np.ndarray:
+        return np.abs(self.e)
+
+    @cached_property
+    def median(self) -> np.ndarray:
+        return np.median(self.e, axis=-1)
+
+    @cached_property
+    def percentiles(self) -> np.ndarray:
+        """[4, ...]: e below which 16, 25, 75 and 84 % lie."""
+        return np.percentile(self.e, [16, 25, 75, 84], axis=-1)
+
+    @cached_property
+    def sigma_iqr(self) -> np.ndarray:
+        return (self.percentiles[2] - self.percentiles[1]) / IQR_TO_SIGMA
+
+    @cached_property
+    def outlier(self) -> np.ndarray:
+        """bool, like e: RAIL's."""
+        return self.size > np.maximum(0.06, 3 * self.sigma_iqr)[..., None]
+
+    @cached_property
+    def hsc_bias(self) -> np.ndarray:
+        return biweight_location(self.e, axis=-1)
+
+    @cached_property
+    def hsc_sigma(self) -> np.ndarray:
+        return biweight_scale(self.e, axis=-1)
+
+    def mean(self, name: str) -> np.ndarray:
+        return getattr(self, name).mean(axis=-1)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that N objects are scored by, and how a report shows it. label, meaning: HTML."""
+
+    label: str
+    meaning: str
+    of: Callable[[Sample], np.ndarray] | None  # along the last axis: [...]; None: it needs more than a Sample
+    best: float | None = 0.0  # the value that it should come near, or None where lower is always better
+    percent: bool = False
+    digits: int = 4  # shown after the point
+
+    def rank(self, value: float) -> float:
+        return value if self.best is None else abs(value - self.best)
+
+    def text(self, value: float, error: float | None) -> str:
+        """Such as "0.0212 ± 0.0004"."""
+        scale, digits = (100, 2) if self.percent else (1, self.digits)
+        shown = f"{value * scale:.{digits}f}" + ("" if error is None else f" ± {error * scale:.{digits}f}")
+        return shown.replace("-", "−") + ("&nbsp;%" if self.percent else "")
+
+
+def nmad_eazy(s: Sample) -> np.ndarray:
+    """1.48 median(|dz - median(dz)| / (1 + z_true)), dz = z_phot - z_true (Brammer et al. 2008)."""
+    dz = s.z_phot - s.z_true
+    return 1.48 * np.median(np.abs(dz - np.median(dz, axis=-1, keepdims=True)) / (1 + s.z_true), axis=-1)
+
+
+def rms_clipped(s: Sample) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
-        rms_clipped = np.sqrt(np.sum(np.where(outlier, 0, e**2), axis=-1) / np.sum(~outlier, axis=-1))
-        r2 = np.where(scatter > 0, 1 - np.sum(dz**2, axis=-1) / scatter, np.nan)
-    return {
-        "bias_mean": e.mean(axis=-1),
-        **main_metrics(z_phot, z_true),
-        "nmad0": MAD_TO_SIGMA * np.median(size, axis=-1),
-        "nmad_eazy": 1.48 * np.median(off_median, axis=-1),
-        "sigma_68": (p84 - p16) / 2,
-        "sigma_iqr": sigma_iqr,
-        "eta_05": (size > 0.05).mean(axis=-1),
-        "outlier_rail": outlier.mean(axis=-1),
-        "hsc_loss": (1 - 1 / (1 + (e / 0.15) ** 2)).mean(axis=-1),
-        "hsc_bias": hsc_bias,
-        "hsc_sigma": hsc_sigma,
-        "hsc_outlier": (np.abs(e - hsc_bias[..., None]) > 2 * hsc_sigma[..., None]).mean(axis=-1),
-        "rms": np.sqrt((e**2).mean(axis=-1)),
-        "rms_clipped": rms_clipped,
-        "r2": r2,
-    }
+        return np.sqrt(np.sum(np.where(s.outlier, 0, s.e**2), axis=-1) / np.sum(~s.outlier, axis=-1))
+
+
+def r2(s: Sample) -> np.ndarray:
+    """1 - sum (z_phot - z_true)^2 / sum (z_true - mean)^2; NaN for one truth only."""
+    scatter = np.sum((s.z_true - s.z_true.mean(axis=-1, keepdims=True)) ** 2, axis=-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(scatter > 0, 1 - np.sum((s.z_phot - s.z_true) ** 2, axis=-1) / scatter, np.nan)
 
 
 def pit_ks(pit: np.ndarray) -> np.ndarray:
@@ -117,108 +145,139 @@ def calibration_error(credibility: np.ndarray) -> np.ndarray:
     return np.mean([np.abs((credibility <= level).mean(axis=-1) - level) for level in LEVELS], axis=0)
 
 
-def crps(pdf: PDF, z_true: np.ndarray) -> np.ndarray:
-    """[N] continuous ranked probability score, the integral of (CDF(z) - [z >= z_true])^2 dz, in redshift.
-
-    Exact for the piecewise-linear CDF (Gneiting & Raftery 2007, JASA 102, 359, eq. 20); past the grid it is 0 or 1.
-    """
-    return _distance_from_step(pdf, z_true, lambda a, b: (a * a + a * b + b * b) / 3)
+def coverage_68(s: Sample) -> np.ndarray:
+    """Of the intervals of the catalogue, where `columns_of` was given them, else of the central ones of p(z)."""
+    inside = s.inside if hasattr(s, "inside") else (s.pit >= 0.16) & (s.pit <= 0.84)
+    return inside.mean(axis=-1)
 
 
-def wasserstein(pdf: PDF, z_true: np.ndarray) -> np.ndarray:
-    """[N] the integral of |CDF(z) - [z >= z_true]| dz = E|z - z_true|, in redshift: distance of p(z) from the truth."""
-    return _distance_from_step(pdf, z_true, lambda a, b: (a + b) / 2)
+def nz_bias(s: Sample) -> np.ndarray:
+    """(mean of the stacked p(z) - mean z_true) / (1 + mean z_true)."""
+    mean = s.mean("z_true")
+    return (s.mean("pdf_mean") - mean) / (1 + mean)
 
 
-def _distance_from_step(pdf: PDF, z_true: np.ndarray, mean: Callable) -> np.ndarray:
-    """[N] integral of m(CDF) below z_true and of m(1 - CDF) above; mean(a, b) is m's mean over a linear rise a to b."""
-    result = np.empty(len(pdf))
-    step = max(1, BLOCK // len(pdf.edges))
-    for start in range(0, len(pdf), step):
-        part = pdf[start : start + step]
-        z = np.asarray(z_true[start : start + step], np.float64)
-        inside = np.clip(z, pdf.edges[0], pdf.edges[-1])
-        rows, bins, at = np.arange(len(part)), part.locate(z)[0], part.cdf(z)
-        low, high = part.cumulative[:, :-1], part.cumulative[:, 1:]
-        columns = np.arange(low.shape[1])
-        whole = np.where(columns < bins[:, None], mean(low, high), mean(1 - low, 1 - high)) * pdf.widths
-        whole[rows, bins] = mean(low[rows, bins], at) * (inside - pdf.edges[bins])
-        whole[rows, bins] += mean(1 - at, 1 - high[rows, bins]) * (pdf.edges[bins + 1] - inside)
-        result[start : start + step] = whole.sum(axis=1) + np.abs(z - inside)
-    return result
+POINT_METRICS = {  # of point estimates
+    "bias_mean": Metric("mean bias", "mean of e; moved by outliers", lambda s: s.mean("e")),
+    "bias_median": Metric("median bias", "median of e: above 0, redshifts are overestimated", lambda s: s.median),
+    "sigma_mad": Metric(
+        "σ<sub>MAD</sub>",
+        "scatter of e: 1.4826 × the median distance from the median; blind to outliers",
+        lambda s: MAD_TO_SIGMA * np.median(np.abs(s.e - s.median[..., None]), axis=-1),
+    ),
+    "eta_15": Metric(
+        "η<sub>0.15</sub>",
+        "outliers: the fraction with |e| above 0.15",
+        lambda s: (s.size > 0.15).mean(axis=-1),
+        percent=True,
+    ),
+    "eta_05": Metric(
+        "η<sub>0.05</sub>", "the fraction with |e| above 0.05", lambda s: (s.size > 0.05).mean(axis=-1), percent=True
+    ),
+    "sigma_68": Metric(
+        "σ<sub>68</sub>",
+        "half of the range that holds the middle 68 % of e",
+        lambda s: (s.percentiles[3] - s.percentiles[0]) / 2,
+    ),
+    "sigma_iqr": Metric("σ<sub>IQR</sub>", "interquartile range of e / 1.349", lambda s: s.sigma_iqr),
+    "nmad0": Metric(
+        "NMAD about 0",
+        "1.4826 × the median |e|: scatter and bias together",
+        lambda s: MAD_TO_SIGMA * np.median(s.size, axis=-1),
+    ),
+    "nmad_eazy": Metric("NMAD (EAZY)", "1.48 × the median of |Δz − median Δz| / (1 + z)", nmad_eazy),
+    "outlier_rail": Metric(
+        "outliers (RAIL)",
+        "fraction with |e| above max(0.06, 3 σ<sub>IQR</sub>)",
+        lambda s: s.mean("outlier"),
+        percent=True,
+    ),
+    "hsc_loss": Metric(  # Tanaka et al. 2018, PASJ 70, S9
+        "HSC loss",
+        "mean of 1 − 1/(1 + (e/0.15)²): 0 perfect, 1 hopeless",
+        lambda s: (1 - 1 / (1 + (s.e / 0.15) ** 2)).mean(axis=-1),
+    ),
+    "hsc_bias": Metric("biweight bias", "biweight location of e (Beers et al. 1990)", lambda s: s.hsc_bias),
+    "hsc_sigma": Metric("biweight scatter", "biweight scale of e (Beers et al. 1990)", lambda s: s.hsc_sigma),
+    "hsc_outlier": Metric(
+        "biweight outliers",
+        "fraction further than 2 biweight scatters from the bias",
+        lambda s: (np.abs(s.e - s.hsc_bias[..., None]) > 2 * s.hsc_sigma[..., None]).mean(axis=-1),
+        percent=True,
+    ),
+    "rms": Metric(
+        "rms", "root mean square of e; ruled by the worst outliers", lambda s: np.sqrt((s.e**2).mean(axis=-1))
+    ),
+    "rms_clipped": Metric("clipped rms", "the same without the outliers (RAIL)", rms_clipped),
+    "r2": Metric("R²", "share of the variance of the true redshift that is explained", r2, best=1.0),
+}
+PDF_METRICS = {  # of p(z)
+    "pit_ks": Metric(
+        "PIT KS",
+        "largest departure of PIT = CDF(true z) from uniform; 0: p(z) is calibrated",
+        lambda s: pit_ks(s.pit),
+        digits=3,
+    ),
+    "pit_cvm": Metric(
+        "PIT CvM",
+        "Cramér–von Mises statistic of the PIT; grows with the number of objects",
+        lambda s: pit_cvm(s.pit),
+        digits=2,
+    ),
+    "pit_ad": Metric(
+        "PIT AD", "Anderson–Darling statistic of the PIT; weighs its ends", lambda s: pit_ad(s.pit), None, digits=2
+    ),
+    "pit_outlier_rate": Metric(
+        "PIT outliers",
+        "fraction with PIT below 10⁻⁴ or above 0.9999",
+        lambda s: ((s.pit < 1e-4) | (s.pit > 0.9999)).mean(axis=-1),
+        percent=True,
+    ),
+    "coverage_68": Metric(
+        "68 % coverage", "fraction inside the 68 % interval; more: p(z) too wide", coverage_68, 0.68, percent=True
+    ),
+    "coverage_hpd_68": Metric(
+        "68 % HPD",
+        "fraction inside the smallest region of 68 %",
+        lambda s: (s.credibility <= 0.68).mean(axis=-1),
+        0.68,
+        percent=True,
+    ),
+    "coverage_hpd_95": Metric(
+        "95 % HPD",
+        "fraction inside the smallest region of 95 %",
+        lambda s: (s.credibility <= 0.95).mean(axis=-1),
+        0.95,
+        percent=True,
+    ),
+    "ece": Metric(
+        "calibration error",
+        "mean |coverage − level| of the smallest regions of 5 to 95 %",
+        lambda s: calibration_error(s.credibility),
+        digits=3,
+    ),
+    "nz_bias": Metric("n(z) bias", "relative error of the mean redshift of the stacked p(z)", nz_bias),
+    "crps": Metric(
+        "CRPS",
+        "distance between p(z) and the true redshift, in redshift; rewards sharp and honest p(z)",
+        lambda s: s.mean("crps"),
+        None,
+    ),
+    "wasserstein": Metric(
+        "W<sub>1</sub>", "mean distance of p(z)'s mass from the true redshift", lambda s: s.mean("wasserstein"), None
+    ),
+    "cde_loss": Metric("CDE loss", "∫p² dz − 2 p(true z), mean", lambda s: s.mean("cde_loss"), None, digits=3),
+    "brier": Metric(
+        "Brier", "squared error of the probabilities of bins of 0.02, 0 to 2", lambda s: s.mean("brier"), None
+    ),
+    "nll": Metric("NLL", "mean of −log p(true z)", lambda s: s.mean("nll"), None, digits=3),
+}
 
 
-def brier(pdf: PDF, z_true: np.ndarray) -> np.ndarray:
-    """[N] Brier scores over bins of fixed width, from 0 to 2: those of the grid would depend on how fine it is."""
-    first, last = np.floor(pdf.edges[0] / BRIER_BIN + 1e-9), np.ceil(pdf.edges[-1] / BRIER_BIN - 1e-9)
-    edges = np.clip(BRIER_BIN * np.arange(first, last + 1), pdf.edges[0], pdf.edges[-1])
-    bins = np.clip(np.searchsorted(pdf.edges, edges, side="right") - 1, 0, len(pdf.widths) - 1)
-    part = (edges - pdf.edges[bins]) / pdf.widths[bins]
-    mass = np.diff(pdf.cumulative[:, bins] + part * pdf.probability[:, bins], axis=1)
-    place = np.floor(np.asarray(z_true, np.float64) / BRIER_BIN).astype(int) - int(first)
-    inside = (place >= 0) & (place < mass.shape[1])
-    hit = np.where(inside, mass[np.arange(len(mass)), np.clip(place, 0, mass.shape[1] - 1)], 0)
-    return (mass**2).sum(axis=1) - 2 * hit + 1
-
-
-def pdf_terms(pdf: PDF, z_true: np.ndarray) -> dict[str, np.ndarray]:
-    """The `block_terms` of all objects, computed block by block to bound the memory."""
-    z_true = np.asarray(z_true, np.float64)
-    ends = np.cumsum([len(block) for block in pdf.blocks()])[:-1]
-    terms = [block_terms(*part) for part in zip(pdf.blocks(), np.split(z_true, ends), strict=True)]
-    return {name: np.concatenate([part[name] for part in terms]) for name in terms[0]}
-
-
-def block_terms(pdf: PDF, z_true: np.ndarray) -> dict[str, np.ndarray]:
-    """What the metrics of p(z) need of each object, {name: [N]}: averages are then cheap to resample.
-
-    pit        CDF(z_true), linear inside the bin
-    credibility  mass of the smallest region that holds z_true
-    crps, wasserstein
-    cde_loss   integral of p^2 dz - 2 p(z_true) (Izbicki & Lee 2017, EJS 11, 2800)
-    brier      sum over bins b of 0.02 in z of (P_b - [z_true in b])^2, from 0 to 2 (Brier 1950), whatever the grid is
-    nll        -log max(p(z_true), 1e-6)
-    pdf_mean   expectation of z
-    """
-    square = np.einsum("ij,ij,j->i", pdf.probability, pdf.probability, 1 / pdf.widths)
-    at_truth = pdf.density(z_true)
-    return {
-        "pit": pdf.cdf(z_true),
-        "credibility": pdf.credibility(z_true),
-        "crps": crps(pdf, z_true),
-        "wasserstein": wasserstein(pdf, z_true),
-        "cde_loss": square - 2 * at_truth,
-        "brier": brier(pdf, z_true),
-        "nll": -np.log(np.maximum(at_truth, DENSITY_FLOOR)),
-        "pdf_mean": pdf.mean(),
-    }
-
-
-def pdf_metrics(z_true: np.ndarray, terms: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Metrics of p(z) from the `block_terms` [..., N] -> {name: [...]}.
-
-    pit_ks, pit_cvm, pit_ad  distances of the PIT values from uniform
-    pit_outlier_rate    fraction with PIT < 1e-4 or > 0.9999
-    coverage_68         fraction with the truth in the central 68 % interval, or in that of the catalogue (`columns_of`)
-    coverage_hpd_68, coverage_hpd_95  fraction with the truth in the smallest region of that mass
-    ece                 expected calibration error of such regions
-    nz_bias             (mean of the stacked p(z) - mean z_true) / (1 + mean z_true)
-    and the means of crps, wasserstein, cde_loss, brier, nll
-    """
-    pit, mean = terms["pit"], z_true.mean(axis=-1)
-    inside = terms.get("inside", (pit >= 0.16) & (pit <= 0.84))
-    return {
-        "pit_ks": pit_ks(pit),
-        "pit_cvm": pit_cvm(pit),
-        "pit_ad": pit_ad(pit),
-        "pit_outlier_rate": ((pit < 1e-4) | (pit > 0.9999)).mean(axis=-1),
-        "coverage_68": inside.mean(axis=-1),
-        "coverage_hpd_68": (terms["credibility"] <= 0.68).mean(axis=-1),
-        "coverage_hpd_95": (terms["credibility"] <= 0.95).mean(axis=-1),
-        "ece": calibration_error(terms["credibility"]),
-        "nz_bias": (terms["pdf_mean"].mean(axis=-1) - mean) / (1 + mean),
-        **{name: terms[name].mean(axis=-1) for name in ("crps", "wasserstein", "cde_loss", "brier", "nll")},
-    }
+def main_metrics(z_phot: np.ndarray, z_true: np.ndarray) -> dict[str, np.ndarray]:
+    """bias_median, sigma_mad and eta_15 alone, of z_phot and z_true [..., N] -> {name: [...]}."""
+    sample = Sample({"z_phot": z_phot, "z_true": z_true})
+    return {name: POINT_METRICS[name].of(sample) for name in ("bias_median", "sigma_mad", "eta_15")}
 
 
 def columns_of(
@@ -234,10 +293,10 @@ def columns_of(
     return columns | ({} if interval is None else {"inside": (z_true >= interval[0]) & (z_true <= interval[1])})
 
 
-def all_metrics(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def all_metrics(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Metrics of `columns_of` [..., N] -> {name: [...]}, those of p(z) where it has them."""
-    points = point_metrics(columns["z_phot"], columns["z_true"])
-    return points | (pdf_metrics(columns["z_true"], columns) if "pit" in columns else {})
+    chosen, sample = POINT_METRICS | (PDF_METRICS if "pit" in columns else {}), Sample(columns)
+    return {name: metric.of(sample) for name, metric in chosen.items()}
 
 
 def evaluate_metrics(

@@ -14,12 +14,10 @@ from flax import nnx
 from jaxz.errors import InputError, suggest
 from jaxz.models.published import settings_of
 from jaxz.models.resize import VARIANTS
-from jaxz.pretrained import adapt, clip, dino, dinov2, dinov3, family, mae, siglip
+from jaxz.pretrained import adapt, family
+from jaxz.pretrained.families import FAMILIES
 from jaxz.pretrained.formats import Checkpoint, open_checkpoint
 from jaxz.pretrained.layouts import Plan, fill, make_plan
-
-# In the order in which a file is asked whether it is of them.
-FAMILIES = {"dinov3": dinov3, "dinov2": dinov2, "clip": clip, "siglip": siglip, "mae": mae, "dino": dino}
 
 CHECKED = (
     "nothing in the file was run, and no class is named that running code alone could make",
@@ -42,7 +40,7 @@ def load_pretrained(
     """The encoder of a checkpoint: nnx.merge(graphdef, params)(image [B,C,H,W], mask) -> Encoded.
 
     params: float32, a plain nested dict. report: what was found, used, left out and changed, as JSON has it.
-    family: a name in FAMILIES. arch: what no tensor says, such as dict(heads=12, act="gelu").
+    family: a module of jaxz.pretrained.families. arch: what no tensor says, such as dict(heads=12, act="gelu").
     pos_interp: how positions are resized for other sizes, a name in jaxz.models.resize.VARIANTS; "family": as the code
     that the file is of does it. bands, band_init: see jaxz.pretrained.adapt.with_bands; None: red, green, blue.
     image_size: pixels (one side, or rows and columns) to resize them for once and for all.
@@ -108,7 +106,7 @@ def describe(checkpoint: Checkpoint, name: str, arch: dict | None, pos_interp: s
     """The model that a checkpoint is of, and what is to be reported of it."""
     name = recognised(checkpoint) if name == "auto" else name
     if name not in FAMILIES:
-        raise InputError(f"family: {name!r} is no family of jaxz.pretrained.{suggest(name, FAMILIES)}")
+        raise InputError(f"family: {name!r} is no family of jaxz/pretrained/families.{suggest(name, FAMILIES)}")
     given = family.flat_arch(arch)
     model = FAMILIES[name].describe(checkpoint, given)
     family.check_seen(given, model.seen)
@@ -125,11 +123,11 @@ def describe(checkpoint: Checkpoint, name: str, arch: dict | None, pos_interp: s
 
 
 def recognised(checkpoint: Checkpoint) -> str:
-    for name, module in FAMILIES.items():
-        if module.recognises(checkpoint):
-            return name
-    some = sorted(checkpoint.tensors)[:3]
-    raise InputError(f"family: tensors such as {some} are of none of {', '.join(FAMILIES)}; say which it is")
+    found = [name for name, module in FAMILIES.items() if module.recognises(checkpoint)]
+    if len(found) == 1:
+        return found[0]
+    what = f"are of {' and '.join(found)}" if found else f"are of none of {', '.join(FAMILIES)}"
+    raise InputError(f"family: tensors such as {sorted(checkpoint.tensors)[:3]} {what}; say which it is")
 
 
 def interpolated(model: family.Model, variant: str) -> family.Model:

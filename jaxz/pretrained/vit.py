@@ -35,3 +35,4 @@ NAMES = Names(
     position="pos_embed",
     mask_token="mask_token",
 )
+LATER = {"blocks.0.ls1.gamma", "rope_embed.periods"}  # DINOv2's and DINOv3's, never DINO's or MAE's

@@ -90,6 +90,11 @@ def test_render_prints_and_leaves_nothing(tmp_path, capsys):
         (["submitt"], "'submitt' is no action. Did you mean 'submit'?"),
         (["status", "nothing"], "'nothing' has no slurm/jobs.jsonl"),
         (["render", *USUAL, "--", "--config=x.py", "--workdir=r"], "--config: 'x.py' is not a file"),
+        (
+            ["render", *USUAL, "--exclude=n7", *TRAIN],
+            "'--exclude=n7' is not known; an option of sbatch is given as",
+        ),
+        (["render", *USUAL, "--nodez=2", *TRAIN, "--workdir=r"], "Did you mean '--nodes'?"),
     ],
 )
 def test_what_has_no_sense_is_refused(argv, message):

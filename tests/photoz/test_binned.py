@@ -11,7 +11,7 @@ from jaxz.photoz.binned import (
     residual_slope,
     tomography,
 )
-from jaxz.photoz.metrics import point_metrics
+from jaxz.photoz.metrics import main_metrics
 from jaxz.photoz.pdf import PDF
 
 
@@ -66,7 +66,7 @@ def test_every_redshift_bin_counts_the_same():
     e = 0.02 * generator.normal(size=450) - 0.14 * (z_true >= 1)
     found = macro_metrics(z_true + e * (1 + z_true), z_true, [0, 1, 2, 3])
     low, high = (
-        point_metrics((z_true + e * (1 + z_true))[rows], z_true[rows]) for rows in (slice(400), slice(400, 440))
+        main_metrics((z_true + e * (1 + z_true))[rows], z_true[rows]) for rows in (slice(400), slice(400, 440))
     )
     for name in ("sigma_mad", "eta_15"):
         assert found[f"macro_{name}"] == pytest.approx((low[name] + high[name]) / 2)

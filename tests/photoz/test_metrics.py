@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from jaxz.photoz import metrics
-from jaxz.photoz.metrics import crps, evaluate_metrics, pdf_terms, wasserstein
+from jaxz.photoz import metrics, terms
+from jaxz.photoz.metrics import evaluate_metrics
 from jaxz.photoz.pdf import PDF
+from jaxz.photoz.terms import crps, pdf_terms, wasserstein
 
 
 def values(*arguments, **options):
@@ -92,18 +93,18 @@ def test_step_distances_outside_of_the_grid():
 def test_crps_in_blocks(monkeypatch):
     pdf, z_true = random_pdf(100), np.random.default_rng(4).uniform(0, 3, 100)
     whole = crps(pdf, z_true)
-    monkeypatch.setattr(metrics, "BLOCK", 7 * len(pdf.edges))
+    monkeypatch.setattr(terms, "BLOCK", 7 * len(pdf.edges))
     assert np.array_equal(crps(pdf, z_true), whole)
 
 
 def test_pdf_terms_by_hand():
     pdf = PDF([0.0, 1.0, 3.0], [[0.4, 0.6], [0.4, 0.6], [0.4, 0.6]])  # densities 0.4 and 0.3
-    terms = pdf_terms(pdf, np.array([0.5, 2.0, 4.0]))
-    assert terms["pit"] == pytest.approx([0.2, 0.7, 1.0])
-    assert terms["cde_loss"] == pytest.approx(np.array([0.16 + 2 * 0.09] * 3) - 2 * np.array([0.4, 0.3, 0]))
-    assert terms["nll"] == pytest.approx([-np.log(0.4), -np.log(0.3), -np.log(1e-6)])
+    found = pdf_terms(pdf, np.array([0.5, 2.0, 4.0]))
+    assert found["pit"] == pytest.approx([0.2, 0.7, 1.0])
+    assert found["cde_loss"] == pytest.approx(np.array([0.16 + 2 * 0.09] * 3) - 2 * np.array([0.4, 0.3, 0]))
+    assert found["nll"] == pytest.approx([-np.log(0.4), -np.log(0.3), -np.log(1e-6)])
     square = 50 * 0.008**2 + 100 * 0.006**2  # of 150 bins of 0.02
-    assert terms["brier"] == pytest.approx([square - 2 * 0.008 + 1, square - 2 * 0.006 + 1, square + 1])
+    assert found["brier"] == pytest.approx([square - 2 * 0.008 + 1, square - 2 * 0.006 + 1, square + 1])
 
 
 def test_the_brier_score_does_not_depend_on_the_grid():
@@ -160,10 +161,10 @@ def test_against_qp():
     pdf, z_true = PDF(edges, mass), generator.uniform(0.02, 1.98, n)
     z_phot = z_true + 0.1 * generator.standard_cauchy(n)
     ensemble = qp.Ensemble(qp.hist, data={"bins": edges, "pdfs": pdf.probability / pdf.widths})
-    terms, peer = pdf_terms(pdf, z_true), PIT(ensemble, z_true)
+    of_each, peer = pdf_terms(pdf, z_true), PIT(ensemble, z_true)
     found = values(z_phot, z_true, pdf, resamples=0)
     in_bin = (z_true[:, None] >= edges[:-1]) & (z_true[:, None] < edges[1:])  # bins of 0.02
-    assert terms["pit"] == pytest.approx(peer.pit_samps, abs=1e-9)
+    assert of_each["pit"] == pytest.approx(peer.pit_samps, abs=1e-9)
     for name, expected in {
         "pit_ks": peer.evaluate_PIT_KS().statistic,
         "pit_cvm": peer.evaluate_PIT_CvM().statistic,
@@ -187,15 +188,15 @@ def test_the_metrics_of_calibrated_gaussians():
     mean = generator.uniform(1, 2, n)
     z_true = mean + sigma * generator.normal(size=n)
     pdf = gaussians(mean, sigma, np.linspace(0, 3, 601))
-    terms = pdf_terms(pdf, z_true)
+    of_each = pdf_terms(pdf, z_true)
     x = (z_true - mean) / sigma
-    assert terms["crps"] == pytest.approx(
+    assert of_each["crps"] == pytest.approx(
         sigma * (x * (2 * stats.norm.cdf(x) - 1) + 2 * stats.norm.pdf(x) - 1 / np.sqrt(np.pi)), abs=2e-5
     )
-    assert terms["cde_loss"].mean() == pytest.approx(-1 / (2 * np.sqrt(np.pi) * sigma), rel=0.02)
-    assert terms["credibility"] == pytest.approx(2 * stats.norm.cdf(np.abs(x)) - 1, abs=0.04)  # two bins' mass
-    assert stats.kstest(terms["pit"], "uniform").pvalue > 0.01
-    assert stats.kstest(terms["credibility"], "uniform").pvalue > 0.01
+    assert of_each["cde_loss"].mean() == pytest.approx(-1 / (2 * np.sqrt(np.pi) * sigma), rel=0.02)
+    assert of_each["credibility"] == pytest.approx(2 * stats.norm.cdf(np.abs(x)) - 1, abs=0.04)  # two bins' mass
+    assert stats.kstest(of_each["pit"], "uniform").pvalue > 0.01
+    assert stats.kstest(of_each["credibility"], "uniform").pvalue > 0.01
     found = values(mean, z_true, pdf, resamples=0)
     inside = np.abs(x)
     assert found["coverage_hpd_68"] == pytest.approx((inside < stats.norm.ppf(0.84)).mean(), abs=0.01)

@@ -4,7 +4,7 @@ import pytest
 from scipy import stats
 
 from jaxz.photoz import plots
-from jaxz.photoz.metrics import point_metrics
+from jaxz.photoz.metrics import main_metrics
 from jaxz.photoz.pdf import PDF
 
 DRAW = np.random.default_rng(0)
@@ -47,7 +47,7 @@ def test_trends_show_the_metrics_of_each_bin():
     arms = {"a": {"z_phot": Z_PHOT, "z_true": Z_TRUE, "m": np.where(Z_TRUE < 1, 20.0, 22.0)}}
     figure = plots.trends(arms, {"m": "magnitude"}, COLOURS, bins=2)
     sigma = [ax for ax in figure.axes if "MAD" in ax.get_ylabel()][0].lines[0].get_ydata()
-    expected = [point_metrics(Z_PHOT[rows], Z_TRUE[rows])["sigma_mad"] for rows in (Z_TRUE < 1, Z_TRUE >= 1)]
+    expected = [main_metrics(Z_PHOT[rows], Z_TRUE[rows])["sigma_mad"] for rows in (Z_TRUE < 1, Z_TRUE >= 1)]
     assert sigma == pytest.approx(expected)
 
 

@@ -18,7 +18,7 @@ from jaxz.errors import InputError
 from jaxz.models import build, published
 from jaxz.optim import learning_rates
 from jaxz.pretrained import adapt, describe, inspect_checkpoint, load_pretrained
-from jaxz.pretrained.dinov2 import hugging_face_config, hugging_face_tensors
+from jaxz.pretrained.families.dinov2 import hugging_face_config, hugging_face_tensors
 from jaxz.pretrained.formats import open_checkpoint
 from jaxz.pretrained.runs import check_weights, encoder_params, same
 from jaxz.validate import validate

@@ -16,7 +16,7 @@ def recognises(checkpoint) -> bool:
     """DINO's files have the same names, bare or below "teacher"."""
     names = checkpoint.tensors
     own = checkpoint.wrapper == "model" or "fc_norm.weight" in names or "decoder_embed.weight" in names
-    return vit.NAMES.stem in names and own
+    return vit.NAMES.stem in names and own and vit.LATER.isdisjoint(names)
 
 
 def describe(checkpoint, arch: dict) -> family.Model:

@@ -9,7 +9,8 @@ IGNORED = {r"head\..*": "the head that only DINO's own loss looks at"}
 
 def recognises(checkpoint) -> bool:
     """MAE's files have the same names, below "model"."""
-    return vit.NAMES.stem in checkpoint.tensors and checkpoint.wrapper in ("", "teacher")
+    names, others = checkpoint.tensors, vit.LATER | {"fc_norm.weight", "decoder_embed.weight"}
+    return vit.NAMES.stem in names and checkpoint.wrapper in ("", "teacher") and others.isdisjoint(names)
 
 
 def describe(checkpoint, arch: dict) -> family.Model:
