@@ -1,6 +1,7 @@
 """Imported models compute what their own code does; every tensor is accounted for; what is ambiguous is asked."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from flax import nnx
 
 from jaxz.errors import InputError
 from jaxz.mesh import make_mesh, shardings
-from jaxz.pretrained import describe, image_tower, inspect_checkpoint, load_pretrained, plan_of
+from jaxz.pretrained import FAMILIES, describe, image_tower, inspect_checkpoint, load_pretrained, plan_of
 from jaxz.pretrained.__main__ import main
 from jaxz.pretrained.check import check
 from jaxz.pretrained.formats import Checkpoint
@@ -157,6 +158,13 @@ def test_not_strict_fills_and_leaves_out_and_says_so(tiny):
     stacked = np.asarray(params["blocks"]["norm2"]["bias"])
     np.testing.assert_array_equal(stacked[0], dinov2()["blocks.0.norm2.bias"])
     np.testing.assert_array_equal(stacked[1], 0)
+
+
+def test_a_file_that_two_families_take_for_theirs_is_asked_for(tiny, monkeypatch):
+    monkeypatch.setitem(FAMILIES, "mae", SimpleNamespace(recognises=lambda checkpoint: True))
+    with pytest.raises(InputError, match="^family: tensors such as .* are of dinov2 and mae; say which it is"):
+        load_pretrained(tiny, arch={"heads": 2})
+    assert load_pretrained(tiny, family="dinov2", arch={"heads": 2})[2]["family"] == "dinov2"
 
 
 def test_what_no_tensor_says_is_asked(tiny):
