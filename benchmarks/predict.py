@@ -20,8 +20,9 @@ from statistics import median
 import jax
 
 from jaxz import errors, predict
+from jaxz.batches import completed
 from jaxz.data.stream import Stream
-from jaxz.inference import UNDER_WAY, Model, completed, load_run
+from jaxz.inference import UNDER_WAY, Model, load_run
 
 
 def forward(model: Model, function, stream: Stream) -> None:

@@ -86,6 +86,8 @@ def test_a_batch_without_its_mask_or_reddening_is_not_taken_for_complete(run, da
     with pytest.warns(UserWarning, match="no 'ebv'"):
         model.predict({"image": whole["image"]})
     zero = model.predict({**whole, "ebv": np.zeros(len(rows))})["pdf"]
+    with pytest.warns(UserWarning, match="'ebv' is NaN for 8 objects: Galactic reddening is not corrected there"):
+        np.testing.assert_array_equal(model.predict({**whole, "ebv": np.full(len(rows), np.nan)})["pdf"], zero)
     with pytest.warns(UserWarning):
         np.testing.assert_array_equal(model.predict({"image": whole["image"]})["pdf"], zero)
 
@@ -99,6 +101,44 @@ def test_a_batch_of_another_shape_is_refused(run, bad):
         InputError, match=r"batch: image is .*, it must be \[B, 3, 16, 16\]: the bands \['g', 'r', 'i'\]"
     ):
         jaxz.load_run(run).predict(batch)
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("ebv", [20, 0], r"batch: ebv of 20 must be E\(B-V\) in mag, from -0.1 to 10"),
+        ("ebv", [0, -1], "batch: ebv of -1 must be"),
+        ("ebv", [0.1], r"batch: ebv is \(1,\), it must be \[2\], as many as image has objects"),
+        ("bands_observed", [[7, 7]], r"batch: bands_observed is \(1, 2\), it must be \[2\]"),
+        ("image_mask", np.zeros((2, 3, 8, 8)), r"batch: image_mask is .*, it must be \(2, 3, 16, 16\) as image is"),
+        ("bands_observd", [7, 7], "batch: 'bands_observd' is not read; leave it out. Did you mean 'bands_observed'?"),
+        ("image", np.zeros((0, 3, 16, 16)), "batch: image holds no object"),
+    ],
+)
+def test_a_batch_that_is_wrong_is_refused(run, name, value, message):
+    with pytest.raises(InputError, match=message):
+        jaxz.load_run(run).predict({"image": np.ones((2, 3, 16, 16)), "ebv": np.zeros(2), name: value})
+
+
+def test_outputs_are_names(run, dataset):
+    with pytest.raises(InputError, match=r"outputs: 'pdf' must be a tuple of names; write \('pdf',\)"):
+        jaxz.load_run(run).predict_dataset(jaxz.open_dataset(dataset), None, "pdf")
+
+
+def test_a_band_of_one_number_counts_as_not_observed(run, dataset):
+    """With a mask or not: the same as without its bit in bands_observed."""
+    model, opened, rows = jaxz.load_run(run), jaxz.open_dataset(dataset), np.arange(1, 17, 2)
+    image = np.stack([opened.cutout(int(row))["image"] for row in rows])
+    batch = {"image": image, "ebv": np.zeros(8), "bands_observed": np.full(8, 5, np.uint32)}
+    expected = model.predict(batch)
+    constant = image.copy()
+    constant[:4, 1], constant[4:, 1] = 0, -7.5
+    found = model.predict({**batch, "image": constant, "bands_observed": np.full(8, 7, np.uint32)})
+    for name in ("pdf", "embedding", "n_bands", "brightness"):
+        np.testing.assert_array_equal(found[name], expected[name])
+    assert found["n_bands"].tolist() == [2] * 8
+    constant[:, 1, 3, 3] = 1  # a pixel that differs
+    assert model.predict({**batch, "image": constant, "bands_observed": np.full(8, 7)})["n_bands"].tolist() == [3] * 8
 
 
 def test_few_objects_have_no_error():
