@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Iterable, Mapping
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 

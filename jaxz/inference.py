@@ -62,6 +62,7 @@ def load_run(path: Path | str, item: str = "params", step: int | None = None) ->
     with contextlib.closing(Checkpoints(Path(path))) as checkpoints:
         model = of_checkpoint(checkpoints, step)
         model.params = checkpoints.params(model.abstract, item, step)
+        model.step = next(number for number in checkpoints.newest(step) if number not in checkpoints.damaged)
     if (Path(path) / COVERAGE).is_file():
         model.coverage = jax.device_put(coverage.load(Path(path) / COVERAGE, model.digest))
     return model
@@ -144,6 +145,7 @@ class Model:
         lead = (self.members,) if self.members > 1 else ()
         self.abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct((*lead, *a.shape), a.dtype, sharding=here), shapes)
         self.params: dict = {}
+        self.step: int | None = None  # of the checkpoint that they are of
         self.coverage: coverage.Coverage | None = None  # on the device
         self.trained_on: list[str] = []  # digests of the rows of the datasets of its sources
         self._compiled = functools.lru_cache(maxsize=8)(self._compile)  # a function a dataset

@@ -1,6 +1,7 @@
 """Runs applied to datasets: scores, files, bands matched by name, and what is refused."""
 
 import json
+import shutil
 
 import h5py
 import jax
@@ -153,7 +154,9 @@ def test_predict_writes_a_catalog_and_pdfs(run, dataset, tmp_path, name, capsys)
     count = len(jaxz.open_dataset(dataset).select("z > 1"))
     table = Table.read(tmp_path / name) if name.endswith("fits") else pq.read_table(tmp_path / name).to_pandas()
     assert len(table) == count and {"key", "z_best", "z_l68", "odds", "n_bands"} <= set(table.columns)
-    assert (tmp_path / "out.hdf5").exists() and f"{count} objects" in capsys.readouterr().out
+    assert (tmp_path / "out.hdf5").exists()
+    told = f"{count} objects -> {tmp_path / name}, p(z) in {tmp_path / 'out.hdf5'}, by checkpoint 120\n"
+    assert told in capsys.readouterr().out
     if name.endswith("fits"):
         header = fits.getheader(tmp_path / name, 1)
         place = table.colnames.index("odds") + 1
@@ -228,7 +231,10 @@ def test_what_does_not_fit_is_refused(run, dataset, tmp_path):
     with pytest.raises(InputError, match=r"must end in .parquet or .fits"):
         predict.main([f"--workdir={run}", f"--dataset={dataset}", f"--out={tmp_path / 'x.csv'}"])
     (tmp_path / "there.hdf5").write_bytes(b"mine")
-    with pytest.raises(InputError, match="--out: .*there.hdf5' exists; name another file, or add --overwrite"):
+    with pytest.raises(
+        InputError,
+        match="--out: .*there.hdf5', where p.z. of there.fits goes, exists; name another file, or add --overwrite",
+    ):
         predict.main([f"--workdir={run}", f"--dataset={dataset}", f"--out={tmp_path / 'there.fits'}"])
     assert (tmp_path / "there.hdf5").read_bytes() == b"mine"
     for argument, message in {
@@ -236,6 +242,7 @@ def test_what_does_not_fit_is_refused(run, dataset, tmp_path):
         "--band_map=u=g": "band_map: 'u' is no band of the dataset",
         "--part=3/2": "--part: '3/2' must be I/N",
         "--part=1/2": "--part: shares the parts of a directory",
+        "--objects_per_part=5": "--objects_per_part: 5 must be 1 or more, with a directory as --out",
         "--format=fits": "--format: is of a directory's parts",
     }.items():
         with pytest.raises(InputError, match=message):
@@ -244,5 +251,26 @@ def test_what_does_not_fit_is_refused(run, dataset, tmp_path):
         predict.main([f"--workdir={run}", f"--dataset={dataset}", f"--out={run}"])
     with pytest.raises(InputError, match="--overwrite: is for a file"):
         predict.main([f"--workdir={run}", f"--dataset={dataset}", f"--out={tmp_path / 'new'}", "--overwrite"])
+    with pytest.raises(FileNotFoundError, match="/proc/x.fits"):  # before it has opened the run
+        predict.main([f"--workdir={tmp_path}", f"--dataset={dataset}", "--out=/proc/x.fits"])
     with pytest.raises(InputError, match="'ema' was not kept"):
         jaxz.load_run(run, "ema")
+
+
+def test_damaged_checkpoints_are_told_once_each(run, tmp_path, caplog):
+    shutil.copytree(run, tmp_path / "run")
+    steps = sorted((tmp_path / "run/checkpoints").iterdir(), key=lambda path: int(path.name))
+
+    def damage(folder):
+        content = folder / "meta/metadata"
+        content.write_bytes(content.read_bytes()[:-1])
+
+    damage(steps[-1])
+    assert jaxz.load_run(tmp_path / "run").step == int(steps[-2].name)
+    assert [record.getMessage().split(" (")[0] for record in caplog.records if "damaged" in record.getMessage()] == [
+        f"checkpoint {steps[-1].name} is damaged"
+    ]
+    for folder in steps[:-1]:
+        damage(folder)
+    with pytest.raises(InputError, match=r"all checkpoints \[.*\] in .* are damaged \(.*\); restore them from a copy"):
+        jaxz.load_run(tmp_path / "run")

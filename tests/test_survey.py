@@ -48,7 +48,7 @@ def survey(model, dataset, where=None):
 
 def in_parts(model, dataset, out, part=(1, 1), where=None, form="parquet"):
     with survey(model, dataset, where) as stream:
-        predict.write_parts(model, stream, out, None, part, form)
+        predict.write_parts(model, stream, out, None, part, form, predict.OBJECTS)
     return {path.relative_to(out): path.read_bytes() for path in out.rglob("part-*")}
 
 
@@ -64,7 +64,7 @@ def test_an_interrupted_prediction_goes_on_to_the_same_bytes(model, dataset, tmp
         write(model, dataset, blocks, *paths)
 
     monkeypatch.setattr(predict, "write", stumble)
-    with pytest.raises(Stopped, match="3 of 7 parts are written; run the same command again to go on"):
+    with pytest.raises(Stopped, match="3 of 7 parts are written; run the same command again to go on$"):
         in_parts(model, dataset, tmp_path / "resumed")
     (tmp_path / "resumed/catalog/part-00001.parquet").unlink()  # killed between its two files
     assert in_parts(model, dataset, tmp_path / "resumed") == whole and len(whole) == 14
@@ -109,7 +109,25 @@ def test_a_share_is_counted_and_others_may_begin_beside_it(run, dataset, tmp_pat
         predict.main(command)
     (tmp_path / "mine").rename(tmp_path / ".predict.json.77.tmp")  # of a process that began just before
     predict.main(command)
-    assert f"\n{16 + 3 * 64} objects -> " in f"\n{capsys.readouterr().out}"
+    flags = pq.read_table(tmp_path / "catalog")["coverage_flag"].to_numpy()
+    assert len(flags) == 16 + 3 * 64
+    assert capsys.readouterr().out == (
+        f"{len(flags)} objects -> {tmp_path}, by checkpoint 120\n"
+        f"{(flags == 0).sum()} of them without training objects near (coverage_flag 0)\n"
+    )
+    predict.main([*command[:2], f"--out={tmp_path / 'one'}", "--objects_per_part=500", "--part=1/2"])
+    said = capsys.readouterr()
+    assert "part 1/2 has none of the 1 part(s) of 512 objects; see --objects_per_part" in said.err
+    assert said.out == f"0 objects -> {tmp_path / 'one'}, by checkpoint 120\n"
+
+
+def test_an_interrupted_first_part_begins_anew(model, dataset, tmp_path, monkeypatch):
+    def stumble(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict, "write", stumble)
+    with pytest.raises(Stopped, match="0 of 1 parts are written; .* with the next one from its start; smaller parts"):
+        in_parts(model, dataset, tmp_path / "d")
 
 
 def test_parts_are_the_file(model, dataset, tmp_path, monkeypatch):
@@ -281,7 +299,9 @@ def test_what_is_fainter_than_the_training_objects_is_not_covered():
     bright = draw.exponential(size=(2000, 1)).astype(np.float32) * np.array([1, 2, 3], np.float32)
     known = coverage.coverage_of(bright, bright)
     faintest = np.sort(bright[:, 0])[:5]
-    wanted = np.array([0, 0.5 * faintest[0], 2 * faintest[-1], 1], np.float32)[:, None] * np.array([1, 2, 3], np.float32)
+    wanted = np.array([0, 0.5 * faintest[0], 2 * faintest[-1], 1], np.float32)[:, None] * np.array(
+        [1, 2, 3], np.float32
+    )
     assert known.flag(wanted, wanted).tolist() == [0, 0, 1, 1]
     wanted[:, 1] = np.nan  # as all training objects have it
     assert known.flag(wanted[:, [0, 0, 0]], wanted).tolist() == [0, 0, 0, 0]
