@@ -61,7 +61,7 @@ def test_an_interrupted_prediction_goes_on_to_the_same_bytes(model, dataset, tmp
         held.append(sum(len(rows) for rows, _ in blocks))
         if len(held) == 4:
             raise KeyboardInterrupt
-        write(model, dataset, blocks, *paths)
+        return write(model, dataset, blocks, *paths)
 
     monkeypatch.setattr(predict, "write", stumble)
     with pytest.raises(Stopped, match="3 of 7 parts are written; run the same command again to go on$"):
