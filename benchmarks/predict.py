@@ -20,8 +20,9 @@ from statistics import median
 import jax
 
 from jaxz import errors, predict
+from jaxz.batches import completed
 from jaxz.data.stream import Stream
-from jaxz.inference import UNDER_WAY, Model, completed, load_run
+from jaxz.inference import UNDER_WAY, Model, load_run
 
 
 def forward(model: Model, function, stream: Stream) -> None:
@@ -54,7 +55,6 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(argv)
-    predict.OBJECTS = options.objects_per_part
     model = load_run(options.workdir)
     dataset = model.open_dataset(options.dataset)
     predict.know_coverage(model, options.workdir)
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
             if arm == "forward":
                 forward(model, function, stream)
             else:
-                predict.write_parts(model, stream, folder, None, (1, 1), "parquet")
+                predict.write_parts(model, stream, folder, None, (1, 1), "parquet", options.objects_per_part)
             return len(stream) / (time.perf_counter() - start), (time.process_time() - cpu) / len(stream)
 
     found: dict[str, list[tuple]] = {"forward": [], "predict": []}

@@ -50,6 +50,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=keep is not None)
         self.manager = ocp.CheckpointManager(self.path, options=options)
         self.saving = False
+        self.damaged: dict[int, Damaged] = {}  # that `meta` and `params` met
 
     def save(self, state: TrainState, stream: dict, meta: dict) -> None:
         """`meta` must be JSON. The arrays are copied before this returns, so that the state may be donated."""
@@ -93,11 +94,7 @@ class Checkpoints:
             place = abstract.step.sharding
             return state._replace(step=jax.device_put(jnp.int32(step), place)), meta["stream"], meta
         if damaged:
-            newest, error = max(damaged.items())
-            raise Damaged(
-                f"all checkpoints {steps} in {self.path} are damaged ({newest}: {error}); restore them from a copy, or "
-                "start again in another workdir"
-            )
+            raise Damaged(f"{self._none_whole(damaged)}, or start again in another workdir")
         return None
 
     def _set_aside(self, damaged: dict[int, Damaged]) -> None:
@@ -110,6 +107,21 @@ class Checkpoints:
             runtime.wait_for_all("damaged checkpoints are moved")
             self.manager.reload()
 
+    def _none_whole(self, damaged: dict[int, Damaged]) -> str:
+        newest, error = max(damaged.items())
+        steps = sorted(damaged)
+        return f"all checkpoints {steps} in {self.path} are damaged ({newest}: {error}); restore them from a copy"
+
+    def _pass_over(self, step: int, error: Damaged) -> None:
+        if step not in self.damaged:
+            log.warning("checkpoint %d is damaged (%s)", step, error)
+        self.damaged[step] = error
+
+    def _no_checkpoint(self, tried: list[int]) -> InputError:
+        if tried:
+            return InputError(self._none_whole({step: self.damaged[step] for step in tried}))
+        return InputError(f"{str(self.path.parent)!r} holds no checkpoint; train it first, or name another run")
+
     def newest(self, step: int | None) -> list[int]:
         """All steps, newest first; or the one wanted, InputError where it is not kept."""
         steps = self.steps()[::-1]
@@ -119,12 +131,12 @@ class Checkpoints:
 
     def meta(self, step: int | None = None) -> dict:
         """The meta of the newest checkpoint, or of `step`. Raises InputError where there is no whole one."""
-        for number in self.newest(step):
+        for number in (tried := self.newest(step)):
             try:
                 return self._meta(number)
             except Damaged as error:
-                log.warning("checkpoint %d is damaged (%s); taking the one before", number, error)
-        raise InputError(f"{str(self.path.parent)!r} holds no checkpoint; train it first, or name another run")
+                self._pass_over(number, error)
+        raise self._no_checkpoint(tried)
 
     def params(self, abstract: dict, item: str = "params", step: int | None = None) -> dict:
         """The parameters (or, item "ema", their average) of the newest whole checkpoint, or of `step`, placed like
@@ -132,15 +144,15 @@ class Checkpoints:
 
         Only the entries of `abstract` are kept. Raises InputError where that item or a whole checkpoint is missing.
         """
-        for number in self.newest(step):
+        for number in (tried := self.newest(step)):
             try:
                 if item not in self._meta(number)["digests"]:
                     raise InputError(f"--item: {item!r} was not kept by {str(self.path.parent)!r}; use 'params'")
                 restored, _ = self._read(number, {item: abstract})
                 return restored[item]
             except Damaged as error:
-                log.warning("checkpoint %d is damaged (%s); taking the one before", number, error)
-        raise InputError(f"{str(self.path.parent)!r} holds no whole checkpoint; train it first, or name another run")
+                self._pass_over(number, error)
+        raise self._no_checkpoint(tried)
 
     def whole(self, abstract: dict, item: str) -> Iterator[tuple[int, dict]]:
         """(step, parameters as `params` gives them) of every checkpoint, the oldest first; damaged ones are left out,

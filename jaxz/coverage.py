@@ -1,9 +1,10 @@
 """Whether an object has neighbours among those that a run learned redshifts from, in two spaces: the run's embedding,
 and the brightness of its bands, which no network has touched. Away from them p(z) is a guess, however narrow it is.
+So it is below them: among objects of all brightnesses, one of noise alone has neighbours.
 
 An object is covered where its distance to the eighth nearest training object is, in both spaces, at most that which
 99 % of the training objects have to theirs (k-th neighbours of an embedding: Sun et al. 2022, ICML; a network may map
-what it has never seen onto what it knows, hence the other space).
+what it has never seen onto what it knows, hence the other space), and it is not fainter than 99.9 % of them.
 """
 
 import io
@@ -20,6 +21,7 @@ from jaxz.errors import InputError
 from jaxz.files import replace
 
 NEIGHBOURS, SHARE = 8, 0.99
+FAINT = 0.001  # share of the training objects
 FEWEST, MOST = 32, 4096  # training objects: with fewer nothing is said, of more some are drawn
 UNKNOWN = -1  # of coverage_flag, where no training objects are at hand
 
@@ -35,8 +37,10 @@ class Coverage(NamedTuple):
 
     def flag(self, embedding: jax.Array, brightness: jax.Array) -> jax.Array:
         """int8 [B]: 1 where an object of embedding [B,D] and brightness [B,C] is covered, else 0."""
+        shown = alike(brightness, self.unit)
         covered = near(embedding, self.embedding, self.limits[0])
-        covered &= near(alike(brightness, self.unit), self.brightness, self.limits[1])
+        covered &= near(shown, self.brightness, self.limits[1])
+        covered &= total(shown) >= jnp.quantile(total(self.brightness), FAINT)
         return covered.astype(jnp.int8)
 
 
@@ -73,6 +77,12 @@ def alike(brightness: jax.Array, unit: jax.Array) -> jax.Array:
     mean, spread, varies = unit
     known = jnp.isfinite(brightness)
     return jnp.concatenate([jnp.where(known, (brightness - mean) / spread, 0), known / varies], 1)
+
+
+def total(shown: jax.Array) -> jax.Array:
+    """[B] of what `alike` gives [B,2C]: the mean brightness over the known bands, each in its own unit."""
+    bright, known = jnp.split(shown, 2, axis=1)
+    return bright.sum(1) / jnp.maximum((known > 0).sum(1), 1)
 
 
 def near(wanted: jax.Array, train: jax.Array, limit: jax.Array) -> jax.Array:

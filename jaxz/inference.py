@@ -7,7 +7,6 @@ import collections
 import contextlib
 import functools
 import hashlib
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,15 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxz import coverage, errors, logs, objectives, runtime
+from jaxz import batches, coverage, errors, logs, objectives, runtime
 from jaxz.checkpoint import Checkpoints
 from jaxz.config import complete, sources_of
 from jaxz.coverage import UNKNOWN, brightness
-from jaxz.data.compact import ZERO
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.fit import Fit
 from jaxz.data.manifest import Array, Column, Manifest
-from jaxz.data.prepare import COMPACT, Normalisation, Prepare
+from jaxz.data.prepare import Normalisation, Prepare
 from jaxz.data.stream import Source, Stream
 from jaxz.data.transport import is_remote, place
 from jaxz.data.where import training_filter
@@ -64,6 +62,7 @@ def load_run(path: Path | str, item: str = "params", step: int | None = None) ->
     with contextlib.closing(Checkpoints(Path(path))) as checkpoints:
         model = of_checkpoint(checkpoints, step)
         model.params = checkpoints.params(model.abstract, item, step)
+        model.step = next(number for number in checkpoints.newest(step) if number not in checkpoints.damaged)
     if (Path(path) / COVERAGE).is_file():
         model.coverage = jax.device_put(coverage.load(Path(path) / COVERAGE, model.digest))
     return model
@@ -146,6 +145,7 @@ class Model:
         lead = (self.members,) if self.members > 1 else ()
         self.abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct((*lead, *a.shape), a.dtype, sharding=here), shapes)
         self.params: dict = {}
+        self.step: int | None = None  # of the checkpoint that they are of
         self.coverage: coverage.Coverage | None = None  # on the device
         self.trained_on: list[str] = []  # digests of the rows of the datasets of its sources
         self._compiled = functools.lru_cache(maxsize=8)(self._compile)  # a function a dataset
@@ -173,7 +173,7 @@ class Model:
         prepare = Prepare(fit.manifest, self.normalisation)
 
         def function(params, known, batch):
-            seen = prepare(fit(batch), jax.random.key(0))
+            seen = batches.without_constant(prepare(fit(batch), jax.random.key(0)))
             predict = lambda params: self.objective.predict(params, self.extra, seen)
             if outputs and EMBEDDING_ALONE.issuperset(outputs):  # needs one view, p(z) eight
                 predict = lambda params: {"embedding": self.objective.embed(params, seen)}
@@ -199,27 +199,33 @@ class Model:
 
         batch: image [B,C,h,w] in stored units of `manifest`'s bands (default: those of the training dataset), and where
         there are ebv [B], bands_observed [B], image_mask [B,C,h,w] and the columns that the objectives' `inputs` name,
-        such as flux_<band> [B], which count as missing (NaN) else. Without bands_observed a band that is zero in every
-        pixel counts as not observed; without ebv there is a warning, and no reddening is corrected.
-        Raises InputError for an image of another shape.
+        such as flux_<band> [B], which count as missing (NaN) else. A band counts as not observed where all its good
+        pixels are one number; without ebv, or where it is NaN, there is a warning, and no reddening is corrected.
+        Raises InputError for an image of another shape and what else jaxz.batches.check refuses.
         """
+        return self._of_arrays(batch, manifest, band_map, ())
+
+    def _of_arrays(self, batch: dict, manifest: Manifest | None, band_map, outputs: tuple[str, ...]) -> dict:
         manifest = manifest or self.training_units
-        return jax.device_get(self._start(self.compiled(manifest, band_map), batch, manifest))
+        compiled = self.compiled(manifest, band_map, outputs)
+        batches.check(batch, manifest, compiled.prepare.deredden, self._inputs(compiled).values())
+        return jax.device_get(self._start(compiled, batch, manifest))
+
+    def _inputs(self, compiled: Compiled) -> dict[str, str]:
+        """{column that the objectives read: what the dataset calls it}."""
+        names = {new: name for name, new in compiled.fit.columns.items()}
+        return {name: names.get(name, name) for name in self.objective.inputs}
 
     def _start(self, compiled: Compiled, batch: dict, manifest: Manifest) -> dict[str, jax.Array]:
-        """`predict`, without waiting for the device."""
-        names = {new: name for name, new in compiled.fit.columns.items()}
-        wanted = {name: names.get(name, name) for name in self.objective.inputs}
-        batch = completed(batch, manifest, compiled.prepare.deredden, wanted)
+        """Predictions of a batch, without waiting for the device."""
+        batch = batches.completed(batch, manifest, compiled.prepare.deredden, self._inputs(compiled))
         return compiled.function(self.params, self.coverage, batch)
 
     def embed(
         self, batch: dict, manifest: Manifest | None = None, band_map: Mapping[str, str] | None = None
     ) -> np.ndarray:
         """float32 [B,D], of several members [B,E,D]: the encoder's summary of each image."""
-        manifest = manifest or self.training_units
-        compiled = self.compiled(manifest, band_map, ("embedding",))
-        return jax.device_get(self._start(compiled, batch, manifest))["embedding"]
+        return self._of_arrays(batch, manifest, band_map, ("embedding",))["embedding"]
 
     @property
     def edges(self) -> np.ndarray | None:
@@ -277,6 +283,8 @@ class Model:
 
         Raises InputError where the dataset's bands or scale do not fit the model, or it has no such output.
         """
+        if isinstance(outputs, str):
+            raise errors.InputError(f"outputs: {outputs!r} must be a tuple of names; write ({outputs!r},)")
         stream = Stream(self.source(dataset, where, band_map), batch_size, shuffle=False, epochs=1)
         with contextlib.closing(stream), logs.Bar("predict", len(stream)) as bar:
             parts = list(counted(self.predictions(stream, outputs, band_map), bar))
@@ -351,28 +359,3 @@ def counted(parts: Iterator[tuple], bar: logs.Bar) -> Iterator[tuple]:
         done += len(rows)
         bar.update(done)
         yield rows, found
-
-
-def completed(
-    batch: dict, manifest: Manifest, deredden: bool, columns: Mapping[str, str] | None = None
-) -> dict[str, np.ndarray]:
-    """The entries of a batch that a model reads, with what is missing of them filled in as Model.predict says. columns:
-    {what the model reads: what it is called in the batch}."""
-    wanted = manifest.arrays["image"].shape
-    shape = np.shape(batch["image"]) if "image" in batch else "missing"
-    if shape == "missing" or len(shape) != 4 or shape[1:] != wanted:
-        raise errors.InputError(
-            f"batch: image is {shape}, it must be [B, {', '.join(map(str, wanted))}]: the bands "
-            f"{[band.name for band in manifest.bands]}, each {wanted[1]} x {wanted[2]} pixels"
-        )
-    names = ("image", "image_mask", "bands_observed", *COMPACT)
-    used = {name: np.asarray(batch[name]) for name in names if name in batch}
-    if "bands_observed" not in used:
-        bits = np.uint32(1) << np.arange(wanted[0], dtype=np.uint32)
-        empty = ZERO if "image_dither" in used else 0  # of compact levels
-        used["bands_observed"] = ((used["image"] != empty).any((2, 3)) * bits).sum(1, dtype=np.uint32)
-    if deredden and "ebv" not in batch:
-        warnings.warn("batch has no 'ebv': Galactic reddening is not corrected", stacklevel=4)
-    missing = np.full(shape[0], np.nan)
-    used |= {name: np.asarray(batch.get(own, missing), np.float32) for name, own in (columns or {}).items()}
-    return used | ({"ebv": np.asarray(batch.get("ebv", np.zeros(shape[0])), np.float32)} if deredden else {})

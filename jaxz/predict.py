@@ -14,10 +14,12 @@ import argparse
 import contextlib
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -50,16 +52,33 @@ def main(argv: list[str]) -> None:
     for line in model.compiled(dataset.manifest, options.band_map).fit.told:
         print(line, file=sys.stderr)
     if options.out.suffix and model.edges is not None:
-        check_free(options.out.with_suffix(".hdf5"), options.overwrite)
+        check_free(options.out.with_suffix(".hdf5"), options.overwrite, f", where p(z) of {options.out.name} goes,")
     know_coverage(model, Path(options.workdir or options.model))
     with Stream(source, options.batch_size, shuffle=False, epochs=1) as stream:
         if options.out.suffix:
-            write_file(model, stream, options.out, options.band_map)
+            now = write_file(model, stream, options.out, options.band_map)
             count = len(stream)
         else:
-            form = options.format or "parquet"
-            count = write_parts(model, stream, options.out, options.band_map, options.part, form)
-    print(f"{count} objects -> {options.out}")
+            form, least = options.format or "parquet", options.objects_per_part or OBJECTS
+            count, now = write_parts(model, stream, options.out, options.band_map, options.part, form, least)
+    for line in closing(model, options.out, count, now):
+        print(line)
+
+
+class Written(NamedTuple):
+    """Objects, and how many of them have coverage_flag 0."""
+
+    objects: int
+    unlike: int
+
+
+def closing(model: Model, out: Path, count: int, now: Written) -> Iterator[str]:
+    """What was done, of `count` objects of which this process has just written some."""
+    beside = f", p(z) in {out.with_suffix('.hdf5')}" if out.suffix and model.edges is not None else ""
+    yield f"{count} objects -> {out}{beside}" + (f", by checkpoint {model.step}" if model.step is not None else "")
+    if model.coverage is not None and now.objects:
+        of = "them" if now.objects == count else f"the {now.objects} written now"
+        yield f"{now.unlike} of {of} without training objects near (coverage_flag 0)"
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -68,7 +87,12 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     source.add_argument("--workdir", help="the run")
     source.add_argument("--model", type=Path, help="or a directory that jaxz.export wrote")
     parser.add_argument("--dataset", required=True)
-    parser.add_argument("--out", required=True, type=Path, help="FILE.parquet or FILE.fits, or a directory for parts")
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        help="FILE.parquet or FILE.fits (p(z) goes to FILE.hdf5), or a directory for parts",
+    )
     parser.add_argument("--where", help="rows to predict, such as \"split == 'test'\"; default all")
     parser.add_argument("--item", choices=("params", "ema"), default="params", help="ema: the averaged weights")
     parser.add_argument("--step", type=int, help="of the checkpoint, such as jaxz.select's; default the newest")
@@ -77,7 +101,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--part", type=share, default=(1, 1), metavar="I/N", help="only this share of the parts")
     parser.add_argument("--format", choices=FORMATS, help="of the parts' catalogues; default parquet")
-    parser.add_argument("--batch_size", type=int, default=BATCH)
+    parser.add_argument("--objects_per_part", type=int, metavar="N", help=f"at least so many; default {OBJECTS:,}")
+    parser.add_argument("--batch_size", type=int, default=BATCH, help="objects that the device takes at once")
     parser.add_argument("--overwrite", action="store_true", help="replace the file at --out")
     return parser.parse_args(argv)
 
@@ -101,6 +126,10 @@ def share(text: str) -> tuple[int, int]:
 def check_out(options: argparse.Namespace) -> None:
     """Raises InputError for an --out that cannot be written, or that holds something else."""
     out = options.out
+    if options.objects_per_part is not None and (out.suffix or options.objects_per_part < 1):
+        raise errors.InputError(
+            f"--objects_per_part: {options.objects_per_part} must be 1 or more, with a directory as --out"
+        )
     if not out.parent.is_dir():
         raise errors.InputError(f"--out: {str(out.parent)!r} is no directory; make it first")
     if not out.suffix:
@@ -120,10 +149,18 @@ def check_out(options: argparse.Namespace) -> None:
     check_free(out, options.overwrite)
 
 
-def check_free(path: Path, overwrite: bool) -> None:
-    """Raises InputError for a file that is there and is not to be overwritten."""
+def check_free(path: Path, overwrite: bool, what: str = "") -> None:
+    """Raises InputError for a file that is there and is not to be overwritten, OSError where none can be made. what: is
+    said of it."""
     if path.exists() and not overwrite:
-        raise errors.InputError(f"--out: {str(path)!r} exists; name another file, or add --overwrite")
+        raise errors.InputError(f"--out: {str(path)!r}{what} exists; name another file, or add --overwrite")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def know_coverage(model: Model, path: Path) -> None:
@@ -145,20 +182,20 @@ def outputs_of(model: Model) -> tuple[str, ...]:
     return ("embedding", "n_bands") if model.edges is None else ("pdf", "n_bands", "coverage_flag")
 
 
-def write_file(model: Model, stream: Stream, out: Path, band_map: dict | None) -> None:
+def write_file(model: Model, stream: Stream, out: Path, band_map: dict | None) -> Written:
     """All objects as one catalogue, and p(z) beside it."""
     with logs.Bar("predict", len(stream)) as bar:
         parts = list(counted(model.predictions(stream, outputs_of(model), band_map), bar))
-    write(model, stream.sources[0].dataset, parts, out, out.with_suffix(".hdf5"))
+    return write(model, stream.sources[0].dataset, parts, out, out.with_suffix(".hdf5"))
 
 
 def write_parts(
-    model: Model, stream: Stream, out: Path, band_map: dict | None, part: tuple[int, int], form: str
-) -> int:
-    """The objects in parts of some 65,536, of which those that are there stay and this process does its share: a run of
-    neighbours, of so many objects. Each is there as a whole once its catalogue, of format `form`, is. Raises InputError
-    where `out` holds another prediction, Stopped when interrupted."""
-    batches = -(-OBJECTS // stream.batch_size)
+    model: Model, stream: Stream, out: Path, band_map: dict | None, part: tuple[int, int], form: str, least: int
+) -> tuple[int, Written]:
+    """The objects in parts of at least so many, of which those that are there stay and this process does its share: a
+    run of neighbours, of so many objects, of which some are written now. Each is there as a whole once its catalogue,
+    of format `form`, is. Raises InputError where `out` holds another prediction, Stopped when interrupted."""
+    batches = -(-least // stream.batch_size)
     size, total = batches * stream.batch_size, len(stream)
     claim(out, model, stream, band_map, size, form)
     count, dataset = -(-total // size), stream.sources[0].dataset
@@ -167,9 +204,13 @@ def write_parts(
     catalog = [out / "catalog" / f"part-{n:05d}.{form}" for n in range(count)]
     densities = [out / "pdf" / f"part-{n:05d}.hdf5" for n in range(count)]
     mine = range(count * (part[0] - 1) // part[1], count * part[0] // part[1])
+    if not mine:
+        told = f"part {part[0]}/{part[1]} has none of the {count} part(s) of {size:,} objects; see --objects_per_part"
+        print(told, file=sys.stderr)
     todo = [n for n in mine if not catalog[n].exists()]
     objects = lambda parts: sum(min(size, total - n * size) for n in parts)
     writing: list[Future] = []
+    unlike = 0
     try:
         with ThreadPoolExecutor(1) as writer, logs.Bar("predict", objects(mine), objects(mine) - objects(todo)) as bar:
             for first, numbers in neighbours(todo):
@@ -178,14 +219,17 @@ def write_parts(
                 for n in numbers:
                     blocks = list(itertools.islice(found, batches))
                     while writing:  # one waits for the disk, no more are held
-                        writing.pop().result()
+                        unlike += writing.pop().result().unlike
                     writing.append(writer.submit(write, model, dataset, blocks, catalog[n], densities[n]))
             while writing:
-                writing.pop().result()
+                unlike += writing.pop().result().unlike
     except KeyboardInterrupt:
         there = sum(catalog[n].exists() for n in mine)
-        raise errors.Stopped(f"{there} of {len(mine)} parts are written; run the same command again to go on") from None
-    return objects(mine)
+        told = f"{there} of {len(mine)} parts are written; run the same command again to go on"
+        if there == len(mine) - len(todo):
+            told += " with the next one from its start; smaller parts, in another --out, by --objects_per_part"
+        raise errors.Stopped(told) from None
+    return objects(mine), Written(objects(todo), unlike)
 
 
 def neighbours(numbers: Iterable[int]) -> Iterator[tuple[int, list[int]]]:
@@ -225,7 +269,7 @@ def claim(out: Path, model: Model, stream: Stream, band_map: dict | None, size: 
     replace(path, json.dumps(now, indent=1).encode())
 
 
-def write(model: Model, dataset: Dataset, blocks: list[tuple], path: Path, densities: Path) -> None:
+def write(model: Model, dataset: Dataset, blocks: list[tuple], path: Path, densities: Path) -> Written:
     """The catalogue of some objects, and their p(z) before it. blocks: (rows, found) of Model.predictions."""
     rows = np.concatenate([rows for rows, _ in blocks])
     found = {name: np.concatenate([values[name] for _, values in blocks]) for name in outputs_of(model)}
@@ -233,11 +277,12 @@ def write(model: Model, dataset: Dataset, blocks: list[tuple], path: Path, densi
         embedding = found.pop("embedding")
         values = pa.FixedSizeListArray.from_arrays(pa.array(embedding.ravel()), embedding[0].size)
         write_catalog(path, with_column(catalog_of(dataset, rows, found), "embedding", values))
-        return
+        return Written(len(rows), 0)
     pdf, spread = model.densities(found.pop("pdf"))
     catalog = catalog_of(dataset, rows, found)
     write_qp(densities, pdf, {"key": np.array(catalog["key"].to_pylist(), dtype=str)})
     write_catalog(path, prediction_table(catalog, pdf, {}, spread))
+    return Written(len(rows), int((found["coverage_flag"] == 0).sum()))
 
 
 if __name__ == "__main__":

@@ -216,7 +216,7 @@ def write_catalog(path: Path | str, table: pa.Table) -> None:
 
 
 def fits_table(table: pa.Table) -> "BinTableHDU":
-    """A FITS table of a table of numbers, text, and lists of one length."""
+    """A FITS table of a table of numbers, text, and lists of one length; int8, which FITS lacks, becomes int16."""
     from astropy.io import fits
 
     from jaxz.data.astropy_views import astropy_table, fits_unit
@@ -225,6 +225,8 @@ def fits_table(table: pa.Table) -> "BinTableHDU":
     lists = {f.name: f.type.list_size for f in table.schema if pa.types.is_fixed_size_list(f.type)}
     made = astropy_table(table, {}, {name: Array("vector", "float32", (size,)) for name, size in lists.items()})
     for name in made.colnames:
+        if made[name].dtype == np.int8:  # Astropy would write a logical, in which -1 is true
+            made[name] = made[name].astype(np.int16)
         made[name].unit = fits_unit(told[name].get("unit", ""))
     hdu = fits.table_to_hdu(made)
     for n, name in enumerate(made.colnames, 1):

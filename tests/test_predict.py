@@ -1,6 +1,7 @@
 """Runs applied to datasets: scores, files, bands matched by name, and what is refused."""
 
 import json
+import shutil
 
 import h5py
 import jax
@@ -86,6 +87,8 @@ def test_a_batch_without_its_mask_or_reddening_is_not_taken_for_complete(run, da
     with pytest.warns(UserWarning, match="no 'ebv'"):
         model.predict({"image": whole["image"]})
     zero = model.predict({**whole, "ebv": np.zeros(len(rows))})["pdf"]
+    with pytest.warns(UserWarning, match="'ebv' is NaN for 8 objects: Galactic reddening is not corrected there"):
+        np.testing.assert_array_equal(model.predict({**whole, "ebv": np.full(len(rows), np.nan)})["pdf"], zero)
     with pytest.warns(UserWarning):
         np.testing.assert_array_equal(model.predict({"image": whole["image"]})["pdf"], zero)
 
@@ -101,6 +104,44 @@ def test_a_batch_of_another_shape_is_refused(run, bad):
         jaxz.load_run(run).predict(batch)
 
 
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("ebv", [20, 0], r"batch: ebv of 20 must be E\(B-V\) in mag, from -0.1 to 10"),
+        ("ebv", [0, -1], "batch: ebv of -1 must be"),
+        ("ebv", [0.1], r"batch: ebv is \(1,\), it must be \[2\], as many as image has objects"),
+        ("bands_observed", [[7, 7]], r"batch: bands_observed is \(1, 2\), it must be \[2\]"),
+        ("image_mask", np.zeros((2, 3, 8, 8)), r"batch: image_mask is .*, it must be \(2, 3, 16, 16\) as image is"),
+        ("bands_observd", [7, 7], "batch: 'bands_observd' is not read; leave it out. Did you mean 'bands_observed'?"),
+        ("image", np.zeros((0, 3, 16, 16)), "batch: image holds no object"),
+    ],
+)
+def test_a_batch_that_is_wrong_is_refused(run, name, value, message):
+    with pytest.raises(InputError, match=message):
+        jaxz.load_run(run).predict({"image": np.ones((2, 3, 16, 16)), "ebv": np.zeros(2), name: value})
+
+
+def test_outputs_are_names(run, dataset):
+    with pytest.raises(InputError, match=r"outputs: 'pdf' must be a tuple of names; write \('pdf',\)"):
+        jaxz.load_run(run).predict_dataset(jaxz.open_dataset(dataset), None, "pdf")
+
+
+def test_a_band_of_one_number_counts_as_not_observed(run, dataset):
+    """With a mask or not: the same as without its bit in bands_observed."""
+    model, opened, rows = jaxz.load_run(run), jaxz.open_dataset(dataset), np.arange(1, 17, 2)
+    image = np.stack([opened.cutout(int(row))["image"] for row in rows])
+    batch = {"image": image, "ebv": np.zeros(8), "bands_observed": np.full(8, 5, np.uint32)}
+    expected = model.predict(batch)
+    constant = image.copy()
+    constant[:4, 1], constant[4:, 1] = 0, -7.5
+    found = model.predict({**batch, "image": constant, "bands_observed": np.full(8, 7, np.uint32)})
+    for name in ("pdf", "embedding", "n_bands", "brightness"):
+        np.testing.assert_array_equal(found[name], expected[name])
+    assert found["n_bands"].tolist() == [2] * 8
+    constant[:, 1, 3, 3] = 1  # a pixel that differs
+    assert model.predict({**batch, "image": constant, "bands_observed": np.full(8, 7)})["n_bands"].tolist() == [3] * 8
+
+
 def test_few_objects_have_no_error():
     assert evaluate.shown({"value": 0.5, "error": 0.25}) == "0.5000 +- 0.2500"
     assert evaluate.shown({"value": 0.5, "error": None}) == "0.5000"
@@ -113,7 +154,9 @@ def test_predict_writes_a_catalog_and_pdfs(run, dataset, tmp_path, name, capsys)
     count = len(jaxz.open_dataset(dataset).select("z > 1"))
     table = Table.read(tmp_path / name) if name.endswith("fits") else pq.read_table(tmp_path / name).to_pandas()
     assert len(table) == count and {"key", "z_best", "z_l68", "odds", "n_bands"} <= set(table.columns)
-    assert (tmp_path / "out.hdf5").exists() and f"{count} objects" in capsys.readouterr().out
+    assert (tmp_path / "out.hdf5").exists()
+    told = f"{count} objects -> {tmp_path / name}, p(z) in {tmp_path / 'out.hdf5'}, by checkpoint 120\n"
+    assert told in capsys.readouterr().out
     if name.endswith("fits"):
         header = fits.getheader(tmp_path / name, 1)
         place = table.colnames.index("odds") + 1
@@ -188,7 +231,10 @@ def test_what_does_not_fit_is_refused(run, dataset, tmp_path):
     with pytest.raises(InputError, match=r"must end in .parquet or .fits"):
         predict.main([f"--workdir={run}", f"--dataset={dataset}", f"--out={tmp_path / 'x.csv'}"])
     (tmp_path / "there.hdf5").write_bytes(b"mine")
-    with pytest.raises(InputError, match="--out: .*there.hdf5' exists; name another file, or add --overwrite"):
+    with pytest.raises(
+        InputError,
+        match="--out: .*there.hdf5', where p.z. of there.fits goes, exists; name another file, or add --overwrite",
+    ):
         predict.main([f"--workdir={run}", f"--dataset={dataset}", f"--out={tmp_path / 'there.fits'}"])
     assert (tmp_path / "there.hdf5").read_bytes() == b"mine"
     for argument, message in {
@@ -196,6 +242,7 @@ def test_what_does_not_fit_is_refused(run, dataset, tmp_path):
         "--band_map=u=g": "band_map: 'u' is no band of the dataset",
         "--part=3/2": "--part: '3/2' must be I/N",
         "--part=1/2": "--part: shares the parts of a directory",
+        "--objects_per_part=5": "--objects_per_part: 5 must be 1 or more, with a directory as --out",
         "--format=fits": "--format: is of a directory's parts",
     }.items():
         with pytest.raises(InputError, match=message):
@@ -204,5 +251,26 @@ def test_what_does_not_fit_is_refused(run, dataset, tmp_path):
         predict.main([f"--workdir={run}", f"--dataset={dataset}", f"--out={run}"])
     with pytest.raises(InputError, match="--overwrite: is for a file"):
         predict.main([f"--workdir={run}", f"--dataset={dataset}", f"--out={tmp_path / 'new'}", "--overwrite"])
+    with pytest.raises(FileNotFoundError, match="/proc/x.fits"):  # before it has opened the run
+        predict.main([f"--workdir={tmp_path}", f"--dataset={dataset}", "--out=/proc/x.fits"])
     with pytest.raises(InputError, match="'ema' was not kept"):
         jaxz.load_run(run, "ema")
+
+
+def test_damaged_checkpoints_are_told_once_each(run, tmp_path, caplog):
+    shutil.copytree(run, tmp_path / "run")
+    steps = sorted((tmp_path / "run/checkpoints").iterdir(), key=lambda path: int(path.name))
+
+    def damage(folder):
+        content = folder / "meta/metadata"
+        content.write_bytes(content.read_bytes()[:-1])
+
+    damage(steps[-1])
+    assert jaxz.load_run(tmp_path / "run").step == int(steps[-2].name)
+    assert [record.getMessage().split(" (")[0] for record in caplog.records if "damaged" in record.getMessage()] == [
+        f"checkpoint {steps[-1].name} is damaged"
+    ]
+    for folder in steps[:-1]:
+        damage(folder)
+    with pytest.raises(InputError, match=r"all checkpoints \[.*\] in .* are damaged \(.*\); restore them from a copy"):
+        jaxz.load_run(tmp_path / "run")

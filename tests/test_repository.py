@@ -30,7 +30,7 @@ LAYERS = (
     ("data.astropy_views",),
     ("data.dataset", "data.layers", "data.writer"),
     ("data.reader", "data.prepare", "data.sampling"),
-    ("data.mixture", "data.fit"),
+    ("batches", "data.mixture", "data.fit"),
     ("data.stream",),
     ("models", "photoz", "logs"),
     ("pretrained",),

@@ -13,12 +13,12 @@ from scipy.spatial import distance
 
 import jaxz
 from jaxz import coverage, evaluate, predict
+from jaxz.batches import completed
 from jaxz.data import writer
 from jaxz.data.manifest import Column
 from jaxz.data.overlays import write_overlay
 from jaxz.data.stream import Source, Stream
 from jaxz.errors import InputError, Stopped
-from jaxz.inference import completed
 from jaxz.photoz.pdf import read_qp
 from tests.helpers import blobs
 
@@ -48,7 +48,7 @@ def survey(model, dataset, where=None):
 
 def in_parts(model, dataset, out, part=(1, 1), where=None, form="parquet"):
     with survey(model, dataset, where) as stream:
-        predict.write_parts(model, stream, out, None, part, form)
+        predict.write_parts(model, stream, out, None, part, form, predict.OBJECTS)
     return {path.relative_to(out): path.read_bytes() for path in out.rglob("part-*")}
 
 
@@ -61,10 +61,10 @@ def test_an_interrupted_prediction_goes_on_to_the_same_bytes(model, dataset, tmp
         held.append(sum(len(rows) for rows, _ in blocks))
         if len(held) == 4:
             raise KeyboardInterrupt
-        write(model, dataset, blocks, *paths)
+        return write(model, dataset, blocks, *paths)
 
     monkeypatch.setattr(predict, "write", stumble)
-    with pytest.raises(Stopped, match="3 of 7 parts are written; run the same command again to go on"):
+    with pytest.raises(Stopped, match="3 of 7 parts are written; run the same command again to go on$"):
         in_parts(model, dataset, tmp_path / "resumed")
     (tmp_path / "resumed/catalog/part-00001.parquet").unlink()  # killed between its two files
     assert in_parts(model, dataset, tmp_path / "resumed") == whole and len(whole) == 14
@@ -109,7 +109,25 @@ def test_a_share_is_counted_and_others_may_begin_beside_it(run, dataset, tmp_pat
         predict.main(command)
     (tmp_path / "mine").rename(tmp_path / ".predict.json.77.tmp")  # of a process that began just before
     predict.main(command)
-    assert f"\n{16 + 3 * 64} objects -> " in f"\n{capsys.readouterr().out}"
+    flags = pq.read_table(tmp_path / "catalog")["coverage_flag"].to_numpy()
+    assert len(flags) == 16 + 3 * 64
+    assert capsys.readouterr().out == (
+        f"{len(flags)} objects -> {tmp_path}, by checkpoint 120\n"
+        f"{(flags == 0).sum()} of them without training objects near (coverage_flag 0)\n"
+    )
+    predict.main([*command[:2], f"--out={tmp_path / 'one'}", "--objects_per_part=500", "--part=1/2"])
+    said = capsys.readouterr()
+    assert "part 1/2 has none of the 1 part(s) of 512 objects; see --objects_per_part" in said.err
+    assert said.out == f"0 objects -> {tmp_path / 'one'}, by checkpoint 120\n"
+
+
+def test_an_interrupted_first_part_begins_anew(model, dataset, tmp_path, monkeypatch):
+    def stumble(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict, "write", stumble)
+    with pytest.raises(Stopped, match="0 of 1 parts are written; .* with the next one from its start; smaller parts"):
+        in_parts(model, dataset, tmp_path / "d")
 
 
 def test_parts_are_the_file(model, dataset, tmp_path, monkeypatch):
@@ -163,6 +181,8 @@ ODD = {
     "is far brighter": times(300, 300, 300),
     "is of an unknown colour": times(20, 1, 1),
     "is all zeros": put(0),
+    "is all one number": put(5),
+    "is of another unit": times(1e-3, 1e-3, 1e-3),
     "is saturated": put(65504.0),
 }
 
@@ -173,7 +193,7 @@ def test_odd_objects_are_flagged_and_never_crash(run, model, tmp_path, monkeypat
     monkeypatch.setattr(
         writer, "encode", lambda value, *rest: (encode(np.nan_to_num(value), *rest)[0], value.tobytes())
     )
-    numbers = {name: 24 * n + 7 for n, name in enumerate(ODD)}  # of the test split
+    numbers = {name: 21 * n + 7 for n, name in enumerate(ODD)}  # of the test split
 
     def alter(image, columns):
         for name, n in numbers.items():
@@ -186,9 +206,9 @@ def test_odd_objects_are_flagged_and_never_crash(run, model, tmp_path, monkeypat
     assert np.isfinite(pdf.probability).all() and np.isfinite(table[["z_best", "z_l68", "odds"]]).all(axis=None)
     for name, n in numbers.items():
         assert table["coverage_flag"][n] == 0, name
-    assert table["n_bands"][
-        [numbers["lacks half of its bands"], numbers["lacks all bands"], numbers["is NaN"]]
-    ].tolist() == [1, 0, 0]
+    shown = {name: int(table["n_bands"][numbers[name]]) for name in ODD}
+    blank = ("lacks all bands", "is NaN", "is infinite", "is all zeros", "is all one number", "is saturated")
+    assert shown["lacks half of its bands"] == 1 and not any(shown[name] for name in blank)
     usual = np.setdiff1d(np.arange(300), list(numbers.values()))
     assert (table["coverage_flag"][usual] == 1).mean() > 0.9
     evaluate.score(tmp_path / "scored", model, jaxz.open_dataset(other))
@@ -267,8 +287,24 @@ def test_covered_is_what_brute_force_says():
         own = np.sort(distance.cdist(train_x, train_x), axis=1)[:, 8]
         expected &= np.sort(distance.cdist(x, train_x), axis=1)[:, 7] <= np.quantile(own, 0.99)
     found = np.asarray(known.flag(new, shown))
+    bright_of = lambda x: np.nanmean((x - np.nanmean(bright, 0)) / np.nanstd(bright, 0), axis=1)
+    expected &= bright_of(shown) >= np.quantile(bright_of(bright), 0.001)
     assert (found == expected).mean() > 0.99  # rounding at the edge
     assert not found[100:120].any() and 0.1 < found[:100].mean() < 0.9 and found[120:].mean() > 0.9
+
+
+def test_what_is_fainter_than_the_training_objects_is_not_covered():
+    """Though it has neighbours among them: their faint end lies closer to it than their bright end to one another."""
+    draw = np.random.default_rng(0)
+    bright = draw.exponential(size=(2000, 1)).astype(np.float32) * np.array([1, 2, 3], np.float32)
+    known = coverage.coverage_of(bright, bright)
+    faintest = np.sort(bright[:, 0])[:5]
+    wanted = np.array([0, 0.5 * faintest[0], 2 * faintest[-1], 1], np.float32)[:, None] * np.array(
+        [1, 2, 3], np.float32
+    )
+    assert known.flag(wanted, wanted).tolist() == [0, 0, 1, 1]
+    wanted[:, 1] = np.nan  # as all training objects have it
+    assert known.flag(wanted[:, [0, 0, 0]], wanted).tolist() == [0, 0, 0, 0]
 
 
 def test_a_damaged_sample_of_training_objects_is_refused_in_a_sentence(tmp_path):

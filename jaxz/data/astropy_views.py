@@ -13,6 +13,7 @@ from jaxz.data.manifest import Array, Band, Column
 from jaxz.errors import InputError
 
 UNITS = {"AB mag": "mag(AB)"}  # the manifests' own spelling
+FITS_UNITS = {"AB mag": "mag"}
 NEIGHBOURS = 64
 FEWEST = 4  # neighbours; fewer do not show whether they agree
 SCALE_ERROR, SCATTER_PX = 0.01, 0.2  # more is another grid than the manifest says, or no linear one
@@ -44,9 +45,9 @@ def astropy_unit(text: str) -> u.UnitBase | None:
 
 
 def fits_unit(text: str) -> u.UnitBase | None:
-    """None where FITS has no such unit, as for AB magnitudes."""
+    """None where FITS has no such unit; magnitudes lose their zero point."""
     try:
-        unit = u.Unit(text)
+        unit = u.Unit(FITS_UNITS.get(text, text))
         unit.to_string("fits")
         return unit if text else None
     except ValueError:

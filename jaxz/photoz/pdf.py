@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import io
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -167,22 +168,23 @@ def write_qp(path: Path | str, pdf: PDF, ancil: Mapping[str, np.ndarray]) -> Non
 
     The file appears complete or not at all, also after a crash of the system. Raises OSError that names `path`.
     """
-    path = Path(path)
+    path, sink = Path(path), io.BytesIO()  # on a full disk HDF5 itself may crash
+    with h5py.File(sink, "w") as file:
+        file["meta/pdf_name"] = np.array([b"hist"])
+        file["meta/pdf_version"] = np.array([0])
+        file["meta/bins"] = pdf.edges[None]
+        density = file.create_dataset("data/pdfs", pdf.probability.shape, pdf.probability.dtype)
+        for start in range(0, len(pdf), BLOCK):
+            density[start : start + BLOCK] = pdf.probability[start : start + BLOCK] / pdf.widths
+        for name, values in ancil.items():
+            values = np.asarray(values)
+            text = values.dtype.kind in "UO"  # qp reads fixed-length bytes
+            file[f"ancil/{name}"] = np.char.encode(values.astype(str), "utf-8") if text else values
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.touch()  # refused in the system's words, not HDF5's
-        with h5py.File(temporary, "w") as file:
-            file["meta/pdf_name"] = np.array([b"hist"])
-            file["meta/pdf_version"] = np.array([0])
-            file["meta/bins"] = pdf.edges[None]
-            density = file.create_dataset("data/pdfs", pdf.probability.shape, pdf.probability.dtype)
-            for start in range(0, len(pdf), BLOCK):
-                density[start : start + BLOCK] = pdf.probability[start : start + BLOCK] / pdf.widths
-            for name, values in ancil.items():
-                values = np.asarray(values)
-                text = values.dtype.kind in "UO"  # qp reads fixed-length bytes
-                file[f"ancil/{name}"] = np.char.encode(values.astype(str), "utf-8") if text else values
-        with open(temporary, "rb") as file:
+        with open(temporary, "wb") as file:
+            file.write(sink.getbuffer())
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
