@@ -310,6 +310,31 @@ def test_best_is_bold(tmp_path, metric, values, winner):
     assert re.findall(r"(\d)</th><td><b>", table) == [str(winner)]
 
 
+@pytest.mark.parametrize(
+    ("values", "bold"),
+    [
+        ((0.030, 0.031, 0.05), ["0", "1"]),
+        ((0.030, 0.031, 0.032), []),  # none differs
+        ((-0.030, 0.031, 0.05), ["0", "1"]),  # as far from 0, on the other side
+    ],
+)
+def test_all_that_do_not_differ_from_the_best_are_bold(tmp_path, values, bold):
+    arms = [arm(tmp_path, str(i), scores(v, 0.003, metric="bias_median")) for i, v in enumerate(values)]
+    table = report_tables.score_table(arms, ["bias_median"], dict.fromkeys("012", "red"))
+    assert re.findall(r"(\d)</th><td><b>", table) == bold
+
+
+def test_the_main_scores_are_printed(tmp_path, capsys):
+    own = {"sigma_mad": {"value": 0.0212, "error": 0.0004}, "eta_15": {"value": 0.051, "error": None}}
+    arm(tmp_path, "one", {"full": own})
+    report.main([str(tmp_path / "one"), "--out", str(tmp_path / "r.html")])
+    assert capsys.readouterr().out.splitlines()[:3] == [
+        "every test object:",
+        "     sigma_mad        eta_15  bias_median",
+        "one  0.0212 ± 0.0004  5.10 %  –",
+    ]
+
+
 def test_cost_includes_what_a_run_started_from(tmp_path):
     pretrain = arm(tmp_path, "pretrain", {}, compute={"images": 9000, "seconds": 7000})
     middle = {"init": {"path": str(pretrain.path)}}
@@ -345,6 +370,7 @@ def test_cost_includes_each_run_that_a_correction_names_once(tmp_path):
     run = corrected_runs(tmp_path, 0)
     assert [parent.name for parent in run.parents] == ["1_0", "before_0", "2_0"]
     assert run.total("images") == 9000 + 2 * 50 and run.total("seconds") == 7000 + 2 * 8 + 1
+    assert "strata_0 saw 9.1 k images, all of 1_0 and 2_0, which it corrects, in" in report_tables.cost([run], ["full"])
     assert "<td>1_0, before_0, 2_0</td>" in report_tables.compute_table([run], {"strata_0": "red"})
 
 
