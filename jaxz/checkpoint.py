@@ -10,11 +10,14 @@ The digests are of values, the same for every mesh, and always verified. files.j
 also in files that hold no value; a crash may leave the newest checkpoint without it, which is no fault.
 """
 
+import contextlib
+import errno
 import functools
 import hashlib
 import itertools
 import json
 import logging
+import os
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -31,8 +34,9 @@ from jaxz.optim import path_names
 from jaxz.state import TrainState
 
 log = logging.getLogger("jaxz")
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's own notes
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's own notes; its errors are raised as well
 ARRAYS = ("params", "ema", "opt", "extra")
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Damaged(Exception):
@@ -53,20 +57,28 @@ class Checkpoints:
         self.damaged: dict[int, Damaged] = {}  # that `meta` and `params` met
 
     def save(self, state: TrainState, stream: dict, meta: dict) -> None:
-        """`meta` must be JSON. The arrays are copied before this returns, so that the state may be donated."""
-        if self.saving:
-            self.finish()
+        """`meta` must be JSON. The arrays are copied before this returns, so that the state may be donated.
+
+        Raises OSError where the disk is full, of this save or of the one before.
+        """
+        self.finish()
         items = {name: getattr(state, name) for name in ARRAYS if jax.tree.leaves(getattr(state, name))}
         step = int(state.step)
         sealed = seal({**meta, "step": step, "arrays": layout(items), "digests": digests(items), "stream": stream})
         arrays = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
         json_items = {"stream": ocp.args.JsonSave(stream), "meta": ocp.args.JsonSave(sealed)}
+        self._check_room(sum(array.nbytes for array in jax.tree.leaves(items)))
         self.saving = True
-        self.manager.save(step, args=ocp.args.Composite(**arrays, **json_items), force=True)
+        with self._told_when_full():
+            self.manager.save(step, args=ocp.args.Composite(**arrays, **json_items), force=True)
 
     def finish(self) -> None:
-        """Wait for the save under way, and list its files."""
-        self.manager.wait_until_finished()
+        """Wait for the save under way, if there is one, and list its files. Raises OSError where the disk is full."""
+        if not self.saving:
+            return
+        with self._told_when_full():
+            self.manager.wait_until_finished()
+        self.saving = False
         for step in self.steps():
             listing = self.path / str(step) / "files.json"
             if not listing.exists() and runtime.is_first():
@@ -166,9 +178,9 @@ class Checkpoints:
             yield step, restored[item]
 
     def close(self) -> None:
-        if self.saving:
-            self.finish()
-        self.manager.close()
+        self.finish()
+        with self._told_when_full():
+            self.manager.close()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -176,6 +188,25 @@ class Checkpoints:
     def __exit__(self, kind, *_) -> None:
         if kind in (None, Stopped) or jax.process_count() == 1:  # one that fails cannot wait for the others
             self.close()
+
+    def _check_room(self, size: int) -> None:
+        """Raises OSError where `size` bytes do not fit on the disk, before Orbax writes pages of tracebacks of it."""
+        if runtime.is_first() and shutil.disk_usage(self.path).free < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+
+    @contextlib.contextmanager
+    def _told_when_full(self) -> Iterator[None]:
+        """Raises OSError for a full disk or quota, of which Orbax has several errors; what it began is removed."""
+        try:
+            yield
+        except Exception as error:
+            told = [code for code in FULL if getattr(error, "errno", None) == code or os.strerror(code) in str(error)]
+            if not told:
+                raise
+            self.saving = False
+            for begun in self.path.glob("*.orbax-checkpoint-tmp") if runtime.is_first() else ():
+                shutil.rmtree(begun, ignore_errors=True)
+            raise OSError(told[0], os.strerror(told[0]), str(self.path)) from None
 
     def _meta(self, step: int) -> dict:
         fault = fault_in(self.path / str(step)) if runtime.is_first() else ""

@@ -29,12 +29,13 @@ from jaxz.data.dataset import Dataset
 from jaxz.data.stream import Stream
 from jaxz.data.transport import place
 from jaxz.errors import InputError, run
-from jaxz.files import replace
+from jaxz.files import read_json, replace
 from jaxz.held import TEST, Held, held_out, labels_of
 from jaxz.inference import BATCH, Model, load_run
 from jaxz.photoz import calibration, clap, shift
 from jaxz.photoz.pdf import PDF
-from jaxz.results import catalog_of, claim_scores, claimed, test_sets, truths_of, write_results
+from jaxz.report_data import read_scores
+from jaxz.results import catalog_of, claim_scores, claimed, main_scores, test_sets, truths_of, write_results
 from jaxz.shift import domains
 
 KNOWN, UNLABELLED = "split == 'train' and isfinite(z)", "split == 'train' and not isfinite(z)"
@@ -236,6 +237,16 @@ def check_objects(dataset: Dataset, method: str) -> None:
         )
 
 
+def scores_before(workdir: Path, evaluated: dict, options: argparse.Namespace) -> list[str]:
+    """Lines for people of a run's own scores, where it was evaluated at the same checkpoint on the same dataset."""
+    name, path = workdir.resolve().name, workdir / "evaluated.json"
+    then = read_json(path, "the record of an evaluation") if path.exists() else {}
+    wanted = evaluated["rows"], options.item, options.step
+    if (then.get("rows"), then.get("item"), then.get("step")) != wanted:
+        return [f"{name}: not scored on this dataset; python -m jaxz.evaluate tells what the correction changes"]
+    return main_scores(name, read_scores(workdir / "report.json", name))
+
+
 def main(argv: list[str]) -> None:
     started, options = time.monotonic(), arguments(argv)
     runtime.alone("jaxz.correct")
@@ -253,9 +264,11 @@ def main(argv: list[str]) -> None:
         cost["devices"] = f"1 x {jax.devices()[0].device_kind}"
         replace(options.out / "compute.json", json.dumps(cost, indent=1).encode())
         told = catalog, found.pdf, truths_of(dataset, catalog["key"]), found.spread
-        write_results(options.out, name, *told, intervals=found.intervals)
+        report = write_results(options.out, name, *told, intervals=found.intervals)
         replace(options.out / "evaluated.json", json.dumps(evaluated, indent=1).encode())
-    print(options.out)
+    for path in loaded:
+        print(*scores_before(Path(path), evaluated, options), sep="\n")
+    print(*main_scores(name, report[name]), sep="\n")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from jaxz.data.stream import Stream
 from jaxz.files import replace
 from jaxz.inference import Model, load_run
 from jaxz.predict import know_coverage, outputs_of
-from jaxz.results import catalog_of, claim_scores, test_sets, truths_of, write_results
+from jaxz.results import catalog_of, claim_scores, main_scores, test_sets, truths_of, write_results
 
 SHOWN = 6  # reconstructed objects
 
@@ -61,15 +61,7 @@ def score(workdir: Path, model: Model, dataset: Dataset) -> None:
     arm = workdir.resolve().name
     truths = truths_of(dataset, catalog["key"])
     report = write_results(workdir, arm, catalog, pdf, truths, spread, fits=True)
-    for name, metrics in report[arm].items():
-        print(f"{arm} on {name}: {', '.join(f'{m} {shown(metrics[m])}' for m in ('sigma_mad', 'eta_15'))}")
-
-
-def shown(metric: dict) -> str:
-    """A value with its error; few objects have no error, none have no value."""
-    if metric["value"] is None:
-        return "unknown (no objects)"
-    return f"{metric['value']:.4f}" + (f" +- {metric['error']:.4f}" if metric["error"] is not None else "")
+    print(*main_scores(arm, report[arm]), sep="\n")
 
 
 def write_reconstructions(path: Path, model: Model, dataset: Dataset) -> None:

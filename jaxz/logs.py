@@ -2,6 +2,7 @@
 
 import json
 import logging
+import logging.handlers
 import os
 import sys
 from pathlib import Path
@@ -15,17 +16,27 @@ from jaxz.files import replace
 log = logging.getLogger("jaxz")
 
 
+def hold_log() -> None:
+    """Warnings go to standard error, and are kept for the log.txt of a start_log to come."""
+    log.setLevel(logging.WARNING)
+    log.propagate = False
+    log.handlers = [logging.StreamHandler(sys.stderr), logging.handlers.MemoryHandler(1000, flushOnClose=False)]
+
+
 def start_log(workdir: Path | None) -> None:
-    """Messages go to standard error and to RUN/log.txt; without a workdir, only warnings, to standard error."""
+    """Messages go to standard error and to RUN/log.txt, which begins with those held; without a workdir, only warnings,
+    to standard error."""
+    held = [r for handler in log.handlers for r in getattr(handler, "buffer", ())]
     log.setLevel(logging.INFO if workdir else logging.WARNING)
     log.propagate = False
-    log.handlers.clear()
-    handlers = [(logging.StreamHandler(sys.stderr), "%(message)s")]
+    log.handlers = [logging.StreamHandler(sys.stderr)]
     if workdir:
-        handlers.append((logging.FileHandler(workdir / "log.txt"), "%(asctime)s %(levelname)s %(message)s"))
-    for handler, layout in handlers:
-        handler.setFormatter(logging.Formatter(layout))
-        log.addHandler(handler)
+        file = logging.FileHandler(workdir / "log.txt")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        file.handleError = lambda record: None  # such as of a full disk: standard error has the message
+        log.addHandler(file)
+        for record in held:
+            file.handle(record)
 
 
 class Metrics:

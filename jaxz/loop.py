@@ -1,5 +1,6 @@
 """The loop of a run, and what it writes to the run directory."""
 
+import contextlib
 import json
 import time
 from collections import deque
@@ -48,7 +49,7 @@ class Run:
         batches, running, meter = prefetch(stream, mesh), deque(), Meter(config, mesh)
         bar = logs.Bar(self.workdir.name, last, first, shown)
         profile = Profile(self.workdir / "profile", config.train.profile if shown else ())
-        with bar, runtime.StopSignal(mesh) as signals, Garbage() as garbage, profile:
+        with contextlib.closing(batches), bar, runtime.StopSignal(mesh) as signals, Garbage() as garbage, profile:
             for n in range(first + 1, last + 1):
                 with meter.stall():
                     batch, stream_state = next(batches)
@@ -76,6 +77,7 @@ class Run:
                 if stop and n < last:
                     self.checkpoints.close()
                     raise errors.Stopped(f"{stop} at step {n} of {last}, saved; run the same command again to go on")
+        self.checkpoints.finish()
         log.info("%s: done, %d steps, %s", self.workdir, last, self.written.removesuffix(", "))
 
     def write_metrics(self, keep: int) -> None:

@@ -34,7 +34,7 @@ from jaxz.data.transport import place
 from jaxz.errors import InputError, run
 from jaxz.files import replace
 from jaxz.photoz.pdf import PDF
-from jaxz.results import claim_scores, claimed, truths_of, write_results
+from jaxz.results import claim_scores, claimed, main_scores, truths_of, write_results
 from jaxz.template_fit import UNLABELLED, Templates
 
 FOLDS, REDSHIFT_BINS, FEWEST = 5, 300, 50
@@ -156,10 +156,7 @@ def main(argv: list[str]) -> None:
         evaluated = claim_scores(options.workdir, dataset, overwrite=False)
         report = write_run(dataset, options, started, argv)
         replace(options.workdir / "evaluated.json", json.dumps(evaluated, indent=1).encode())
-    for name, metrics in report.items():
-        sigma, eta = (metrics[key]["value"] for key in ("sigma_mad", "eta_15"))
-        if sigma is not None:
-            print(f"{name}: {metrics['objects']['value']} objects, sigma_mad {sigma:.4f}, eta_15 {eta:.2%}")
+    print(*main_scores(options.workdir.resolve().name, report), sep="\n")
 
 
 def write_run(dataset: Dataset, options: argparse.Namespace, started: float, argv: list[str]) -> dict:

@@ -26,7 +26,7 @@ from jaxz.photoz.plots import arm_colours
 from jaxz.report_arms import arms_of
 from jaxz.report_data import Run, read_run
 from jaxz.report_figures import Picture, pictures
-from jaxz.report_tables import MAIN, METRICS, compute_table, definitions, score_table, verdict
+from jaxz.report_tables import MAIN, METRICS, compute_table, definitions, score_table, text_table, verdict
 
 WIDEST = 6  # metrics side by side in a table
 TEMPLATE = Path(__file__).with_name("report_template.html")
@@ -132,6 +132,8 @@ def main(argv: list[str]) -> None:
         replace(out.with_suffix(".json"), json.dumps(scores, indent=1).encode())
     replace(out.with_suffix(".csv"), scores_csv(scores).encode())
     replace(out, page(runs, arms, shown, colours).encode())
+    if arms:
+        print(text_table(arms), end="\n\n")
     print(out)
 
 

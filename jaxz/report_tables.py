@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxz.photoz.binned import DEPENDENCE
 from jaxz.photoz.metrics import PDF_METRICS, POINT_METRICS
-from jaxz.report_data import Run
+from jaxz.report_data import Run, starts_of
 
 TEST_SETS = {"spec_like": "test set like the labelled one", "full": "every test object"}
 DIFFERENT = 2.0  # errors of the difference: below, two arms are not told apart
@@ -16,6 +16,7 @@ DIFFERENT = 2.0  # errors of the difference: below, two arms are not told apart
 
 METRICS = POINT_METRICS | PDF_METRICS | DEPENDENCE
 MAIN = ("sigma_mad", "eta_15", "bias_median", "crps", "pit_ks", "coverage_68")  # shown first
+PRINTED = MAIN[:3]
 
 
 def label(test_set: str) -> str:
@@ -54,11 +55,29 @@ def paired_error(first: Run, second: Run, test_set: str, metric: str) -> float |
     return (one - other).error if one and other else None
 
 
-def separation(first: tuple, second: tuple, paired: float | None) -> float:
-    """|difference| of two (arm, value, error) in units of its error; 0 where no error is known."""
-    errors = (first[2], second[2])
+def separation(first: tuple, second: tuple, metric: str, paired: float | None) -> float:
+    """How much nearer to its best value a metric is for one of two (arm, value, error), in units of the difference's
+    error; 0 where no error is known. paired: that of the values' difference, which is no help for values on both sides
+    of the best."""
+    kind, errors = METRICS[metric], (first[2], second[2])
+    if kind.best is not None and (first[1] - kind.best) * (second[1] - kind.best) < 0:
+        paired = None
     error = math.hypot(*errors) if paired is None and None not in errors else paired
-    return abs(first[1] - second[1]) / error if error else 0.0
+    return abs(kind.rank(first[1]) - kind.rank(second[1])) / error if error else 0.0
+
+
+def behind(arms: Sequence[Run], test_set: str, metric: str) -> dict[str, float]:
+    """{arm: its separation from the best}, the best first."""
+    rows, by_name = ranking(arms, test_set, metric), {arm.name: arm for arm in arms}
+    paired = [paired_error(by_name[rows[0][0]], by_name[row[0]], test_set, metric) for row in rows]
+    return {row[0]: separation(rows[0], row, metric, error) for row, error in zip(rows, paired, strict=True)}
+
+
+def leaders(arms: Sequence[Run], test_set: str, metric: str) -> list[str]:
+    """The arms that do not differ from the best; none where no arm differs from it."""
+    apart = behind(arms, test_set, metric)
+    best = [name for name, distance in apart.items() if distance < DIFFERENT]
+    return best if len(best) < len(apart) else []
 
 
 def join(names: Sequence[str]) -> str:
@@ -67,14 +86,10 @@ def join(names: Sequence[str]) -> str:
 
 def standing(arms: Sequence[Run], test_set: str, metric: str) -> str:
     """Who leads in one metric, and whether it is beyond the errors, as half a sentence; "" where nobody is scored."""
-    rows, by_name = ranking(arms, test_set, metric), {arm.name: arm for arm in arms}
+    rows, apart = ranking(arms, test_set, metric), behind(arms, test_set, metric)
     if not rows:
         return ""
     kind, best = METRICS[metric], rows[0]
-    apart = {
-        row[0]: separation(best, row, paired_error(by_name[best[0]], by_name[row[0]], test_set, metric))
-        for row in rows[1:]
-    }
     tied = [row for row in rows[1:] if apart[row[0]] < DIFFERENT]
     value = kind.text(*best[1:])
     if len(rows) == 1:
@@ -152,8 +167,12 @@ def cost(arms: Sequence[Run], sets: Sequence[str]) -> str:
     for name, *_ in ranking(arms, sets[-1], "sigma_mad"):
         arm = next(arm for arm in arms if arm.name == name)
         if arm.compute:
-            pretraining = arm.total("images") - float(arm.compute.get("images") or 0)
-            before = f", {quantity(pretraining)} of them in pretraining" if pretraining else ""
+            before = ""
+            if earlier := arm.total("images") - float(arm.compute.get("images") or 0):
+                before = f", {quantity(earlier)} of them in pretraining"
+                if "method" in arm.config:  # of jaxz.correct
+                    corrected = join(list(dict.fromkeys(escape(path.name) for path in starts_of(arm.config))))
+                    before = f", all of {corrected}, which it corrects"
             images = (
                 f"saw {quantity(arm.total('images'))} images{before}, in"
                 if arm.total("images")
@@ -180,7 +199,7 @@ def duration(seconds: float) -> str:
 
 
 def score_table(arms: Sequence[Run], metrics: Sequence[str], colours: Mapping[str, str]) -> str:
-    """Arms under each test set, a column a metric, the best of each in bold."""
+    """Arms under each test set, a column a metric, in bold those that do not differ from the best."""
     metrics = [m for m in metrics if any(score(arm, t, m) for arm in arms for t in arm.scores)]
     head = "".join(f'<th title="{escape(METRICS[m].meaning)}">{METRICS[m].label}</th>' for m in metrics)
     body = []
@@ -189,15 +208,31 @@ def score_table(arms: Sequence[Run], metrics: Sequence[str], colours: Mapping[st
         objects = f" – {' to '.join(f'{n:,}' for n in counts[:: max(1, len(counts) - 1)])} objects" if counts else ""
         body.append(f'<tr class="set"><th colspan="{len(metrics) + 1}">{escape(label(test_set))}{objects}</th></tr>')
         ranked = metrics if comparable(arms, test_set) else ()
-        best = {m: rows[0][0] for m in ranked if len(rows := ranking(arms, test_set, m)) > 1}
+        best = {m: leaders(arms, test_set, m) for m in ranked}
         for arm in (arm for arm in arms if test_set in arm.scores):
             cells = []
             for metric in metrics:
                 found = score(arm, test_set, metric)
                 text = METRICS[metric].text(*found) if found else "–"
-                cells.append(f"<td>{f'<b>{text}</b>' if best.get(metric) == arm.name else text}</td>")
+                cells.append(f"<td>{f'<b>{text}</b>' if arm.name in best.get(metric, ()) else text}</td>")
             body.append(f"<tr><th>{swatch(arm, colours)}</th>{''.join(cells)}</tr>")
     return f"<table><thead><tr><th>arm</th>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+
+
+def text_table(arms: Sequence[Run]) -> str:
+    """The scores in PRINTED by arm under each test set, for a terminal."""
+    blocks = []
+    for test_set in all_test_sets(arms):
+        rows = [("", *PRINTED)]
+        for arm in (arm for arm in arms if test_set in arm.scores):
+            found = [score(arm, test_set, metric) for metric in PRINTED]
+            texts = [METRICS[m].text(*of) if of else "–" for m, of in zip(PRINTED, found, strict=True)]
+            rows.append((arm.name, *(text.replace("&nbsp;", " ") for text in texts)))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+        lines = ["  ".join(row).rstrip() for row in padded]
+        blocks.append("\n".join([f"{label(test_set)}:", *lines]))
+    return "\n\n".join(blocks)
 
 
 def compute_table(runs: Sequence[Run], colours: Mapping[str, str]) -> str:

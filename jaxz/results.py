@@ -274,3 +274,18 @@ def write_results(
     write_qp(workdir / "pdf.hdf5", pdf, {"key": np.array(table["key"].to_pylist(), dtype=str)})
     replace(workdir / "report.json", json.dumps(report, indent=1).encode())
     return report
+
+
+def main_scores(name: str, scores: Mapping[str, Mapping[str, dict]]) -> list[str]:
+    """A line a test set of an arm's scores {test set: {metric}}, for people: its sigma_mad and eta_15."""
+    return [
+        f"{name} on {test_set}: {', '.join(f'{metric} {shown(metrics[metric])}' for metric in ('sigma_mad', 'eta_15'))}"
+        for test_set, metrics in scores.items()
+    ]
+
+
+def shown(metric: dict) -> str:
+    """A value with its error; few objects have no error, none have no value."""
+    if metric["value"] is None:
+        return "unknown (no objects)"
+    return f"{metric['value']:.4f}" + (f" +- {metric['error']:.4f}" if metric["error"] is not None else "")

@@ -3,8 +3,8 @@
     python -m jaxz.train --config=configs/pretrain_mae.py --workdir=RUN [--config.train.steps=10]
     python -m jaxz.train --config=configs/pretrain_mae.py --dry_run [--cluster=jean_zay_h100:4x4]
 
-Started again with the same workdir it goes on where it was. Exit codes: 0 done, 2 bad config or input, 75 stopped by a
-signal after saving.
+Started again with the same workdir it goes on where it was. Exit codes: 0 done, 1 failed, 2 bad config or input, 75
+stopped by a signal after saving.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from jaxz import dry_run, errors, logs, objectives, runtime
-from jaxz.checkpoint import Checkpoints, Damaged
+from jaxz.checkpoint import FULL, Checkpoints, Damaged
 from jaxz.config import complete, difference, parse, resolved, sources_of
 from jaxz.data import where as filters
 from jaxz.data.dataset import Dataset, open_dataset
@@ -46,6 +46,7 @@ BINS = {"z_min", "z_max", "bins"}  # settings of a head that decide what its las
 
 def main(argv: list[str]) -> int:
     runtime.set_xla_flags()
+    logs.hold_log()
     options, rest = arguments(argv)
     workdir, config = Path(options["--workdir"]), parse(rest)
     validate(config)
@@ -343,18 +344,27 @@ def make_sources(config, dataset: Dataset, arrays: tuple[str, ...], columns: set
 
 
 def check_workdir(workdir: Path, config, allow_change: bool) -> None:
-    """Hold the config against RUN/config.json. Raises InputError with the differences, or for a directory that is
-    no run's."""
+    """Hold the config against RUN/config.json, unless no step was made with that one. Raises InputError with the
+    differences, or for a directory that is no run's."""
     path, now = workdir / "config.json", resolved(config)
     if path.exists():
         then = read_json(path, "the run's config")
-        if (changed := difference(complete(then), now)) and not allow_change:
+        if (changed := difference(complete(then), now)) and not (allow_change or has_steps(workdir)):
+            log.warning("%s: begun anew, as no step was made with the config before (%s)", workdir, "; ".join(changed))
+        elif changed and not allow_change:
             raise errors.InputError(
                 f"--workdir: {str(workdir)!r} was begun with another config ({'; '.join(changed)}); use another "
                 "workdir, the same config, or --allow_config_change"
             )
     elif workdir.is_dir() and any(not p.name.startswith(".") and p.name not in OTHERS for p in workdir.iterdir()):
         raise errors.InputError(f"--workdir: {str(workdir)!r} holds files but no config.json; name an empty directory")
+
+
+def has_steps(workdir: Path) -> bool:
+    """Whether a checkpoint, whole or not, or a logged step of the run is there."""
+    kept = [*workdir.glob("checkpoints/[0-9]*"), *workdir.glob("damaged/*")]
+    metrics = workdir / "metrics.jsonl"
+    return bool(kept) or (metrics.exists() and metrics.stat().st_size > 0)
 
 
 def write_config(workdir: Path, config) -> None:
@@ -365,8 +375,21 @@ def fail_cleanly(argv: list[str]) -> int:
     try:
         return main(argv)
     except (Damaged, FloatingPointError) as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return errors.FAILED
+        told = str(error)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        workdir = arguments(argv)[0]["--workdir"]
+        told = f"no space left in {error.filename or workdir}; make room, and run the same command again to go on"
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        told = (
+            "not enough memory; lower train.batch_size, raise train.accumulate to take a batch in parts, or set "
+            "model.remat='block' to keep less of each part"
+        )
+    print(f"failed: {told}", file=sys.stderr)
+    return errors.FAILED
 
 
 if __name__ == "__main__":

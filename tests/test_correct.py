@@ -278,6 +278,24 @@ def test_a_corrected_run_is_an_arm_of_the_report(corrected, tmp_path, monkeypatc
     assert cost["images"] == 0 and cost["seconds"] > 0 and cost["devices"].startswith("1 x ")
 
 
+def test_the_scores_before_and_after_are_told(corrected, tmp_path, monkeypatch, capsys):
+    _, _, after = corrected("pit")
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith("RUN: not scored on this dataset")
+    assert f"pit on full: sigma_mad {after['full']['sigma_mad']['value']:.4f} +- " in told[-1]
+    run = tmp_path / "RUN"
+    run.mkdir()
+    before = {"full": {"sigma_mad": {"value": 0.5, "error": 0.25}, "eta_15": {"value": 0.125, "error": None}}}
+    (run / "report.json").write_text(json.dumps({"RUN": before}))
+    scored = json.loads((tmp_path / "pit/evaluated.json").read_text())
+    (run / "evaluated.json").write_text(json.dumps(scored | {"item": "params"}))
+    monkeypatch.chdir(tmp_path)
+    corrected("pit", name="again")
+    assert capsys.readouterr().out.splitlines()[0] == "RUN on full: sigma_mad 0.5000 +- 0.2500, eta_15 0.1250"
+    corrected("pit", "--step", "10", name="step")  # of another checkpoint than was scored
+    assert capsys.readouterr().out.splitlines()[0].startswith("RUN: not scored")
+
+
 def test_the_checkpoint_that_was_chosen_is_corrected(corrected, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(correct, "load_run", lambda *of: asked.append(of) or corrected.run)

@@ -8,7 +8,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from jaxz.errors import InputError
 from jaxz.events import masked_crc
-from jaxz.logs import Metrics, Record
+from jaxz.logs import Metrics, Record, hold_log, log, start_log
 
 
 @pytest.fixture
@@ -118,3 +118,14 @@ def test_large_steps_and_long_names_are_written_whole(tmp_path, event_type):
     record.close()
     last = list(events(tmp_path / "tensorboard", event_type))[-1]
     assert last.step == 2**40 + 1 and last.summary.value[0].tag == "x" * 300
+
+
+def test_what_was_said_before_there_was_a_run_directory_is_in_its_log(tmp_path, capsys):
+    hold_log()
+    log.warning("10 labels are unused")
+    assert capsys.readouterr().err == "10 labels are unused\n"
+    start_log(tmp_path)
+    log.info("begun")
+    assert capsys.readouterr().err == "begun\n"
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line.split(" ", 3)[2:] for line in lines] == [["WARNING", "10 labels are unused"], ["INFO", "begun"]]

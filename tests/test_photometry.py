@@ -122,7 +122,10 @@ def test_run_directory(tmp_path, model, capsys):
     assert scores["full"]["sigma_mad"]["value"] < 0.04  # of labels scattered by 0.2: the colours were learnt
     assert scores["spec_like"]["objects"]["value"] == sum(table["test_spec_like"].to_pylist())
     assert json.loads((run / "compute.json").read_text())["seconds"] > 0
-    assert "full: 300 objects" in capsys.readouterr().out
+    line = next(line for line in capsys.readouterr().out.splitlines() if " on full: " in line)
+    sigma, eta = (scores["full"][metric] for metric in ("sigma_mad", "eta_15"))
+    told = [f"{score['value']:.4f} +- {score['error']:.4f}" for score in (sigma, eta)]
+    assert line.endswith(f" on full: sigma_mad {told[0]}, eta_15 {told[1]}")
 
 
 def predicted(path):

@@ -12,7 +12,7 @@ from astropy.io import fits
 from astropy.table import Table
 
 import jaxz
-from jaxz import evaluate, export, predict, train
+from jaxz import evaluate, export, predict, results, train
 from jaxz.data.stream import Source, Stream
 from jaxz.errors import InputError
 from jaxz.photoz.metrics import evaluate_metrics
@@ -143,9 +143,9 @@ def test_a_band_of_one_number_counts_as_not_observed(run, dataset):
 
 
 def test_few_objects_have_no_error():
-    assert evaluate.shown({"value": 0.5, "error": 0.25}) == "0.5000 +- 0.2500"
-    assert evaluate.shown({"value": 0.5, "error": None}) == "0.5000"
-    assert evaluate.shown({"value": None, "error": None}) == "unknown (no objects)"
+    assert results.shown({"value": 0.5, "error": 0.25}) == "0.5000 +- 0.2500"
+    assert results.shown({"value": 0.5, "error": None}) == "0.5000"
+    assert results.shown({"value": None, "error": None}) == "unknown (no objects)"
 
 
 @pytest.mark.parametrize("name", ["out.parquet", "out.fits"])

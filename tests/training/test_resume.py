@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
@@ -172,6 +174,64 @@ def test_a_failing_disk_is_no_damage(config, straight, tmp_path, monkeypatch):
             train.main([config, f"--workdir={workdir}", "--config.train.ema_decay=0.9"])
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["14", "20", "7"]
     assert not (workdir / "damaged").exists()
+
+
+FULL_DISK = OSError(errno.ENOSPC, "No space left on device")
+FULL_STORE = ValueError('RESOURCE_EXHAUSTED: Failed writing: "params": No space left on device [os_error_code=28]')
+
+
+@pytest.mark.parametrize(
+    ("method", "error"),
+    [("save", FULL_DISK), ("wait_until_finished", FULL_DISK), ("wait_until_finished", FULL_STORE), (None, None)],
+)
+def test_a_full_disk_is_one_sentence_and_nothing_is_done(tiny, tmp_path, monkeypatch, capsys, method, error):
+    """Said by the save, while it goes on in the background, or by the disk before it (None)."""
+    workdir = tmp_path / "run"
+    arguments = [tiny, f"--workdir={workdir}", "--config.train.steps=1"]
+
+    def fail(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patch:
+        if method:
+            patch.setattr(f"jaxz.checkpoint.ocp.CheckpointManager.{method}", fail)
+        else:
+            patch.setattr("jaxz.checkpoint.shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+        assert train.fail_cleanly(arguments) == errors.FAILED
+    told = capsys.readouterr().err
+    assert told.splitlines()[-1].startswith(f"failed: no space left in {workdir}") and "Traceback" not in told
+    assert "done" not in told + (workdir / "log.txt").read_text()
+    assert not list(workdir.glob("checkpoints/*"))
+    run(*arguments)
+    assert "done, 1 steps" in (workdir / "log.txt").read_text()
+
+
+def test_without_memory_it_names_what_to_lower_and_another_config_begins_anew(tiny, tmp_path, monkeypatch, capsys):
+    workdir = tmp_path / "run"
+    arguments = [tiny, f"--workdir={workdir}", "--config.train.steps=1"]
+
+    def fail(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jaxz.loop.Meter.know", fail)
+        assert train.fail_cleanly([*arguments, "--config.train.batch_size=32"]) == errors.FAILED
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("failed: not enough memory")
+    assert all(name in told for name in ("train.batch_size", "train.accumulate", "model.remat"))
+    run(*arguments)
+    said = "begun anew, as no step was made with the config before (train.batch_size: 32 -> 16)"
+    assert said in (workdir / "log.txt").read_text()
+    assert json.loads((workdir / "config.json").read_text())["train"]["batch_size"] == 16
+
+
+def test_a_logged_step_keeps_its_config(tiny, tmp_path):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    train.write_config(workdir, train.parse([tiny]))
+    (workdir / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    with pytest.raises(InputError, match="begun with another config"):
+        train.main([tiny, f"--workdir={workdir}", "--config.optim.lr=0.5"])
 
 
 def test_one_workdir_is_trained_in_by_one_process(tiny, tmp_path):
