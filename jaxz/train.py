@@ -109,9 +109,8 @@ def main(argv: list[str]) -> int:
             elif all(jax.tree.leaves(frozen(config.optim, params)["encoder"])):
                 log.warning("the encoder is untrained and stays as it is; name a run in init.path")
             seconds, initial = 0.0, None
-            trained, total = counts(state.params, frozen(config.optim, params))
-            told = "%s: %d of %d parameters are trained, on %d device(s), with %d samples"
-            log.info(told, workdir, trained, total, mesh.size, len(stream))
+            trained = trained_of(state.params, frozen(config.optim, params))
+            log.info("%s: %s, on %d device(s), with %d samples", workdir, trained, mesh.size, len(stream))
         meta = {
             "config": resolved(config),
             "normalisation": normalisation.to_json(),
@@ -127,10 +126,10 @@ def main(argv: list[str]) -> int:
     return errors.OK
 
 
-def counts(params, still) -> tuple[int, int]:
-    """How many parameters are trained, and how many there are. still: whether each array stays as it is."""
+def trained_of(params, still) -> str:
+    """How many of the parameters are trained. still: whether each array stays as it is."""
     sizes = [(a.size, stays) for a, stays in zip(jax.tree.leaves(params), jax.tree.leaves(still), strict=True)]
-    return sum(n for n, stays in sizes if not stays), sum(n for n, _ in sizes)
+    return f"{sum(n for n, stays in sizes if not stays)} of {sum(n for n, _ in sizes)} parameters are trained"
 
 
 def arguments(argv: list[str]) -> tuple[dict, list[str]]:
