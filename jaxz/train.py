@@ -40,6 +40,7 @@ from jaxz.validate import validate
 
 log = logs.log
 COMPUTING = ("dtype", "attention", "remat", "drop_path")  # settings of a model that change no parameter
+NO_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")  # what XLA says
 OTHERS = ("log.txt", "slurm")  # may lie in a run directory before the run
 BINS = {"z_min", "z_max", "bins"}  # settings of a head that decide what its last layer's outputs are, and nothing else
 
@@ -381,7 +382,7 @@ def fail_cleanly(argv: list[str]) -> int:
         workdir = arguments(argv)[0]["--workdir"]
         told = f"no space left in {error.filename or workdir}; make room, and run the same command again to go on"
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
-        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+        if isinstance(error, jax.errors.JaxRuntimeError) and not any(words in str(error) for words in NO_MEMORY):
             raise
         told = (
             "not enough memory; lower train.batch_size, raise train.accumulate to take a batch in parts, or set "
