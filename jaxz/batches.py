@@ -67,8 +67,11 @@ def completed(
 
 def without_constant(seen: dict) -> dict:
     """What Prepare gives of one view, in which a band whose observed pixels are all one number counts as not observed:
-    no sky is so, but stamps off the edge of an image and failed ones are."""
+    no sky is so, but stamps off the edge of an image and failed ones are. Images of one pixel, which catalogues without
+    images have, are left alone."""
     image, mask = seen["image"], seen["mask"]
+    if image.shape[2:] == (1, 1):
+        return seen
     low = jnp.where(mask, image, jnp.inf).min((2, 3), keepdims=True)
     high = jnp.where(mask, image, -jnp.inf).max((2, 3), keepdims=True)
     mask &= high - low > SAME * jnp.maximum(jnp.abs(low), jnp.abs(high))

@@ -68,7 +68,8 @@ def test_a_catalogue_without_images_is_trained_and_predicted(tmp_path):
     (tmp_path / "c.py").write_text(CONFIG.format(path=str(tmp_path / "d")))
     assert train.main([f"--config={tmp_path / 'c.py'}", f"--workdir={tmp_path / 'run'}"]) == 0
     model, dataset = load_run(tmp_path / "run"), open_dataset(tmp_path / "d")
-    rows, found = model.predict_dataset(dataset, "split == 'test'", ("pdf",))
+    rows, found = model.predict_dataset(dataset, "split == 'test'", ("pdf", "n_bands"))
+    assert found["n_bands"].tolist() == [5] * 8
     table = dataset.arrow().take(rows)
     batch = {name: table[name].to_numpy() for name in model.objective.encoder.columns}
     batch["image"] = np.zeros((8, 5, 1, 1), np.float32)
