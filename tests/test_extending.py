@@ -23,6 +23,8 @@ PAGE = (ROOT / "docs/extending.md").read_text()
 BLOCKS = re.findall(r"^```(bash|python|toml)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 COMMANDS = [line for kind, code in BLOCKS if kind == "bash" for line in code.replace("\\\n", "").splitlines()]
 
+pytestmark = pytest.mark.long
+
 # Runs the commands of a file, a line each, as `python -m` does; leaves what they printed in printed.json.
 DRIVER = """
 import contextlib, io, json, runpy, shlex, sys

@@ -138,6 +138,8 @@ def test_another_config_for_a_run_that_has_begun(site):
     run.mkdir()
     begun = resolved(parse(["--config=config_redshift.py", "--config.seed=1"]))
     (run / "config.json").write_text(json.dumps(begun))
+    assert refused() == ""  # no step was made with it
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
     assert "was begun with another config" in refused() and "seed: 1 -> 0" in refused()
 
 
