@@ -1,5 +1,6 @@
 """Trains and predicts the arms of shift-v1, each in a process of its own; what is done is not done again."""
 
+import math
 import subprocess
 import sys
 from collections.abc import Container, Sequence
@@ -16,6 +17,7 @@ from jaxz.data.dataset import open_dataset
 from jaxz.data.staging import place_of
 from jaxz.photoz.shift import FOLDS
 
+BINS, BINS_PER_Z = 150, 50  # of p(z), at least
 KEPT = 4  # checkpoints, a quarter of the run apart
 MOST = 100  # labels of a cell of redshift and magnitude in the near-balanced subset
 MEMBERS = 1000  # seeds lie so far apart: an ensemble takes one for each member
@@ -114,7 +116,8 @@ def training_arguments(scratch: Path, protocol: Protocol, arm: Arm, seed: int, w
     fields = [f"data.path={protocol.dataset}", f"data.overlays={overlays!r}", f"seed={MEMBERS * seed}", *arm.fields]
     if arm.weights or arm.start:
         fields.append(f"init.path={weights if arm.weights else directory(scratch, arm.start, seed)}")
-    fields += [f"{arm.head}.z_max={protocol.z_max}"] if arm.scored else []
+    bins = max(BINS, math.ceil(BINS_PER_Z * protocol.z_max))
+    fields += [f"{arm.head}.z_max={protocol.z_max}", f"{arm.head}.bins={bins}"] if arm.scored else []
     arguments = [f"--config=configs/{file}.py{argument and f':{argument}'}", *(f"--config.{f}" for f in fields)]
     config = parse(arguments)
     arguments += [f"--config.optim.lr={arm.rate * config.optim.lr}"] if arm.rate != 1 else []

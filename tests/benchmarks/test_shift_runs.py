@@ -16,6 +16,7 @@ from benchmarks.shift.arms import SIZES, TEMPLATES, Arm, Size, corrected, weight
 from benchmarks.shift.labels import SUFFIX, Protocol
 from data_tools.simulate import make_manifest
 from jaxz.config import parse, resolved
+from data_tools.simulator.population import Z_EDGES
 from jaxz.data.dataset import open_dataset
 from jaxz.data.staging import place_of
 from jaxz.errors import InputError
@@ -74,6 +75,18 @@ def test_an_arm_without_its_weights_is_not_run(tmp_path):
 
 def test_corrections_need_labelled_validation_objects(tmp_path):
     arms = corrected(Arm("a", "demo_direct"), "pit", "label_shift")
+@pytest.mark.parametrize(("z_max", "bins"), [(4.6, 230), (3.5, 175), (3.0, 150), (1.5, 150)])
+def test_redshift_bins_are_fine_and_reach_the_end(z_max, bins, tmp_path):
+    for arm in SIZES["full"]().arms:
+        if arm.config and arm.scored:
+            head = parse(runs.training_arguments(tmp_path, Protocol(tmp_path, z_max=z_max), arm, 0, tmp_path))[arm.head]
+            assert (head.z_max, head.bins) == (z_max, bins)
+
+
+def test_galaxies_of_the_simulated_sky_end_before_p_of_z(tmp_path):
+    assert Z_EDGES[-1] < Protocol(tmp_path).z_max
+
+
     arms += corrected(arms[0], "cells")
     absent = runs.not_run(arms, tmp_path, (), 99)
     assert absent["a+pit"] == "the split 'val' has 99 labels to learn from, at least 100 are needed"
@@ -351,5 +364,5 @@ def test_flops_against_a_count_by_hand():
     """Of the perceptron on 10 bands: a product and two of its gradients a layer, one of the first, whose input learns
     nothing."""
     [found] = costs.all_flops([resolved(config_of(Arm("a", "baseline_photometry", ("train.members=1",))))], SKY)
-    products = 2 * 41 * 128 + 3 * (128 * 128 + 128 * 128 + 128 * 150)
+    products = 2 * 41 * 128 + 3 * (128 * 128 + 128 * 128 + 128 * 230)
     assert found == 1500 * 256 * 2 * products
