@@ -3,7 +3,7 @@
 import math
 import subprocess
 import sys
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,9 @@ BINS, BINS_PER_Z = 150, 50  # of p(z), at least
 KEPT = 4  # checkpoints, a quarter of the run apart
 MOST = 100  # labels of a cell of redshift and magnitude in the near-balanced subset
 MEMBERS = 1000  # seeds lie so far apart: an ensemble takes one for each member
+
+# Trains in a directory by arguments of jaxz.train; yields while it waits for a job (benchmarks.shift.trainings).
+Train = Callable[[Path, Sequence[str]], Iterator[None]]
 
 
 def call(*command: str) -> None:
@@ -80,8 +83,9 @@ def write_overlays(protocol: Protocol, arm: Arm, seed: int) -> None:
         call("data_tools.relabel", *named, "--near_balanced", str(MOST))
 
 
-def run(scratch: Path, protocol: Protocol, arm: Arm, seed: int, pretrained: Path) -> None:
-    """Train an arm and predict every test object, to pdf.hdf5 in its directory, unless that was done."""
+def run(scratch: Path, protocol: Protocol, arm: Arm, seed: int, pretrained: Path, train: Train) -> Iterator[None]:
+    """Train an arm and predict every test object, to pdf.hdf5 in its directory, unless that was done; yields as `train`
+    does."""
     workdir, dataset = directory(scratch, arm.run, seed), str(protocol.dataset)
     done = "evaluated.json" if not arm.config else "pdf.parquet" if arm.scored else "trained"
     if (workdir / done).exists():
@@ -99,8 +103,7 @@ def run(scratch: Path, protocol: Protocol, arm: Arm, seed: int, pretrained: Path
         call("jaxz.photometry", *where, *arm.fields, "--seed", str(seed))
         return
     arguments = training_arguments(scratch, protocol, arm, seed, pretrained / arm.weights)
-    # Recipes that changed were refused: only how often a run is saved may differ from when it was begun.
-    call("jaxz.train", f"--workdir={workdir}", "--allow_config_change", *arguments)
+    yield from train(workdir, arguments)
     if arm.scored:
         # --overwrite: it was stopped between the two files, of which pdf.parquet is the last
         where = ["--where", "split == 'test'", "--out", str(workdir / "pdf.parquet"), "--overwrite"]
