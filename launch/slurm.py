@@ -97,7 +97,8 @@ def refuse_a_second(request: Request) -> None:
 
 def scripts_of(request: Request) -> dict[str, str]:
     """{name: script} in the order in which they run."""
-    steps = configs.parse([*request.arguments, *request.points[0].overrides]).train.steps
+    own = [argument for argument in request.arguments if argument != "--allow_config_change"]
+    steps = configs.parse([*own, *request.points[0].overrides]).train.steps
     scripts = {"stage": stage_script(request)} if request.stage else {}
     if request.convert:
         scripts |= {"convert": convert_script(request, merge=False), "merge": convert_script(request, merge=True)}
