@@ -116,7 +116,7 @@ def make_request(args: argparse.Namespace, train: list[str]) -> Request:
     for text in (args.account, args.qos, args.python, *args.option, *(args.stage or ())):
         if not text.isprintable():  # a line of its own in the script
             raise InputError(f"{text!r} holds a character that cannot be printed; leave it out")
-    stage = tuple(Path(folder).absolute() for folder in args.stage) if args.stage else None
+    stage = (Path(args.stage[0]).absolute(), Path(args.stage[1]).absolute()) if args.stage else None
     return Request(
         profile, args.account, (int(least), int(most or least)), gpus, tasks, args.time,
         args.qos or profile.job.default_qos, tuple(args.option), args.python, Path.cwd(),
