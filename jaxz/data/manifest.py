@@ -55,9 +55,8 @@ def is_dtype(value: object) -> bool:
 
 def is_shape(value: object) -> bool:
     """A tuple of positive integers, of which one may be None."""
-    if not isinstance(value, tuple) or len(value) > 8 or value.count(None) > 1:
-        return False
-    return all(n is None or (type(n) is int and n > 0) for n in value)
+    is_side = lambda n: n is None or (type(n) is int and n > 0)
+    return isinstance(value, tuple) and len(value) <= 8 and value.count(None) <= 1 and all(map(is_side, value))
 
 
 def is_bits(value: object) -> bool:
@@ -147,8 +146,7 @@ class Array:
     @property
     def full_shape(self) -> tuple[int, ...]:
         """The shape with the variable axis at its largest."""
-        most = self.max or 0  # 0: no axis varies
-        return tuple(most if n is None else n for n in self.shape)
+        return tuple(n or self.max or 0 for n in self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -308,10 +306,8 @@ class Manifest:
         try:
             text = path.read_bytes()
         except OSError as error:
-            hint = "make one with `python -m data_tools.simulate` or `data_tools.convert`"
-            raise InputError(
-                f"dataset {str(dataset)!r} has no readable dataset.json ({error.strerror}); {hint}"
-            ) from None
+            what = f"dataset {str(dataset)!r} has no readable dataset.json ({error.strerror})"
+            raise InputError(f"{what}; make one with `python -m data_tools.simulate` or `data_tools.convert`") from None
         manifest = cls.from_json(text, str(path))
         if not manifest.shards:
             raise InputError(f"dataset {str(dataset)!r} has no shards; convert it again")
@@ -380,8 +376,7 @@ def array_of(values: object, where: str) -> Array:
     if isinstance(values, dict):
         values = {**values, "shape": as_tuple(values.get("shape"))}
         if isinstance(how := values.get("compact"), dict):
-            steps = {**how, "steps": as_tuple(how.get("steps"))}
-            values["compact"] = build(Compact, steps, f"{where}.compact")
+            values["compact"] = build(Compact, {**how, "steps": as_tuple(how.get("steps"))}, f"{where}.compact")
     return build(Array, values, where)
 
 
