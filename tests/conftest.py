@@ -16,7 +16,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
-from jaxz import runtime  # noqa: E402  imports jax, which reads these variables
+from jaxz import runtime  # imports jax, which reads these variables
 
 runtime.set_xla_flags()
 

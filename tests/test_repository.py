@@ -23,13 +23,23 @@ ROOT = Path(__file__).parents[1]
 
 # Each layer may import those before it, and itself.
 LAYERS = (
-    ("errors", "files", "progress", "provenance", "coverage", "data.compact", "data.resample", "data.augment"),
-    ("data.manifest", "data.order", "data.where", "data.cache", "data.transport", "config", "mesh", "runtime"),
+    ("errors", "files", "progress", "provenance", "coverage", "data.compact", "data.resample"),
+    (
+        "data.manifest",
+        "data.augment",
+        "data.order",
+        "data.where",
+        "data.cache",
+        "data.transport",
+        "config",
+        "mesh",
+        "runtime",
+    ),
     ("collectives", "events", "flops", "hardware", "optim"),
     ("validate",),
-    ("data.index", "data.overlays", "data.quarantine", "data.staging", "data.columns", "data.tars"),
+    ("data.index", "data.quarantine", "data.staging", "data.columns", "data.tars"),
     ("data.astropy_views",),
-    ("data.dataset", "data.layers", "data.writer"),
+    ("data.dataset", "data.layers", "data.overlays", "data.writer"),
     ("data.reader", "data.prepare", "data.sampling"),
     ("batches", "data.mixture", "data.fit"),
     ("data.stream",),
