@@ -33,6 +33,7 @@ def in_the_repository(monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[2])  # arms are started by `python -m`
 
 
+@pytest.mark.long
 def test_own_arms_are_measured_and_absent_peers_skipped(dataset, tmp_path, capsys):
     report = tmp_path / "report.json"
     peers.main([str(dataset), "--rounds", "1", "--seconds", "0.1", "--venvs", str(tmp_path), "--json", str(report)])

@@ -205,6 +205,7 @@ def test_runs_of_another_recipe_are_refused_by_their_arm(tmp_path, monkeypatch):
         claim(arms)
 
 
+@pytest.mark.long
 def test_real_data(tmp_path, monkeypatch, here):
     path, _ = sky(tmp_path / "data", truth=False)
     selection, scratch = tmp_path / "s.toml", tmp_path / "scratch"
@@ -237,6 +238,7 @@ def test_real_data(tmp_path, monkeypatch, here):
         shift.main(command)
 
 
+@pytest.mark.long
 def test_hidden_validation_labels_change_nothing(tmp_path, here, monkeypatch):
     """Of objects that the selection hides another redshift, or none, gives the same weights and corrections."""
 

@@ -14,6 +14,8 @@ from data_tools.survey import BandSource, load_survey
 from jaxz.data.dataset import Dataset
 from tests.data_tools.sources import in_cutout, measure, near
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 FIELD = ROOT / "../shared/data/blast_sn_hosts_multisurvey_fits/2010H"
 SURVEY = ROOT / "data_tools/surveys/sn2010h_field.toml"
