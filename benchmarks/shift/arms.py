@@ -1,5 +1,6 @@
 """The arms of shift-v1: a table, each row a run for every seed."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 VIT = ("model.width=128", "model.depth=4", "model.heads=4", "model.patch=8", "model.stem=apertures")
@@ -20,7 +21,8 @@ NEAR_BALANCED = (  # the last layer anew, as configs/redshift_balanced.py
 )  # fmt: skip
 SPEC = "z_kind == 'spec'"
 LABELLED = (f"data.where={SPEC}", "data.deredden=True")  # of configs made for any dataset
-TEACHER = ("init.item=ema",)  # what is used of those that have one
+TEACHER = ("init.item=ema",)  # what is used ...
+TAUGHT = ("dino", "byol")  # ... of those that have one
 
 
 class Arm(NamedTuple):
@@ -55,6 +57,8 @@ class Arm(NamedTuple):
 
 
 PHOTOMETRY = Arm("photometry", "baseline_photometry", ("train.members=1", "train.log_every=10"))
+TABLES = tuple(Arm(name, fields=("--model", name)) for name in ("knn", "gbt"))  # on catalogue fluxes
+TEMPLATES_AS_THEY_ARE = Arm("template", fields=("--model", "template"))
 TEMPLATES = Arm("templates", fields=("--model", "template", "--repair"), overlay="templates")
 HALVES = "data.stages=({'ratios':(1,1)},)"  # of each batch, of two sources
 
@@ -130,10 +134,15 @@ def image_arms(steps: int) -> dict[str, Arm]:
 
 
 def small() -> Size:
+    """An arm of every kind that 32 x 32 pixels allow, for 2 CPU cores."""
     own = image_arms(600)
+    plain = (*TABLES, PHOTOMETRY, TEMPLATES, *networks(400, "pasquet"), *own.values())
+    first = pretrained(600, "dino", "simclr")
     weights = tuple(weighted(arm) for arm in (PHOTOMETRY, *(own[name] for name in WEIGHTED)))
     after = corrected(own["matched"], *CORRECTIONS)
-    return Size("ideal", 24_000, 32, (PHOTOMETRY, TEMPLATES, *own.values(), *weights, *after))
+    volumes = (*at_volumes(own, ("fluxes",), (0, 0.1)), *at_volumes(own, ("tiered",), (0.01, 0.1)))
+    arms = (*plain, *first.values(), *weights, *after, *methods(own, 600, "matched"), *volumes)
+    return Size("ideal", 24_000, 32, arms)
 
 
 def full() -> Size:
@@ -141,65 +150,74 @@ def full() -> Size:
     steps = 10_000
     own, mlp = image_arms(steps), PHOTOMETRY
     length = (f"train.steps={2 * steps}",)
-    tables = tuple(Arm(name, fields=("--model", name)) for name in ("knn", "gbt", "template"))
-    tables += (TEMPLATES,)
-    networks = tuple(Arm(name, f"baseline_{name}", length) for name in ("pasquet", "treyer", "multimodal"))
-    pretrained = {
-        arm.name: arm
-        for name, item in (("dino", TEACHER), ("simclr", ()), ("byol", TEACHER), ("vicreg", ()))
-        for arm in (
-            Arm(f"pretrain_{name}", f"pretrain_{name}", (*VIT, f"train.steps={steps}"), scored=False),
-            Arm(name, "demo_direct", (f"train.steps={steps}", *item), start=f"pretrain_{name}"),
-        )
-    }
+    cnns = networks(2 * steps, "pasquet", "treyer", "multimodal")
+    first = pretrained(steps, "dino", "simclr", "byol", "vicreg")
     published = tuple(
         Arm(f"{name}_{how}", f"published_{how}:{name}", (*LABELLED, *length), weights=f"{name}_pretrain.pth")
         for name in ("dinov2_vitb14", "clip_vitb16")
         for how in ("probe", "finetune")
     )
-    plain = (*tables, mlp, *networks, *own.values(), *pretrained.values(), *published)
-    weights = tuple(weighted(arm) for arm in (mlp, *networks, *(own[name] for name in WEIGHTED)))
+    clap = Arm("clap", "baseline_clap", (*LABELLED, *length), head="clap")
+    plain = (*TABLES, TEMPLATES_AS_THEY_ARE, TEMPLATES, mlp, *cnns, *own.values(), *first.values(), *published)
+    weights = tuple(weighted(arm) for arm in (mlp, *cnns, *(own[name] for name in WEIGHTED)))
     fractions = tuple(
         at_fraction(arm, fraction, f"@{100 * fraction:g}%")
         for fraction in FRACTIONS
         for arm in (
-            tables[1],
+            TABLES[1],
             mlp,
             TEMPLATES,
             *(own[n] for n in ("matched", "oracle", "mae", "fluxes", "semi", "tiered")),
         )
     )
-    volumes = tuple(
-        arm
-        for name in ("mae", "fluxes", "dino", "semi", "tiered")
-        for volume in VOLUMES
-        if volume or name != "tiered"  # without templates' redshifts it is `matched`
-        for arm in at_volume(own | pretrained, name, volume)
+    volumes = (
+        *at_volumes(own | first, ("mae", "fluxes", "dino", "semi"), VOLUMES),
+        *at_volumes(own, ("tiered",), VOLUMES[1:]),  # without templates' redshifts it is `matched`
     )
-    after = corrected(own["matched"], *CORRECTIONS)
-    return Size("survey", 200_000, 64, (*plain, *weights, *after, *methods(own, steps), *fractions, *volumes), RATES)
+    after = (*corrected(own["matched"], *CORRECTIONS), clap, *corrected(clap, "clap"))
+    others = methods(own, steps, "matched", "fluxes", "tiered")
+    return Size("survey", 200_000, 64, (*plain, *weights, *after, *others, *fractions, *volumes), RATES)
 
 
-def methods(own: dict[str, Arm], steps: int) -> tuple[Arm, ...]:
-    """Other heads, and methods against imbalance and shift, at the cost of 2 x `steps` steps of direct training."""
+def networks(steps: int, *names: str) -> tuple[Arm, ...]:
+    """Published CNNs; a step of one costs many of the ViT's."""
+    return tuple(Arm(name, f"baseline_{name}", (f"train.steps={steps}",)) for name in names)
+
+
+def pretrained(steps: int, *names: str) -> dict[str, Arm]:
+    """Self-supervised pretraining, and direct training after it, so many steps each, by name."""
+    own = {}
+    for name in names:
+        first = Arm(f"pretrain_{name}", f"pretrain_{name}", (*VIT, f"train.steps={steps}"), scored=False)
+        item = TEACHER if name in TAUGHT else ()
+        own[first.name] = first
+        own[name] = Arm(name, "demo_direct", (f"train.steps={steps}", *item), start=first.name)
+    return own
+
+
+def methods(own: dict[str, Arm], steps: int, *bases: str) -> tuple[Arm, ...]:
+    """Other heads, and methods against imbalance (on each of `bases`) and shift, at the cost of 2 x `steps` steps of
+    direct training."""
     length = (f"train.steps={2 * steps}",)
     half = (f"train.steps={steps}",)  # a step of two parts, or views, costs twice
     regression = Arm("regression", "demo_direct:redshift_regression", length, head="redshift_regression")
-    clap = Arm("clap", "baseline_clap", (*LABELLED, *length), head="clap")
     last_layer = own["matched"]._replace(start="matched", fields=NEAR_BALANCED, overlay="near_balanced")
     return (
         Arm("mixture", "demo_direct:redshift_mixture", length, head="redshift_mixture"),
         regression,
         varied(regression, "balanced_mse", "redshift_regression.loss=balanced_mse"),
-        *(varied(own[n], *method) for n in ("matched", "fluxes", "tiered") for method in IMBALANCE.items()),
+        *(varied(own[base], *method) for base in bases for method in IMBALANCE.items()),
         varied(last_layer, "near_balanced"),
         *(Arm(f"matched+{term}", f"redshift_adapted:{term}", half) for term in ("coral", "mmd", "dann")),
         Arm("self_training", "self_training", half, overlay="weights", head="self_training"),
         Arm("two_branch", "redshift_two_branch", (*VIT, *LABELLED, *half), head="two_branch"),
         Arm("lin", "redshift_lin", (*VIT, *LABELLED, *length), head="lin"),
-        clap,
-        *corrected(clap, "clap"),
     )
+
+
+def at_volumes(own: dict[str, Arm], names: Iterable[str], volumes: Iterable[float]) -> tuple[Arm, ...]:
+    """Arms that see so much of the unlabelled images, and the pretraining that they begin from."""
+    return tuple(arm for name in names for volume in volumes for arm in at_volume(own, name, volume))
 
 
 def at_volume(own: dict[str, Arm], name: str, volume: float) -> tuple[Arm, ...]:

@@ -363,12 +363,18 @@ def config_of(arm):
 SKY = make_manifest({"samples": 1, "size": 32, "seed": 0, "samples_per_shard": 1})
 
 
+@pytest.mark.long
 def test_image_arms_cost_the_same():
-    """All arms of `small` that see images, pretraining included, within 2 % of `matched`."""
+    """All arms of `small` that see images, pretraining included, within 2 % of `matched`, but for those that
+    docs/shift_benchmark.md names, which cost more."""
     arms = {arm.name: arm for arm in SIZES["small"]().arms if arm.config not in ("", "baseline_photometry")}
     found = dict(zip(arms, costs.all_flops([resolved(config_of(arm)) for arm in arms.values()], SKY), strict=True))
     whole = {name: found[name] + (found[arm.start] if arm.start else 0) for name, arm in arms.items() if arm.scored}
     assert {"mae", "fluxes", "semi", "tiered", "fluxes_tiered", "mae+weights"} < whole.keys()
+    known = {"dino": 2.7, "simclr": 2.5, "pasquet": 4.6, "two_branch": 1.4, "self_training": 1.2}
+    known["matched+near_balanced"] = 1.2
+    dearer = {name: whole.pop(name) / whole["matched"] for name in known}
+    assert dearer == pytest.approx(known, abs=0.05)
     assert whole == {name: pytest.approx(whole["matched"], rel=0.02) for name in whole}
 
 
