@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("errors", "files", "progress", "provenance", "coverage", "data.compact", "data.resample", "data.augment"),
     ("data.manifest", "data.order", "data.where", "data.cache", "data.transport", "config", "mesh", "runtime"),
-    ("collectives", "events", "flops", "hardware", "optim"),
+    ("checks", "collectives", "events", "flops", "hardware", "optim"),
     ("validate",),
     ("data.index", "data.overlays", "data.quarantine", "data.staging", "data.columns", "data.tars"),
     ("data.astropy_views",),
