@@ -9,7 +9,6 @@ from ml_collections import ConfigDict
 from jaxz.collectives import Collective, collectives
 from jaxz.errors import InputError
 from jaxz.hardware import Cluster
-from jaxz.objectives import Batch
 from jaxz.state import TrainState
 
 UTILISATION = 0.4  # of a device's peak, assumed: what well-tuned transformers reach
@@ -29,7 +28,7 @@ def describe(
     step: jax.stages.Wrapped,
     flops: float,
     abstract: TrainState,
-    batch: Batch,
+    batch: dict[str, jax.Array],
     mesh: Mesh,
     config: ConfigDict,
     cluster: Cluster | None,

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jaxz.errors import InputError
 
 BATCH = P(("data", "fsdp"))
-Batch = TypeVar("Batch")  # a tree of arrays
+Tree = TypeVar("Tree")  # of arrays
 
 # First match wins; every array of the state must match one. Names are paths such as "encoder/blocks/up/kernel", found
 # at the end of the optimizer's paths too. Stacked blocks have a leading axis of depth.
@@ -79,7 +79,7 @@ def constrain_batch(x: jax.Array, axis: int = 0) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, P(*[None] * axis, *BATCH))
 
 
-def slices(batch: Batch, count: int) -> Batch:
+def slices(batch: Tree, count: int) -> Tree:
     """Arrays [B,...] as [count, B/count, ...], each slice of every count-th row: every device keeps its own rows, and
     which of them are together is the same on any number of devices."""
     cut = lambda a: a.reshape(len(a) // count, count, *a.shape[1:]).swapaxes(0, 1)

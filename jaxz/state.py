@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from jaxz.mesh import shardings, slices
 from jaxz.models.functional import Params
-from jaxz.objectives import Batch, Extra, Loss, Objective
+from jaxz.objectives import Extra, Loss, Objective, Prepared
 from jaxz.optim import frozen
 
 T = TypeVar("T")  # a tree of arrays
@@ -129,7 +129,7 @@ def ema_decay(config: ConfigDict, step: jax.Array) -> jax.Array | float:
 def make_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
-    prepare: Callable[[dict, jax.Array], Batch],
+    prepare: Callable[[dict, jax.Array], Prepared],
     config: ConfigDict,
     abstract: TrainState,
 ) -> jax.stages.Wrapped:
@@ -159,7 +159,7 @@ def make_step(
 
 
 def make_gradients(
-    objective: Objective, prepare: Callable[[dict, jax.Array], Batch], config: ConfigDict, abstract: TrainState
+    objective: Objective, prepare: Callable[[dict, jax.Array], Prepared], config: ConfigDict, abstract: TrainState
 ) -> Callable[[TrainState, dict, jax.Array, jax.Array | None], Found]:
     """gradients(state, batch, seed, scale) -> (gradients, extra, metrics) of one member, averaged over the slices of
     train.accumulate. seed: the member's key; scale: the loss's, None without."""
@@ -168,13 +168,13 @@ def make_gradients(
     split = jax.tree.map(lambda a: (of_one(a) if several else a).sharding, abstract.params)
 
     def loss_of(
-        params: Params, state: TrainState, batch: Batch, key: jax.Array, scale: jax.Array | None
+        params: Params, state: TrainState, batch: Prepared, key: jax.Array, scale: jax.Array | None
     ) -> tuple[jax.Array, Loss]:
         params = jax.tree.map(lambda p, stays: jax.lax.stop_gradient(p) if stays else p, params, still)
         loss, aux = objective.loss(params, state.ema, state.extra, batch, key, state.step)
         return loss if scale is None else loss * scale, (loss, aux)
 
-    def weighted(batch: Batch, seed: jax.Array) -> Batch:
+    def weighted(batch: Prepared, seed: jax.Array) -> Prepared:
         return {**batch, "weight": bootstrap(jax.random.fold_in(seed, 2), batch)} if several else batch
 
     def of_slice(
@@ -209,7 +209,7 @@ def make_gradients(
     return gradients
 
 
-def bootstrap(key: jax.Array, batch: Batch) -> jax.Array:
+def bootstrap(key: jax.Array, batch: Prepared) -> jax.Array:
     """float32 [B]: how often each object is in a bootstrap sample, Poisson with the mean 1 (Oza & Russell 2001), by the
     key and its row (and source) alone: the same in every epoch."""
     numbers = [batch[name].astype(jnp.uint32) for name in ("row", "source") if name in batch]

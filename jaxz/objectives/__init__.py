@@ -45,8 +45,7 @@ from jaxz.models.lora import lora_init, lora_merge
 
 LORA_SCALE = 1.0  # another one is another learning rate (Hu et al. 2022, sec. 4.1)
 
-
-Batch = Mapping[str, Any]  # of arrays [B,...], and lists of views and crops
+Prepared = Mapping[str, Any]  # a batch as jaxz.data.prepare makes it: arrays [B,...], and lists of views and crops
 Extra = dict[str, Any]  # of arrays, nested
 
 
@@ -114,11 +113,11 @@ class Objective:
             if hasattr(term, "count_labels"):
                 term.count_labels(z, draws)
 
-    def slice_weights(self, batch: Batch) -> dict[str, jax.Array]:
+    def slice_weights(self, batch: Prepared) -> dict[str, jax.Array]:
         """{term: how much a slice of a batch has of that which the term's loss is a mean of}, where that may vary."""
         return {name: term.weight(batch) for name, term in self.terms.items() if hasattr(term, "weight")}
 
-    def loss(self, params: Params, ema: Params, extra: Extra, batch: Batch, key: jax.Array, step: jax.Array) -> Loss:
+    def loss(self, params: Params, ema: Params, extra: Extra, batch: Prepared, key: jax.Array, step: jax.Array) -> Loss:
         """Of a slice of a batch, `share` holds its slice_weights over their means."""
         params, ema = merged(params), merged(ema)
         share = batch.get("share", {})
@@ -135,11 +134,11 @@ class Objective:
             kept[name] = aux["extra"]
         return total, {"metrics": metrics, "extra": kept}
 
-    def embed(self, params: Params, batch: Batch) -> jax.Array:
+    def embed(self, params: Params, batch: Prepared) -> jax.Array:
         """[B,D]: the encoder's summary of each image."""
         return self.encoder(merged(params)["encoder"], batch["image"], batch["mask"], columns=batch).cls
 
-    def predict(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
+    def predict(self, params: Params, extra: Extra, batch: Prepared) -> dict[str, jax.Array]:
         """`embedding` [B,D] and what each term predicts."""
         result, params = {"embedding": self.embed(params, batch)}, merged(params)
         for name, term in self.terms.items():

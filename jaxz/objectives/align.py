@@ -13,7 +13,7 @@ from jaxz.models import Encoder
 from jaxz.models.functional import Functional, Params
 from jaxz.models.heads import MLP
 from jaxz.models.stems import WavelengthKernel
-from jaxz.objectives import Batch, Extra, Loss
+from jaxz.objectives import Extra, Loss, Prepared
 from jaxz.objectives.fluxes import SOFTENING
 from jaxz.objectives.simclr import FAR, cosines
 
@@ -59,7 +59,7 @@ class Objective:
     def init(self, key: jax.Array) -> tuple[Params, Extra]:
         return self.towers.init(key), {}
 
-    def features(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def features(self, batch: Prepared) -> tuple[jax.Array, jax.Array]:
         """[B,C,F]: asinh(flux / scale) and that of its error, 0 where missing, and which are there; and which rows have
         any flux, bool [B]."""
         values = jnp.stack([batch[name].astype(jnp.float32) for name in self.columns], 1)
@@ -68,14 +68,14 @@ class Objective:
         features = jnp.concatenate([jnp.arcsinh(jnp.where(there, values, 0)), there], 2)
         return features, there[..., 0].any(1)
 
-    def loss(self, params: Params, ema: Params, extra: Extra, batch: Batch, key: jax.Array, step: jax.Array) -> Loss:
+    def loss(self, params: Params, ema: Params, extra: Extra, batch: Prepared, key: jax.Array, step: jax.Array) -> Loss:
         embedding = self.encoder(params["encoder"], batch["image"], batch["mask"], columns=batch, key=key).cls
         features, measured = self.features(batch)
         image, photometry, scale = self.towers(params["align"], embedding, features)
         loss, accuracy = symmetric_info_nce(image, photometry, scale, measured)
         return loss, {"metrics": {"accuracy": accuracy, "temperature": 1 / scale}, "extra": extra}
 
-    def predict(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
+    def predict(self, params: Params, extra: Extra, batch: Prepared) -> dict[str, jax.Array]:
         """`aligned_image` and `aligned_photometry` [B,E], to be compared by their cosines; the second is NaN without
         any measured flux."""
         embedding = self.encoder(params["encoder"], batch["image"], batch["mask"], columns=batch).cls

@@ -15,7 +15,7 @@ from jaxz.models import Encoder
 from jaxz.models.functional import Functional, Params
 from jaxz.models.heads import MLP
 from jaxz.models.stems import WavelengthKernel, patchify, unpatchify
-from jaxz.objectives import Batch, Extra, Loss
+from jaxz.objectives import Extra, Loss, Prepared
 
 SETTINGS = dict(latent=32, beta=0.0, hidden=128)
 CHECKS = {
@@ -59,12 +59,12 @@ class Objective:
         bottleneck_key, decoder_key = jax.random.split(key)
         return {"bottleneck": self.bottleneck.init(bottleneck_key), "decoder": self.decoder.init(decoder_key)}, {}
 
-    def encode(self, params: Params, batch: Batch, key: jax.Array | None = None) -> list[jax.Array]:
+    def encode(self, params: Params, batch: Prepared, key: jax.Array | None = None) -> list[jax.Array]:
         """The latent's mean and log variance [B,L], the latter empty [B,0] without a posterior."""
         embedding = self.encoder(params["encoder"], batch["image"], batch["mask"], columns=batch, key=key).cls
         return jnp.split(self.bottleneck(params["autoencoder"]["bottleneck"], embedding), [self.settings.latent], 1)
 
-    def loss(self, params: Params, ema: Params, extra: Extra, batch: Batch, key: jax.Array, step: jax.Array) -> Loss:
+    def loss(self, params: Params, ema: Params, extra: Extra, batch: Prepared, key: jax.Array, step: jax.Array) -> Loss:
         encoder_key, noise_key = jax.random.split(key)
         mean, log_variance = self.encode(params, batch, encoder_key)
         latent, kl = mean, jnp.float32(0)
@@ -79,7 +79,7 @@ class Objective:
         loss = pixels + 2 * self.settings.beta * kl * len(mean) / count
         return loss, {"metrics": {"pixels": pixels, "kl": kl}, "extra": extra}
 
-    def predict(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
+    def predict(self, params: Params, extra: Extra, batch: Prepared) -> dict[str, jax.Array]:
         """`latent` [B,L], the posterior's mean, and `reconstruction` [B,C,H,W] from it, in the image's unit."""
         latent, _ = self.encode(params, batch)
         pixels = self.decoder(params["autoencoder"]["decoder"], latent)

@@ -14,7 +14,7 @@ from jaxz.data.prepare import Normalisation
 from jaxz.models import Encoder
 from jaxz.models.functional import Functional, Params
 from jaxz.models.heads import MLP, unit
-from jaxz.objectives import Batch, Extra, Loss
+from jaxz.objectives import Extra, Loss, Prepared
 
 SETTINGS = dict(hidden_width=1024, width=128)
 CHECKS = {
@@ -48,7 +48,7 @@ class Objective:
     def init(self, key: jax.Array) -> tuple[Params, Extra]:
         return self.heads.init(key), {}
 
-    def loss(self, params: Params, ema: Params, extra: Extra, batch: Batch, key: jax.Array, step: jax.Array) -> Loss:
+    def loss(self, params: Params, ema: Params, extra: Extra, batch: Prepared, key: jax.Array, step: jax.Array) -> Loss:
         views = batch["views"][:2]
         online = self.encoder.views(params["encoder"], views, columns=batch, key=key).cls  # [B,2,D]
         target = self.encoder.views(ema["encoder"], views, columns=batch).cls
@@ -56,7 +56,7 @@ class Objective:
         projected = jax.lax.stop_gradient(self.heads(ema["byol"], target, predict=False))
         return regression(predicted, projected[:, ::-1]), {"metrics": {}, "extra": extra}
 
-    def predict(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
+    def predict(self, params: Params, extra: Extra, batch: Prepared) -> dict[str, jax.Array]:
         return {}
 
 

@@ -19,7 +19,7 @@ from jaxz.models import Encoder
 from jaxz.models.functional import Functional, Params
 from jaxz.models.heads import MLP
 from jaxz.models.stems import patchify, unpatchify
-from jaxz.objectives import Batch, Extra, Loss, redshift
+from jaxz.objectives import Extra, Loss, Prepared, redshift
 from jaxz.objectives.autoencoder import Decoder
 
 SETTINGS = redshift.SETTINGS | dict(latent=16, extended=512, hidden=1024, decoder=128, reconstruction=1.0)
@@ -59,7 +59,7 @@ class Objective(redshift.Objective):
     def apply(self, name: str, params: Params, *inputs: jax.Array) -> jax.Array:
         return self.networks[name](params["clap"][name], *inputs)
 
-    def weight(self, batch: Batch) -> jax.Array:
+    def weight(self, batch: Prepared) -> jax.Array:
         return jnp.ones(())  # all but the cross-entropy are means over all rows
 
     def main(self, latent: jax.Array) -> jax.Array:
@@ -68,7 +68,7 @@ class Objective(redshift.Objective):
     def read(self, params: Params, embedding: jax.Array) -> jax.Array:
         return self.apply("estimator", params, self.main(self.apply("latent", params, embedding)))
 
-    def loss(self, params: Params, ema: Params, extra: Extra, batch: Batch, key: jax.Array, step: jax.Array) -> Loss:
+    def loss(self, params: Params, ema: Params, extra: Extra, batch: Prepared, key: jax.Array, step: jax.Array) -> Loss:
         keys = jax.random.split(key, 4)
         pair = [{**v, "mask": self.shown(v["mask"], own)} for v, own in zip(batch["views"][:2], keys, strict=False)]
         seen = self.encoder.views(params["encoder"], pair, columns=batch, key=keys[2]).cls
@@ -92,13 +92,13 @@ class Objective(redshift.Objective):
         loss = entropy + self.settings.reconstruction * pixels + agreement + contrast
         return loss, {"metrics": metrics, "extra": extra}
 
-    def missed(self, rebuilt: jax.Array, view: Batch) -> jax.Array:
+    def missed(self, rebuilt: jax.Array, view: Prepared) -> jax.Array:
         """Mean squared error of the observed pixels of rebuilt [B,N,C,PP], stretched as the image is."""
         observed = patchify(view["mask"], self.patch)
         error = jnp.where(observed, rebuilt - patchify(view["image"], self.patch), 0)
         return (error**2).sum() / jnp.maximum(observed.sum(), 1)
 
-    def predict(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
+    def predict(self, params: Params, extra: Extra, batch: Prepared) -> dict[str, jax.Array]:
         """`pdf` [B,bins] of the estimator, and `latent` [B,L], the main part that jaxz.photoz.clap compares objects
         by."""
         embedding = self.encoder(params["encoder"], batch["image"], batch["mask"], columns=batch).cls

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from jaxz.data.prepare import Normalisation
 from jaxz.models import Encoder
 from jaxz.models.functional import Params
-from jaxz.objectives import Batch, Extra, Loss
+from jaxz.objectives import Extra, Loss, Prepared
 
 
 class Objective:
@@ -25,7 +25,7 @@ class Objective:
     def init(self, key: jax.Array) -> tuple[Params, Extra]:
         return {}, {}
 
-    def loss(self, params: Params, ema: Params, extra: Extra, batch: Batch, key: jax.Array, step: jax.Array) -> Loss:
+    def loss(self, params: Params, ema: Params, extra: Extra, batch: Prepared, key: jax.Array, step: jax.Array) -> Loss:
         embedding = self.encoder(params["encoder"], batch["image"], batch["mask"], columns=batch, key=key).cls
         loss = self.distance(embedding.astype(jnp.float32), jnp.isfinite(batch["z"]))
         return loss, {"metrics": {}, "extra": extra}
@@ -33,7 +33,7 @@ class Objective:
     def distance(self, embedding: jax.Array, labelled: jax.Array) -> jax.Array:
         return coral(embedding, labelled)
 
-    def predict(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
+    def predict(self, params: Params, extra: Extra, batch: Prepared) -> dict[str, jax.Array]:
         return {}
 
 

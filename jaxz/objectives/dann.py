@@ -12,7 +12,7 @@ from jaxz.data.prepare import Normalisation
 from jaxz.models import Encoder
 from jaxz.models.functional import Functional, Params
 from jaxz.models.heads import MLP
-from jaxz.objectives import Batch, Extra, Loss
+from jaxz.objectives import Extra, Loss, Prepared
 
 SETTINGS = dict(hidden=128, ramp_steps=1000)
 CHECKS = {
@@ -35,7 +35,7 @@ class Objective:
     def init(self, key: jax.Array) -> tuple[Params, Extra]:
         return self.head.init(key), {}
 
-    def loss(self, params: Params, ema: Params, extra: Extra, batch: Batch, key: jax.Array, step: jax.Array) -> Loss:
+    def loss(self, params: Params, ema: Params, extra: Extra, batch: Prepared, key: jax.Array, step: jax.Array) -> Loss:
         embedding = self.encoder(params["encoder"], batch["image"], batch["mask"], columns=batch, key=key).cls
         strength = 2 / (1 + jnp.exp(-10 * jnp.minimum(step / self.settings.ramp_steps, 1))) - 1
         reversed_ = (1 + strength) * jax.lax.stop_gradient(embedding) - strength * embedding
@@ -47,5 +47,5 @@ class Objective:
         correct = (weight * ((logit > 0) == labelled)).sum()
         return loss, {"metrics": {"accuracy": correct, "strength": strength}, "extra": extra}
 
-    def predict(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
+    def predict(self, params: Params, extra: Extra, batch: Prepared) -> dict[str, jax.Array]:
         return {}

@@ -20,7 +20,7 @@ from jaxz.models import Encoder
 from jaxz.models.functional import Functional, Params
 from jaxz.models.heads import MLP, Prototypes, unit
 from jaxz.models.stems import patchify
-from jaxz.objectives import Batch, Extra, Loss
+from jaxz.objectives import Extra, Loss, Prepared
 
 SETTINGS = dict(
     prototypes=1024,
@@ -90,7 +90,7 @@ class Objective:
         centre = {name: jnp.zeros(self.settings.prototypes) for name in ("images", "patches")}
         return self.head.init(key), centre if self.settings.centering == "mean" else {}
 
-    def loss(self, params: Params, ema: Params, extra: Extra, batch: Batch, key: jax.Array, step: jax.Array) -> Loss:
+    def loss(self, params: Params, ema: Params, extra: Extra, batch: Prepared, key: jax.Array, step: jax.Array) -> Loss:
         settings, views = self.settings, batch["views"][:2]
         which_key, blocks_key, *encoder_keys = jax.random.split(key, 4)
         observed = jnp.stack([patchify(view["mask"], self.patch).any((2, 3)) for view in views], 1)  # [B,2,N]
@@ -145,7 +145,7 @@ class Objective:
         kept = jnp.where(weight.sum() > 0, MEMORY * centre + (1 - MEMORY) * mean, centre)
         return jax.nn.softmax((logits - centre) / temperature), extra | {name: kept}
 
-    def predict(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
+    def predict(self, params: Params, extra: Extra, batch: Prepared) -> dict[str, jax.Array]:
         return {}
 
 

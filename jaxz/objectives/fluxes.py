@@ -16,7 +16,7 @@ from jaxz.data.prepare import Normalisation
 from jaxz.models import Band, Encoder
 from jaxz.models.functional import Functional, Params
 from jaxz.models.stems import WavelengthKernel
-from jaxz.objectives import Batch, Extra, Loss
+from jaxz.objectives import Extra, Loss, Prepared
 
 SOFTENING = 3.0  # in units of the image's softening: an aperture holds some ten pixels of noise in quadrature
 
@@ -48,16 +48,16 @@ class Objective:
     def init(self, key: jax.Array) -> tuple[Params, Extra]:
         return self.head.init(key), {}
 
-    def measured(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def measured(self, batch: Prepared) -> tuple[jax.Array, jax.Array]:
         """Flux / scale and how much it counts [B,C], both 0 where there is none."""
         flux = jnp.stack([batch[name] for name in self.columns], 1).astype(jnp.float32) / self.scale
         there = jnp.isfinite(flux)
         return jnp.where(there, flux, 0), there * batch.get("weight", jnp.ones(len(flux)))[:, None]
 
-    def weight(self, batch: Batch) -> jax.Array:
+    def weight(self, batch: Prepared) -> jax.Array:
         return self.measured(batch)[1].sum()
 
-    def loss(self, params: Params, ema: Params, extra: Extra, batch: Batch, key: jax.Array, step: jax.Array) -> Loss:
+    def loss(self, params: Params, ema: Params, extra: Extra, batch: Prepared, key: jax.Array, step: jax.Array) -> Loss:
         hidden = hide_bands(batch["mask"], self.settings.band_mask, key)
         shown = batch["mask"] & ~hidden[..., None, None]
         encoded = self.encoder(params["encoder"], batch["image"], shown, columns=batch, key=jax.random.fold_in(key, 1))
@@ -67,7 +67,7 @@ class Objective:
         huber = jnp.where(jnp.abs(error) < 1, 0.5 * error**2, jnp.abs(error) - 0.5)
         return (weight * huber).sum() / jnp.maximum(weight.sum(), 1), {"metrics": {}, "extra": extra}
 
-    def predict(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
+    def predict(self, params: Params, extra: Extra, batch: Prepared) -> dict[str, jax.Array]:
         """`flux` [B,C] in microjansky, of the bands that the model knows; dereddened where the run's images are."""
         encoded = self.encoder(params["encoder"], batch["image"], batch["mask"], columns=batch)
         return {"flux": jnp.sinh(self.head(params["fluxes"], encoded.cls)) * self.scale}

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from jaxz.checks import at_least
 from jaxz.data.prepare import Normalisation
 from jaxz.models import Encoder
-from jaxz.objectives import Batch, redshift
+from jaxz.objectives import Prepared, redshift
 from jaxz.objectives.redshift import SHARPEST, Head, Redshift, soft_labels
 
 SETTINGS = redshift.SHARED | dict(label_sigma=0.01, heads=6, magnitude_min=12.5, magnitude_max=18.0)
@@ -34,7 +34,7 @@ class Objective(Redshift):
         outputs = settings.heads * (settings.bins + 1)
         super().__init__(encoder, settings, lambda rngs: Head(encoder.width, outputs, rngs=rngs))
 
-    def labels(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def labels(self, batch: Prepared) -> tuple[jax.Array, jax.Array]:
         z, weight = super().labels(batch)
         return z, jnp.where(jnp.isfinite(batch["mag_ref"]), weight, 0)
 
@@ -43,7 +43,7 @@ class Objective(Redshift):
         heads, share = jnp.split(read, [self.settings.heads * self.settings.bins], axis=1)
         return jax.nn.log_softmax(heads.reshape(len(read), self.settings.heads, -1)), jax.nn.log_softmax(share)
 
-    def errors(self, read: jax.Array, z: jax.Array, weight: jax.Array, batch: Batch) -> jax.Array:
+    def errors(self, read: jax.Array, z: jax.Array, weight: jax.Array, batch: Prepared) -> jax.Array:
         s, error = self.settings, jnp.nan_to_num(batch["z_err"].astype(jnp.float32))
         target = soft_labels(z, jnp.maximum(error, jnp.maximum(s.label_sigma * (1 + z), SHARPEST)), self.edges)
         magnitude = jnp.nan_to_num(batch["mag_ref"].astype(jnp.float32))

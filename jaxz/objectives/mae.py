@@ -18,7 +18,7 @@ from jaxz.data.prepare import Normalisation
 from jaxz.models import Encoder, layers
 from jaxz.models.functional import Functional, Params
 from jaxz.models.stems import WavelengthKernel, patchify, unpatchify
-from jaxz.objectives import Batch, Extra, Loss
+from jaxz.objectives import Extra, Loss, Prepared
 
 SETTINGS = dict(mask_ratio=0.75, band_mask=0.2, decoder_width=128, decoder_depth=2, decoder_heads=4)
 CHECKS = {
@@ -72,7 +72,7 @@ class Objective:
         return self.decoder.init(key), {}
 
     def reconstruct(
-        self, params: Params, batch: Batch, key: jax.Array, training: bool = False
+        self, params: Params, batch: Prepared, key: jax.Array, training: bool = False
     ) -> tuple[jax.Array, jax.Array]:
         """Pixels [B,N,C,PP] predicted from a random part of the image, and which were hidden, bool [B,N,C,PP]; whole
         bands are in training alone."""
@@ -87,11 +87,11 @@ class Objective:
         hidden = (place >= self.keep)[..., None, None] | hidden_band[:, None, :, None]  # [B,N,C,1]
         return self.decoder(params["mae"], tokens, place), hidden & patchify(mask, self.patch)
 
-    def loss(self, params: Params, ema: Params, extra: Extra, batch: Batch, key: jax.Array, step: jax.Array) -> Loss:
+    def loss(self, params: Params, ema: Params, extra: Extra, batch: Prepared, key: jax.Array, step: jax.Array) -> Loss:
         predicted, hidden = self.reconstruct(params, batch, key, training=True)
         return pixel_error(predicted, batch, hidden, self.patch), {"metrics": {}, "extra": extra}
 
-    def predict(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
+    def predict(self, params: Params, extra: Extra, batch: Prepared) -> dict[str, jax.Array]:
         """`reconstruction` [B,C,H,W] from a part of each image, and which pixels were hidden: the same draw for all."""
         return one_by_one(self, params, batch)
 
@@ -102,13 +102,13 @@ class Reconstructs(Protocol):
     encoder: Encoder
     patch: int
 
-    def reconstruct(self, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]: ...
+    def reconstruct(self, params: Params, batch: Prepared, key: jax.Array) -> tuple[jax.Array, jax.Array]: ...
 
 
-def one_by_one(objective: Reconstructs, params: Params, batch: Batch) -> dict[str, jax.Array]:
+def one_by_one(objective: Reconstructs, params: Params, batch: Prepared) -> dict[str, jax.Array]:
     """What `objective` reconstructs of each image and which pixels were hidden [B,C,H,W]: as if it were alone."""
 
-    def of_one(row: Batch) -> tuple[jax.Array, jax.Array]:
+    def of_one(row: Prepared) -> tuple[jax.Array, jax.Array]:
         alone = jax.tree.map(lambda a: a[None], row)
         return jax.tree.map(lambda a: a[0], objective.reconstruct(params, alone, jax.random.key(0)))
 
@@ -116,7 +116,7 @@ def one_by_one(objective: Reconstructs, params: Params, batch: Batch) -> dict[st
     return {"reconstruction": unpatchify(predicted, objective.patch), "hidden": unpatchify(hidden, objective.patch)}
 
 
-def pixel_error(predicted: jax.Array, batch: Batch, hidden: jax.Array, patch: int) -> jax.Array:
+def pixel_error(predicted: jax.Array, batch: Prepared, hidden: jax.Array, patch: int) -> jax.Array:
     """Mean of ((predicted - image) / sky)^2 over the hidden pixels of the batch, 0 where there are none. predicted,
     hidden (true: hidden and observed) [B,N,C,PP]."""
     target = patchify(jnp.where(batch["mask"], batch["image"], 0), patch)  # what is not observed may be NaN

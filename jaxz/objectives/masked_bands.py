@@ -16,7 +16,7 @@ from jaxz.models import Encoder
 from jaxz.models.functional import Functional, Params
 from jaxz.models.heads import MLP
 from jaxz.models.stems import WavelengthKernel, patchify
-from jaxz.objectives import Batch, Extra, Loss
+from jaxz.objectives import Extra, Loss, Prepared
 from jaxz.objectives.mae import one_by_one, pixel_error
 
 SETTINGS = dict(head_width=256)
@@ -49,7 +49,7 @@ class Objective:
         return self.head.init(key), {}
 
     def reconstruct(
-        self, params: Params, batch: Batch, key: jax.Array, training: bool = False
+        self, params: Params, batch: Prepared, key: jax.Array, training: bool = False
     ) -> tuple[jax.Array, jax.Array]:
         """Pixels [B,N,C,PP] predicted from some of the bands, and which were hidden, bool [B,N,C,PP]."""
         bands_key, encoder_key = jax.random.split(key)
@@ -59,11 +59,11 @@ class Objective:
         encoded = self.encoder(params["encoder"], batch["image"], shown, columns=batch, key=own)
         return self.head(params["masked_bands"], encoded.tokens), patchify(batch["mask"] & hidden, self.patch)
 
-    def loss(self, params: Params, ema: Params, extra: Extra, batch: Batch, key: jax.Array, step: jax.Array) -> Loss:
+    def loss(self, params: Params, ema: Params, extra: Extra, batch: Prepared, key: jax.Array, step: jax.Array) -> Loss:
         predicted, hidden = self.reconstruct(params, batch, key, training=True)
         return pixel_error(predicted, batch, hidden, self.patch), {"metrics": {}, "extra": extra}
 
-    def predict(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
+    def predict(self, params: Params, extra: Extra, batch: Prepared) -> dict[str, jax.Array]:
         """`reconstruction` [B,C,H,W] from some of the bands of each image, and which pixels were hidden."""
         return one_by_one(self, params, batch)
 

@@ -10,7 +10,7 @@ from jaxz.data.prepare import Normalisation
 from jaxz.models import Encoder
 from jaxz.models.functional import Params
 from jaxz.models.heads import unit
-from jaxz.objectives import Batch, Extra, Loss, simclr
+from jaxz.objectives import Extra, Loss, Prepared, simclr
 from jaxz.objectives.simclr import cosines, projector
 
 SETTINGS = dict(projector=(512, 128), temperature=0.2, queue=4096)
@@ -31,17 +31,17 @@ class Objective:
         queue = jax.random.normal(queue_key, (self.settings.queue, self.settings.projector[-1]))
         return self.head.init(head_key), {"queue": unit(queue)}
 
-    def project(self, params: Params, view: Batch, columns: Batch, key: jax.Array | None) -> jax.Array:
+    def project(self, params: Params, view: Prepared, columns: Prepared, key: jax.Array | None) -> jax.Array:
         embedding = self.encoder(params["encoder"], view["image"], view["mask"], columns=columns, key=key).cls
         return self.head(params["moco"], embedding)  # [B,E]
 
-    def loss(self, params: Params, ema: Params, extra: Extra, batch: Batch, key: jax.Array, step: jax.Array) -> Loss:
+    def loss(self, params: Params, ema: Params, extra: Extra, batch: Prepared, key: jax.Array, step: jax.Array) -> Loss:
         query = self.project(params, batch["views"][0], batch, key)
         keys = unit(jax.lax.stop_gradient(self.project(ema, batch["views"][1], batch, None)))
         loss, accuracy = info_nce(query, keys, extra["queue"], self.settings.temperature)
         return loss, {"metrics": {"accuracy": accuracy}, "extra": {"queue": enqueue(extra["queue"], keys)}}
 
-    def predict(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
+    def predict(self, params: Params, extra: Extra, batch: Prepared) -> dict[str, jax.Array]:
         return {}
 
 

@@ -15,7 +15,7 @@ from jaxz.data.augment import hide_bands, turn
 from jaxz.data.prepare import Normalisation
 from jaxz.models import Encoder
 from jaxz.models.functional import Functional, Params
-from jaxz.objectives import Batch, Extra, Loss
+from jaxz.objectives import Extra, Loss, Prepared
 from jaxz.photoz.balance import BALANCES, label_weights
 
 SHARED = dict(z_min=0.0, z_max=3.0, bins=150, band_mask=0.0, views=8, balance="")
@@ -81,7 +81,7 @@ class Redshift(abc.ABC):
         return self.head(params[self.name], embedding)
 
     @abc.abstractmethod
-    def errors(self, read: jax.Array, z: jax.Array, weight: jax.Array, batch: Batch) -> jax.Array:
+    def errors(self, read: jax.Array, z: jax.Array, weight: jax.Array, batch: Prepared) -> jax.Array:
         """[B]: how wrong what was read is of the labels z [B], of which each counts weight [B]."""
 
     @abc.abstractmethod
@@ -92,29 +92,29 @@ class Redshift(abc.ABC):
         """[B,C,H,W]: the mask without the bands that are hidden in this step."""
         return mask & ~hide_bands(mask, self.settings.band_mask, key)[..., None, None]
 
-    def labels(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def labels(self, batch: Prepared) -> tuple[jax.Array, jax.Array]:
         """Labels z [B], z_min where it is unknown, and how much each row counts [B], 0 there."""
         z = batch["z"].astype(jnp.float32)
         labelled = (z >= self.settings.z_min) & (z < self.settings.z_max)  # false for NaN
         return jnp.where(labelled, z, self.settings.z_min), jnp.where(labelled, batch.get("weight", 1.0), 0)
 
-    def weight(self, batch: Batch) -> jax.Array:
+    def weight(self, batch: Prepared) -> jax.Array:
         return self.labels(batch)[1].sum()
 
-    def mean_error(self, read: jax.Array, batch: Batch) -> jax.Array:
+    def mean_error(self, read: jax.Array, batch: Prepared) -> jax.Array:
         """Mean of `errors` over the labelled rows, each weighted by the balance of its redshift."""
         z, weight = self.labels(batch)
         bins = jnp.searchsorted(self.edges[1:-1].astype(np.float32), z, side="right")
         balanced = weight * jnp.asarray(self.weights, jnp.float32)[bins]
         return (balanced * self.errors(read, z, weight, batch)).sum() / jnp.maximum(weight.sum(), 1)
 
-    def loss(self, params: Params, ema: Params, extra: Extra, batch: Batch, key: jax.Array, step: jax.Array) -> Loss:
+    def loss(self, params: Params, ema: Params, extra: Extra, batch: Prepared, key: jax.Array, step: jax.Array) -> Loss:
         mask, own = self.shown(batch["mask"], key), jax.random.fold_in(key, 1)
         embedding = self.encoder(params["encoder"], batch["image"], mask, columns=batch, key=own).cls
         loss = self.mean_error(self.read(params, embedding), batch)
         return loss, {"metrics": {"labelled": (self.labels(batch)[1] > 0).mean()}, "extra": extra}
 
-    def predict(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
+    def predict(self, params: Params, extra: Extra, batch: Prepared) -> dict[str, jax.Array]:
         """`pdf` [B,bins]: the probability of each redshift bin, averaged over the views; `embedding` [B,D] of the
         first, the image as it is, which so need not be encoded once more."""
 
@@ -140,7 +140,7 @@ class Objective(Redshift):
     def __init__(self, encoder: Encoder, settings: ConfigDict, normalisation: Normalisation):
         super().__init__(encoder, settings, lambda rngs: Head(encoder.width, settings.bins, settings.norm, rngs=rngs))
 
-    def errors(self, read: jax.Array, z: jax.Array, weight: jax.Array, batch: Batch) -> jax.Array:
+    def errors(self, read: jax.Array, z: jax.Array, weight: jax.Array, batch: Prepared) -> jax.Array:
         """[B]: cross-entropies, the ordinal ones in the mean over the edges inside the range."""
         error = jnp.nan_to_num(batch["z_err"].astype(jnp.float32))
         sigma = jnp.maximum(error, jnp.maximum(self.settings.label_sigma * (1 + z), SHARPEST))

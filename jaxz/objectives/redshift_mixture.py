@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from jaxz.data.prepare import Normalisation
 from jaxz.models import Encoder
-from jaxz.objectives import Batch
+from jaxz.objectives import Prepared
 from jaxz.objectives.redshift import SHARED, SHARED_CHECKS, Head, Redshift, masses
 
 SETTINGS = SHARED | dict(components=5)
@@ -33,7 +33,7 @@ class Objective(Redshift):
         weight, mean, sigma = jnp.split(read, 3, axis=1)
         return jax.nn.log_softmax(weight), self.means + mean, positive(sigma, self.sigma, LEAST_SIGMA)
 
-    def errors(self, read: jax.Array, z: jax.Array, weight: jax.Array, batch: Batch) -> jax.Array:
+    def errors(self, read: jax.Array, z: jax.Array, weight: jax.Array, batch: Prepared) -> jax.Array:
         log_weight, mean, sigma = self.components(read)
         error = jnp.nan_to_num(batch["z_err"].astype(jnp.float32)) / (1 + z)
         sigma = jnp.sqrt(sigma**2 + error[:, None] ** 2)

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from jaxz.data.prepare import Normalisation
 from jaxz.models import Encoder
-from jaxz.objectives import Batch
+from jaxz.objectives import Prepared
 from jaxz.objectives.redshift import SHARED, SHARED_CHECKS, Head, Redshift, masses
 from jaxz.objectives.redshift_mixture import positive
 
@@ -50,7 +50,7 @@ class Objective(Redshift):
         super().__init__(encoder, settings, lambda rngs: Heads(encoder.width, noise, rngs=rngs))
         self.middle = np.log1p([settings.z_min, settings.z_max]).mean()  # before training
 
-    def errors(self, read: jax.Array, z: jax.Array, weight: jax.Array, batch: Batch) -> jax.Array:
+    def errors(self, read: jax.Array, z: jax.Array, weight: jax.Array, batch: Prepared) -> jax.Array:
         point, spread = self.point_and_spread(read)
         target, delta = jnp.log1p(z), self.settings.delta
         if self.settings.loss == "huber":

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from jaxz.data.prepare import Normalisation
 from jaxz.models import Encoder
 from jaxz.models.functional import Functional, Params
-from jaxz.objectives import Batch, Extra, Loss
+from jaxz.objectives import Extra, Loss, Prepared
 
 
 class Objective:
@@ -36,12 +36,12 @@ class Objective:
         return self.head.init(key), {}
 
     def logits(
-        self, params: Params, image: jax.Array, mask: jax.Array, columns: Batch, key: jax.Array | None = None
+        self, params: Params, image: jax.Array, mask: jax.Array, columns: Prepared, key: jax.Array | None = None
     ) -> jax.Array:
         encoded = self.encoder(params["encoder"], image, mask, columns=columns, key=key)
         return self.head(params[self.name], encoded.cls)
 
-    def loss(self, params: Params, ema: Params, extra: Extra, batch: Batch, key: jax.Array, step: jax.Array) -> Loss:
+    def loss(self, params: Params, ema: Params, extra: Extra, batch: Prepared, key: jax.Array, step: jax.Array) -> Loss:
         draw_key, encoder_key = jax.random.split(key)
         label = jax.random.randint(draw_key, batch["image"].shape[:1], 0, len(self.sources))
         image, mask = (rearranged(batch[name], jnp.asarray(self.sources)[label]) for name in ("image", "mask"))
@@ -50,7 +50,7 @@ class Objective:
         loss = -(own * jax.nn.log_softmax(logits)).sum(1).mean()
         return loss, {"metrics": {"accuracy": (logits.argmax(1) == label).mean()}, "extra": extra}
 
-    def predict(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
+    def predict(self, params: Params, extra: Extra, batch: Prepared) -> dict[str, jax.Array]:
         """`<name>` [B,K]: the probability of each rearrangement; the images as they are have the first."""
         return {self.name: jax.nn.softmax(self.logits(params, batch["image"], batch["mask"], batch))}
 

@@ -10,7 +10,7 @@ from jaxz.checks import at_least
 from jaxz.data.prepare import Normalisation
 from jaxz.models import Encoder
 from jaxz.models.functional import Params
-from jaxz.objectives import Batch, Extra, Loss, redshift
+from jaxz.objectives import Extra, Loss, Prepared, redshift
 from jaxz.photoz.pdf import ODDS_HALF_WIDTH
 
 SETTINGS = redshift.SETTINGS | dict(band_mask=0.2, odds=0.8, pseudo_weight=1.0, ramp_steps=500)
@@ -36,10 +36,10 @@ class Objective(redshift.Objective):
         centres = (self.edges[1:] + self.edges[:-1]) / 2
         self.near = (np.abs(centres[:, None] - centres) <= ODDS_HALF_WIDTH * (1 + centres)).astype(np.float32)
 
-    def weight(self, batch: Batch) -> jax.Array:
+    def weight(self, batch: Prepared) -> jax.Array:
         return jnp.ones(())  # one part is a mean over labelled rows, the other over unlabelled ones
 
-    def loss(self, params: Params, ema: Params, extra: Extra, batch: Batch, key: jax.Array, step: jax.Array) -> Loss:
+    def loss(self, params: Params, ema: Params, extra: Extra, batch: Prepared, key: jax.Array, step: jax.Array) -> Loss:
         first, second = batch["views"][:2]
         keys = jax.random.split(key, 3)
         shown = [{**v, "mask": self.shown(v["mask"], own)} for v, own in zip((first, second), keys, strict=False)]

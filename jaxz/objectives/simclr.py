@@ -9,7 +9,7 @@ from jaxz.mesh import constrain_batch
 from jaxz.models import Encoder
 from jaxz.models.functional import Functional, Params
 from jaxz.models.heads import MLP, unit
-from jaxz.objectives import Batch, Extra, Loss
+from jaxz.objectives import Extra, Loss, Prepared
 
 FAR = -1e30  # a similarity that counts for nothing; -inf would make gradients NaN where nothing else is left
 
@@ -32,13 +32,13 @@ class Objective:
     def init(self, key: jax.Array) -> tuple[Params, Extra]:
         return self.head.init(key), {}
 
-    def loss(self, params: Params, ema: Params, extra: Extra, batch: Batch, key: jax.Array, step: jax.Array) -> Loss:
+    def loss(self, params: Params, ema: Params, extra: Extra, batch: Prepared, key: jax.Array, step: jax.Array) -> Loss:
         encoded = self.encoder.views(params["encoder"], batch["views"][:2], columns=batch, key=key)
         z = self.head(params["simclr"], encoded.cls)
         loss, accuracy = nt_xent(z, self.settings.temperature)
         return loss, {"metrics": {"accuracy": accuracy}, "extra": extra}
 
-    def predict(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
+    def predict(self, params: Params, extra: Extra, batch: Prepared) -> dict[str, jax.Array]:
         return {}
 
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from jaxz.data.prepare import Normalisation
 from jaxz.models import Encoder
 from jaxz.models.functional import Functional, Params
-from jaxz.objectives import Batch, Extra, Loss, byol, redshift
+from jaxz.objectives import Extra, Loss, Prepared, byol, redshift
 from jaxz.objectives.byol import Heads, regression
 
 SETTINGS = redshift.SETTINGS | byol.SETTINGS
@@ -33,13 +33,13 @@ class Objective(redshift.Objective):
         head, branch = jax.random.split(key)
         return {"head": self.head.init(head), "branch": self.branch.init(branch)}, {}
 
-    def weight(self, batch: Batch) -> jax.Array:
+    def weight(self, batch: Prepared) -> jax.Array:
         return jnp.ones(())  # the agreement is a mean over all rows
 
     def read(self, params: Params, embedding: jax.Array) -> jax.Array:
         return self.head(params["two_branch"]["head"], embedding)
 
-    def loss(self, params: Params, ema: Params, extra: Extra, batch: Batch, key: jax.Array, step: jax.Array) -> Loss:
+    def loss(self, params: Params, ema: Params, extra: Extra, batch: Prepared, key: jax.Array, step: jax.Array) -> Loss:
         keys = jax.random.split(key, 3)
         views = [
             {**view, "mask": self.shown(view["mask"], own)}

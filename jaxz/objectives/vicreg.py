@@ -9,7 +9,7 @@ from jaxz.checks import at_least
 from jaxz.data.prepare import Normalisation
 from jaxz.models import Encoder
 from jaxz.models.functional import Params
-from jaxz.objectives import Batch, Extra, Loss, simclr
+from jaxz.objectives import Extra, Loss, Prepared, simclr
 from jaxz.objectives.simclr import projector
 
 SETTINGS = dict(projector=(512, 512, 512), invariance=25.0, variance=25.0, covariance=1.0)
@@ -34,7 +34,7 @@ class Objective:
     def init(self, key: jax.Array) -> tuple[Params, Extra]:
         return self.head.init(key), {}
 
-    def loss(self, params: Params, ema: Params, extra: Extra, batch: Batch, key: jax.Array, step: jax.Array) -> Loss:
+    def loss(self, params: Params, ema: Params, extra: Extra, batch: Prepared, key: jax.Array, step: jax.Array) -> Loss:
         embedding = self.encoder.views(params["encoder"], batch["views"][:2], columns=batch, key=key).cls
         z = self.head(params["vicreg"], embedding).astype(jnp.float32)  # [B,2,E]
         # the mean over dimensions too, as in the paper's algorithm 1; its eq. 5 sums over them
@@ -46,7 +46,7 @@ class Objective:
         loss = sum(self.settings[name] * value for name, value in terms.items())
         return loss, {"metrics": terms, "extra": extra}
 
-    def predict(self, params: Params, extra: Extra, batch: Batch) -> dict[str, jax.Array]:
+    def predict(self, params: Params, extra: Extra, batch: Prepared) -> dict[str, jax.Array]:
         return {}
 
 
