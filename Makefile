@@ -1,12 +1,12 @@
 # make demo: a simulated sky to runs/demo/report.html; make test: the tests, without the long ones of make test-long;
-# make docs: docs/_build/index.html.
+# make lint: format, lint and types; make coverage: what the tests run; make docs: docs/_build/index.html.
 # Each sets up .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
 SAMPLES := 40000
 
-.PHONY: demo test test-long lint docs clean
+.PHONY: demo test test-long lint coverage docs clean
 .DELETE_ON_ERROR:
 
 .venv/ready: requirements.txt
@@ -39,6 +39,11 @@ test-long: .venv/ready
 lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# What of jaxz and data_tools the tests run, line by line; takes as long as both kinds of tests, and a half more.
+coverage: .venv/ready
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slurm" --cov --cov-report=term --cov-report=html:runs/coverage
 
 .venv/docs: docs/requirements.txt .venv/ready
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt

@@ -1,8 +1,8 @@
 """Published weights: what importing them takes, and what becomes of damaged files.
 
     python -m benchmarks.pretrained make FILE.safetensors [--name dinov2_vitl14]    # random weights of a DINOv2
-    python -m benchmarks.pretrained time FILE [FILE ...]           # seconds, and peak memory over the file's size
-    python -m benchmarks.pretrained damage FILE [--count 500]      # each seeded mutation loads equal or is refused
+    python -m benchmarks.pretrained time FILE [FILE ...] [--json FILE]   # seconds, peak memory over the file size
+    python -m benchmarks.pretrained damage FILE [--count 500] [--json FILE]    # each mutation loads equal or is refused
 
 Of a .safetensors file the header is mutated: the format has no checksum of the numbers.
 """
@@ -98,6 +98,8 @@ def main(argv: list[str]) -> int:
         command.add_argument("path", type=Path, nargs="+" if name == "time" else None)
     commands.choices["make"].add_argument("--name", default="dinov2_vitl14")
     commands.choices["damage"].add_argument("--count", type=int, default=500)
+    for name in ("time", "damage"):
+        commands.choices[name].add_argument("--json", type=Path)
     options = parser.parse_args(argv)
     if options.command == "make":
         make(options.path, options.name)
@@ -106,17 +108,28 @@ def main(argv: list[str]) -> int:
     elif options.command == "damage":
         found = damage(options.path, options.count)
         print(f"{options.path}: {', '.join(f'{n} {name}' for name, n in found.most_common())}")
+        keep(options.json, found)
         return errors.FAILED if any(name.isupper() or "CRASHED" in name for name in found) else errors.OK
     else:
-        for path in options.path:
-            print(f"{path}: {timed(path)}")
+        took = [timed(path) for path in options.path]
+        for path, one in zip(options.path, took, strict=True):
+            print(f"{path}: {told(one)}")
+        keep(options.json, took)
     return errors.OK
 
 
-def timed(path: Path) -> str:
+def keep(path: Path | None, found) -> None:
+    if path:
+        path.write_text(json.dumps(found, indent=1))
+
+
+def timed(path: Path) -> dict:
     if not path.exists():
-        return "not run: weights absent"
-    took = arms.run([sys.executable, "-m", "benchmarks.pretrained", "load", str(path)])
+        return {"error": "not run: weights absent"}
+    return arms.run([sys.executable, "-m", "benchmarks.pretrained", "load", str(path)])
+
+
+def told(took: dict) -> str:
     if "error" in took:
         return took["error"]
     size, peak = took["bytes"], took["peak"]

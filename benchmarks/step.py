@@ -8,6 +8,10 @@ Of a ViT on synthetic images at the best of the batch sizes, with its share of t
 
     python -m benchmarks.step --size B --batch 64,128,256 [--patch 8] [--image 64] [--bands 9] [--dtype bfloat16]
         [--attention auto] [--objective supervised,mae] [--peer torch] [--json FILE]
+
+How long the step of a ViT-L takes to compile, and that of a ViT-Ti of one token to be called:
+
+    python -m benchmarks.step --overhead [--json FILE]
 """
 
 import argparse
@@ -67,12 +71,23 @@ def of_synthetic(options) -> list[dict]:
     return rows
 
 
+def overhead() -> dict:
+    large, tiny = (
+        vit_step.Task(size, patch, 64, 9, "float32", "auto", "supervised") for size, patch in (("L", 8), ("Ti", 64))
+    )
+    found = {"compile_s": vit_step.compile_seconds(large, 8), "dispatch_s": vit_step.dispatch_seconds(tiny)}
+    print(f"compiling the step of a ViT-L {found['compile_s']:.1f} s")
+    print(f"calling the step of a ViT-Ti {1e3 * found['dispatch_s']:.2f} ms")
+    return found
+
+
 def main(argv: list[str]) -> None:
     runtime.set_xla_flags()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__.split("\n\n")[0])
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--dataset")
     what.add_argument("--size", choices=vit.SIZES)
+    what.add_argument("--overhead", action="store_true")
     parser.add_argument("--config", default="configs/demo_direct.py")
     parser.add_argument("--patch", type=int, default=8)
     parser.add_argument("--image", type=int, default=64, help="pixels on a side")
@@ -86,7 +101,7 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     if options.peer:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave the peer its memory
-    report = of_dataset(options) if options.dataset else of_synthetic(options)
+    report = overhead() if options.overhead else of_dataset(options) if options.dataset else of_synthetic(options)
     if options.json:
         options.json.write_text(json.dumps(report))
 

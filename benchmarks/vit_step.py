@@ -77,16 +77,21 @@ def forward_flops(task: Task) -> float:
     return two - one
 
 
-def stepper(objective, prepare, config, host: dict, mesh) -> Callable[[], float]:
-    """A function that takes STEPS training steps on one batch and returns their seconds; the first has been taken."""
+def made(objective, prepare, config, host: dict, mesh) -> tuple:
+    """(the jitted training step, what makes its state, its batch), to be used with `mesh` set."""
     params = jax.eval_shape(lambda: objective.init(jax.random.key(0))[0])
     optimizer = make_optimizer(config.optim, config.train.steps, params)
+    abstract = abstract_state(objective, optimizer, config, mesh)
+    make = lambda: fresh_state(objective, optimizer, config)
+    sharded = jax.jit(make, out_shardings=jax.tree.map(lambda a: a.sharding, abstract))
+    return make_step(objective, optimizer, prepare, config, abstract), sharded, to_devices(host, mesh)
+
+
+def stepper(objective, prepare, config, host: dict, mesh) -> Callable[[], float]:
+    """A function that takes STEPS training steps on one batch and returns their seconds; the first has been taken."""
     with jax.set_mesh(mesh):
-        abstract = abstract_state(objective, optimizer, config, mesh)
-        step, batch = make_step(objective, optimizer, prepare, config, abstract), to_devices(host, mesh)
-        make = lambda: fresh_state(objective, optimizer, config)
-        state = jax.jit(make, out_shardings=jax.tree.map(lambda a: a.sharding, abstract))()
-        state, _ = step(state, batch)
+        step, make, batch = made(objective, prepare, config, host, mesh)
+        state, _ = step(make(), batch)
 
     def run() -> float:
         nonlocal state
@@ -100,11 +105,38 @@ def stepper(objective, prepare, config, host: dict, mesh) -> Callable[[], float]
     return run
 
 
-def jax_arm(task: Task, batch_size: int) -> Callable[[], float]:
+def arguments(task: Task, batch_size: int) -> tuple:
+    """Those of `made` and `stepper`, on one device."""
     config = config_of(task, batch_size)
-    return stepper(
-        objective_of(task, config), lambda batch, key: batch, config, batch_of(task, batch_size), make_mesh(1, 1)
-    )
+    return objective_of(task, config), lambda batch, key: batch, config, batch_of(task, batch_size), make_mesh(1, 1)
+
+
+def jax_arm(task: Task, batch_size: int) -> Callable[[], float]:
+    return stepper(*arguments(task, batch_size))
+
+
+def compile_seconds(task: Task, batch_size: int) -> float:
+    """Of tracing and compiling the step."""
+    with jax.set_mesh(make_mesh(1, 1)):
+        step, make, batch = made(*arguments(task, batch_size))
+        state = jax.eval_shape(make)
+        began = time.perf_counter()
+        step.lower(state, batch).compile()
+        return time.perf_counter() - began
+
+
+def dispatch_seconds(task: Task) -> float:
+    """Until the call of a step of one image returns, the state of the one before being ready: the median. What it has
+    to compute where the device is the CPU itself is in it."""
+    with jax.set_mesh(make_mesh(1, 1)):
+        step, make, batch = made(*arguments(task, 1))
+        state, seconds = jax.block_until_ready(step(make(), batch)[0]), []
+        for _ in range(ROUNDS * STEPS):
+            began = time.perf_counter()
+            state, _ = step(state, batch)
+            seconds.append(time.perf_counter() - began)
+            jax.block_until_ready(state)
+    return float(np.median(seconds))
 
 
 def medians(arms: dict) -> dict:

@@ -171,7 +171,8 @@ def write_shard(writer: LayerWriter, take: Take, arrays: dict[str, Array], rows:
     found, values = take(rows[there]), {}
     for name, array in arrays.items():
         values[name] = [nothing(array)] * len(rows)
-        taken = found[name] if name in found else [np.zeros(array.shape, array.dtype)] * len(there)  # a mask made here
+        seen = [np.zeros(array.full_shape, array.dtype)] * len(there)  # of a mask made here
+        taken = found.get(name, seen)
         for at, value in zip(there.tolist(), taken, strict=True):
             values[name][at] = value
     try:

@@ -132,7 +132,7 @@ def check_tar_size(dataset: Path, manifest: Manifest, found: Findings, index: Ca
         status = persist((dataset / found.tar).stat)
         reason = "" if stat.S_ISREG(status.st_mode) else "not a file"
     except OSError as error:
-        reason = error.strerror
+        reason = error.strerror or str(error)
     if reason:
         found.unusable = True
         found.lines.append(f"{found.tar}: {reason}; all {shard.samples} samples lost")
@@ -150,7 +150,7 @@ def gone_past(size: int, index: pa.Table | None, manifest: Manifest) -> str:
     if index is None or wrong_columns("", index, manifest) or not arrays:
         return ""  # where the payloads are is not known
     ends = [index[f"{name}_offset"].to_numpy() + index[f"{name}_size"].to_numpy() for name in arrays]
-    gone = np.flatnonzero(np.max(ends, axis=0) > size) if len(index) else []
+    gone = np.flatnonzero(np.max(ends, axis=0) > size) if len(index) else np.empty(0, np.int64)
     if not len(gone):
         return "; no payload lost"
     first = index["key"][int(gone[0])].as_py()
@@ -212,7 +212,7 @@ def check_list(found: Findings, index: pa.Table, name: str, array: Array) -> Non
     values, good = (a.to_numpy(zero_copy_only=False) for a in (stored, stored.is_valid()))
     if values.dtype.kind == "f":
         good = good & np.isfinite(values)
-    bad = np.flatnonzero(~good.reshape(len(index), math.prod(array.shape)).all(1))
+    bad = np.flatnonzero(~good.reshape(len(index), math.prod(array.full_shape)).all(1))
     if len(bad):
         found.lost.update(bad.tolist())
         first = index["key"][int(bad[0])].as_py()
@@ -224,10 +224,9 @@ def check_list(found: Findings, index: pa.Table, name: str, array: Array) -> Non
 def check_tar(found: Findings, path: Path, index: pa.Table | None, manifest: Manifest) -> None:
     """The digest, the payloads and the members of a tar that is there. Raises OSError where it cannot be read."""
     found.tar_sha256 = persist(lambda: sha256_of(path))
-    if index is None or wrong_columns("", index, manifest):
-        usable, payloads, members = False, [], []  # the index does not say where things are
-    else:
-        usable, payloads = True, []
+    usable, payloads, members = False, list[str](), list[str]()
+    if index is not None and not wrong_columns("", index, manifest):  # it says where things are
+        usable = True
         with open(path, "rb") as tar:
             for name, array in tar_arrays(manifest).items():
                 payloads += check_payloads(found, tar, index, name, array)
@@ -299,7 +298,7 @@ def floats(payload: bytes, array: Array) -> np.ndarray:
     """The numbers of a payload that may be NaN or inf: none of whole numbers, of a compact one the exceptions. Raises
     ValueError for a compact payload that cannot be decoded."""
     if array.compact:
-        return compact.unpack(payload, np.empty(array.shape, np.int16))[1]["value"]
+        return compact.unpack(payload, np.empty(array.full_shape, np.int16))[1]["value"]
     return np.frombuffer(payload if np.dtype(array.dtype).kind == "f" else b"", array.dtype)
 
 
@@ -332,7 +331,9 @@ def check_members(found: Findings, tar: BinaryIO, index: pa.Table, manifest: Man
     return [line + more for _, line in wrong[:1]] + lines
 
 
-def count_members(found: Findings, members: list, error: str, expected: int, each: int) -> list[str]:
+def count_members(
+    found: Findings, members: list[tuple[str, int, int]], error: str, expected: int, each: int
+) -> list[str]:
     """Whether a tar, whose members fit as far as they go, ends where it should; each: members of a sample."""
     if not error and len(members) == expected:
         return []
@@ -353,7 +354,8 @@ def is_copy(content: bytes, scalars: dict) -> bool:
 
 def walk(file: BinaryIO) -> tuple[list[tuple[str, int, int]], str]:
     """(name, first byte, end) of each whole member of a tar, and what ended the walk early, if anything did."""
-    members, at, size = [], 0, file.seek(0, os.SEEK_END)
+    members: list[tuple[str, int, int]] = []
+    at, size = 0, file.seek(0, os.SEEK_END)
     file.seek(0)
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:

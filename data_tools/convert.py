@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -33,11 +33,11 @@ from data_tools.inputs import check_begun, check_out, check_space, identity, inp
 from data_tools.measure import detect, measure_sky
 from data_tools.outline import count_splits, estimate, least_cell_arcmin, make_manifest, policy, split_problem
 from data_tools.places import Places, good_maps
-from data_tools.plan import Plan, make_plan, publish, scratch, tile_pairs
+from data_tools.plan import Facts, Plan, make_plan, publish, scratch, tile_pairs
 from data_tools.planes import read_band
 from data_tools.splits import GAP, healpix_order
-from data_tools.survey import Survey, load_survey, survey_path
-from data_tools.tiles import Tile, find_tiles, to_sky
+from data_tools.survey import Detection, Survey, load_survey, survey_path
+from data_tools.tiles import Grid, Tile, find_tiles, to_sky
 from jaxz.data.index import read_index
 from jaxz.data.manifest import Column, Manifest
 from jaxz.data.writer import ENCODINGS, DatasetWriter
@@ -66,7 +66,7 @@ def convert(args: argparse.Namespace) -> dict:
         args.match = Path(args.survey).parent / survey.match.file
     if not args.dry_run:
         check_out(args.out)
-    catalog = None
+    catalog: Catalog | None = None
     if survey.stamped:
         catalog = read_catalog(survey, args)
         tiles = stamps.groups(survey, objects_in(catalog))
@@ -89,7 +89,7 @@ def convert(args: argparse.Namespace) -> dict:
         if made == work:
             plan = Plan.load(work)
         else:
-            plan = plan_work(made, survey, args, tiles, catalog or read_catalog(survey, args))
+            plan = plan_work(made, survey, args, tiles, catalog or find_objects(survey, args))
         placed = {*pq.read_schema(made / "objects" / "00000.parquet").names}
         manifest = make_manifest(survey, plan, placed, args)
         expected, dealt = estimate(manifest, plan, tiles), count_splits(made, plan, survey)
@@ -107,7 +107,8 @@ def convert(args: argparse.Namespace) -> dict:
     finally:
         if made != work:
             shutil.rmtree(made, ignore_errors=True)
-    bare = [dataclasses.replace(tile, grid=None) for tile in tiles]  # a WCS loses digits on its way to a process
+    # A WCS loses digits on its way to a process.
+    bare = [dataclasses.replace(tile, grid=Grid(tile.grid.shape, None)) for tile in tiles]
     job = Job(
         survey, args.images, work, bare, args.size, args.samples_per_shard, ENCODINGS[args.encoding], plan.sigma_ujy,
         args.images.resolve().name,
@@ -183,43 +184,50 @@ def count_unmatched(images: Path, paths: dict[str, Path]) -> dict[str, int]:
     return {"unmatched_files": len(others)}
 
 
-def plan_work(made: Path, survey: Survey, args: argparse.Namespace, tiles: list[Tile], catalog: Catalog | None) -> Plan:
+def plan_work(
+    made: Path, survey: Survey, args: argparse.Namespace, tiles: list[Tile], objects: Catalog | Detection
+) -> Plan:
     """Measure the bands' sky, read the catalogue or detect the sources, and write the plan to an empty directory."""
-    if survey.stamped:
-        names = stamps.names_of(next(catalog.chunks()))
+    places: Places | stamps.Placed
+    if survey.stamped and isinstance(objects, Catalog):
+        names = stamps.names_of(next(objects.chunks()))
         measure = partial(stamps.typical_sigma, survey, args.images, names)
-        places = stamps.Placed(survey, objects_in(catalog), args.size, "ra" in catalog.columns)
+        places = stamps.Placed(survey, objects_in(objects), args.size, "ra" in objects.columns)
     else:
         measure = partial(typical_sigma, survey, args.images, tiles)
-        among = survey.detection.band if catalog is None else ""
-        by_sky = catalog is None or "ra" in catalog.columns
+        among = objects.band if isinstance(objects, Detection) else ""
+        by_sky = isinstance(objects, Detection) or "ra" in objects.columns
         maps = good_maps(survey, args.images, tiles, args.size, among, args.workers) if by_sky else {}
         places = Places(tiles, survey, args.size, maps, among)
     sigmas = in_threads(measure, survey.bands, args.workers, "bands")
-    if catalog is None:
-        chunks = detected(survey, args.images, tiles, args.workers)
+    facts: Callable[[], Facts]
+    if isinstance(objects, Detection):
+        chunks = detected(survey, objects, args.images, tiles, args.workers)
         known = {name: COLUMNS[name] for name in ("ra", "dec", "x", "y", "z", "z_err", "z_kind")}
         known["object_id"] = Column("int64", "", "number of the detection")
-        read = lambda: ({name: column for name, column in known.items() if places.sky or name not in SKY}, {}, {})
+        facts = lambda: ({name: column for name, column in known.items() if places.sky or name not in SKY}, {}, {})
     else:
-        chunks, read = catalog.chunks(CHUNK), lambda: (catalog.columns, catalog.invalid, catalog.choices)
-        if catalog.rows is not None:
-            chunks = progress(chunks, math.ceil(catalog.rows / CHUNK), "catalogue")
+        chunks, facts = objects.chunks(CHUNK), lambda: (objects.columns, objects.invalid, objects.choices)
+        if objects.rows is not None:
+            chunks = progress(chunks, math.ceil(objects.rows / CHUNK), "catalogue")
     return make_plan(
         made, chunks, survey, tiles, places.place, samples_per_shard=args.samples_per_shard,
-        tiles_per_block=args.tiles_per_block, size=args.size, finish=read,
+        tiles_per_block=args.tiles_per_block, size=args.size, finish=facts,
         sigma_ujy={band.name: sigma for band, sigma in zip(survey.bands, sigmas, strict=True)},
     )  # fmt: skip
 
 
-def read_catalog(survey: Survey, args: argparse.Namespace) -> Catalog | None:
-    """The catalogue, opened; None where the sources are to be detected. Raises InputError."""
+def find_objects(survey: Survey, args: argparse.Namespace) -> Catalog | Detection:
+    """The catalogue, opened, or how the sources are detected without one. Raises InputError."""
+    if args.catalog is None and survey.detection is not None:
+        return survey.detection
+    return read_catalog(survey, args)
+
+
+def read_catalog(survey: Survey, args: argparse.Namespace) -> Catalog:
+    """The catalogue, opened. Raises InputError."""
     if args.catalog is None:
-        if survey.detection is None:
-            raise InputError(
-                f"catalog: none given, and {args.survey!r} has no [detection] section; give one of the two"
-            )
-        return None
+        raise InputError(f"catalog: none given, and {args.survey!r} has no [detection] section; give one of the two")
     if survey.catalog is None:
         raise InputError(f"catalog: {args.survey!r} has no [catalog] section; add one that names the columns")
     if not args.catalog.exists():
@@ -232,9 +240,11 @@ def objects_in(catalog: Catalog) -> int:
     return catalog.rows if catalog.rows is not None else sum(len(chunk["object_id"]) for chunk in catalog.chunks())
 
 
-def detected(survey: Survey, images: Path, tiles: list[Tile], workers: int) -> Iterator[dict[str, np.ndarray]]:
-    """The sources of each tile in the reference band, as columns; of those on several tiles, one is kept."""
-    band = survey.bands[survey.band_number(survey.detection.band)]
+def detected(
+    survey: Survey, detection: Detection, images: Path, tiles: list[Tile], workers: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """The sources of each tile in the detection's band, as columns; of those on several tiles, one is kept."""
+    band = survey.bands[survey.band_number(detection.band)]
     holding = [tile for tile in tiles if band.name in tile.files]
 
     def find(tile: Tile) -> np.ndarray:
@@ -242,7 +252,7 @@ def detected(survey: Survey, images: Path, tiles: list[Tile], workers: int) -> I
         where = f"bands.{band.name}.file: {str(tile.files[band.name])!r}"
         try:
             sky = measure_sky(pixels, flags, survey.photometry.background_box_px, where)
-            return detect(pixels, flags, sky, survey.detection, survey.pixel_scale_arcsec)
+            return detect(pixels, flags, sky, detection, survey.pixel_scale_arcsec)
         except InputError as error:  # of one tile of many, blank or without a source
             if len(holding) == 1:
                 raise
@@ -326,30 +336,35 @@ def split_rule(job: Job, counts: dict[str, int], size: int, sky: bool) -> dict:
 def measured_bands(job: Job) -> dict[str, dict]:
     """What the planes of each band have said: the median ratio of their noise, the tiles without a good sky, and those
     on which it could not be measured."""
-    found = {
-        band.name: {"uncertain": band.uncertain, "blank": {}, "crowded": [], "ratios": []} for band in job.survey.bands
-    }
+    blank: dict[str, dict[str, str]] = {band.name: {} for band in job.survey.bands}
+    crowded: dict[str, list[str]] = {band.name: [] for band in job.survey.bands}
+    ratios: dict[str, list[float]] = {band.name: [] for band in job.survey.bands}
     for path in sorted((job.work / "measured").glob("*.json")):
-        _, tile, band = path.stem.split("_")
-        facts, entry = json.loads(path.read_bytes()), found[job.survey.bands[int(band)].name]
+        _, tile_number, band_number = path.stem.split("_")
+        tile, name = job.tiles[int(tile_number)].name, job.survey.bands[int(band_number)].name
+        facts = json.loads(path.read_bytes())
         if "blank" in facts:
-            entry["blank"][job.tiles[int(tile)].name] = facts["blank"]
+            blank[name][tile] = facts["blank"]
         elif math.isnan(facts["noise_ratio"]):
-            entry["crowded"].append(job.tiles[int(tile)].name)
+            crowded[name].append(tile)
         else:
-            entry["ratios"].append(facts["noise_ratio"])
-    for band in job.survey.bands:
-        entry = found[band.name]
-        ratios = entry.pop("ratios")
-        entry["scale_per_ujy"] = 1 / job.sigma_ujy[band.name]
-        entry["aperture_to_pixel_noise"] = float(np.median(ratios)) if ratios else None
-    if doubtful := {name: len(entry["crowded"]) for name, entry in found.items() if entry["crowded"]}:
+            ratios[name].append(facts["noise_ratio"])
+    if doubtful := {name: len(tiles) for name, tiles in crowded.items() if tiles}:
         print(
             f"fluxerr is doubtful: too few empty apertures on so many tiles, {doubtful}; it is there that of pixels "
             "without correlation",
             file=sys.stderr,
         )
-    return found
+    return {
+        band.name: {
+            "uncertain": band.uncertain,
+            "blank": blank[band.name],
+            "crowded": crowded[band.name],
+            "scale_per_ujy": 1 / job.sigma_ujy[band.name],
+            "aperture_to_pixel_noise": float(np.median(ratios[band.name])) if ratios[band.name] else None,
+        }
+        for band in job.survey.bands
+    }
 
 
 def summary_of(args: argparse.Namespace, manifest: Manifest, tiles: list[Tile]) -> dict:

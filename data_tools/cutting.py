@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +26,7 @@ from data_tools.measure import (
     aperture_flux,
     aperture_noise,
     cut,
+    cut_into,
     measure_sky,
     nearest_pixel,
     noise_area,
@@ -88,18 +89,18 @@ def typical_sigma(survey: Survey, images: Path, tiles: list[Tile], band: BandSou
     where no tile has a sky with noise, or its level is too high."""
     holding = [tile for tile in tiles if band.name in tile.files]
     chosen = np.unique(np.linspace(0, len(holding) - 1, min(SAMPLED_TILES, len(holding))).astype(int))
-    sigmas, problem = [], None
+    sigmas, problems = [], []
     for tile in (holding[n] for n in chosen):
         pixels, flags, _ = read_band(survey, images, tile, band)
         try:
             sky = sampled_sky(pixels, flags, survey.photometry.background_box_px, f"bands.{band.name}.file")
         except InputError as error:
-            problem = error
+            problems.append(error)
             continue
         check_level(survey, tile.files[band.name], sky.level, sky.sigma)
         sigmas.append(sky.sigma * to_ujy(zero_point(tile, band)))
     if not sigmas:
-        raise problem
+        raise problems[-1]
     return float(np.median(sigmas))
 
 
@@ -112,7 +113,7 @@ def check_level(survey: Survey, path: Path, level: float, sigma: float) -> None:
         )
 
 
-def measured_name(columns) -> Callable[[str, str], str]:
+def measured_name(columns: Iterable[str]) -> Callable[[str, str], str]:
     """(quantity, band) -> the column of what is measured in a band: of fluxes it says so where the catalogue has its
     own, whose columns are given."""
     own = any(name.startswith("flux_") for name in columns)
@@ -200,7 +201,9 @@ def keep(path: Path, plane: np.ndarray, x: np.ndarray, y: np.ndarray, size: int,
     aside.replace(path)
 
 
-def fetch(path: Path, x: np.ndarray, y: np.ndarray, rows: slice, size: int, fill: int, out: Sequence) -> None:
+def fetch(
+    path: Path, x: np.ndarray, y: np.ndarray, rows: slice, size: int, fill: int, out: Sequence[np.ndarray]
+) -> None:
     """Copy, of what `keep` wrote for a plane, the cutouts of the objects `rows`, which lie at x, y [N], to `out`, N
     arrays [size, size]. Raises InputError where it is damaged."""
     try:
@@ -208,7 +211,7 @@ def fetch(path: Path, x: np.ndarray, y: np.ndarray, rows: slice, size: int, fill
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is damaged ({error}); delete its folder and give the same command again") from None
     if values.ndim == 2:
-        cut(values, x, y, size, fill, out)
+        cut_into(out, values, x, y, size, fill)
         return
     for into, value in zip(out, values[rows], strict=True):
         into[:] = value
@@ -262,10 +265,10 @@ def write_shard(writer: DatasetWriter, number: int, block: Block, n: int) -> Non
         if not found.num_columns:
             continue
         found = {what: found[what].to_numpy()[low:high] for what in found.column_names}
-        where = [found[axis] if axis in found else columns[axis][here] for axis in "xy"]
+        x, y = (found[axis] if axis in found else columns[axis][here] for axis in "xy")
         for suffix, array, fill in ((".pixels.npy", image, 0), (".flags.npy", mask, MASK_BITS["nodata"])):
             out = [array[row, b] for row in here.tolist()]
-            fetch(path.with_suffix(suffix), *where, slice(low, high), job.size, fill, out)
+            fetch(path.with_suffix(suffix), x, y, slice(low, high), job.size, fill, out)
         observed[here, b] = found.pop("observed")
         for what, values in found.items():
             measured.setdefault(named(what, bands[b].name), np.full(len(rows), np.nan))[here] = values
@@ -289,7 +292,8 @@ def describe(columns: dict[str, np.ndarray], job: Job) -> dict[str, np.ndarray]:
     made = {"survey": np.full(number, job.survey.name), "field": names[columns["tile"]]}
     if "mag_ref" not in columns:  # of the catalogue
         reference = job.survey.photometry.band
-        flux = columns.get(f"flux_{reference}", columns.get(f"flux_aper_{reference}")).astype(np.float64)
+        own = f"flux_{reference}"
+        flux = columns[own if own in columns else f"flux_aper_{reference}"].astype(np.float64)
         magnitude = ZERO_POINT_UJY - 2.5 * np.log10(flux, where=flux > 0, out=np.full(number, np.nan))
         made["mag_ref"] = magnitude.astype(np.float32)
     if "ra" in columns:

@@ -15,8 +15,9 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -26,6 +27,7 @@ from astropy.wcs import WCS
 
 from data_tools import selection
 from data_tools.inputs import versions
+from data_tools.selection import Named
 from jaxz.data.astropy_views import fits_unit
 from jaxz.data.dataset import open_dataset
 from jaxz.data.manifest import ZERO_POINT_UJY, Array, Band, Manifest
@@ -36,6 +38,8 @@ from jaxz.progress import progress
 UNIT = "uJy"
 HDF5 = (".hdf5", ".h5")
 WIDER = {"float16": "float32", "int8": "int16", "bool": "uint8"}  # what FITS images lack
+
+Scalars = Mapping[str, Any]  # of one object
 
 
 def main(argv: list[str]) -> int | None:
@@ -77,7 +81,7 @@ def whole(out: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def in_units(manifest: Manifest, arrays: dict, scalars: dict) -> dict[str, tuple[np.ndarray, str]]:
+def in_units(manifest: Manifest, arrays: Named, scalars: Named) -> dict[str, tuple[np.ndarray, str]]:
     """{name: (values [N, ...], unit)}: images of fluxes as float32 in microjansky, NaN where nothing was observed;
     saturated pixels keep their value. Other arrays are as they are stored."""
     found = {}
@@ -119,7 +123,7 @@ def write_fits(folder: Path, stream: Stream, rows: np.ndarray) -> None:
         csv.writer(file).writerows([("file", "key", "object_id"), *names])
 
 
-def each(stream: Stream, rows: np.ndarray) -> Iterator[tuple[dict, dict]]:
+def each(stream: Stream, rows: np.ndarray) -> Iterator[tuple[dict[str, tuple[np.ndarray, str]], Scalars]]:
     """(arrays {name: (values, unit)}, scalars {name: value}) of every object."""
     for some, arrays, scalars in selection.batches(stream, rows):
         values = in_units(stream.sources[0].dataset.manifest, arrays, scalars)
@@ -127,7 +131,7 @@ def each(stream: Stream, rows: np.ndarray) -> Iterator[tuple[dict, dict]]:
             yield {name: (a[n], unit) for name, (a, unit) in values.items()}, {k: v[n] for k, v in scalars.items()}
 
 
-def file_name(folder: Path, scalars: dict) -> Path:
+def file_name(folder: Path, scalars: Scalars) -> Path:
     """Of an object: its object_id where that is a plain name, else what is plain of it and the key, which is unique."""
     object_id = str(scalars.get("object_id", scalars["key"]))
     plain = re.sub("[^A-Za-z0-9_+-]+", "_", object_id)[:100]
@@ -135,7 +139,7 @@ def file_name(folder: Path, scalars: dict) -> Path:
     return path if plain == object_id != "" and not path.exists() else folder / f"{plain}-{scalars['key']}.fits"
 
 
-def cube(manifest: Manifest, arrays: dict[str, tuple[np.ndarray, str]], scalars: dict) -> fits.HDUList:
+def cube(manifest: Manifest, arrays: dict[str, tuple[np.ndarray, str]], scalars: Scalars) -> fits.HDUList:
     """The file of one object: `image` in the primary HDU, every other array in one of its name, CATALOG. Fluxes on
     several grids are in an HDU a band."""
     hdus = [fits.PrimaryHDU()]
@@ -165,7 +169,7 @@ def has_own_grids(manifest: Manifest) -> bool:
     return len({b.pixel_scale_arcsec for b in manifest.bands}) > 1 or f"x_{manifest.bands[0].name}" in manifest.columns
 
 
-def one_by_one(bands: Sequence[Band], name: str, values: np.ndarray, scalars: dict) -> list[fits.ImageHDU]:
+def one_by_one(bands: Sequence[Band], name: str, values: np.ndarray, scalars: Scalars) -> list[fits.ImageHDU]:
     """The planes [C,H,W] of bands on grids of their own, each with its WCS: HDUs of one name, by version from 1."""
     hdus = []
     for n, (band, plane) in enumerate(zip(bands, values, strict=True), 1):
@@ -175,7 +179,7 @@ def one_by_one(bands: Sequence[Band], name: str, values: np.ndarray, scalars: di
     return hdus
 
 
-def flux_header(bands: Sequence[Band], shape: tuple[int, ...], scalars: dict, own: str = "") -> fits.Header:
+def flux_header(bands: Sequence[Band], shape: tuple[int, ...], scalars: Scalars, own: str = "") -> fits.Header:
     """WCS and bands of a cube [C,H,W], or of the image [H,W] of one, the columns of whose centre are x<own> and y<own>.
     The cutout's own rotation is not stored: north is up, as in the tile it is cut from."""
     header, scale, axes = fits.Header(), bands[0].pixel_scale_arcsec / 3600, len(shape)
@@ -197,7 +201,7 @@ def flux_header(bands: Sequence[Band], shape: tuple[int, ...], scalars: dict, ow
     return header
 
 
-def centre(shape: tuple[int, int], scalars: dict, own: str = "") -> tuple[float, float]:
+def centre(shape: tuple[int, ...], scalars: Scalars, own: str = "") -> tuple[float, float]:
     """The 1-based pixel of (ra, dec): the middle one, and how far x, y are from the pixel nearest to them; 0 where a
     band was not observed."""
     places = [np.nan_to_num(scalars.get(f"{axis}{own}", 0.0)) for axis in "xy"]
@@ -205,7 +209,7 @@ def centre(shape: tuple[int, int], scalars: dict, own: str = "") -> tuple[float,
     return shape[1] // 2 + 1 + float(off[0]), shape[0] // 2 + 1 + float(off[1])
 
 
-def catalog(manifest: Manifest, scalars: dict) -> Table:
+def catalog(manifest: Manifest, scalars: Scalars) -> Table:
     """One row, of all scalars; units where FITS knows them. Names that differ in case alone, such as flux_y and flux_Y,
     are one for FITS: the later one gets _2."""
     table, taken = Table(meta={"EXTNAME": "CATALOG"}), set()
@@ -236,8 +240,8 @@ def write_hdf5(path: Path, stream: Stream, rows: np.ndarray, argv: list[str]) ->
             selection.batches(stream, rows), selection.count(dataset, rows), "batches"
         ):
             values = in_units(manifest, arrays, scalars)
-            for name, (array, unit) in values.items():
-                selection.append(file, name, array, at, len(rows))
+            for name, (one, unit) in values.items():
+                selection.append(file, name, one, at, len(rows))
                 file[name].attrs["unit"] = unit
             for name, column in scalars.items():
                 selection.append(columns, name, column, at, len(rows))

@@ -44,6 +44,7 @@ IMAGE = ("image_band", "image_array")  # what a cutout must have
 BESIDE = ("image_ivar", "image_mask", "image_mask_bits", "image_psf_fwhm", "image_scale")  # and may have
 CHUNK_BYTES = 1 << 27  # of the files that are read at once
 NODATA, BAD = np.uint8(MASK_BITS["nodata"]), np.uint8(MASK_BITS["bad"])
+Kind = tuple[np.dtype, tuple[int, ...]]  # of a field: its dtype, and the shape of a row
 
 
 class Files(NamedTuple):
@@ -53,7 +54,7 @@ class Files(NamedTuple):
     root: Path
     paths: list[Path]
     starts: np.ndarray
-    fields: dict[str, tuple[np.dtype, tuple[int, ...]]]
+    fields: dict[str, Kind]
 
 
 def main(argv: list[str]) -> int | None:
@@ -113,7 +114,8 @@ def find_files(root: Path, skipped: set[str]) -> Files:
     paths = sorted(root.glob("healpix=*/*.hdf5"))
     if not paths:
         raise InputError(f"source: {str(root)!r} has no healpix=*/*.hdf5; name the folder of one survey")
-    counts, first = [], None
+    counts: list[int] = []
+    first: dict[str, Kind] = {}
     for path in progress(paths, len(paths), "files"):
         with open_file(path) as file:
             if unknown := sorted(skipped - set(file)):
@@ -123,7 +125,7 @@ def find_files(root: Path, skipped: set[str]) -> Files:
             fields = {name: (one.dtype, one.shape[1:]) for name, one in found.items()}
             if len(lengths) != 1 or lengths == {()}:
                 raise DataError(f"{path}: its fields have {sorted(lengths)} rows; they must all have as many")
-            first = fields if first is None else first
+            first = first or fields
             if different := sorted(name for name in {*fields, *first} if not alike(fields.get(name), first.get(name))):
                 raise InputError(f"source: {path}: {different[0]!r} is not as in {paths[0]}; import the two apart")
             counts.append(*next(iter(lengths)))
@@ -137,10 +139,14 @@ def check_image(files: Files) -> None:
             raise InputError(f"source: {str(files.root)!r} has no {name!r}; these are no cutouts of the MMU layout")
     shape = files.fields["image_array"][1]
     bands = shape[:1]
-    wanted = {"image_band": (bands,), "image_psf_fwhm": (bands,), "image_scale": (bands,)}
-    wanted["image_mask"] = (shape, shape[1:])
+    wanted = {
+        "image_band": [bands],
+        "image_psf_fwhm": [bands],
+        "image_scale": [bands],
+        "image_mask": [shape, shape[1:]],
+    }
     for name in (name for name in (*IMAGE, *BESIDE) if name in files.fields):
-        if len(shape) != 3 or files.fields[name][1] not in wanted.get(name, (shape,)):
+        if len(shape) != 3 or files.fields[name][1] not in wanted.get(name, [shape]):
             raise InputError(f"source: {name!r} of {files.fields[name][1]} a row does not fit image_array's {shape}")
 
 
@@ -157,7 +163,7 @@ def field_of(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
     return one
 
 
-def alike(one, other) -> bool:
+def alike(one: Kind | None, other: Kind | None) -> bool:
     """Whether two fields have values of one type; texts may be of different lengths."""
     if one is None or other is None or one[1] != other[1]:
         return False
@@ -254,10 +260,9 @@ class Rows:
         row_bytes = sum(math.prod(row) * kind.itemsize for kind, row in self.files.fields.values())
         step = max(1, CHUNK_BYTES // row_bytes)
         parts = [self.samples(rows[at : at + step]) for at in range(0, len(rows), step)]
-        arrays, columns = (
-            {name: np.concatenate([part[k][name] for part in parts]) for name in parts[0][k]} for k in (1, 2)
-        )
-        return [key for part in parts for key in part[0]], arrays, columns
+        keys, arrays, columns = zip(*parts, strict=True)
+        whole = lambda dicts: {name: np.concatenate([one[name] for one in dicts]) for name in dicts[0]}
+        return [key for some in keys for key in some], whole(arrays), whole(columns)
 
     def samples(self, rows: range) -> Samples:
         """The samples of some rows, in the order of the files."""
@@ -283,7 +288,7 @@ class Rows:
             values |= self.on_sky(values, rows, pixels.shape[2:])
         return [f"{row:09d}" for row in rows], {**arrays, "image": stored, "image_mask": flags}, values
 
-    def on_sky(self, values: dict, rows: range, shape: tuple[int, int]) -> dict[str, np.ndarray]:
+    def on_sky(self, values: dict[str, np.ndarray], rows: range, shape: tuple[int, int]) -> dict[str, np.ndarray]:
         """Columns healpix and, where the files have none, split. Raises InputError for a row without a position."""
         ra, dec = values["ra"], values["dec"]
         if lost := np.flatnonzero(~(np.isfinite(ra) & (np.abs(dec) <= 90))).tolist():
@@ -306,7 +311,9 @@ def band_places(found: np.ndarray, sources: tuple[str, ...], rows: range) -> tup
     return hits.argmax(2), hits.any(2)
 
 
-def to_bands(image: dict[str, np.ndarray], place: np.ndarray, there: np.ndarray):
+def to_bands(
+    image: dict[str, np.ndarray], place: np.ndarray, there: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """(pixels float32, flags uint8 of MASK_BITS, inverse variance or None), [N,C,H,W] each, in the dataset's bands.
 
     image_mask is true where a pixel is good, [N,B,H,W] or [N,H,W] for all bands; image_mask_bits are a jaxz dataset's
@@ -329,7 +336,14 @@ def to_bands(image: dict[str, np.ndarray], place: np.ndarray, there: np.ndarray)
     return np.where(np.isfinite(pixels), pixels, np.float32(0)), flags, ivar
 
 
-def of_band(image: dict, band: Band, place: np.ndarray, there: np.ndarray, ivar, flags) -> dict[str, np.ndarray]:
+def of_band(
+    image: dict[str, np.ndarray],
+    band: Band,
+    place: np.ndarray,
+    there: np.ndarray,
+    ivar: np.ndarray | None,
+    flags: np.ndarray,
+) -> dict[str, np.ndarray]:
     """The columns psf_fwhm_<band> and sky_sigma_<band>, float32 [N]; NaN where not known."""
     columns, row = {}, np.arange(len(place))
     if "image_psf_fwhm" in image:
@@ -343,7 +357,7 @@ def of_band(image: dict, band: Band, place: np.ndarray, there: np.ndarray, ivar,
     return columns
 
 
-def check_scales(image: dict, bands: tuple[Band, ...], place: np.ndarray, there: np.ndarray) -> None:
+def check_scales(image: dict[str, np.ndarray], bands: tuple[Band, ...], place: np.ndarray, there: np.ndarray) -> None:
     """Raises InputError where the files have another pixel scale than BANDS.toml."""
     if "image_scale" not in image:
         return

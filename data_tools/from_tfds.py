@@ -13,7 +13,7 @@ import math
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -32,6 +32,10 @@ from data_tools.importing import (
 )
 from jaxz.data.manifest import Array, Column
 from jaxz.errors import InputError, run
+
+if TYPE_CHECKING:
+    from tensorflow_datasets.core import DatasetBuilder
+    from tensorflow_datasets.core.features import FeaturesDict
 
 NO_NAME = -1  # of a class, in TFDS
 
@@ -107,7 +111,7 @@ def plan_import(args: argparse.Namespace) -> Import:
     return Import("from_tfds", arrays, bands, columns, int(starts[-1]), shards, lambda n: read(rows_of(n)), plan, about)
 
 
-def open_builder(args: argparse.Namespace):
+def open_builder(args: argparse.Namespace) -> "DatasetBuilder":
     """The TFDS builder of a prepared dataset. Raises InputError where there is none."""
     library, folder = tfds(), Path(args.source)
     try:
@@ -126,7 +130,7 @@ def open_builder(args: argparse.Namespace):
     return builder
 
 
-def len_of(builder, split: str) -> int:
+def len_of(builder: "DatasetBuilder", split: str) -> int:
     """The samples of a split. Raises InputError where its files cannot be read at random."""
     try:
         return len(builder.as_data_source(split))
@@ -138,7 +142,7 @@ def len_of(builder, split: str) -> int:
         ) from None
 
 
-def leaves(features, path: str = "") -> dict[str, Field]:
+def leaves(features: "FeaturesDict", path: str = "") -> dict[str, Field]:
     """{path: Field}, depth first; the features of a dict inside another are named outer/inner."""
     found: dict[str, Field] = {}
     library = tfds().features
@@ -197,13 +201,15 @@ def read_shard(
     rows: range,
 ) -> Samples:
     """The samples of some rows, split after split."""
-    examples, ids, splits = [], [], []
+    ids, splits = [], []
+    examples: list[dict[str, Any]] = []
     for (split, source), start, stop in zip(sources.items(), starts[:-1], starts[1:], strict=True):
         positions = range(max(rows.start, start) - start, max(min(rows.stop, stop) - start, 0))
         examples += source.__getitems__(list(positions)) if positions else []
         ids += [f"{split}-{position}" for position in positions]
         splits += [split] * len(positions)
-    arrays, columns = {}, {}
+    arrays: dict[str, list] = {}
+    columns: dict[str, list] = {}
     for path, field in fields.items():
         values = [value_at(example, path) for example in examples]
         if field.shape == ():
@@ -220,7 +226,8 @@ def read_shard(
     return [f"{row:09d}" for row in rows], arrays, columns
 
 
-def value_at(example: dict, path: str):
+def value_at(example: dict[str, Any], path: str) -> Any:
+    """Of a leaf, in what TFDS gives: an array, a number, bytes, or a list of them."""
     for name in path.split("/"):
         example = example[name]
     return example
@@ -231,7 +238,7 @@ def fitting(shape: tuple[int | None, ...], found: tuple[int, ...]) -> tuple[int,
     return tuple(0 if n is None else n for n in shape) if math.prod(found) == 0 else found
 
 
-def scalar(value, field: Field):
+def scalar(value: Any, field: Field) -> str | bool | int | float | None:
     """What a column takes of one value."""
     if field.names:
         return None if value == NO_NAME else field.names[int(value)]

@@ -15,6 +15,7 @@ import math
 import os
 import zlib
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -57,6 +58,8 @@ from jaxz.errors import InputError, run
 from jaxz.files import replace
 from jaxz.progress import in_threads
 
+Place = tuple[int, int, int]  # offset, size and crc32 of a payload
+
 
 @dataclass
 class Schema:
@@ -72,9 +75,10 @@ class Schema:
     encoded: str = ""  # a member that has to be decoded, and so cannot be linked
 
     def join(self, other: "Schema") -> None:
-        for mine, its in ((self.arrays, other.arrays), (self.columns, other.columns)):
-            for name, kinds in its.items():
-                mine.setdefault(name, set()).update(kinds)
+        for name, shapes in other.arrays.items():
+            self.arrays.setdefault(name, set()).update(shapes)
+        for name, kinds in other.columns.items():
+            self.columns.setdefault(name, set()).update(kinds)
         self.fields |= other.fields
         self.wide |= other.wide
         self.present += other.present
@@ -173,7 +177,7 @@ def scan(path: Path, skipped: set[str]) -> Schema:
     return found
 
 
-def contents(file: BinaryIO, member: Member, where: str):
+def contents(file: BinaryIO, member: Member, where: str) -> Iterator[tuple[str, object]]:
     """(field, header of an array or scalar) of all that a member holds. Raises InputError for what cannot be read."""
     kind = extension(member.field)
     if kind == "npy":
@@ -239,27 +243,29 @@ def column_of(name: str, path: str, kinds: set[type], wide: bool) -> Column:
 
 def read_tar(args: argparse.Namespace, names: Names, columns: dict[str, Column], repeated: bool, n: int) -> Samples:
     """The samples of tar n; with --link, of the arrays (offset, size, crc32) of each payload."""
-    path, keys, arrays = args.tars[n], [], {}
+    path, keys = args.tars[n], []
+    arrays: dict[str, list] = {}
     values: dict[str, list] = {name: [] for name in columns}
-    take = place_of if args.link else read_array
+    take: Callable[[BinaryIO, Member, str], np.ndarray | Place] = place_of if args.link else read_array
     with open(path, "rb") as file:
         for key, members in samples(path):
             keys.append(clean_key(f"{n:05d}-{key}" if repeated else key))
-            scalars = {"key_orig": printable(key), "split": args.split}
+            scalars: dict[str, object] = {"key_orig": printable(key), "split": args.split}
             for member in (member for member in members if member.field not in names.skipped):
                 where, kind = f"{path}: {printable(key)}.{member.field}", extension(member.field)
+                found: dict[str, Callable[[], np.ndarray | Place]] = {}
                 if kind == "npy":
-                    found = {array_field(member): partial(take, file, member, where)}
+                    found[array_field(member)] = partial(take, file, member, where)
                 elif kind == "npz":
-                    found = {entry_field(member, entry): get for entry, _, get in npz_entries(file, member, where)}
+                    found |= {entry_field(member, entry): get for entry, _, get in npz_entries(file, member, where)}
                 else:
-                    found = read_scalars(file, member, where)
-                    scalars |= {names(name): found[name] for name in found.keys() - names.skipped}
-                    continue
+                    told = read_scalars(file, member, where)
+                    scalars |= {names(name): told[name] for name in told.keys() - names.skipped}
                 for name in found.keys() - names.skipped:
                     value = found[name]()
-                    turned = name in args.channels_last
-                    arrays.setdefault(names(name), []).append(value.transpose(2, 0, 1) if turned else value)
+                    if isinstance(value, np.ndarray) and name in args.channels_last:
+                        value = value.transpose(2, 0, 1)
+                    arrays.setdefault(names(name), []).append(value)
             for name, column in values.items():
                 column.append(scalars.get(name))
     reals = [name for name in values if columns[name].dtype.startswith("float")]
@@ -271,15 +277,15 @@ def finite(value: float | None) -> float:
     return math.nan if value is None or math.isinf(value) else float(value)
 
 
-def place_of(file: BinaryIO, member: Member, where: str) -> tuple[int, int, int]:
+def place_of(file: BinaryIO, member: Member, where: str) -> Place:
     """Offset, size and crc32 of the values of a .npy member. Raises InputError where they are not all finite."""
     values, start = read_array(file, member, where), npy_header(file, member, where).start
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise InputError(f"link: {where} holds NaN or inf; leave --link out and use --nan_mask")
-    return member.offset + start, values.nbytes, zlib.crc32(values)
+    return member.offset + start, values.nbytes, zlib.crc32(values.data)
 
 
-def link_tar(tars: list[Path]):
+def link_tar(tars: list[Path]) -> Callable[..., None]:
     """How a shard is written that is a hard link to its tar, as DatasetWriter.write_shard is called."""
 
     def put(writer: DatasetWriter, n: int, keys: list[str], places: dict[str, list], columns: dict) -> None:
@@ -292,8 +298,8 @@ def link_tar(tars: list[Path]):
                 raise
             raise InputError(f"link: {tars[n]} cannot be linked there ({error.strerror}); leave --link out") from None
         with open(target, "rb") as file:
-            shard = {"samples": len(keys), "bytes": target.stat().st_size}
-            shard["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        shard = {"samples": len(keys), "bytes": target.stat().st_size, "sha256": sha256}
         table = {"key": pa.array(keys, pa.string())}
         for name, spec in writer.manifest.columns.items():
             table[name] = pa.array(columns[name], column_type(spec))

@@ -6,7 +6,7 @@ import platform
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -82,7 +82,8 @@ class Names:
     raises InputError where these name fields that there are not, or two fields have one name."""
 
     def __init__(self, args: argparse.Namespace):
-        self.skipped, self.renamed = set(args.skip), {}
+        self.skipped: set[str] = set(args.skip)
+        self.renamed: dict[str, str] = {}
         for pair in args.rename:
             new, equals, field = pair.partition("=")
             if not equals or not re.fullmatch("[A-Za-z0-9_-]{1,32}", new) or field in self.renamed:
@@ -93,7 +94,7 @@ class Names:
         plain = "key_orig" if field == "key" else re.sub("[^A-Za-z0-9_-]", "_", field)
         return self.renamed.get(field, plain)
 
-    def check(self, fields) -> None:
+    def check(self, fields: Collection[str]) -> None:
         for option, named in (("rename", self.renamed), ("skip", self.skipped)):
             if unknown := sorted(set(named) - set(fields)):
                 raise InputError(f"{option}: {unknown[0]!r} is no field of the source; it has {sorted(fields)}")

@@ -7,7 +7,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ class Section(NamedTuple):
 
     title: str
     header: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
 
 
 def main(argv: list[str]) -> int | None:
@@ -98,7 +98,7 @@ def overview(dataset: Dataset) -> Section:
 
 def beside(dataset: Dataset) -> dict[str, list[str]]:
     """The names of a local dataset's overlays and layers."""
-    if dataset.remote:
+    if isinstance(dataset.path, str):
         return {}
     overlays = sorted(path.stem for path in dataset.path.glob("overlays/*.parquet"))
     return {"overlays": overlays, "layers": sorted(p.parent.name for p in dataset.path.glob("layers/*/dataset.json"))}
@@ -130,8 +130,8 @@ def bands(dataset: Dataset) -> Section:
     rows = []
     for b, band in enumerate(dataset.manifest.bands):
         share = "" if observed is None else f"{np.mean((observed >> b) & 1):.1%}"
-        numbers = (band.wavelength_nm, band.width_nm, band.zero_point_ab, band.pixel_scale_arcsec, band.a_over_ebv)
-        numbers += (band.sky_sigma, band.psf_fwhm_arcsec)
+        numbers = [band.wavelength_nm, band.width_nm, band.zero_point_ab, band.pixel_scale_arcsec, band.a_over_ebv]
+        numbers += [band.sky_sigma, band.psf_fwhm_arcsec]
         rows.append((band.name, *(f"{x:.5g}" for x in numbers), share, depth(dataset, band.name)))
     return Section("Bands", (*header, "observed", "5 sigma depth AB"), rows)
 

@@ -1,18 +1,22 @@
 """The page of data_tools.inspect: tables, cutouts, histograms and a map, in one HTML file."""
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from jaxz.data.dataset import Dataset
+from jaxz.data.manifest import Band
 from jaxz.photoz.plots import COLOURS, new_figure, png, show, stretch, styled
+
+if TYPE_CHECKING:
+    from data_tools.inspect import Section
 
 SHOWN = 12  # objects in the gallery
 PATTERNS = 12  # rows of the matrix of missing bands
@@ -48,8 +52,8 @@ class Picture(NamedTuple):
     figure: Figure
 
 
-def page(dataset: Dataset, sections: list) -> str:
-    """The HTML. sections: the tables of data_tools.inspect (title, header, rows)."""
+def page(dataset: Dataset, sections: Sequence["Section"]) -> str:
+    """The HTML. sections: the tables of data_tools.inspect."""
     first, *others = (table(section) for section in sections)
     figures = "".join(embed(picture) for picture in pictures(dataset))
     manifest = dataset.manifest
@@ -60,7 +64,7 @@ def page(dataset: Dataset, sections: list) -> str:
     )
 
 
-def table(section) -> str:
+def table(section: "Section") -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in section.header)
     rows = "".join(
         f"<tr><th>{escape(row[0])}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in row[1:])}</tr>"
@@ -111,7 +115,8 @@ def choose(dataset: Dataset) -> np.ndarray:
         rows = dataset.select(None)
         return rows[np.unique(np.linspace(0, len(rows) - 1, SHOWN).round().astype(int))]
     rows = rows[np.argsort(magnitude[rows], kind="stable")]
-    wanted = np.linspace(*np.percentile(magnitude[rows], [0.5, 99]), SHOWN)
+    low, high = np.percentile(magnitude[rows], [0.5, 99])
+    wanted = np.linspace(low, high, SHOWN)
     return rows[np.unique(np.searchsorted(magnitude[rows], wanted).clip(0, len(rows) - 1))]
 
 
@@ -151,7 +156,7 @@ def gallery(dataset: Dataset, rows: np.ndarray) -> Figure:
     return figure
 
 
-def one_scale(bands) -> list[int]:
+def one_scale(bands: Sequence[Band]) -> list[int]:
     """Numbers of the bands that have the commonest pixel scale, to one part in a hundred: only these can be laid over
     one another."""
     scales = [band.pixel_scale_arcsec for band in bands]
@@ -171,7 +176,7 @@ def caption(sample: dict) -> str:
     return "\n".join(lines)
 
 
-def composite(images: np.ndarray, good: np.ndarray, bands) -> np.ndarray:
+def composite(images: np.ndarray, good: np.ndarray, bands: Sequence[Band]) -> np.ndarray:
     """Float [B, H, W, 3] in 0..1: red, green and blue of images [B, C, H, W] (stored units, 0 where not good).
 
     The stretch acts on the mean of the three and keeps their ratios (Lupton et al. 2004, PASP 116 133, eq. 2).
@@ -179,13 +184,13 @@ def composite(images: np.ndarray, good: np.ndarray, bands) -> np.ndarray:
     order = np.argsort([-band.wavelength_nm for band in bands])
     ujy = np.array([band.ujy_per_unit for band in bands])
     sky = ujy * np.array([band.sky_sigma for band in bands])
-    channels, noise = [], []
+    channels, noises = [], []
     for third in np.array_split(order, 3):
         weight = good[:, third] / sky[third, None, None] ** 2
         total = np.maximum(weight.sum(1), 1e-30)
         channels.append((images[:, third] * ujy[third, None, None] * weight).sum(1) / total)
-        noise.append((1 / sky[third] ** 2).sum() ** -0.5)
-    rgb, noise = np.stack(channels, -1), np.array(noise)
+        noises.append((1 / sky[third] ** 2).sum() ** -0.5)
+    rgb, noise = np.stack(channels, -1), np.array(noises)
     rgb -= np.median(rgb, axis=(1, 2), keepdims=True)  # the sky
     bright = np.maximum(np.median(np.percentile(rgb, 99.7, axis=(1, 2)), axis=0), noise)  # of a typical object
     rgb = rgb * (bright[1] / bright)  # which is to look white

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from astropy import units as u
 from astropy.coordinates import SkyCoord
+from astropy.table import Column as TableColumn
 from astropy.table import Table
 
 from data_tools.catalogs.catalog import COLUMNS
@@ -39,7 +40,7 @@ def read_table(path: Path, argument: str) -> Table:
     return table
 
 
-def column(table: Table, name: str, where: str, path: Path):
+def column(table: Table, name: str, where: str, path: Path) -> TableColumn:
     """A column of scalars. Raises InputError."""
     if name not in table.colnames:
         raise InputError(f"{where}: {name!r} is not a column of {str(path)!r}.{suggest(name, table.colnames)}")
@@ -93,7 +94,7 @@ def read_columns(
     return values, columns, invalid
 
 
-def to_arrow(found, spec: Column | None, where: str) -> pa.Array:
+def to_arrow(found: TableColumn, spec: Column | None, where: str) -> pa.Array:
     """A column of a table in the type and unit of `spec`, or in its own. Missing real numbers are NaN, what else is
     missing is null. Raises InputError where it does not fit."""
     masked = np.ma.getmaskarray(np.ma.asarray(found))
@@ -113,17 +114,19 @@ def to_arrow(found, spec: Column | None, where: str) -> pa.Array:
     else:
         unit_factor(found, spec, where)
         values = pa.array(np.ma.getdata(np.ma.asarray(found)).astype(found.dtype.newbyteorder("=")), mask=masked)
+    if spec is None:
+        return values
     try:
-        return values if spec is None else values.cast(column_type(spec))
+        return values.cast(column_type(spec))
     except pa.ArrowException as error:
         raise InputError(f"{where} does not fit {spec.dtype}, as the dataset has it ({error}); name another") from None
 
 
-def unit_factor(found, spec: Column | None, where: str) -> float:
+def unit_factor(found: TableColumn, spec: Column | None, where: str) -> float:
     """From the table's unit to the dataset's; 1 where one of them says none. Raises InputError where there is none, or
     the numbers are whole."""
     unit = astropy_unit(spec.unit) if spec is not None else None
-    if unit is None or found.unit is None or found.unit == unit:
+    if spec is None or unit is None or found.unit is None or found.unit == unit:
         return 1.0
     try:
         if isinstance(unit, u.FunctionUnitBase) or isinstance(found.unit, u.FunctionUnitBase):
@@ -235,7 +238,7 @@ def assign_folds(dataset: Dataset, count: int, seed: int) -> tuple[np.ndarray, d
     """int32 [N]: the fold of each object's sky cell, -1 within a cutout's diagonal of another fold or without a
     position; and what the cells are. The folds hold about as many objects each."""
     manifest = dataset.manifest
-    sides = [array.shape[-2:] for array in manifest.arrays.values() if array.kind == "image"]
+    sides = [array.full_shape[-2:] for array in manifest.arrays.values() if array.kind == "image"]
     gap_px = max((math.hypot(*side) for side in sides), default=0.0)
     fractions = {str(fold): 1 / count for fold in range(count)}
     columns = manifest.columns.keys()
@@ -252,7 +255,8 @@ def assign_folds(dataset: Dataset, count: int, seed: int) -> tuple[np.ndarray, d
     elif {"x", "y"} <= columns and isinstance(manifest.splits.get("cell_px"), int | float):  # of one tile
         places = np.stack([dataset.column(name).astype(float) for name in ("x", "y")])
         cells = {"cell_px": manifest.splits["cell_px"], "gap_px": gap_px}
-        assign = lambda at: assign_splits_pixels(*at, **cells, fractions=fractions, seed=seed)
+        cell_px = float(manifest.splits["cell_px"])
+        assign = lambda at: assign_splits_pixels(*at, cell_px=cell_px, gap_px=gap_px, fractions=fractions, seed=seed)
     else:
         raise InputError(
             "folds: the dataset has neither ra and dec nor cells in pixels to deal out; convert it with them"

@@ -3,12 +3,15 @@
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.lib.npyio import NpzFile
 
 from data_tools.inputs import sha256
 from jaxz.data.dataset import Dataset, open_dataset
@@ -18,12 +21,12 @@ from jaxz.data.reader import Reader
 from jaxz.data.transport import is_remote
 from jaxz.errors import InputError
 
+T = TypeVar("T")
 IDS = ("object_id", "key")
-FILES = (".parquet", ".npz", ".npy")
 ABSENT = "absent"  # the bit of a mask that is made for what a source lacks
 CHUNK = 1024  # rows read at once
 
-
+Ids = dict[str, Callable[[], pa.Array]]
 Take = Callable[[np.ndarray], dict[str, list]]
 
 
@@ -35,7 +38,7 @@ class Source:
 
     arrays: dict[str, Array]
     bands: tuple[Band, ...]
-    ids: dict[str, Callable[[], pa.Array]]
+    ids: Ids
     reading: Callable[[dict[str, str]], Take]
     digest: str
 
@@ -45,12 +48,15 @@ def open_source(path: str, name: str, ids: Path | None) -> Source:
     suffix = "" if is_remote(path) else Path(path).suffix
     if (suffix == ".npy") != (ids is not None):
         raise InputError(f"ids: goes with a .npy file, and only there; --from is {path!r}")
-    if suffix not in FILES:
-        return of_dataset(open_dataset(path))
-    read = {".parquet": read_parquet, ".npz": read_npz, ".npy": lambda path: {name: load(path), "object_id": load(ids)}}
-    values = read[suffix](Path(path))
-    digest = " ".join(sha256(Path(file)) for file in (path, ids) if file)
-    return of_arrays(values, path, digest)
+    file = Path(path)
+    if ids is not None:
+        values = {name: load(file, np.ndarray), "object_id": load(ids, np.ndarray)}
+        return of_arrays(values, path, f"{sha256(file)} {sha256(ids)}")
+    if suffix == ".parquet":
+        return of_arrays(read_parquet(file), path, sha256(file))
+    if suffix == ".npz":
+        return of_arrays(read_npz(file), path, sha256(file))
+    return of_dataset(open_dataset(path))
 
 
 def of_dataset(dataset: Dataset) -> Source:
@@ -70,13 +76,13 @@ def of_dataset(dataset: Dataset) -> Source:
         def take(rows: np.ndarray) -> dict[str, list]:
             found = read(reader, dataset, rows)
             for mask, array in masks.items():
-                absent = ~bits[rows, None] >> np.arange(array.shape[0]) & 1
+                absent = ~bits[rows, None] >> np.arange(array.full_shape[0]) & 1
                 found[mask] = list(absent.astype(np.uint8)[..., None, None])
             return {new: found[old] for new, old in names.items()}
 
         return take
 
-    known = {name: lambda name=name: ids(name) for name in IDS if name == "key" or name in dataset.manifest.columns}
+    known: Ids = {name: partial(ids, name) for name in IDS if name == "key" or name in dataset.manifest.columns}
     return Source(dataset.arrays | masks, dataset.manifest.bands, known, reading, dataset.fingerprint()["rows"])
 
 
@@ -93,7 +99,7 @@ def band_masks(dataset: Dataset) -> dict[str, Array]:
 
 def read(reader: Reader, dataset: Dataset, rows: np.ndarray) -> dict[str, list]:
     """{name: what the writer takes of each row}."""
-    found = {name: [] for name in reader.stored}
+    found: dict[str, list] = {name: [] for name in reader.stored}
     for start in range(0, len(rows), CHUNK):
         for name, payloads in reader.payloads(rows[start : start + CHUNK]).items():
             found[name] += [as_value(payload, dataset.arrays[name]) for payload in payloads]
@@ -109,7 +115,7 @@ def as_value(payload: memoryview, array: Array) -> np.ndarray | bytes:
 
 def of_arrays(values: dict[str, np.ndarray], path: str, digest: str) -> Source:
     """values: {name: [M, ...]}, of which object_id or key are ids. Raises InputError where they do not go together."""
-    known = {name: lambda name=name: as_ids(values[name], path) for name in IDS if name in values}
+    known: Ids = {name: partial(as_ids, values[name], path) for name in IDS if name in values}
     if not known:
         raise InputError(f"from: {path!r} has no column object_id, nor key; add one that says whose the rows are")
     count = values[next(iter(known))].size
@@ -138,17 +144,21 @@ def as_ids(values: np.ndarray, path: str) -> pa.Array:
     return pa.array(values.astype(str) if kind.kind == "S" else values.astype(kind.newbyteorder("=")))
 
 
-def load(path: Path):
-    """A .npy or .npz file, read where it is asked for. Nothing is unpickled. Raises InputError."""
+def load(path: Path, kind: type[T]) -> T:
+    """A .npy file (ndarray) or .npz file (NpzFile), read where it is asked for. Nothing is unpickled. Raises
+    InputError."""
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(found, kind):
+            raise ValueError(f"it holds a {type(found).__name__}, not a {kind.__name__}")
+        return found
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"from: {path} cannot be read as NumPy arrays of numbers ({error}); write it again") from None
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
-        with load(path) as found:
+        with load(path, NpzFile) as found:
             return {name: found[name] for name in found.files}
     except (ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"from: {path} cannot be read as NumPy arrays of numbers ({error}); write it again") from None

@@ -3,6 +3,7 @@
 
 import contextlib
 import math
+from collections.abc import Iterable
 from functools import cached_property
 
 import numpy as np
@@ -208,17 +209,21 @@ def nearest_pixel(x: np.ndarray) -> np.ndarray:
     return np.floor(np.asarray(x, float) + 0.5).astype(np.int64)
 
 
-def cut(plane: np.ndarray, x: np.ndarray, y: np.ndarray, size: int, fill=0, out=None) -> np.ndarray:
-    """[N, size, size]: the nearest pixel to (x, y) is pixel [size // 2, size // 2]; `fill` past the tile's edges. out:
-    N arrays [size, size] to write to."""
+def cut(plane: np.ndarray, x: np.ndarray, y: np.ndarray, size: int, fill: int = 0) -> np.ndarray:
+    """[N, size, size]: the nearest pixel to (x, y) is pixel [size // 2, size // 2]; `fill` past the tile's edges."""
+    cutouts = np.empty((len(x), size, size), plane.dtype)
+    cut_into(cutouts, plane, x, y, size, fill)
+    return cutouts
+
+
+def cut_into(out: Iterable[np.ndarray], plane: np.ndarray, x: np.ndarray, y: np.ndarray, size: int, fill: int) -> None:
+    """As `cut`, into N arrays [size, size]."""
     height, width = plane.shape
     lefts, lows = nearest_pixel(x) - size // 2, nearest_pixel(y) - size // 2
-    cutouts = np.empty((len(lefts), size, size), plane.dtype) if out is None else out
-    for into, left, low in zip(cutouts, lefts.tolist(), lows.tolist(), strict=True):
+    for into, left, low in zip(out, lefts.tolist(), lows.tolist(), strict=True):
         x0, x1, y0, y1 = max(left, 0), min(left + size, width), max(low, 0), min(low + size, height)
         if (x1 - x0, y1 - y0) != (size, size):
             into[:] = fill
             if x1 <= x0 or y1 <= y0:
                 continue
         into[y0 - low : y1 - low, x0 - left : x1 - left] = plane[y0:y1, x0:x1]
-    return cutouts

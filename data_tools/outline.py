@@ -83,9 +83,11 @@ def describe_columns(survey: Survey, plan: Plan, placed: set[str]) -> dict[str, 
     }
     if "ra" in placed:
         made["healpix"] = Column("int64", "", "order 29, nested, ICRS")
-    given = {**{name: COLUMNS[name] for name in ("ra", "dec", "x", "y") if name in placed}, **plan.columns}
+    position = {"ra", "dec", "x", "y"} & placed
+    given = {name: column for name, column in COLUMNS.items() if name in position} | plan.columns
     given.pop("tile", None)
-    found = {name: {**made, **given}[name] for name in FIRST if name in {*made, *given}}
+    known = made | given
+    found = {name: known[name] for name in FIRST if name in known}
     found |= {name: column for name, column in given.items() if name not in found}
     kind = measured_name(given)
     for band in survey.bands:
@@ -152,7 +154,7 @@ def least_cell_arcmin(size: int, survey: Survey) -> float:
 def estimate(manifest: Manifest, plan: Plan, tiles: list[Tile]) -> dict:
     """What the dataset and, beside it, the largest block take: bytes and files."""
     images = manifest.arrays["image"]
-    pixels = math.prod(images.shape)
+    pixels = math.prod(images.full_shape)
     arrays = [COMPACT_BYTES * pixels if images.compact else images.nbytes, pixels]
     members = [512 + math.ceil((128 + size) / 512) * 512 for size in arrays]
     scalars = 512 + -(-32 * len(manifest.columns) // 512) * 512

@@ -114,7 +114,7 @@ def border(grid: Grid, outside: float) -> SkyCoord:
     x, y = np.linspace(x0, x1, 9), np.linspace(y0, y1, 9)
     x = np.concatenate([[(x0 + x1) / 2], x, x, [x0] * 9, [x1] * 9])
     y = np.concatenate([[(y0 + y1) / 2], [y0] * 9, [y1] * 9, y, y])
-    return grid.wcs.pixel_to_world(x, y).icrs
+    return grid.sky(x, y).icrs
 
 
 def disc(tile: Tile) -> tuple[np.ndarray, float]:
@@ -198,6 +198,6 @@ def good_percent(blocks: np.ndarray, x: np.ndarray, y: np.ndarray, size: int) ->
     return np.round(100 * total / FULL * (block / size) ** 2)
 
 
-def is_inside(x: np.ndarray, y: np.ndarray, height, width) -> np.ndarray:
+def is_inside(x: np.ndarray, y: np.ndarray, height: np.ndarray | int, width: np.ndarray | int) -> np.ndarray:
     """Whether the nearest pixel is one of the tile; not of NaN."""
     return (x >= -0.5) & (x < width - 0.5) & (y >= -0.5) & (y < height - 0.5)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_tools.splits import assign_splits_pixels
@@ -34,6 +35,7 @@ from jaxz.errors import InputError
 from jaxz.files import read_json, replace
 
 Columns = dict[str, np.ndarray]  # {column: [N]} of a chunk of the catalogue
+Facts = tuple[dict[str, Column], dict[str, int], dict[str, str]]  # of a catalogue: see `make_plan`
 ROW_GROUP = 100_000
 SPLIT_APART = 1e6  # pixels between two tiles without a WCS: their cells are never neighbours
 
@@ -82,7 +84,9 @@ class Plan:
         return cls(**{**values, "tiles": tuple(values["tiles"]), "blocks": blocks, "columns": columns})
 
 
-def objects_of(work: Path, block: int, columns: list[str] | None = None, where=None) -> pa.Table:
+def objects_of(
+    work: Path, block: int, columns: list[str] | None = None, where: pc.Expression | None = None
+) -> pa.Table:
     """The objects of a block, in order."""
     return pq.read_table(work / "objects" / f"{block:05d}.parquet", columns=columns, filters=where)
 
@@ -98,7 +102,7 @@ def make_plan(
     samples_per_shard: int,
     tiles_per_block: int,
     sigma_ujy: dict[str, float],
-    finish=lambda: ({}, {}, {}),
+    finish: Callable[[], Facts] = lambda: ({}, {}, {}),
 ) -> Plan:
     """Place the objects of a catalogue, chunk by chunk, and write the plan to the empty directory `work`.
 
@@ -114,7 +118,7 @@ def make_plan(
     folder, seen = work / "objects", Ids()
     folder.mkdir()
     parts = Parts(folder, len(groups))
-    dropped = {}
+    dropped: dict[str, int] = {}
     for chunk in chunks:
         seen.add(chunk["object_id"])
         placed, lost = place(chunk)
@@ -196,7 +200,7 @@ class Parts:
 
     def __init__(self, folder: Path, blocks: int):
         self.paths = [folder / f"{n:05d}.parquet" for n in range(blocks)]
-        self.writers: list[pq.ParquetWriter | None] = [None] * blocks
+        self.writers: dict[int, pq.ParquetWriter] = {}
         self.counts = [0] * blocks
         raise_file_limit()  # one is open a block
 
@@ -206,7 +210,7 @@ class Parts:
         bounds = np.searchsorted(blocks[order], np.arange(len(self.paths) + 1))
         table = table.take(order)
         for n, path in enumerate(self.paths):
-            if self.writers[n] is None:
+            if n not in self.writers:
                 self.writers[n] = pq.ParquetWriter(path, table.schema)
             part = table.slice(bounds[n], bounds[n + 1] - bounds[n])
             self.counts[n] += len(part)
@@ -214,9 +218,8 @@ class Parts:
                 self.writers[n].write_table(part)
 
     def close(self) -> list[int]:
-        for writer in self.writers:
-            if writer is not None:
-                writer.close()
+        for writer in self.writers.values():
+            writer.close()
         return self.counts
 
 

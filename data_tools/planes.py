@@ -105,7 +105,7 @@ def area_ratio(old: Grid, new: Grid) -> np.ndarray:
     equal parts of the new grid; 1 where it has no place on the old. In a cylindrical projection it varies."""
     y, x = ((np.arange(LATTICE) + 0.5) / LATTICE * side - 0.5 for side in new.shape)
     x, y = np.meshgrid(x, y)
-    at = lambda dx, dy: np.stack(sky_to_pixel(old.wcs, new.wcs.pixel_to_world(x + dx, y + dy)))
+    at = lambda dx, dy: np.stack(sky_to_pixel(old.wcs, new.sky(x + dx, y + dy)))
     along_x, along_y = at(0.5, 0) - at(-0.5, 0), at(0, 0.5) - at(0, -0.5)
     return np.nan_to_num(np.abs(along_x[0] * along_y[1] - along_x[1] * along_y[0]), nan=1.0)
 

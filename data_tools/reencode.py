@@ -20,7 +20,7 @@ from data_tools.inputs import versions
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.manifest import Array, Manifest
 from jaxz.data.transport import is_remote
-from jaxz.data.writer import ENCODINGS, STEP_SIGMA, DatasetWriter, with_images
+from jaxz.data.writer import ENCODINGS, STEP_SIGMA, DatasetWriter, Stored, with_images
 from jaxz.errors import InputError, run
 from jaxz.files import replace
 from jaxz.progress import Pool
@@ -56,9 +56,10 @@ def main(argv: list[str]) -> int | None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
     with Pool(args.workers) as pool:
         pool.map(write_shard, jobs, "shards")
-    copy_overlays(source.path, writer.path)
+    folder = Path(source.path)
+    copy_overlays(folder, writer.path)
     written = writer.finish(len(source.manifest.shards), source.manifest.splits)
-    if layers := sorted(path.parent.name for path in source.path.glob("layers/*/dataset.json")):
+    if layers := sorted(path.parent.name for path in folder.glob("layers/*/dataset.json")):
         print(f"layers {', '.join(layers)} stay with {args.dataset}; copied to {args.out}, they fit", file=sys.stderr)
     before, after = (sum(shard.bytes for shard in m.shards) for m in (source.manifest, written))
     print(f"{args.out}: {written.samples} samples, {after} bytes of shards, {after / before:.2f} of those before")
@@ -85,7 +86,9 @@ def write_shard(writer: DatasetWriter, dataset: str, n: int) -> None:
     source, arrays, columns = open_dataset(dataset), writer.manifest.arrays, writer.manifest.columns
     inside = [name for name, spec in arrays.items() if not spec.in_tar]
     index = source.shard_table(n, ("key", *columns, *inside))
-    values = {name: np.array(index[name].to_pylist(), arrays[name].dtype) for name in inside}  # lists of one shape
+    values: dict[str, Stored] = {  # those of the index are lists of one shape
+        name: np.array(index[name].to_pylist(), arrays[name].dtype) for name in inside
+    }
     values |= {name: stored(source, n, name, arrays[name]) for name in arrays.keys() - set(inside)}
     scalars = {name: index[name].to_pylist() for name in columns}
     try:
@@ -101,7 +104,7 @@ def copy_overlays(old: Path, new: Path) -> None:
         replace(new / "overlays" / path.name, path.read_bytes())
 
 
-def stored(source: Dataset, n: int, name: str, spec: Array) -> list[np.ndarray] | list[bytes]:
+def stored(source: Dataset, n: int, name: str, spec: Array) -> Stored:
     """What the writer takes of an array of shard `n`. Compact ones that stay so, as they are: quantising the decoded
     values again would add noise."""
     if not (spec.compact and source.manifest.arrays[name].compact):

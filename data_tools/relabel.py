@@ -163,12 +163,12 @@ def subset(dataset: Dataset, args: argparse.Namespace) -> tuple[pa.Array, dict[s
     known = np.isfinite(z) & np.isfinite(magnitude)
     if not known.any():
         raise InputError("near_balanced: no training object has a sure redshift and a mag_ref; add labels")
-    edges = (
+    z_edges, mag_edges = (
         np.arange(np.floor(values[known].min() / step), np.floor(values[known].max() / step) + 2) * step
         for values, step in ((z, args.z_step), (magnitude, args.mag_step))
     )
     chosen = np.zeros(len(dataset), np.int32)
-    chosen[rows[near_balanced(z, magnitude, *edges, args.near_balanced, args.seed)]] = 1
+    chosen[rows[near_balanced(z, magnitude, z_edges, mag_edges, args.near_balanced, args.seed)]] = 1
     column = Column("int32", "", f"1 in a subset with at most {args.near_balanced} objects a cell of z and mag_ref")
     summary = {"labelled": int(known.sum()), "chosen": int(chosen.sum()), "seed": args.seed}
     summary |= {"z_step": args.z_step, "mag_step": args.mag_step}

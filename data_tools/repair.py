@@ -17,7 +17,7 @@ from jaxz.data import compact
 from jaxz.data.index import UNREADABLE, column_type, place_types, read_index, to_parquet
 from jaxz.data.manifest import Array, Manifest, Shard
 from jaxz.data.quarantine import Quarantine
-from jaxz.data.writer import DatasetWriter
+from jaxz.data.writer import DatasetWriter, Stored
 from jaxz.files import replace
 
 
@@ -82,7 +82,8 @@ def rebuilt_index(path: Path, manifest: Manifest, shard: Shard) -> memoryview:
     Missing floats become NaN. Raises CannotMend where the tar is not of the manifest's samples, and OSError.
     """
     arrays, ends = tar_arrays(manifest), suffixes(manifest)
-    keys, scalars, places = [], [], {name: tuple([] for _ in place_types(array)) for name, array in arrays.items()}
+    keys, scalars = [], []
+    places: dict[str, tuple[list[int], ...]] = {n: tuple([] for _ in place_types(array)) for n, array in arrays.items()}
     with open(path, "rb") as tar:
         members, error = walk(tar)
         if error or len(members) != shard.samples * len(ends):
@@ -127,7 +128,7 @@ def examine(member: bytes, array: Array, name: str) -> tuple[list[int], int]:
     file = io.BytesIO(member)
     try:
         if array.compact:
-            return [len(compact.unpack(member, np.empty(array.shape, np.int16))[1])], 0
+            return [len(compact.unpack(member, np.empty(array.full_shape, np.int16))[1])], 0
         np.lib.format.read_magic(file)
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
         if dtype != np.dtype(array.dtype) or array.shape_of(len(member) - file.tell()) != shape:
@@ -173,7 +174,7 @@ def mend_tar(dataset: Path, manifest: Manifest, found: Findings) -> str:
     return f"{found.tar}, from its index and payloads, to the sha256 of dataset.json"
 
 
-def stored(tar: BinaryIO, index: pa.Table, name: str, array: Array) -> list[np.ndarray | bytes]:
+def stored(tar: BinaryIO, index: pa.Table, name: str, array: Array) -> Stored:
     """The values of one array of every sample; of compact ones, the payloads. Raises OSError, and ValueError where the
     tar ends before them."""
     if array.encoding == "index":

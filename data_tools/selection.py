@@ -20,6 +20,8 @@ from jaxz.errors import InputError
 
 BATCH = 256  # samples that are held at once
 
+Named = dict[str, np.ndarray]  # {name: [N, ...]} of the samples of a batch
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset")
@@ -96,7 +98,7 @@ def room_at(out: Path, needed: int) -> Iterator[None]:
         raise
 
 
-def batches(stream: Stream, rows: np.ndarray) -> Iterator[tuple[np.ndarray, dict, dict]]:
+def batches(stream: Stream, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Named, Named]]:
     """(rows [N], arrays {name: [N, ...]}, scalars {name: [N]} with key) of ascending rows, at most BATCH at once.
 
     Compact images are decoded to float32; a variable array is padded and has its <name>_mask."""
@@ -117,7 +119,7 @@ def count(dataset: Dataset, rows: np.ndarray) -> int:
     return int((-(-np.bincount(dataset.locate(rows)[0]) // BATCH)).sum())
 
 
-def decoded(arrays: dict[str, np.ndarray], manifest: Manifest) -> dict[str, np.ndarray]:
+def decoded(arrays: Named, manifest: Manifest) -> Named:
     """The arrays of a batch with compact ones as float32 [N, ...], without what decodes them."""
     found = dict(arrays)
     for name, spec in manifest.arrays.items():
@@ -131,7 +133,7 @@ def decoded(arrays: dict[str, np.ndarray], manifest: Manifest) -> dict[str, np.n
     return found
 
 
-def scalars(table: pa.Table) -> dict[str, np.ndarray]:
+def scalars(table: pa.Table) -> Named:
     """NumPy columns: numbers and booleans as they are, missing reals NaN, text as str, missing text empty.
 
     Raises InputError where a whole number or a boolean is missing: no such value says so."""

@@ -61,6 +61,7 @@ def main(argv: list[str]) -> int | None:
         pool.map(write_shard, jobs, "shards")
     writer.finish(shards, summary)
     print(f"{args.dataset}: {args.samples} samples in {shards} shards")
+    return None
 
 
 def validate(args: argparse.Namespace) -> None:
@@ -78,10 +79,11 @@ def validate(args: argparse.Namespace) -> None:
 def make_manifest(plan: dict) -> Manifest:
     """The manifest of a survey; plan: {samples, size, seed, samples_per_shard} and, where they are not the default,
     encoding, sky and selection."""
-    options, seen = SKY | plan, {}
+    options = SKY | plan
     plain = skies.is_plain(options["sky"], options["selection"])
-    listed = bands.manifest_bands()
-    if not plain:
+    if plain:
+        listed, seen = bands.manifest_bands(), dict[str, dict]()
+    else:
         listed, seen = sky_bands(options["seed"], options["sky"], options["selection"])
     arguments = " ".join(f"--{name} {value}" for name, value in plan.items())
     encoding = plan.get("encoding", "raw")

@@ -7,11 +7,13 @@ tile stands in the plan: so the dataset's order is random and a group's cutouts 
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
 from astropy.stats import mad_std
+from numpy.typing import ArrayLike
 
 from data_tools.cutting import check_level, header_number, keep, plane_path, shared, to_ujy, write_plane, zero_point
 from data_tools.measure import aperture_flux, cut, noise_area, to_stored
@@ -67,12 +69,14 @@ class Placed:
         return placed, {"without a position": int((~known).sum())}
 
 
-def names_of(columns) -> list[str]:
+def names_of(columns: Mapping[str, ArrayLike]) -> list[str]:
     """The image of each object of a chunk, or of the plan's table."""
     return np.asarray(columns["image" if "image" in columns else "object_id"]).astype(str).tolist()
 
 
-def read_stamp(survey: Survey, images: Path, band: BandSource, name: str) -> tuple | None:
+def read_stamp(
+    survey: Survey, images: Path, band: BandSource, name: str
+) -> tuple[Tile, BandSource, np.ndarray, np.ndarray] | None:
     """One object's image in one band: what stands for its tile, the band with its HDU, pixels float32 and flags uint8
     [H, W]; None where there is none. Raises InputError."""
     if not inside(name):
@@ -155,9 +159,9 @@ def cut_group(block: int, group: int, band_number: int) -> None:
         for column, value in measured.items():
             columns[column][row] = value
     columns["observed"] = (mask == 0).any((1, 2))
-    everything = np.zeros((2, len(objects)))  # these are cutouts already
-    keep(path.with_suffix(".flags.npy"), mask, *everything, job.size, 0)
-    keep(path.with_suffix(".pixels.npy"), image, *everything, job.size, 0)
+    nowhere = np.zeros(len(objects))  # these are cutouts already
+    keep(path.with_suffix(".flags.npy"), mask, nowhere, nowhere, job.size, 0)
+    keep(path.with_suffix(".pixels.npy"), image, nowhere, nowhere, job.size, 0)
     write_plane(path, {"sigma": job.sigma_ujy[band.name], "noise_ratio": 1.0}, columns)
 
 

@@ -1,16 +1,20 @@
 """A survey is data: reads the TOML file that describes one (docs/adding_a_survey.md)."""
 
 import dataclasses
+import inspect
 import math
 import tomllib
 import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
 
 from data_tools.catalogs.spec import CatalogColumns, Match, check_catalog
 from jaxz.data.manifest import NAME, Band
 from jaxz.errors import InputError, suggest
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -186,27 +190,26 @@ def survey_fields() -> list[str]:
     return [f.name for f in dataclasses.fields(Survey)]
 
 
-def build(kind: type, values, where: str):
+def build(kind: type[T], values: object, where: str) -> T:
     """An instance of dataclass `kind` from a TOML table. Raises InputError for unknown, missing or mistyped fields."""
     prefix = f"{where}." if where else ""
     if not isinstance(values, dict):
         raise InputError(f"{where}: {values!r} must be a table; write [{where}]")
-    fields = {f.name: f for f in dataclasses.fields(kind)}
+    fields = inspect.signature(kind).parameters
     for name in values:
         if name not in fields:
             raise InputError(f"{prefix}{name} is not a known field.{suggest(name, set(fields) - {'text'})}")
     for name, spec in fields.items():
-        required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
-        if required and name not in values:
+        if spec.default is spec.empty and name not in values:
             raise InputError(f"{prefix}{name} is missing; add it (see docs/adding_a_survey.md)")
     hints = typing.get_type_hints(kind)
     return kind(**{name: checked(value, hints[name], prefix + name) for name, value in values.items()})
 
 
-def checked(value, kind, where: str):
+def checked(value: Any, kind: type | types.UnionType, where: str) -> Any:
     """`value` if it is of the wanted type and range, whole numbers being numbers too; sections are built."""
-    union = isinstance(kind, types.UnionType)
-    kinds = [k for k in typing.get_args(kind) if k is not types.NoneType] if union else [kind]
+    kinds: list[type] = list(typing.get_args(kind)) if isinstance(kind, types.UnionType) else [kind]
+    kinds = [k for k in kinds if k is not types.NoneType]
     if dataclasses.is_dataclass(kinds[0]):
         return build(kinds[0], value, where)
     if kinds[0] not in KINDS:  # the bands, built and checked already

@@ -10,7 +10,7 @@ from jaxz.data.dataset import Dataset
 from jaxz.data.manifest import Manifest
 
 
-class JaxzDataset(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class JaxzDataset(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]  # TFDS is untyped
     """Rows of a dataset as TFDS splits, in order; arrays as Tensor, [C,H,W] where they are images, scalars as Tensor of
     no axes and Text, and `key`. splits: {name of a TFDS split: int64 rows [N]}."""
 
@@ -29,7 +29,7 @@ class JaxzDataset(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             metadata=tfds.core.MetadataDict({"columns": described(manifest)}),
         )
 
-    def _split_generators(self, dl_manager) -> dict:
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, dict]]]:
         return {split: self._generate_examples(rows) for split, rows in self.rows.items()}
 
     def _generate_examples(self, rows: np.ndarray) -> Iterator[tuple[int, dict]]:
@@ -41,7 +41,8 @@ class JaxzDataset(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                     yield row, {name: of_one(column[n]) for name, column in values.items()}
 
 
-def of_one(value):
+def of_one(value: object) -> object:
+    """A value as TFDS takes it."""
     return str(value) if isinstance(value, np.str_) else value
 
 
@@ -53,7 +54,7 @@ def features(manifest: Manifest) -> dict[str, tfds.features.FeatureConnector]:
         found[name] = tfds.features.Text() if text else exact((), column.dtype)
     for name, array in manifest.arrays.items():
         found[name] = exact(array.full_shape, "float32" if array.compact else array.dtype)
-        if array.variable:
+        if array.max is not None:  # one axis varies
             found[f"{name}_mask"] = exact((array.max,), "bool")
     return found
 

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from astropy.coordinates import SkyCoord
@@ -26,6 +27,7 @@ SCALE_TOLERANCE = 0.01
 SMALL = 32 << 20  # bytes
 TILE = "{tile}"
 PACKED = ("", ".fz", ".gz")  # what a file may be called beside its pattern
+T = TypeVar("T")
 last = threading.local()
 
 
@@ -41,6 +43,11 @@ class Grid:
         """Side of a pixel, in the mean over the axes."""
         return float(np.sqrt(proj_plane_pixel_area(self.wcs))) * 3600
 
+    def sky(self, x: np.ndarray, y: np.ndarray) -> SkyCoord:
+        """Of 0-based pixels, in the frame of the WCS, which must be there."""
+        assert self.wcs is not None
+        return self.wcs.pixel_to_world(x, y)
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -49,7 +56,7 @@ class Tile:
 
     name: str
     files: dict[str, Path]
-    grid: Grid | None
+    grid: Grid
 
 
 def find_tiles(survey: Survey, images: Path) -> list[Tile]:
@@ -85,9 +92,9 @@ def match(images: Path, band: BandSource) -> dict[str, Path]:
     named = re.compile(head + r"(?P<tile>[^/]+)" + r"(?P=tile)".join(rest) + r"(\.fz|\.gz)?")
     candidates = glob.glob("*".join([*map(glob.escape, pattern.split(TILE)), ""]), root_dir=images)
     found: dict[str, Path] = {}
-    for path in sorted(candidates):  # the plain file first
-        if m := named.fullmatch(path):
-            found.setdefault(m["tile"], images / path)
+    for candidate in sorted(candidates):  # the plain file first
+        if m := named.fullmatch(candidate):
+            found.setdefault(m["tile"], images / candidate)
     return found
 
 
@@ -133,7 +140,7 @@ def opened(path: Path) -> Iterator[fits.HDUList]:
     last.key, last.hdus = key, hdus
 
 
-def read_hdu(path: Path, hdu: int | str, where: str, get: Callable):
+def read_hdu(path: Path, hdu: int | str, where: str, get: Callable[[fits.ImageHDU], T]) -> T:
     """get(image HDU) of a FITS file, which need not be decompressed for it. hdu: number or name. Raises InputError."""
     if hdu == 0 and path.suffix == ".fz":
         hdu = 1  # where fpack has to put the image of the primary HDU
@@ -259,7 +266,7 @@ def to_sky(grid: Grid, x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
     """{ra, dec}, ICRS in degrees, of 0-based pixels; nothing without a WCS."""
     if grid.wcs is None:
         return {}
-    sky = grid.wcs.pixel_to_world(x, y).icrs
+    sky = grid.sky(x, y).icrs
     return {"ra": sky.ra.deg, "dec": sky.dec.deg}
 
 
@@ -269,5 +276,5 @@ def grid_offset(grid: Grid, wcs: WCS | None) -> float:
         return 0.0
     height, width = grid.shape
     x, y = np.array([[0, 0], [width - 1, 0], [0, height - 1], [width - 1, height - 1]], float).T
-    moved = sky_to_pixel(wcs, grid.wcs.pixel_to_world(x, y))
+    moved = sky_to_pixel(wcs, grid.sky(x, y))
     return float(np.abs(np.stack(moved) - np.stack([x, y])).max())

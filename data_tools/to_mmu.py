@@ -22,6 +22,7 @@ from astropy_healpix import lonlat_to_healpix
 from data_tools import selection
 from data_tools.bands import bands_toml
 from data_tools.inputs import versions
+from data_tools.selection import Named
 from data_tools.tiles import MASK_BITS
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.manifest import Manifest
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> int | None:
         return None
     begin(args.out, dataset, rows, argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
-    pixels_beside = len(rows) * math.prod(dataset.manifest.arrays["image"].shape) * 5  # ivar, image_mask
+    pixels_beside = len(rows) * math.prod(dataset.manifest.arrays["image"].full_shape) * 5  # ivar, image_mask
     needed = selection.output_bytes(dataset.manifest, len(rows)) + pixels_beside
     with selection.reading(dataset) as stream, selection.room_at(args.out, needed):
         for cell in progress(cells.tolist(), len(cells), "files"):
@@ -116,7 +117,7 @@ def write_file(path: Path, stream: Stream, rows: np.ndarray, cell: int) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def fields(manifest: Manifest, arrays: dict, scalars: dict, cell: int) -> dict[str, np.ndarray]:
+def fields(manifest: Manifest, arrays: Named, scalars: Named, cell: int) -> Named:
     """{field: [N, ...]} of the MMU layout."""
     image, bands = arrays["image"].astype(np.float32), manifest.bands
     flags = observed(manifest, arrays, scalars)
@@ -129,14 +130,14 @@ def fields(manifest: Manifest, arrays: dict, scalars: dict, cell: int) -> dict[s
         "image_mask": good,
         "image_mask_bits": flags,
         "image_psf_fwhm": per_band(scalars, "psf_fwhm", [band.psf_fwhm_arcsec for band in bands], manifest),
-        "image_scale": np.tile(np.float32([band.pixel_scale_arcsec for band in bands]), (len(image), 1)),
+        "image_scale": np.tile(np.array([band.pixel_scale_arcsec for band in bands], np.float32), (len(image), 1)),
         "healpix": np.full(len(image), cell, np.int64),
     }
     rest = {name: values for name, values in {**arrays, **scalars}.items() if name not in OWN}
     return found | {name: values for name, values in rest.items() if name not in found}
 
 
-def observed(manifest: Manifest, arrays: dict, scalars: dict) -> np.ndarray:
+def observed(manifest: Manifest, arrays: Named, scalars: Named) -> np.ndarray:
     """uint8 [N,C,H,W] of MASK_BITS; those of a dataset whose mask has other bits are all bad."""
     image = arrays["image"]
     flags = arrays.get("image_mask", np.zeros(image.shape, np.uint8))
@@ -149,7 +150,7 @@ def observed(manifest: Manifest, arrays: dict, scalars: dict) -> np.ndarray:
     return flags
 
 
-def per_band(scalars: dict, what: str, constant: list[float], manifest: Manifest) -> np.ndarray:
+def per_band(scalars: Named, what: str, constant: list[float], manifest: Manifest) -> np.ndarray:
     """float32 [N,C] of a quantity: the column <what>_<band> where there is one and it is known, else the band's."""
     count = len(scalars["key"])
     columns = []

@@ -157,6 +157,7 @@ def strangers(dataset: Path, manifest: Manifest) -> list[str]:
 def find_repeated_keys(dataset: Path, manifest: Manifest, findings: list[Findings]) -> None:
     """Tell keys that stand more than once in the dataset: each is lost where it comes again."""
     known = [found for found in findings if found.hashes is not None]
+    hashes = [found.hashes for found in findings if found.hashes is not None]
 
     def keys(n: int) -> list[str]:
         try:
@@ -165,7 +166,7 @@ def find_repeated_keys(dataset: Path, manifest: Manifest, findings: list[Finding
             return []
 
     again: dict[int, list[tuple[int, str, int]]] = {}
-    for n, row, key, first in repeated_keys([found.hashes for found in known], keys):
+    for n, row, key, first in repeated_keys(hashes, keys):
         again.setdefault(n, []).append((row, key, first))
     for n, places in again.items():
         found, (row, key, first) = known[n], places[0]

@@ -8,6 +8,7 @@ import re
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
@@ -44,7 +45,9 @@ def samples(path: Path) -> Iterator[tuple[str, list[Member]]]:
 
     Raises DataError where the tar is cut short or damaged, with the offset; InputError for members that are no
     regular files, have no field, or are pickles, and for a sample whose members do not stand together."""
-    key, found, seen = None, [], set()
+    key: str | None = None
+    found: list[Member] = []
+    seen: set[str] = set()
     for name, offset, size in members(path):
         folder, _, last = name.rpartition("/")
         stem, dot, field = last.partition(".")
@@ -154,13 +157,14 @@ def npz_entries(file: BinaryIO, member: Member, where: str) -> Iterator[tuple[st
             content = io.BytesIO(archive.read(info))
             entry, inside = f"{where}: {info.filename!r}", Member("", 0, info.file_size)
             header = npy_header(content, inside, entry)
-            yield info.filename.removesuffix(".npy"), header, lambda c=content, m=inside, e=entry: read_array(c, m, e)
+            yield info.filename.removesuffix(".npy"), header, partial(read_array, content, inside, entry)
     except (zipfile.BadZipFile, NotImplementedError, OSError, EOFError, RuntimeError) as error:
         raise InputError(f"{where} is no .npz ({error}); write it with numpy.savez") from None
 
 
-def read_scalars(file: BinaryIO, member: Member, where: str) -> dict[str, int | float | str | bool | None]:
-    """{column: value} of a .json, .cls or text member. Raises InputError for what holds no scalars."""
+def read_scalars(file: BinaryIO, member: Member, where: str) -> dict[str, object]:
+    """{column: value} of a .json, .cls or text member; of JSON, a value may be a list or an object. Raises InputError
+    for what holds no scalars."""
     if member.size > TEXT_LIMIT:
         raise InputError(f"{where} has {member.size} bytes; scalars take at most {TEXT_LIMIT}; --skip it")
     file.seek(member.offset)

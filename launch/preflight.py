@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+from ml_collections import ConfigDict
 
 from jaxz import objectives, train
 from jaxz.config import parse
@@ -30,7 +31,8 @@ PURGE_MARGIN = 5  # days
 def check(request: Request) -> None:
     """Raises InputError with everything that is wrong, a line each."""
     jax.config.update("jax_platforms", "cpu")  # nothing is computed, and a login node has no GPU
-    problems, seen = [*limits(request), *software(request)], set()
+    problems = [*limits(request), *software(request)]
+    seen: set[str] = set()
     for point, run in zip(request.points, request.runs, strict=True):
         try:
             options, rest = train.arguments([*request.arguments, *point.overrides, f"--workdir={run}"])
@@ -98,7 +100,7 @@ def installed(package: str) -> bool:
         return False
 
 
-def precision(request: Request, config) -> Iterator[str]:
+def precision(request: Request, config: ConfigDict) -> Iterator[str]:
     allowed = request.profile.dtypes
     if config.model.get("dtype", allowed[0]) not in allowed:
         yield (
@@ -107,7 +109,7 @@ def precision(request: Request, config) -> Iterator[str]:
         )
 
 
-def division(request: Request, config) -> Iterator[str]:
+def division(request: Request, config: ConfigDict) -> Iterator[str]:
     """The batch, and the mesh, over every number of nodes that the job may get."""
     batch, slices, fsdp = config.train.batch_size, config.train.accumulate, config.mesh.fsdp
     for nodes in range(request.nodes[0], request.nodes[1] + 1):
@@ -121,7 +123,7 @@ def division(request: Request, config) -> Iterator[str]:
             yield f"mesh: data {config.mesh.data} x fsdp {fsdp} is not {told}; use mesh.data=-1 and a divisor as fsdp"
 
 
-def folders(request: Request, run: Path, config) -> Iterator[str]:
+def folders(request: Request, run: Path, config: ConfigDict) -> Iterator[str]:
     """Where the job may write, and what it can read."""
     files = request.profile.files
     parent = next(folder for folder in (run, *run.parents) if folder.exists())
@@ -135,7 +137,7 @@ def folders(request: Request, run: Path, config) -> Iterator[str]:
         yield f"data.path: {config.data.path!r} is remote, and jobs have no internet; copy it to {files.scratch}"
 
 
-def comes_first(request: Request, config) -> bool:
+def comes_first(request: Request, config: ConfigDict) -> bool:
     """Whether the dataset is yet to be made or copied by the jobs before."""
     made = [request.stage[1]] if request.stage else []
     if request.convert:
@@ -145,7 +147,7 @@ def comes_first(request: Request, config) -> bool:
     return absolute(request, config.data.path) in made
 
 
-def complete(request: Request, path: str, config) -> Iterator[str]:
+def complete(request: Request, path: str, config: ConfigDict) -> Iterator[str]:
     """That every shard of a dataset is there, has its size, and will stay."""
     if is_remote(path):
         return
@@ -173,7 +175,7 @@ def whole(request: Request, dataset: Dataset) -> Iterator[str]:
         more = f", and {len(wrong) - 1} more are wrong" if wrong[1:] else ""
         yield f"data.path: {str(dataset.path)!r}: {wrong[0]}{more}; copy them again (rsync --partial)"
     days = (time.time() - oldest) / 86400
-    purged = files.purge_days and dataset.path.is_relative_to(expand(files.scratch))
+    purged = files.purge_days and Path(dataset.path).is_relative_to(expand(files.scratch))
     if purged and days > files.purge_days - PURGE_MARGIN:
         yield (
             f"data.path: {str(dataset.path)!r} has files not read for {days:.0f} days, and {files.scratch} is purged "
@@ -181,7 +183,7 @@ def whole(request: Request, dataset: Dataset) -> Iterator[str]:
         )
 
 
-def room(run: Path, config) -> Iterator[str]:
+def room(run: Path, config: ConfigDict) -> Iterator[str]:
     """Bytes and inodes for the checkpoints. Raises InputError for a model that cannot be made, or start as told."""
     dataset = open_dataset(config.data.path, config.data.cache, layers=config.data.layers)
     normalisation = train.starting_normalisation(run, config, dataset)

@@ -19,12 +19,14 @@ account_suffix, account    written behind --account; and whether an account must
 import importlib.metadata
 import os
 import tomllib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar, get_origin, get_type_hints
 
 from jaxz.errors import InputError, run, suggest
 
 FOLDER = Path(__file__).parent / "profiles"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -97,11 +99,11 @@ def load_profile(name: str) -> Profile:
     return profile
 
 
-def build(kind: type, values, where: str):
+def build(kind: type[T], values: object, where: str) -> T:
     """A dataclass of a table. Raises InputError for keys that are missing or unknown and for values of another type."""
     if not isinstance(values, dict):
         raise InputError(f"{where}: {values!r} must be a table")
-    known = {f.name: f for f in fields(kind)}
+    known = get_type_hints(kind)
     if unknown := sorted(values.keys() - known.keys()):
         raise InputError(f"{where}: {unknown[0]} is not known.{suggest(unknown[0], known)}")
     try:
@@ -109,8 +111,7 @@ def build(kind: type, values, where: str):
     except TypeError as error:
         raise InputError(f"{where}: {str(error).partition('() ')[2]}; see launch/profile.py") from None
     for key, value in vars(made).items():
-        wanted = known[key].type
-        wanted = getattr(wanted, "__origin__", wanted)
+        wanted = get_origin(known[key]) or known[key]
         allowed = (int, float) if wanted is float else wanted
         if not isinstance(value, allowed) or (isinstance(value, bool) and wanted is not bool):
             raise InputError(f"{where}: {key}: {value!r} must be {wanted.__name__}; see launch/profile.py")

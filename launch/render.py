@@ -160,9 +160,8 @@ def convert_script(request: Request, merge: bool) -> str:
     return header(request, "jaxz merges what was converted" if merge else "jaxz converts a catalogue", options) + body
 
 
-def stage_script(request: Request) -> str:
+def stage_script(request: Request, source: Path, target: Path) -> str:
     """The job that copies a folder, such as a dataset from the archive, and checks the sizes."""
-    source, target = request.stage
     options = {
         "job-name": f"stage_{request.workdir.name}",
         **account(request),
@@ -213,5 +212,5 @@ def environment(request: Request, devices: bool = False) -> str:
     )
 
 
-def quote(text) -> str:
+def quote(text: object) -> str:
     return shlex.quote(str(text))

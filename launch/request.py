@@ -116,13 +116,28 @@ def make_request(args: argparse.Namespace, train: list[str]) -> Request:
     for text in (args.account, args.qos, args.python, *args.option, *(args.stage or ())):
         if not text.isprintable():  # a line of its own in the script
             raise InputError(f"{text!r} holds a character that cannot be printed; leave it out")
-    stage = tuple(Path(folder).absolute() for folder in args.stage) if args.stage else None
+    stage = (Path(args.stage[0]).absolute(), Path(args.stage[1]).absolute()) if args.stage else None
     return Request(
-        profile, args.account, (int(least), int(most or least)), gpus, tasks, args.time,
-        args.qos or profile.job.default_qos, tuple(args.option), args.python, Path.cwd(),
-        Path(workdirs[-1]).absolute(), tuple(a for a in train if not a.startswith("--workdir=")), points(args.array),
-        args.limit, args.chain, args.after, tuple(shlex.split(args.convert)), args.parts, stage,
-    )  # fmt: skip
+        profile=profile,
+        account=args.account,
+        nodes=(int(least), int(most or least)),
+        gpus=gpus,
+        tasks=tasks,
+        time=args.time,
+        qos=args.qos or profile.job.default_qos,
+        options=tuple(args.option),
+        python=args.python,
+        folder=Path.cwd(),
+        workdir=Path(workdirs[-1]).absolute(),
+        arguments=tuple(a for a in train if not a.startswith("--workdir=")),
+        points=points(args.array),
+        limit=args.limit,
+        chain=args.chain,
+        after=args.after,
+        convert=tuple(shlex.split(args.convert)),
+        parts=args.parts,
+        stage=stage,
+    )
 
 
 def points(array: list[str]) -> tuple[Point, ...]:

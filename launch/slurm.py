@@ -97,8 +97,9 @@ def refuse_a_second(request: Request) -> None:
 
 def scripts_of(request: Request) -> dict[str, str]:
     """{name: script} in the order in which they run."""
-    steps = configs.parse([*request.arguments, *request.points[0].overrides]).train.steps
-    scripts = {"stage": stage_script(request)} if request.stage else {}
+    own = [argument for argument in request.arguments if argument != "--allow_config_change"]
+    steps = configs.parse([*own, *request.points[0].overrides]).train.steps
+    scripts = {"stage": stage_script(request, *request.stage)} if request.stage else {}
     if request.convert:
         scripts |= {"convert": convert_script(request, merge=False), "merge": convert_script(request, merge=True)}
     return scripts | {"train": train_script(request, steps)}
@@ -119,9 +120,8 @@ def record(request: Request, job: str, name: str) -> None:
 
 
 def read(argv: list[str], action: str) -> tuple[argparse.Namespace, Request]:
-    ours, _, train = argv, None, []
-    if "--" in argv:
-        ours, train = argv[: argv.index("--")], argv[argv.index("--") + 1 :]
+    end = argv.index("--") if "--" in argv else len(argv)
+    ours, train = argv[:end], argv[end + 1 :]
     made = argparse.ArgumentParser(prog=f"python -m launch.slurm {action}", parents=[parser()])
     if action == "submit":
         made.add_argument("--test-only", action="store_true", help="check all, and submit nothing")

@@ -3,9 +3,11 @@ import tempfile
 
 import pytest
 
-# Compiled programs are shared by the tests and the processes that they start: compiling is most of their time.
-CACHE = tempfile.TemporaryDirectory(prefix="jaxz-compiled-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
+# Compiled programs are shared by the tests, the workers that run them and the processes that they start, and where the
+# directory is given by several runs of pytest: compiling is most of their time.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    CACHE = tempfile.TemporaryDirectory(prefix="jaxz-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 # Their machine code is not optimised, which takes half of that time; partitioning over devices is as ever.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
@@ -14,7 +16,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
-from jaxz import runtime  # noqa: E402  imports jax, which reads these variables
+from jaxz import runtime  # imports jax, which reads these variables
 
 runtime.set_xla_flags()
 

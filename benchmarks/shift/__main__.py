@@ -2,15 +2,18 @@
 
     python -m benchmarks.shift SCRATCH [--size small|full] [--seeds 0,1,2] [--json FILE] [--pretrained DIR]
     python -m benchmarks.shift SCRATCH --dataset DATASET --selection FILE.toml
+    python -m benchmarks.shift SCRATCH ... --submit "--profile PROFILE --time 1:00:00" [--jobs 8]
 
 Simulates a sky in SCRATCH, trains every arm of benchmarks/shift/arms.py on it with every seed and scores all test
 objects. SCRATCH/shift.html, .csv, .txt and .json hold what was found. With --dataset the same is done on real data,
-whose labels a selection hides (docs/shift_benchmark.md). Interrupted, it goes on when the same command is given again.
+whose labels a selection hides (docs/shift_benchmark.md). With --submit each training is a job on a Slurm cluster.
+Interrupted, it goes on when the same command is given again.
 """
 
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from benchmarks.shift import page, tables
@@ -18,8 +21,9 @@ from benchmarks.shift.arms import SIZES, Arm
 from benchmarks.shift.costs import all_flops
 from benchmarks.shift.labels import SUFFIX, Protocol, labels_name, read_selection, read_summary, subsets
 from benchmarks.shift.recipes import claim
-from benchmarks.shift.runs import call, directory, held, not_run, run
+from benchmarks.shift.runs import Train, call, directory, held, not_run, run
 from benchmarks.shift.scores import read_run, scored
+from benchmarks.shift.trainings import here, in_turn, on_slurm
 from benchmarks.shift.validation import curve, tuned
 from jaxz import errors, report_data, runtime
 from jaxz.data.dataset import open_dataset
@@ -29,10 +33,17 @@ SKY_SEED = 1  # of the one sky that all seeds are trained on; recipes were chose
 
 
 def compare(
-    scratch: Path, protocol: Protocol, arms: Sequence[Arm], rates: Sequence[float], seeds: list[int], pretrained: Path
+    scratch: Path,
+    protocol: Protocol,
+    arms: Sequence[Arm],
+    rates: Sequence[float],
+    seeds: list[int],
+    pretrained: Path,
+    train: Train = here,
+    jobs: int = 1,
 ) -> dict:
-    """Run all arms of all seeds, at the best of `rates` times their learning rates; the results as JSON. They are
-    written after each seed; where a run fails in the first seed, of the arms that are done.
+    """Run all arms of all seeds, `jobs` arms at once, at the best of `rates` times their learning rates; the results as
+    JSON. They are written after each seed; where a run fails in the first seed, of the arms that are done.
 
     Raises InputError where one fails, or where rates are to be chosen without a labelled validation object.
     """
@@ -43,20 +54,23 @@ def compare(
     for name, why in absent.items():
         print(f"{name}: not run: {why}")
     arms = [arm for arm in arms if arm.name not in absent]
+    names = [arm.name for arm in arms]
     done, losses = [], {}
+    work = lambda arm, seed: run(scratch, protocol, arm, seed, pretrained, train)
     try:
-        for arm, found in tuned(scratch, protocol, arms, rates, seeds[0], pretrained):
-            done.append(arm)
+        for arm, found in tuned(scratch, protocol, arms, rates, seeds[0], work, jobs):
+            done = sorted([*done, arm], key=lambda arm: names.index(arm.name))
             losses |= {arm.name: found} if found else {}
     except errors.InputError:
         if any(arm.scored for arm in done):
-            absent |= {arm.name: "a run failed before it was done" for arm in arms[len(done) :]}
+            ended = {arm.name for arm in done}
+            absent |= {name: "a run failed before it was done" for name in names if name not in ended}
             write(scratch, protocol, done, seeds[:1], losses, absent)
         raise
     for number, seed in enumerate(seeds[1:], 1):
         write(scratch, protocol, done, seeds[:number], losses, absent)
-        for arm in done:
-            run(scratch, protocol, arm, seed, pretrained)
+        for _ in in_turn(done, jobs, partial(work, seed=seed)):
+            pass
     results = write(scratch, protocol, done, seeds, losses, absent)
     print((scratch / "shift.txt").read_text())
     return results
@@ -107,7 +121,12 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--dataset", type=Path, help="real data, in place of a simulated sky")
     parser.add_argument("--selection", type=Path, help="TOML: which of its labels are kept")
     parser.add_argument("--pretrained", type=Path, default=Path("pretrained"), help="directory of published weights")
+    parser.add_argument("--submit", metavar="OPTIONS", help="each training as a job, by `launch.slurm submit OPTIONS`")
+    parser.add_argument("--jobs", type=int, default=1, help="of --submit: arms at once (default 1)")
     options = parser.parse_args(argv)
+    if options.jobs < 1 or (options.jobs > 1 and options.submit is None):
+        raise errors.InputError(f"--jobs: {options.jobs} must be at least 1, and 1 without --submit; leave it out")
+    train = on_slurm(options.submit) if options.submit is not None else here
     runtime.set_xla_flags()
     options.scratch = options.scratch.resolve()  # another name of it is the same recipe
     if (options.dataset is None) != (options.selection is None):
@@ -126,7 +145,7 @@ def main(argv: list[str]) -> None:
     if sky:
         own = (f"--{name}={value}" for name, value in sky.items())
         call("data_tools.simulate", str(protocol.dataset), *own)
-    found = compare(options.scratch, protocol, size.arms, size.rates, seeds, options.pretrained)
+    found = compare(options.scratch, protocol, size.arms, size.rates, seeds, options.pretrained, train, options.jobs)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1))
 

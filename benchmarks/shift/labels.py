@@ -21,6 +21,7 @@ from jaxz.results import sure_labels
 from jaxz.shift import domains
 
 FAINT = 23.5  # mag_ref, of the simulated sky
+Z_MAX = 4.6  # of p(z), above the 4.5 at which the simulated sky ends
 QUANTILE = 0.99  # of the labelled redshifts: beyond lies what labels hardly reach
 CATALOG = ("z_phot", "z_phot_l68", "z_phot_u68")  # of a many-band catalogue
 VERSION = 0  # of labels, weights and templates; raise it where they come to be written otherwise
@@ -35,7 +36,7 @@ class Protocol(NamedTuple):
     dataset: Path
     where: str = ""
     faint: float = FAINT
-    z_max: float = 3.0
+    z_max: float = Z_MAX
 
     def tag(self, recipe: str) -> str:
         """Of the overlays' names: another selection, VERSION, or recipe of what is in it, has others."""

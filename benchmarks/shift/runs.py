@@ -1,8 +1,9 @@
 """Trains and predicts the arms of shift-v1, each in a process of its own; what is done is not done again."""
 
+import math
 import subprocess
 import sys
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,13 @@ from jaxz.data.dataset import open_dataset
 from jaxz.data.staging import place_of
 from jaxz.photoz.shift import FOLDS
 
+BINS, BINS_PER_Z = 150, 50  # of p(z), at least
 KEPT = 4  # checkpoints, a quarter of the run apart
 MOST = 100  # labels of a cell of redshift and magnitude in the near-balanced subset
 MEMBERS = 1000  # seeds lie so far apart: an ensemble takes one for each member
+
+# Trains in a directory by arguments of jaxz.train; yields while it waits for a job (benchmarks.shift.trainings).
+Train = Callable[[Path, Sequence[str]], Iterator[None]]
 
 
 def call(*command: str) -> None:
@@ -78,8 +83,9 @@ def write_overlays(protocol: Protocol, arm: Arm, seed: int) -> None:
         call("data_tools.relabel", *named, "--near_balanced", str(MOST))
 
 
-def run(scratch: Path, protocol: Protocol, arm: Arm, seed: int, pretrained: Path) -> None:
-    """Train an arm and predict every test object, to pdf.hdf5 in its directory, unless that was done."""
+def run(scratch: Path, protocol: Protocol, arm: Arm, seed: int, pretrained: Path, train: Train) -> Iterator[None]:
+    """Train an arm and predict every test object, to pdf.hdf5 in its directory, unless that was done; yields as `train`
+    does."""
     workdir, dataset = directory(scratch, arm.run, seed), str(protocol.dataset)
     done = "evaluated.json" if not arm.config else "pdf.parquet" if arm.scored else "trained"
     if (workdir / done).exists():
@@ -97,8 +103,7 @@ def run(scratch: Path, protocol: Protocol, arm: Arm, seed: int, pretrained: Path
         call("jaxz.photometry", *where, *arm.fields, "--seed", str(seed))
         return
     arguments = training_arguments(scratch, protocol, arm, seed, pretrained / arm.weights)
-    # Recipes that changed were refused: only how often a run is saved may differ from when it was begun.
-    call("jaxz.train", f"--workdir={workdir}", "--allow_config_change", *arguments)
+    yield from train(workdir, arguments)
     if arm.scored:
         # --overwrite: it was stopped between the two files, of which pdf.parquet is the last
         where = ["--where", "split == 'test'", "--out", str(workdir / "pdf.parquet"), "--overwrite"]
@@ -114,7 +119,8 @@ def training_arguments(scratch: Path, protocol: Protocol, arm: Arm, seed: int, w
     fields = [f"data.path={protocol.dataset}", f"data.overlays={overlays!r}", f"seed={MEMBERS * seed}", *arm.fields]
     if arm.weights or arm.start:
         fields.append(f"init.path={weights if arm.weights else directory(scratch, arm.start, seed)}")
-    fields += [f"{arm.head}.z_max={protocol.z_max}"] if arm.scored else []
+    bins = max(BINS, math.ceil(BINS_PER_Z * protocol.z_max))
+    fields += [f"{arm.head}.z_max={protocol.z_max}", f"{arm.head}.bins={bins}"] if arm.scored else []
     arguments = [f"--config=configs/{file}.py{argument and f':{argument}'}", *(f"--config.{f}" for f in fields)]
     config = parse(arguments)
     arguments += [f"--config.optim.lr={arm.rate * config.optim.lr}"] if arm.rate != 1 else []

@@ -2,14 +2,15 @@
 it gets. In a process of its own, as trainings: python -m benchmarks.shift.validation RUN DATASET COLUMN WHERE FILE"""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.shift.arms import Arm
 from benchmarks.shift.labels import Protocol, truth
-from benchmarks.shift.runs import call, directory, run
+from benchmarks.shift.runs import call, directory
+from benchmarks.shift.trainings import in_turn
 from jaxz import errors
 from jaxz.checkpoint import Checkpoints
 from jaxz.data.dataset import open_dataset
@@ -48,25 +49,36 @@ def main(argv: list[str]) -> None:
 
 
 def tuned(
-    scratch: Path, protocol: Protocol, arms: Sequence[Arm], rates: Sequence[float], seed: int, pretrained: Path
+    scratch: Path,
+    protocol: Protocol,
+    arms: Sequence[Arm],
+    rates: Sequence[float],
+    seed: int,
+    work: Callable[[Arm, int], Iterator[None]],
+    jobs: int,
 ) -> Iterator[tuple[Arm, dict[float, float]]]:
-    """Run all arms of one seed, those that are trained and scored at each of `rates` times their learning rate. Each,
-    once its runs are done: the arm at the rate of the least validation loss, and {rate: loss}, {} where none is chosen.
+    """Run all arms of one seed by `work`, `jobs` at once, those that are trained and scored at each of `rates` times
+    their learning rate. Each, once its runs are done: the arm at the rate of the least validation loss, and
+    {rate: loss}, {} where none is chosen.
 
     There must be labelled validation objects where there are several rates.
     """
     chosen: dict[str, Arm] = {}
-    for arm in arms:
+
+    def choose(arm: Arm) -> Generator[None, None, dict[float, float]]:
         begun = arm._replace(start=chosen[arm.start].run) if arm.start else arm
         several = arm.config and arm.scored and len(rates) > 1
         tried = [begun._replace(rate=rate) for rate in rates] if several else [begun]
         for one in tried:
-            run(scratch, protocol, one, seed, pretrained)
+            yield from work(one, seed)
         losses = {}
         for one in tried if several else ():
             found = curve(directory(scratch, one.run, seed), protocol, one.labels)
             losses[one.rate] = found[max(found)]
         chosen[arm.name] = begun._replace(rate=min(losses, key=losses.get)) if several else begun
+        return losses
+
+    for arm, losses in in_turn(arms, jobs, choose):
         yield chosen[arm.name], losses
 
 

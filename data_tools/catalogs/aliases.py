@@ -1,6 +1,8 @@
 """Names under which catalogues hold the dataset's columns, as data. Compared without regard to case, but for those of
 one letter: z is a magnitude, Z a redshift."""
 
+from collections.abc import Iterable
+
 ALIASES = {
     "object_id": (
         "object_id", "objid", "ID", "IDENT", "NUMBER", "ID_COSMOS2020", "SeqNr", "source_id", "galaxy_id", "specobjid",
@@ -27,7 +29,7 @@ ALIASES = {
 }  # fmt: skip
 
 
-def matching(name: str, columns) -> list[str]:
+def matching(name: str, columns: Iterable[str]) -> list[str]:
     """The columns that an alias of `name` fits, in the file's order."""
     aliases = ALIASES.get(name, ())
     exact, folded = {a for a in aliases if len(a) == 1}, {a.lower() for a in aliases if len(a) > 1}

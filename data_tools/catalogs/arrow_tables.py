@@ -27,7 +27,7 @@ def open_parquet(path: Path) -> Opened:
         header = get_header_from_yaml(meta.decode().split("\n"))
         units |= {column["name"]: str(column.get("unit", "")) for column in header["datatype"]}
 
-    def chunks(wanted: WantedColumns, size: int) -> Iterator[dict]:
+    def chunks(wanted: WantedColumns, size: int) -> Iterator[dict[str, np.ndarray]]:
         names = sorted({name for name, _ in wanted.values()})
         batches = dataset.to_batches(
             columns=names, batch_size=min(size, 1 << 17), batch_readahead=2, fragment_readahead=1, use_threads=False
@@ -59,7 +59,7 @@ def open_csv(path: Path, is_ecsv: bool) -> Opened:
         raise InputError(f"catalog: {str(path)!r} repeats a column name; rename one")
     kinds = {name: kind_of(schema.field(raw).type) for name, raw in stored.items()} | objects
 
-    def chunks(wanted: WantedColumns, size: int) -> Iterator[dict]:
+    def chunks(wanted: WantedColumns, size: int) -> Iterator[dict[str, np.ndarray]]:
         names = sorted({stored[name] for name, _ in wanted.values()})
         strings = pacsv.ConvertOptions(
             include_columns=names, column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True
@@ -88,7 +88,8 @@ def ecsv_header(path: Path) -> tuple[dict, int]:
 
 def regrouped(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
     """The same rows in tables of `size`, the last one shorter."""
-    held, rows = [], 0
+    held: list[pa.RecordBatch] = []
+    rows = 0
     for batch in batches:
         while rows + len(batch) >= size:
             yield pa.Table.from_batches([*held, batch.slice(0, size - rows)])

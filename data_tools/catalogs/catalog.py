@@ -78,7 +78,7 @@ class Source:
         names: tuple[str, ...],
         needed: tuple[str, ...],
         where: str,
-        say: Callable,
+        say: Callable[[str], None],
     ) -> "Source":
         """Open a table and choose its columns, saying which. Raises InputError."""
         table = open_table(path, spec.hdu, spec.group, say)
@@ -87,7 +87,7 @@ class Source:
         choices = choose(table, spec, names, needed, where)
         for name, choice in choices.items():
             say(f"{where}: {name} is {choice}")
-        places = [name for name in ("ra", "dec") if name in choices]
+        places = [name for name in choices if name in ("ra", "dec")]
         degrees = {name: degrees_per_unit(choices[name], f"{where}.{name}", say) for name in places}
         if "mag_ref" in choices:
             photometry.check_magnitude(choices["mag_ref"].unit, f"{where}.mag_ref")
@@ -159,6 +159,30 @@ class Source:
         return labels.sort_kinds(found, texts.get("z_kind"), self.spec)
 
 
+@dataclass(frozen=True)
+class Compilation:
+    """The redshifts of a second catalogue, {name: [K]} with their rank, and which of them go to which row."""
+
+    redshifts: dict[str, np.ndarray]
+    matched: Matched
+
+    def join(self, found: dict[str, np.ndarray], start: int, stop: int) -> dict[str, np.ndarray]:
+        """The columns of the catalogue's rows start .. stop, with these redshifts where they are better."""
+        number, part = stop - start, self.matched.within(start, stop)
+        found = {**{name: np.full(number, none) for name, none in labels.MEASURED.items()}, **found}
+        apart = np.full(number, np.nan)
+        rows, others = self.matched.rows[part] - start, self.matched.found[part]
+        given = {name: values[others] for name, values in self.redshifts.items()}
+        better = given["rank"] > labels.rank(found)[rows]
+        rows = rows[better]
+        apart[rows] = self.matched.arcsec[part][better]
+        for name in labels.MEASURED:
+            values = found[name].astype(np.result_type(found[name], given[name]))  # text of the longer kind
+            values[rows] = given[name][better]
+            found[name] = values
+        return {**found, "z_match_arcsec": apart}
+
+
 @dataclass
 class Catalog:
     """An open catalogue. Its columns are chosen, its rows are still to be read.
@@ -169,8 +193,7 @@ class Catalog:
 
     source: Source
     bands: list[BandColumns]
-    redshifts: dict[str, np.ndarray] | None  # of the compilation, [K]
-    matched: Matched | None
+    compilation: Compilation | None
     columns: dict[str, Column]
     files: list[Path]
     choices: dict[str, str]
@@ -191,8 +214,8 @@ class Catalog:
             found = self.source.columns(raw)
             self.count(raw, found)
             number = len(found["object_id"])
-            if self.matched is not None:
-                found = self.with_redshifts(found, start, start + number)
+            if self.compilation is not None:
+                found = self.compilation.join(found, start, start + number)
             found |= labels.label(found, self.source.spec.label_from)
             for band in self.bands:
                 fluxes = photometry.fluxes(raw, band, self.source.spec.sentinels)
@@ -213,22 +236,6 @@ class Catalog:
     def add(self, name: str, number: int) -> None:
         self.invalid[name] = self.invalid.get(name, 0) + number
 
-    def with_redshifts(self, found: dict[str, np.ndarray], start: int, stop: int) -> dict[str, np.ndarray]:
-        """The compilation's redshifts in the catalogue's rows start .. stop, where they are better than its own."""
-        number, part = stop - start, self.matched.within(start, stop)
-        found = {**{name: np.full(number, none) for name, none in labels.MEASURED.items()}, **found}
-        apart = np.full(number, np.nan)
-        rows, others = self.matched.rows[part] - start, self.matched.found[part]
-        given = {name: values[others] for name, values in self.redshifts.items()}
-        better = given["rank"] > labels.rank(found)[rows]
-        rows = rows[better]
-        apart[rows] = self.matched.arcsec[part][better]
-        for name in labels.MEASURED:
-            values = found[name].astype(np.result_type(found[name], given[name]))  # text of the longer kind
-            values[rows] = given[name][better]
-            found[name] = values
-        return {**found, "z_match_arcsec": apart}
-
 
 def open_catalog(
     path: Path | str, spec: CatalogColumns, *, match: Match | None = None, say: Callable[[str], None] = print
@@ -244,15 +251,16 @@ def open_catalog(
     source = Source.choose(Path(path), spec, names, needed, "catalog", say)
     bands = photometry.choose_photometry(source.table, spec, "catalog", say)
     choices = {name: str(choice) for name, choice in source.choices.items()}
-    files, redshifts, matched = list(source.table.files), None, None
+    files, compilation = list(source.table.files), None
     if match is not None and not match.file:
         say("match: no file is named; redshifts are the catalogue's own")
     elif match is not None:
         other, redshifts = read_redshifts(match, say)
-        matched = match_catalog(source, redshifts, match.radius_arcsec, say)
+        compilation = Compilation(redshifts, match_catalog(source, redshifts, match.radius_arcsec, say))
         files += other.table.files
         choices |= {f"match.{name}": str(choice) for name, choice in other.choices.items()}
-    return Catalog(source, bands, redshifts, matched, columns_of(source, bands, matched), files, choices)
+    columns = columns_of(source, bands, compilation is not None)
+    return Catalog(source, bands, compilation, columns, files, choices)
 
 
 def read_redshifts(match: Match, say: Callable[[str], None]) -> tuple[Source, dict[str, np.ndarray]]:
@@ -276,28 +284,30 @@ def read_redshifts(match: Match, say: Callable[[str], None]) -> tuple[Source, di
     return source, redshifts
 
 
-def match_catalog(source: Source, redshifts: dict[str, np.ndarray], radius_arcsec: float, say: Callable) -> Matched:
+def match_catalog(
+    source: Source, redshifts: dict[str, np.ndarray], radius_arcsec: float, say: Callable[[str], None]
+) -> Matched:
     """Which redshift goes to which row. Reads all positions of the catalogue. Raises InputError without positions."""
     if not source.spec.sky:
         raise InputError("match: the catalogue's positions are x and y; name ra and dec to match it")
     chunks = source.read(source.wanted("ra", "dec"), MATCH_ROWS)
     if source.table.rows is not None:
         chunks = progress(chunks, math.ceil(source.table.rows / MATCH_ROWS), "matching positions")
-    positions = (tuple(source.positions(raw).values()) for raw in chunks)
+    positions = ((at["ra"], at["dec"]) for at in map(source.positions, chunks))
     matched = match_positions(positions, redshifts["ra"], redshifts["dec"], redshifts["rank"], radius_arcsec)
     say(f"match: {len(matched.rows)} objects of {len(redshifts['ra'])} redshifts within {radius_arcsec:g} arcsec")
     return matched
 
 
-def columns_of(source: Source, bands: list[BandColumns], matched: Matched | None) -> dict[str, Column]:
+def columns_of(source: Source, bands: list[BandColumns], matched: bool) -> dict[str, Column]:
     """What the columns of the chunks are, in their order."""
     names = {*source.choices, "z", "z_err", "z_kind"}
     names |= {"z_flag_orig"} if "z_quality" in names else set()
     names |= {"z_grism"} if {"z_kind", "z_spec"} <= names and "z_kind" in source.choices else set()
-    names |= {*labels.MEASURED, "z_match_arcsec"} if matched is not None else set()
+    names |= {*labels.MEASURED, "z_match_arcsec"} if matched else set()
     columns = {name: column for name, column in COLUMNS.items() if name in names}
     for name, choice in source.choices.items():
-        if name != "z_kind" and (matched is None or name not in labels.MEASURED):
+        if name != "z_kind" and not (matched and name in labels.MEASURED):
             description = f"{columns[name].description}; column {' and '.join(choice.columns)} of the catalogue"
             columns[name] = dataclasses.replace(columns[name], description=description)
     ids = source.choices["object_id"].columns

@@ -3,8 +3,9 @@
 import fnmatch
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from astropy import units as u
@@ -14,6 +15,7 @@ from data_tools.catalogs.opened import Opened
 from data_tools.catalogs.spec import TEXTS, CatalogColumns
 from jaxz.errors import InputError, suggest
 
+T = TypeVar("T", str, int)
 HUGE = 1e19  # from here on (1e20, 3.4e38 ...) a number stands for "missing", whatever it is
 BELOW_0 = np.nextafter(0, -1)
 VALID = {  # (from, to), both excluded: any other number stands for "missing" (-99, 99 ...)
@@ -59,7 +61,9 @@ class Choice:
         return f"{' and '.join(map(repr, self.columns))}{unit}, {self.why}"
 
 
-def choose(table: Opened, spec: CatalogColumns, names: tuple[str, ...], needed: tuple[str, ...], where: str) -> dict:
+def choose(
+    table: Opened, spec: CatalogColumns, names: tuple[str, ...], needed: tuple[str, ...], where: str
+) -> dict[str, Choice]:
     """{column of the dataset: Choice}, for `names`: what the survey file names, else what an alias fits.
 
     Raises InputError for columns that are not there, hold no scalars, or where two aliases fit.
@@ -130,12 +134,12 @@ def to_float(values: np.ndarray) -> np.ndarray:
     return np.ma.filled(np.ma.asarray(values).astype(np.float64), np.nan)
 
 
-def cleaned(values: np.ndarray, quantity: str, sentinels: list, scale: float = 1.0) -> np.ndarray:
+def cleaned(values: np.ndarray, quantity: str, sentinels: Sequence[float], scale: float = 1.0) -> np.ndarray:
     """`scale` * values float64 [N]; NaN where one is a sentinel, infinite, huge or, once scaled, outside of VALID."""
     numbers = to_float(values)
-    marks = [*sentinels, *(FLUX_SENTINELS if quantity == "flux" else ())]
+    marks = np.array([*sentinels, *(FLUX_SENTINELS if quantity == "flux" else ())], np.float64)
     if np.ma.getdata(values).dtype == np.float32:  # -9.9 is another number there
-        marks = np.float32(marks).astype(np.float64)
+        marks = marks.astype(np.float32).astype(np.float64)
     missing = np.isin(numbers, marks) | (np.abs(numbers) >= HUGE)
     numbers = numbers * scale
     low, high = VALID.get(quantity, (-HUGE, HUGE))
@@ -179,7 +183,7 @@ def joined(parts: list[np.ndarray]) -> np.ndarray:
     return np.where(missing, "", text)
 
 
-def mapped(texts: np.ndarray, mapping: dict, other) -> np.ndarray:
+def mapped(texts: np.ndarray, mapping: Mapping[str, T], other: T) -> np.ndarray:
     """What `mapping` makes of texts [N]: exact keys first, then patterns (* ? [..]) in their order, else `other`."""
     unique, inverse = np.unique(texts, return_inverse=True)
     found = [map_one(number_text(text), mapping, other) for text in unique.tolist()]
@@ -190,7 +194,7 @@ def mapped(texts: np.ndarray, mapping: dict, other) -> np.ndarray:
     )
 
 
-def map_one(text: str, mapping: dict, other):
+def map_one(text: str, mapping: Mapping[str, T], other: T) -> T:
     if text in mapping:
         return mapping[text]
     return next((value for pattern, value in mapping.items() if fnmatch.fnmatchcase(text, pattern)), other)

@@ -33,7 +33,7 @@ def open_hdf5(path: Path, group: str = "") -> Opened:
     number = statistics.mode(len(item) for item in columns.values())
     columns = {name: item for name, item in columns.items() if len(item) == number}
 
-    def chunks(wanted: WantedColumns, size: int) -> Iterator[dict]:
+    def chunks(wanted: WantedColumns, size: int) -> Iterator[dict[str, np.ndarray]]:
         for start in range(0, number, size):
             part = slice(start, min(start + size, number))
             yield {role: text(columns[name][part]) for role, (name, _) in wanted.items()}
@@ -46,7 +46,7 @@ def open_hdf5(path: Path, group: str = "") -> Opened:
 def open_compound(file: h5py.File, table: h5py.Dataset, path: Path) -> Opened:
     """The fields of a compound dataset, such as pandas, PyTables and astropy write them."""
 
-    def chunks(wanted: WantedColumns, size: int) -> Iterator[dict]:
+    def chunks(wanted: WantedColumns, size: int) -> Iterator[dict[str, np.ndarray]]:
         fields = table.fields(sorted({name for name, _ in wanted.values()}))
         for start in range(0, len(table), size):
             part = fields[start : start + size]

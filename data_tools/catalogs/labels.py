@@ -1,5 +1,7 @@
 """Redshifts: one scale of quality, spectra apart from grisms, and the label."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from data_tools.catalogs.columns import mapped, number_text
@@ -12,7 +14,7 @@ MEASURED = {
 }  # fmt: skip
 
 
-def quality(flags: np.ndarray, mapping: dict, where: str) -> np.ndarray:
+def quality(flags: np.ndarray, mapping: Mapping[str, int], where: str) -> np.ndarray:
     """int32 [N], 0..4: the homogenised quality of the original flags (text), 0 for what `mapping` lacks.
 
     Without a mapping the flags are taken as they are. Raises InputError where these are not 0 to 4.

@@ -1,6 +1,6 @@
 """A catalogue's photometry as fluxes in microjansky: m_AB = 23.9 - 2.5 log10(flux)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,7 +89,9 @@ def wanted(bands: list[BandColumns]) -> WantedColumns:
     return {f"{q}_{b.band}": (column, "number") for b in bands for q, column in b.columns.items()}
 
 
-def fluxes(raw: dict[str, np.ndarray], band: BandColumns, sentinels: dict) -> dict[str, np.ndarray]:
+def fluxes(
+    raw: dict[str, np.ndarray], band: BandColumns, sentinels: Mapping[str, Sequence[float]]
+) -> dict[str, np.ndarray]:
     """flux_<band>, fluxerr_<band> where errors are known, and psf_fwhm_<band>, float64 [N]; NaN where not measured.
 
     raw: the columns of `wanted`. A flux whose error is missing or not positive was not measured.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from jaxz.errors import InputError, suggest
@@ -177,15 +178,15 @@ def check_photometry(photometry: CatalogPhotometry, bands: list[str], where: str
             raise InputError(f"{where}.{quantity}: its bands must be those of {given[0]}, {sorted(first)}")
 
 
-def is_finite(value) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+def is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def is_text(value) -> bool:
+def is_text(value: object) -> bool:
     return isinstance(value, str) and value != ""
 
 
-def known(names, allowed, where: str) -> None:
+def known(names: Iterable[object], allowed: Collection[str], where: str) -> None:
     for name in names:
         if not isinstance(name, str) or name not in allowed:
-            raise InputError(f"{where}: {name!r} is not known here.{suggest(name, allowed)}")
+            raise InputError(f"{where}: {name!r} is not known here.{suggest(str(name), allowed)}")

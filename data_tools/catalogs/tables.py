@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from astropy.io import fits
 from astropy.io.votable import parse
+from astropy.table import Column
 from astropy.utils.exceptions import AstropyWarning
 from astropy.utils.xml.iterparser import get_xml_iterator
 
@@ -60,7 +61,7 @@ def masked(table: Opened) -> Opened:
     if not any(f"{name}.mask" in table.kinds for name in table.kinds):
         return table
 
-    def chunks(wanted: WantedColumns, size: int) -> Iterator[dict]:
+    def chunks(wanted: WantedColumns, size: int) -> Iterator[dict[str, np.ndarray]]:
         masks = {role: (f"{name}.mask", "text") for role, (name, _) in wanted.items() if f"{name}.mask" in table.kinds}
         for raw in table.chunks({**wanted, **{f"{role}.mask": column for role, column in masks.items()}}, size):
             for role in masks:
@@ -85,13 +86,13 @@ def open_folder(path: Path, hdu: int | str, group: str, say: Callable[[str], Non
         if not same or table.units != units:
             differ = "differ in their columns or units"
             raise InputError(f"catalog: {str(files[0])!r} and {str(table.files[0])!r} {differ}; keep tables that agree")
-    counts = [table.rows for table in tables]
+    counts = [table.rows for table in tables if table.rows is not None]
 
-    def chunks(wanted: WantedColumns, size: int) -> Iterator[dict]:
+    def chunks(wanted: WantedColumns, size: int) -> Iterator[dict[str, np.ndarray]]:
         for table in tables:
             yield from table.chunks(wanted, size)
 
-    return Opened(files, kinds, units, None if None in counts else sum(counts), chunks)
+    return Opened(files, kinds, units, sum(counts) if len(counts) == len(tables) else None, chunks)
 
 
 def read_head(path: Path) -> bytes:
@@ -119,7 +120,7 @@ def open_fits(path: Path, hdu: int | str, say: Callable[[str], None]) -> Opened:
         fields = {column.name: FitsField.of(column, dtype[column.name]) for column in table.columns}
         data = np.memmap(place, dtype, "r", offset, (rows,)) if rows else np.empty(0, dtype)
 
-    def chunks(wanted: WantedColumns, size: int) -> Iterator[dict]:
+    def chunks(wanted: WantedColumns, size: int) -> Iterator[dict[str, np.ndarray]]:
         for start in range(0, rows, size):
             part = data[start : start + size]
             yield {role: fields[name].values(part[name]) for role, (name, _) in wanted.items()}
@@ -225,14 +226,14 @@ def open_votable(path: Path) -> Opened:
     kinds = {name: kind_of(table[name]) for name in table.colnames}
     units = {name: str(table[name].unit or "") for name in table.colnames}
 
-    def chunks(wanted: WantedColumns, size: int) -> Iterator[dict]:
+    def chunks(wanted: WantedColumns, size: int) -> Iterator[dict[str, np.ndarray]]:
         for start in range(0, len(table), size):
             yield {role: np.ma.asarray(table[name][start : start + size]) for role, (name, _) in wanted.items()}
 
     return Opened([path], kinds, units, len(table), chunks)
 
 
-def kind_of(values) -> str:
+def kind_of(values: Column) -> str:
     """What a column of an astropy table holds."""
     if values.ndim != 1:
         return "array"

@@ -231,7 +231,7 @@ def _cumulative_density() -> np.ndarray:
     return np.cumsum(np.array(counts))
 
 
-def _between(limits: tuple[float, float], share: np.ndarray) -> np.ndarray:
+def _between(limits: tuple[float, float] | np.ndarray, share: np.ndarray) -> np.ndarray:
     return limits[0] + (limits[1] - limits[0]) * share
 
 

@@ -70,9 +70,11 @@ def stamps(shapes: Shapes, psf_sigma: Sequence[float] | jax.Array, size: int) ->
     cos, sin = jnp.cos(s.angle)[:, None, None], jnp.sin(s.angle)[:, None, None]
     along, across = kx * cos + ky * sin, ky * cos - kx * sin  # [B, K, K / 2]
 
-    def transform(sersic, re, q):
+    def transform(sersic: float, re: jax.Array, q: jax.Array) -> jax.Array:
         k2 = re[:, None, None] ** 2 * (along**2 + (q[:, None, None] * across) ** 2)
-        return sum(float(w) * jnp.exp(-0.5 * float(sigma) ** 2 * k2) for w, sigma in zip(*mixture(sersic), strict=True))
+        weights, sigmas = mixture(sersic)
+        parts = (float(w) * jnp.exp(-0.5 * float(s) ** 2 * k2) for w, s in zip(weights, sigmas, strict=True))
+        return functools.reduce(jnp.add, parts)
 
     bulge = s.bulge[:, None, None]
     profile = bulge * transform(DE_VAUCOULEURS, s.re_bulge, s.q_bulge)

@@ -24,7 +24,7 @@ def astropy_table(table: pa.Table, columns: dict[str, Column], arrays: dict[str,
     """An index as an Astropy table: units and descriptions of `columns`, arrays as columns [N, ...]."""
     made = {}
     for name, values in zip(table.column_names, table.columns, strict=True):
-        shape = arrays[name].shape if name in arrays else ()
+        shape = arrays[name].full_shape if name in arrays else ()
         values, missing = text_values(values) if values.type == pa.string() else numpy_values(values, shape)
         values = values if values.flags.writeable else values.copy()  # Arrow's own memory is not to be written to
         spec = columns.get(name) or Column("string", arrays[name].unit if name in arrays else "")
@@ -72,7 +72,7 @@ def cutout_wcs(places: pa.Table, row: int, shape: tuple[int, int], scale_arcsec:
     the columns are of another grid, and there is none.
     """
     x, y, ra, dec = (places[name].to_numpy().astype(float) for name in ("x", "y", "ra", "dec"))
-    near = np.isfinite([x, y, ra, dec]).all(0)
+    near = np.all(np.isfinite([x, y, ra, dec]), axis=0)
     if not near[row]:
         return None
     if "field" in places.column_names:

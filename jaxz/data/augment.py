@@ -7,12 +7,15 @@ images and zooming are left out on purpose: they destroy what tells a redshift.
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
+from jaxz.data.manifest import Band
 from jaxz.data.resample import ANGLES, TAPS, blurred, gaussian_kernels, power, rotate, slide
 from jaxz.errors import InputError
 
@@ -35,20 +38,21 @@ class Draws(NamedTuple):
     def make(cls, keys: jax.Array, bands: int) -> "Draws":
         """Of each sample's key; the same whatever is used of it."""
         numbers = jax.vmap(lambda own: jax.random.uniform(jax.random.fold_in(own, 0), (6 + 3 * bands,)))(keys)
-        angle, ebv, part, hole, *others = jnp.split(numbers, [1, 2, 4, 6, 6 + bands, 6 + 2 * bands], axis=1)
+        ends = [1, 2, 4, 6, 6 + bands, 6 + 2 * bands]
+        angle, ebv, part, hole, fwhm, depth, band = jnp.split(numbers, ends, axis=1)
         noise = jax.vmap(lambda own: jax.random.fold_in(own, 1))(keys)
-        return cls(angle[:, 0], ebv[:, 0], part, hole, *others, noise)
+        return cls(angle[:, 0], ebv[:, 0], part, hole, fwhm, depth, band, noise)
 
 
 class Augment:
-    """The augmentation of cutouts of `size` pixels in `bands` (jaxz.data.manifest.Band), by the config's group
-    `augment`. What is not observed is NaN between here and the end: it spreads to all that is made from it.
+    """The augmentation of cutouts of `size` pixels in `bands`, by the config's group `augment`. What is not observed
+    is NaN between here and the end: it spreads to all that is made from it.
 
     Raises InputError for moves and holes that would take the object out of an image, or of a crop of the size `least`,
     and where a band's PSF is to be widened that is not known, or beyond half the image.
     """
 
-    def __init__(self, settings, bands, size: int, least: int):
+    def __init__(self, settings: ConfigDict, bands: Sequence[Band], size: int, least: int):
         self.settings, self.size = settings, size
         for name, limit in (("shift", size), ("hole", least)):
             if settings[name] >= limit / 2:
@@ -74,7 +78,9 @@ class Augment:
                     "lower it"
                 )
 
-    def __call__(self, flux, mask, sky, numbers, key, size: int):
+    def __call__(
+        self, flux: jax.Array, mask: jax.Array, sky: jax.Array, numbers: jax.Array, key: jax.Array, size: int
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """(flux, mask [B,C,size,size], sky [B,C]) of flux, mask [B,C,H,H] and the sky's sigma per pixel; numbers
         uint32 [B,n], such as (epoch, position). An image of a smaller size is cut at random, not zoomed: the middle of
         the cutout, where the object is, stays at least a quarter of the size away from its border.
@@ -93,7 +99,7 @@ class Augment:
         mask = self.hidden(jnp.isfinite(flux), draws)
         return jnp.where(mask, flux, 0), mask, sky
 
-    def widened(self, flux, draws):
+    def widened(self, flux: jax.Array, draws: Draws) -> tuple[jax.Array, jax.Array]:
         """Blurred, where a band is sharper, to a FWHM drawn for each band, both PSFs taken for Gaussians; and the power
         of the blur along each axis [B,C,ANGLES]."""
         if not self.reach:
@@ -102,7 +108,7 @@ class Augment:
         kernels = gaussian_kernels(widening(fwhm, self.fwhm) / self.scale, self.reach)  # [B,C,K]
         return blurred(flux, kernels), power(kernels)
 
-    def moved(self, flux, keys, size: int, window: int):
+    def moved(self, flux: jax.Array, keys: jax.Array, size: int, window: int) -> jax.Array:
         """[B,C,window,window] around where an image of `size` pixels is cut: in one of the 8 symmetries of the square
         and moved by whole pixels along each axis, which leaves flux and noise exact. What comes in from outside is not
         observed."""
@@ -121,7 +127,7 @@ class Augment:
         taken = jnp.take_along_axis(flux.reshape(*flux.shape[:2], -1), source, axis=2)
         return jnp.where(inside[:, None], taken.reshape(*flux.shape[:2], window, window), jnp.nan)
 
-    def resampled(self, flux, draws):
+    def resampled(self, flux: jax.Array, draws: Draws) -> tuple[jax.Array, jax.Array | int, jax.Array | int]:
         """Turned by up to 45 degrees either way, and moved by up to half a pixel along each axis; and the power of the
         filters along y and x [B,1,ANGLES], which tells the noise of a turned image within 2 %."""
         dy, dx = (draws.part - 0.5).T * self.settings.subpixel
@@ -136,14 +142,14 @@ class Augment:
             return flux, 1, 1
         return flux, down[:, None], across[:, None]
 
-    def reddened(self, flux, sky, draws):
+    def reddened(self, flux: jax.Array, sky: jax.Array, draws: Draws) -> tuple[jax.Array, jax.Array]:
         """Behind up to augment.ebv magnitudes of E(B-V) more Galactic dust."""
         if not self.settings.ebv:
             return flux, sky
         fainter = 10 ** (-0.4 * self.settings.ebv * draws.ebv[:, None] * self.extinction)  # [B,C]
         return flux * fainter[..., None, None], sky * fainter
 
-    def deepened(self, flux, sky, full, draws):
+    def deepened(self, flux: jax.Array, sky: jax.Array, full: jax.Array, draws: Draws) -> tuple[jax.Array, jax.Array]:
         """With white noise up to a sky sigma drawn for each band in units of its own, `full`, where it has less."""
         if not self.settings.noise:
             return flux, sky
@@ -152,7 +158,7 @@ class Augment:
         normal = jax.vmap(lambda own: jax.random.normal(own, flux.shape[1:]))(draws.noise)
         return flux + added[..., None, None] * normal, jnp.maximum(target, sky)
 
-    def hidden(self, mask, draws):
+    def hidden(self, mask: jax.Array, draws: Draws) -> jax.Array:
         """Without some bands, never the last one, and without a square of all bands."""
         settings, size = self.settings, mask.shape[-1]
         if settings.band_dropout:
@@ -170,7 +176,7 @@ def between(ends: tuple[float, float], drawn: jax.Array) -> jax.Array:
     return ends[0] + (ends[1] - ends[0]) * drawn
 
 
-def widening(target, fwhm):
+def widening(target: jax.Array | float, fwhm: np.ndarray) -> jax.Array:
     """The sigma, in the unit of the FWHMs, of the Gaussian that makes one of `fwhm` one of `target`; 0 if wider."""
     return jnp.sqrt(jnp.maximum(target**2 - fwhm**2, 0)) / FWHM
 

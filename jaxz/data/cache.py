@@ -15,7 +15,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,6 +28,11 @@ PATIENCE = 60.0  # seconds to wait for room that others hold, and before it is s
 STALLED = 600.0  # seconds without a byte of somebody else's download: eight tries of 60 s would have failed before
 PART = re.compile(r"\.(\d+)\.part$")
 DELETABLE = "shards"  # the folder whose files make room for others
+
+Fill = Callable[[BinaryIO], bool]  # these are told at Cache.fetch
+Problem = Callable[[Path], str]
+Going = Callable[[], bool]
+Spared = Callable[[], Collection[Path]]
 
 
 def always() -> bool:
@@ -59,10 +64,10 @@ class Cache:
         self,
         target: Path,
         size: int | None,
-        fill: Callable[[BinaryIO], bool],
-        problem: Callable[[Path], str],
-        going: Callable[[], bool] = always,
-        spared: Callable[[], Collection[Path]] = nothing,
+        fill: Fill,
+        problem: Problem,
+        going: Going = always,
+        spared: Spared = nothing,
         patience: float = PATIENCE,
     ) -> bool:
         """Let `target` be there. fill(file) appends what is missing; problem(path) says what is wrong with a filled
@@ -94,7 +99,7 @@ class Cache:
                             part.unlink(missing_ok=True)
         return True
 
-    def _fill(self, file: BinaryIO, part: Path, target: Path, fill: Callable, problem: Callable) -> bool:
+    def _fill(self, file: BinaryIO, part: Path, target: Path, fill: Fill, problem: Problem) -> bool:
         for _ in range(2):
             file.seek(0, os.SEEK_END)
             if not fill(file):
@@ -156,12 +161,12 @@ class Cache:
                 used -= bytes
         return used + size <= self.limit
 
-    def _fits(self, spared: Callable) -> bool:
+    def _fits(self, spared: Spared) -> bool:
         """Let the limit hold with what is there."""
         with self._locked():
             return self.trim(0, spared())
 
-    def _reserve(self, part: Path, size: int, going: Callable, spared: Callable, patience: float) -> bool:
+    def _reserve(self, part: Path, size: int, going: Going, spared: Spared, patience: float) -> bool:
         """Let there be room for `part`, and an empty one that claims it; False where going() has become false."""
         began, pause = time.monotonic(), LOOK_EVERY
         while going():
@@ -179,7 +184,7 @@ class Cache:
         return False
 
     @contextlib.contextmanager
-    def _locked(self):
+    def _locked(self) -> Iterator[None]:
         with open(self.root / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

@@ -46,9 +46,9 @@ def absent(samples: int, kind: pa.DataType) -> pa.Array:
 
 def joined(parts: Sequence[np.ndarray | pa.ChunkedArray]) -> np.ndarray | pa.ChunkedArray:
     """The values of all shards."""
-    if isinstance(parts[0], np.ndarray):
-        return np.concatenate(parts)
-    return pa.chunked_array([chunk for part in parts for chunk in part.chunks], parts[0].type)
+    if text := [part for part in parts if not isinstance(part, np.ndarray)]:
+        return pa.chunked_array([chunk for part in text for chunk in part.chunks], text[0].type)
+    return np.concatenate(parts)
 
 
 def short_digest(*parts: bytes) -> str:
@@ -60,7 +60,7 @@ def as_names(names: str | Iterable[str]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def is_whole(value) -> bool:
+def is_whole(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
@@ -70,17 +70,19 @@ def column_digest(values: pa.ChunkedArray) -> bytes:
     array = values.combine_chunks()
     if pa.types.is_boolean(array.type):
         array = array.cast(pa.uint8())
-    missing = array.null_count and np.packbits(array.is_null().to_numpy(zero_copy_only=False))
-    digest.update(missing if array.null_count else bytes(-(-len(array) // 8)))
+    if array.null_count:
+        digest.update(np.packbits(array.is_null().to_numpy(zero_copy_only=False)).data)
+    else:
+        digest.update(bytes(-(-len(array) // 8)))
     if pa.types.is_fixed_size_list(array.type):
         array = array.flatten()
     if pa.types.is_string(array.type):
         array = array.fill_null("") if array.null_count else array
         _, offsets, text = array.buffers()
         ends = np.frombuffer(offsets, np.int32)[array.offset : array.offset + len(array) + 1]
-        digest.update(ends - ends[0])
+        digest.update((ends - ends[0]).data)
         digest.update(memoryview(text)[ends[0] : ends[-1]] if text else b"")
     else:
         array = array.fill_null(0) if array.null_count else array
-        digest.update(np.ascontiguousarray(array.to_numpy(zero_copy_only=False)))
+        digest.update(np.ascontiguousarray(array.to_numpy(zero_copy_only=False)).data)
     return digest.digest()

@@ -14,8 +14,15 @@ import hashlib
 import math
 import struct
 from types import ModuleType
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
+
+if TYPE_CHECKING:
+    import jax
+
+Numbers = TypeVar("Numbers", np.ndarray, "jax.Array")
 
 VERSION = 1
 ENTRIES = ("dither", "exception_at", "exception_value")  # what a batch carries of NAME beside its levels, as NAME_entry
@@ -54,7 +61,7 @@ def sample_seed(seed: int, key: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:4], "little")
 
 
-def dither(seed, pixel):
+def dither(seed: Numbers, pixel: Numbers) -> Numbers:
     """float32 in [-0.5, 0.5), exact multiples of 2^-24, of uint32 seeds and pixel numbers; NumPy or JAX arrays that
     broadcast. The finaliser of MurmurHash3 (Appleby 2011) of a Weyl sequence. A contract: it is part of VERSION."""
     x = pixel * np.uint32(0x9E3779B9) + seed
@@ -64,7 +71,7 @@ def dither(seed, pixel):
     return (x >> np.uint32(8)).astype(np.float32) * np.float32(2**-24) - np.float32(0.5)
 
 
-def restore(levels, seed, steps):
+def restore(levels: Numbers, seed: Numbers, steps: ArrayLike) -> Numbers:
     """float32 [B,C,...] of int16 levels [B,C,...], uint32 seeds [B] and steps [C]; NumPy or JAX arrays."""
     xp = levels.__array_namespace__()
     pixel = xp.arange(math.prod(levels.shape[1:]), dtype=np.uint32)
@@ -73,14 +80,14 @@ def restore(levels, seed, steps):
     return xp.where(levels == ZERO, np.float32(0), values)
 
 
-def along_bands(steps, axes: int) -> np.ndarray:
+def along_bands(steps: ArrayLike, axes: int) -> np.ndarray:
     """float32 [C,1,...]: the steps of the first of `axes` axes."""
     return np.asarray(steps, np.float32).reshape(-1, *[1] * (axes - 1))
 
 
-def encode(image: np.ndarray, steps, seed: int) -> bytes:
+def encode(image: np.ndarray, steps: ArrayLike, seed: int) -> bytes:
     """The payload of float [C,...] with steps [C] in its unit; seed: the sample's."""
-    drawn = dither(np.uint32(seed), np.arange(image.size, dtype=np.uint32)).reshape(image.shape)
+    drawn = dither(np.array([seed], np.uint32), np.arange(image.size, dtype=np.uint32)).reshape(image.shape)
     with np.errstate(invalid="ignore"):  # infinities
         levels = np.rint(image / along_bands(steps, image.ndim).astype(np.float64) + drawn)
         outside = ~(np.abs(levels) <= LARGEST)  # NaN too
@@ -115,12 +122,12 @@ def check_chunk(chunk: bytes | memoryview, pixels: int) -> None:
         )
 
 
-def unpack(payload: bytes | memoryview, target) -> tuple[int, np.ndarray]:
-    """Decompress the levels into `target` (any buffer of int16 levels, all of them): (dither seed, exceptions).
+def unpack(payload: bytes | memoryview, target: np.ndarray | memoryview) -> tuple[int, np.ndarray]:
+    """Decompress the levels into `target` (int16, or its bytes; all of them): (dither seed, exceptions).
 
     Every size is checked before it is used. Raises ValueError for what is no whole payload of that many levels.
     """
-    pixels = memoryview(target).nbytes // 2
+    pixels = target.nbytes // 2
     if len(payload) < HEADER.size + CHUNK.size:
         raise ValueError(f"{len(payload)} bytes are too few for a compact payload")
     magic, seed, count, size = HEADER.unpack_from(payload)
@@ -147,9 +154,9 @@ def exceptions(payload: bytes | memoryview) -> np.ndarray:
     return np.frombuffer(payload, EXCEPTION, HEADER.unpack_from(payload)[2], HEADER.size)
 
 
-def decode(payload: bytes | memoryview, shape: tuple[int, ...], steps) -> np.ndarray:
+def decode(payload: bytes | memoryview, shape: tuple[int, ...], steps: ArrayLike) -> np.ndarray:
     """float32 [C,...]. Raises ValueError for a damaged payload."""
-    levels = np.empty(shape, np.int16)
+    levels: np.ndarray = np.empty(shape, np.int16)
     seed, exceptions = unpack(payload, levels)
     image = restore(levels[None], np.array([seed], np.uint32), steps)[0]
     image.reshape(-1)[exceptions["at"]] = exceptions["value"]

@@ -76,7 +76,9 @@ class Dataset:
         self.overlays = [Overlay(self.store.overlay_path(name), self.manifest) for name in overlays]
         for overlay in self.overlays:
             self.manifest = dataclasses.replace(self.manifest, columns=self.manifest.columns | overlay.columns)
-        self.arrays, self.layers, self.owners = dict(self.manifest.arrays), {}, {}
+        self.arrays = dict(self.manifest.arrays)
+        self.layers: dict[str, Dataset] = {}
+        self.owners: dict[str, Dataset] = {}  # of the arrays that layers hold
         self.placed: tuple[int, pa.Table] | None = None  # of the shard that a WCS was last made for
         for name in layers:
             layer = Dataset(self.store.layer_path(name), cache, cache_gib)
@@ -96,7 +98,7 @@ class Dataset:
     @property
     def _cure(self) -> str:
         """What to do about an index that is damaged."""
-        return f"delete {self.store.folder}, which is fetched again" if self.remote else REBUILD
+        return f"delete {self.store.folder}, which is fetched again" if isinstance(self.store, Remote) else REBUILD
 
     def __len__(self) -> int:
         return self.manifest.samples
@@ -148,7 +150,7 @@ class Dataset:
 
         def part(shard: int) -> tuple:
             table = self._index(shard, read)
-            rows = np.flatnonzero(self._chosen(shard, table, where)).astype(kind) + kind(self.starts[shard])
+            rows = (np.flatnonzero(self._chosen(shard, table, where)) + self.starts[shard]).astype(kind)
             return (
                 rows,
                 *(numpy_values(table[name], self._shape(name)) for name in columns),
@@ -208,15 +210,18 @@ class Dataset:
     def _wcs(self, shard: int, within: int) -> "WCS | None":
         """Of the images of one sample, where its neighbours in the shard tell."""
         columns = self.manifest.columns.keys()
-        shapes = {array.shape[-2:] for array in self.manifest.arrays.values() if array.kind == "image"}
+        images = [array for array in self.manifest.arrays.values() if array.kind == "image"]
+        shapes = {(image.full_shape[-2], image.full_shape[-1]) for image in images}
         scales = {band.pixel_scale_arcsec for band in self.manifest.bands}
-        if len(shapes) != 1 or len(scales) != 1 or not {"x", "y", "ra", "dec"} <= columns:
+        one_grid = len(shapes) == len(scales) == 1 and not any(image.variable for image in images)
+        if not one_grid or not {"x", "y", "ra", "dec"} <= columns:
             return None
         from jaxz.data.astropy_views import cutout_wcs
 
         if self.placed is None or self.placed[0] != shard:
             self.placed = shard, self._index(shard, ["x", "y", "ra", "dec", *({"field"} & columns)])
-        return cutout_wcs(self.placed[1], within, *shapes, *scales)
+        [shape], [scale] = shapes, scales
+        return cutout_wcs(self.placed[1], within, shape, scale)
 
     def owner(self, array: str) -> "Dataset":
         """Whose tars and index hold an array: this dataset's own, or those of a layer."""
@@ -264,7 +269,9 @@ class Dataset:
         """A file descriptor of the tar, fetched before where the dataset is remote. Raises OSError, or DataError."""
         return self.store.open(self.manifest.shards[shard])
 
-    def places(self, shard: int, array: str, suffixes: tuple[str, ...] = ("offset", "size", "crc32")) -> list:
+    def places(
+        self, shard: int, array: str, suffixes: tuple[str, ...] = ("offset", "size", "crc32")
+    ) -> list[np.ndarray]:
         """Offset, size and crc32 of every payload of `array` in a shard's tar. Raises DataError where the index
         does not say them, as of a shard that is quarantined as a whole."""
         self._check_there(shard)
@@ -316,7 +323,7 @@ class Dataset:
             raise DataError(f"{self.shard_path(shard)} is quarantined as a whole; restore the shard")
 
     def _shape(self, column: str) -> tuple[int, ...]:
-        return self.arrays[column].shape if column in self.arrays else ()
+        return self.arrays[column].full_shape if column in self.arrays else ()
 
     def _check_columns(self, columns: Iterable[str], where: str | None) -> None:
         arrays = {name for name, array in self.arrays.items() if not array.in_tar}

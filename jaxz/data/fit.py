@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxz.data.manifest import Array, Band, Manifest
-from jaxz.data.prepare import COMPACT, SAME_SCALE, Normalisation, restore
+from jaxz.data.prepare import COMPACT, SAME_SCALE, Batch, Normalisation, in_stored_units
 from jaxz.errors import InputError, suggest
 
 LARGEST_RATIO = 4.0  # of pixel scales: beyond it a PSF is less than a pixel, or its noise all that is seen
@@ -30,9 +30,11 @@ class Fit:
     """
 
     def __init__(self, manifest: Manifest, normalisation: Normalisation, band_map: Mapping[str, str] | None = None):
-        if len(getattr(manifest.arrays.get("image"), "shape", ())) != 3:
+        image = manifest.arrays.get("image")
+        if image is None or len(image.shape) != 3 or image.variable:
             raise InputError(
-                f"arrays.image: the dataset has no image [C,H,W] but {sorted(manifest.arrays)}; name another"
+                "arrays.image: the dataset has no image [C,H,W] of one size, its arrays are "
+                f"{sorted(manifest.arrays)}; name another"
             )
         band_map = band_map or {}
         names = renamed(manifest.bands, normalisation.bands, band_map)
@@ -42,24 +44,24 @@ class Fit:
         ratios = [
             scale_ratio(band, normalisation.pixel_scale_arcsec) if band.name in used else 1.0 for band in manifest.bands
         ]
-        shape, size = manifest.arrays["image"].shape[1:], normalisation.size
-        self.compact = manifest.arrays["image"].compact
+        _, height, width = image.full_shape
+        size, self.compact = normalisation.size, image.compact
         self.arrays = tuple(name for name in ("image", "image_mask") if name in manifest.arrays)
         self.columns = {name: column_of(name, names, ours) for name in manifest.columns}
         mapped = {new for name, new in self.columns.items() if new != name}  # goes before one of that name
         self.columns = {name: new for name, new in self.columns.items() if new and (new != name or new not in mapped)}
         scales = {b.pixel_scale_arcsec for b, ratio in zip(manifest.bands, ratios, strict=True) if ratio != 1}
         resampled = f"{', '.join(map(str, sorted(scales)))} -> {normalisation.pixel_scale_arcsec}" if scales else ""
-        self.told = list(told(manifest.bands, ours, names, resampled, shape, size))
+        self.told = list(told(manifest.bands, ours, names, resampled, (height, width), size))
         bands = [dataclasses.replace(band, name=names[band.name]) for band in manifest.bands]
-        arrays = {name: manifest.arrays[name] for name in self.arrays}
-        self.down = self.across = None
-        if shape != (size, size) or any(ratio != 1 for ratio in ratios):
-            self.down, self.across = (
-                np.stack([remap(side, ratio, size) for ratio in ratios]).astype(np.float32) for side in shape
-            )
+        arrays: dict[str, Array] = {name: manifest.arrays[name] for name in self.arrays}
+        self.weights: tuple[np.ndarray, np.ndarray] | None = None  # along y and x, where images are resampled
+        if (height, width) != (size, size) or any(ratio != 1 for ratio in ratios):
+            along = lambda side: np.stack([remap(side, ratio, size) for ratio in ratios]).astype(np.float32)
+            down, across = along(height), along(width)
+            self.weights = down, across
             arrays = {"image": Array("image", "float32", (len(bands), size, size))}
-            noise = noise_factor(self.down) * noise_factor(self.across)
+            noise = noise_factor(down) * noise_factor(across)
             bands = [
                 dataclasses.replace(
                     band, pixel_scale_arcsec=normalisation.pixel_scale_arcsec, sky_sigma=float(factor * band.sky_sigma)
@@ -69,18 +71,18 @@ class Fit:
         columns = {new: manifest.columns[name] for name, new in self.columns.items()}
         self.manifest = Manifest(arrays, tuple(bands), columns)
 
-    def __call__(self, batch: dict) -> dict:
-        if self.down is None:
+    def __call__(self, batch: Batch) -> Batch:
+        if self.weights is None:
             return batch
-        stored, rest = jnp.asarray(batch["image"]), {n: v for n, v in batch.items() if n not in ("image", *COMPACT)}
-        if "image_dither" in batch:
-            stored = restore(stored, *(batch[name] for name in COMPACT), self.compact.steps)
+        down, across = self.weights
+        stored = in_stored_units(batch, self.compact)
+        rest = {name: values for name, values in batch.items() if name not in ("image", *COMPACT)}
         good = jnp.isfinite(stored)
         if "image_mask" in rest:
             good &= rest.pop("image_mask") == 0
-        image = separable(jnp.where(good, stored, 0).astype(jnp.float32), self.down, self.across)
-        lost = separable((~good).astype(jnp.float32), self.down != 0, self.across != 0) > 0
-        inside = self.down.any(2)[:, :, None] & self.across.any(2)[:, None]
+        image = separable(jnp.where(good, stored, 0).astype(jnp.float32), down, across)
+        lost = separable((~good).astype(jnp.float32), down != 0, across != 0) > 0
+        inside = np.any(down, 2)[:, :, None] & np.any(across, 2)[:, None]
         return {**rest, "image": jnp.where(lost | ~inside, jnp.nan, image)}
 
 
@@ -135,7 +137,14 @@ def column_of(name: str, names: Mapping[str, str], ours: Mapping[str, Band]) -> 
     return name
 
 
-def told(theirs, ours, names, resampled: str, shape: tuple[int, int], size: int) -> Iterator[str]:
+def told(
+    theirs: Iterable[Band],
+    ours: Mapping[str, Band],
+    names: Mapping[str, str],
+    resampled: str,
+    shape: tuple[int, int],
+    size: int,
+) -> Iterator[str]:
     """What is done to the images, for people."""
     new = {new: name for name, new in names.items() if new in ours}
     if other := [f"{name} = {own}" for own, name in new.items() if name != own]:
@@ -182,5 +191,5 @@ def noise_factor(weights: np.ndarray) -> np.ndarray:
 
 def separable(image: jax.Array, down: np.ndarray, across: np.ndarray) -> jax.Array:
     """[B,C,H,W] of image [B,C,h,w] by weights [C,H,h] and [C,W,w]."""
-    down, across = jnp.asarray(down, jnp.float32), jnp.asarray(across, jnp.float32)
-    return jnp.einsum("cyh,bchw,cxw->bcyx", down, image, across, precision=jax.lax.Precision.HIGHEST)
+    y, x = jnp.asarray(down, jnp.float32), jnp.asarray(across, jnp.float32)
+    return jnp.einsum("cyh,bchw,cxw->bcyx", y, image, x, precision=jax.lax.Precision.HIGHEST)

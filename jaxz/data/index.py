@@ -5,6 +5,7 @@ Indices written before jaxz asked for checksums have none; they are read all the
 
 import io
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def place_types(array: Array) -> dict[str, pa.DataType]:
 
 def list_type(array: Array) -> pa.DataType:
     """Of an array that lives in the index: a list of fixed length."""
-    return pa.list_(pa.from_numpy_dtype(np.dtype(array.dtype)), int(np.prod(array.shape)))
+    return pa.list_(pa.from_numpy_dtype(np.dtype(array.dtype)), math.prod(array.full_shape))
 
 
 def to_parquet(table: pa.Table, shard: dict) -> memoryview:

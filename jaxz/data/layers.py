@@ -28,9 +28,14 @@ def check_fits(dataset: "Dataset", layer: "Dataset") -> None:
     """Raises InputError where a layer is of other rows than the dataset's, or has names that are taken."""
     of = layer.manifest.provenance.get(LAYER_OF)
     ours, theirs = ([(shard.name, shard.samples) for shard in each.manifest.shards] for each in (dataset, layer))
-    fits = isinstance(of, dict) and ours == theirs
-    if fits and of.get("shards") != short_digest(shard_list(dataset.manifest.shards)):
-        fits = of.get("keys") == alignment(dataset)["keys"]  # reads them all: as where the dataset was encoded anew
+    fits = (
+        isinstance(of, dict)
+        and ours == theirs
+        and (
+            of.get("shards") == short_digest(shard_list(dataset.manifest.shards))
+            or of.get("keys") == alignment(dataset)["keys"]  # reads them all: as where the dataset was encoded anew
+        )
+    )
     if not fits:
         raise InputError(
             f"layers: {layer.path} was written for other rows than {dataset.path} has; write it again with "

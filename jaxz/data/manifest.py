@@ -4,9 +4,10 @@ import dataclasses
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,28 +23,29 @@ SAMPLES_LIMIT = 1 << 40  # of a dataset: more is a slip, and row numbers would b
 HEADER = 512  # bytes of a tar before each member
 ZERO_POINT_UJY = 23.9  # AB magnitude of one microjansky
 
-# A rule: (test of a value, what it must be). JSON's true is no number here.
-TEXT = (lambda v: isinstance(v, str), "text")
+T = TypeVar("T")
+Rule = tuple[Callable[[Any], object], str]  # test of a value, and what it must be; JSON's true is no number here
+TEXT: Rule = (lambda v: isinstance(v, str), "text")
 
 
-def whole(low: int) -> tuple:
+def whole(low: int) -> Rule:
     return lambda v: type(v) is int and low <= v < 2**63, f"an integer from {low} to 2^63 - 1"
 
 
-def number(low: float, high: float) -> tuple:
+def number(low: float, high: float) -> Rule:
     return lambda v: isinstance(v, int | float) and v is not True and v is not False and low <= v <= high, (
         f"a number from {low:g} to {high:g}"
     )
 
 
-def hold(item) -> None:
+def hold(item: object) -> None:
     """Raises InputError for the first field of a dataclass that breaks its rule in RULES."""
     for name, (test, rule) in RULES[type(item)].items():
         if not test(value := getattr(item, name)):
             raise InputError(f"{name}: {value!r:.80} must be {rule}")
 
 
-def is_dtype(value) -> bool:
+def is_dtype(value: object) -> bool:
     """Whether it names a numpy dtype of plain numbers."""
     try:
         return isinstance(value, str) and np.dtype(value).kind in "fiub"
@@ -51,17 +53,17 @@ def is_dtype(value) -> bool:
         return False
 
 
-def is_shape(value) -> bool:
+def is_shape(value: object) -> bool:
     """A tuple of positive integers, of which one may be None."""
-    axes = isinstance(value, tuple) and len(value) <= 8 and value.count(None) <= 1
-    return axes and all(n is None or (type(n) is int and n > 0) for n in value)
+    is_side = lambda n: n is None or (type(n) is int and n > 0)
+    return isinstance(value, tuple) and len(value) <= 8 and value.count(None) <= 1 and all(map(is_side, value))
 
 
-def is_bits(value) -> bool:
+def is_bits(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(k, str) and type(v) is int and v > 0 for k, v in value.items())
 
 
-def is_steps(value) -> bool:
+def is_steps(value: object) -> bool:
     is_step, _ = number(1e-30, 1e30)
     return isinstance(value, tuple) and all(map(is_step, value))
 
@@ -144,7 +146,7 @@ class Array:
     @property
     def full_shape(self) -> tuple[int, ...]:
         """The shape with the variable axis at its largest."""
-        return tuple(self.max if n is None else n for n in self.shape)
+        return tuple(n or self.max or 0 for n in self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -155,7 +157,7 @@ class Array:
     def stored_bounds(self) -> tuple[int, int]:
         """Bytes of the smallest and of the largest payload in a tar."""
         if self.compact:
-            return compact.bounds(math.prod(self.shape))
+            return compact.bounds(math.prod(self.full_shape))
         return (0 if self.variable else self.nbytes), self.nbytes
 
     def shape_of(self, nbytes: int) -> tuple[int, ...]:
@@ -167,8 +169,8 @@ class Array:
             least, most = self.stored_bounds
             if not least <= nbytes <= most:
                 raise ValueError(f"{nbytes} bytes where shape {self.shape}, compact, takes {least} to {most}")
-            return self.shape
-        if not self.variable:
+            return self.full_shape
+        if self.max is None:
             if nbytes != self.nbytes:
                 raise ValueError(f"{nbytes} bytes where shape {self.shape} of {self.dtype} takes {self.nbytes}")
             return self.full_shape
@@ -287,11 +289,14 @@ class Manifest:
         if not isinstance(raw, dict) or raw.get("schema_version") != SCHEMA_VERSION:
             version = raw.get("schema_version") if isinstance(raw, dict) else None
             raise InputError(f"{source}: schema_version {version!r} is not {SCHEMA_VERSION}; convert the dataset again")
-        parts = {name: part(raw, name, source) for name in ("arrays", "bands", "columns", "shards")}
-        parts["arrays"] = {n: array_of(a, f"{source}: arrays.{n}") for n, a in parts["arrays"].items()}
-        parts["columns"] = {n: build(Column, c, f"{source}: columns.{n}") for n, c in parts["columns"].items()}
-        for name, kind in (("bands", Band), ("shards", Shard)):
-            parts[name] = tuple(build(kind, p, f"{source}: {name}[{n}]") for n, p in enumerate(parts[name]))
+        arrays, columns = (part(raw, name, dict, source) for name in ("arrays", "columns"))
+        bands, shards = (part(raw, name, list, source) for name in ("bands", "shards"))
+        parts = {
+            "arrays": {name: array_of(values, f"{source}: arrays.{name}") for name, values in arrays.items()},
+            "columns": {name: build(Column, values, f"{source}: columns.{name}") for name, values in columns.items()},
+            "bands": tuple(build(Band, values, f"{source}: bands[{n}]") for n, values in enumerate(bands)),
+            "shards": tuple(build(Shard, values, f"{source}: shards[{n}]") for n, values in enumerate(shards)),
+        }
         return build(cls, {**raw, **parts}, source)
 
     @classmethod
@@ -301,17 +306,15 @@ class Manifest:
         try:
             text = path.read_bytes()
         except OSError as error:
-            hint = "make one with `python -m data_tools.simulate` or `data_tools.convert`"
-            raise InputError(
-                f"dataset {str(dataset)!r} has no readable dataset.json ({error.strerror}); {hint}"
-            ) from None
+            what = f"dataset {str(dataset)!r} has no readable dataset.json ({error.strerror})"
+            raise InputError(f"{what}; make one with `python -m data_tools.simulate` or `data_tools.convert`") from None
         manifest = cls.from_json(text, str(path))
         if not manifest.shards:
             raise InputError(f"dataset {str(dataset)!r} has no shards; convert it again")
         return manifest
 
 
-RULES = {
+RULES: dict[type, dict[str, Rule]] = {
     Array: {
         "kind": TEXT,
         "dtype": (is_dtype, "a numpy dtype of plain numbers, such as float16 or int16"),
@@ -360,31 +363,30 @@ RULES = {
 }
 
 
-def part(raw: dict, name: str, source: str):
-    """The list or the object that a manifest must hold under `name`. Raises InputError."""
-    kind, what = (dict, "an object") if name in ("arrays", "columns") else (list, "a list")
-    if not isinstance(raw.get(name), kind):
+def part(raw: dict, name: str, kind: type[T], source: str) -> T:
+    """The list or the object (dict) that a manifest must hold under `name`. Raises InputError."""
+    if not isinstance(found := raw.get(name), kind):
+        what = "an object" if kind is dict else "a list"
         raise InputError(f"{source}: {name}: must be {what}; convert the dataset again")
-    return raw[name]
+    return found
 
 
-def array_of(values, where: str) -> Array:
+def array_of(values: object, where: str) -> Array:
     """An array of JSON. Raises InputError."""
     if isinstance(values, dict):
         values = {**values, "shape": as_tuple(values.get("shape"))}
         if isinstance(how := values.get("compact"), dict):
-            steps = {**how, "steps": as_tuple(how.get("steps"))}
-            values["compact"] = build(Compact, steps, f"{where}.compact")
+            values["compact"] = build(Compact, {**how, "steps": as_tuple(how.get("steps"))}, f"{where}.compact")
     return build(Array, values, where)
 
 
-def as_tuple(value):
+def as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-def build(kind: type, values, where: str):
+def build(kind: type[T], values: object, where: str) -> T:
     """A dataclass of JSON. Raises InputError for unknown or missing fields and for values that break its rules."""
-    known = {f.name for f in dataclasses.fields(kind)}
+    known = set(kind.__annotations__)
     if not isinstance(values, dict):
         raise InputError(f"{where} must be an object, not {type(values).__name__}")
     for name in values.keys() - known:

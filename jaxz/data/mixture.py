@@ -67,7 +67,7 @@ def check_stages(stages: tuple[Stage, ...], sources: int) -> None:
 
 def joined_columns(sources: tuple[Source, ...], samplers: list[Sampler]) -> dict[str, list[np.ndarray]]:
     """{name: [values [N] of all rows of each source]}. Raises InputError for whole numbers that a source lacks."""
-    columns = {}
+    columns: dict[str, list[np.ndarray]] = {}
     for name in dict.fromkeys(name for source in sources for name in source.columns):
         found = [sampler.columns.get(name) for sampler in samplers]
         kind = np.result_type(*(values.dtype for values in found if values is not None))
@@ -75,7 +75,7 @@ def joined_columns(sources: tuple[Source, ...], samplers: list[Sampler]) -> dict
             raise InputError(f"column {name!r} is not in every source, and {kind} has no value for missing; add it")
         columns[name] = []
         for source, values in zip(sources, found, strict=True):
-            missing = values is None
-            values = np.broadcast_to(np.array(np.nan, kind), len(source.dataset)) if missing else values
+            if values is None:
+                values = np.broadcast_to(np.array(np.nan, kind), len(source.dataset))
             columns[name].append(values.astype(kind, copy=False))
     return columns

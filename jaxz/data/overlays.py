@@ -3,18 +3,24 @@ object_id (docs/dataset_format.md)."""
 
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import ArrayLike
 
 from jaxz.data.index import PLACES, UNREADABLE, column_type
 from jaxz.data.manifest import NAME, Column, Manifest
 from jaxz.data.staging import place_of
 from jaxz.errors import InputError
 from jaxz.files import replace
+
+if TYPE_CHECKING:
+    from jaxz.data.dataset import Dataset
 
 
 class Overlay:
@@ -100,10 +106,10 @@ def to_parquet(ids: pa.Array, values: dict[str, pa.Array], columns: dict[str, Co
     return sink.getbuffer()
 
 
-def overlay_path(dataset, name: str, *, replace: bool = False) -> Path:
+def overlay_path(dataset: "Dataset", name: str, *, replace: bool = False) -> Path:
     """Where a new overlay of a Dataset goes. Raises InputError for a remote dataset, one without object_id, and,
     unless it is to be replaced, for a name that is taken."""
-    if dataset.remote:
+    if isinstance(dataset.path, str):
         raise InputError(f"dataset: {dataset.path!r} is remote; write the overlay where it is")
     if "object_id" not in dataset.manifest.columns:
         raise InputError(
@@ -115,7 +121,7 @@ def overlay_path(dataset, name: str, *, replace: bool = False) -> Path:
     return path
 
 
-def overlay_ids(dataset, rows: np.ndarray) -> pa.Array:
+def overlay_ids(dataset: "Dataset", rows: np.ndarray) -> pa.Array:
     """object_id of the rows [K] of a Dataset that an overlay is to name. Raises InputError where one has none, or
     shares it with another row, which the overlay would change too."""
     every = dataset.arrow(columns=["object_id"])["object_id"].combine_chunks()
@@ -134,7 +140,12 @@ def overlay_ids(dataset, rows: np.ndarray) -> pa.Array:
 
 
 def write_overlay(
-    dataset, name: str, rows: np.ndarray, values: dict, columns: dict[str, Column], provenance: dict
+    dataset: "Dataset",
+    name: str,
+    rows: np.ndarray,
+    values: Mapping[str, ArrayLike],
+    columns: dict[str, Column],
+    provenance: dict,
 ) -> Path:
     """Values [K] of `columns` for the rows [K] of a Dataset, as a new overlay; its path. Raises as overlay_path and
     overlay_ids."""

@@ -1,19 +1,23 @@
 """From stored numbers to what a model sees, on the device: mask, microjansky, dereddening, stretch, symmetries."""
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
+from numpy.typing import ArrayLike
 
 from jaxz.data import compact
 from jaxz.data.augment import Augment
-from jaxz.data.manifest import Band, Manifest
+from jaxz.data.manifest import Band, Compact, Manifest
 from jaxz.errors import InputError, suggest
 
 COMPACT = tuple(f"image_{entry}" for entry in compact.ENTRIES)
 SAME_SCALE = 0.01  # relative difference of pixel scales that is none
+Batch = Mapping[str, np.ndarray | jax.Array]  # entries [B, ...] by name, as a Stream makes them
 
 # What becomes of flux over the softening, and the slope at zero: that of the published CNNs is log or sqrt.
 STRETCHES = {
@@ -55,10 +59,10 @@ class Normalisation:
         chosen = tuple(by_name[name] for name in bands or by_name)
         check_sky(chosen)
         scale = tuple(softening * band.sky_sigma * band.ujy_per_unit for band in chosen)
-        height, width = manifest.arrays["image"].shape[1:]
-        if height != width:
-            raise InputError(f"arrays.image.shape: cutouts of {height} x {width} are not square; convert with --size")
-        return cls(chosen, scale, height, chosen[0].pixel_scale_arcsec, deredden, stretch)
+        size, width = manifest.arrays["image"].shape[1:]
+        if size is None or size != width:
+            raise InputError(f"arrays.image.shape: cutouts of {size} x {width} are not square; convert with --size")
+        return cls(chosen, scale, size, chosen[0].pixel_scale_arcsec, deredden, stretch)
 
     def to_json(self) -> dict:
         return dataclasses.asdict(self)
@@ -86,7 +90,7 @@ class Prepare:
         self,
         manifest: Manifest,
         normalisation: Normalisation,
-        augment=None,
+        augment: ConfigDict | None = None,
         views: int = 1,
         crops: tuple[int, int] = (0, 0),
     ):
@@ -135,17 +139,14 @@ class Prepare:
         columns = [name for name in ("bands_observed",) if name in manifest.columns] + ["ebv"] * self.deredden
         self.arrays, self.columns = tuple(arrays), tuple(columns)  # of the dataset: what the stream must carry
 
-    def __call__(self, batch: dict, key: jax.Array) -> dict:
+    def __call__(self, batch: Batch, key: jax.Array) -> dict:
         """image [B,C,H,W], in stored units or compact levels with their entries, becomes float32, mask [B,C,H,W] is
         true where observed, sky [B,C] is the background's sigma in the same unit; the catalog's flux_<band> and
         fluxerr_<band> are dereddened where the image is; nonfinite [B] is the share of the observed pixels that hold
         NaN or inf and are therefore masked; other entries pass. views and crops: lists of {image, mask, sky}, the first
         view being the one above. `key` moves only augmentation, which depends on (key, number of the view, epoch,
         position)."""
-        stored = jnp.asarray(batch["image"])
-        if "image_dither" in batch:
-            stored = restore(stored, *(batch[name] for name in COMPACT), self.compact.steps)
-        stored = stored[:, self.index].astype(jnp.float32)
+        stored = in_stored_units(batch, self.compact)[:, self.index].astype(jnp.float32)
         mask = jnp.broadcast_to(self.there[:, None, None], stored.shape)
         if "bands_observed" in batch:
             bits = batch["bands_observed"].astype(jnp.uint32)[:, None] >> np.array(np.maximum(self.index, 0), np.uint32)
@@ -174,13 +175,13 @@ class Prepare:
             crops = [look(self.views + n, self.crops[1]) for n in range(self.crops[0])]
         return {**rest, **views[0], "views": views, "crops": crops, "nonfinite": nonfinite}
 
-    def seen(self, flux: jax.Array, mask: jax.Array, sky: jax.Array) -> dict:
+    def seen(self, flux: jax.Array, mask: jax.Array, sky: jax.Array) -> dict[str, jax.Array]:
         """What a model sees of flux [B,C,H,W] and the sky's sigma [B,C] in units of the softening."""
         stretch, slope = STRETCHES[self.stretch]
         return {"image": stretch(flux), "mask": mask, "sky": slope * sky}
 
 
-def check_sky(bands) -> None:
+def check_sky(bands: Iterable[Band]) -> None:
     """Raises InputError for a band without noise, which losses and the stretch divide by."""
     for band in bands:
         if not band.sky_sigma > 0:
@@ -189,8 +190,19 @@ def check_sky(bands) -> None:
             )
 
 
-def restore(levels: jax.Array, seed: jax.Array, at: jax.Array, value: jax.Array, steps) -> jax.Array:
-    """Stored units, float32 [B,C,H,W], of int16 levels, dither seeds [B], exceptions [B,X] and steps [C]."""
+def in_stored_units(batch: Batch, how: Compact | None) -> jax.Array:
+    """The images [B,C,H,W] of a batch, float32 where they are compact levels. Raises InputError for levels that the
+    dataset's manifest does not say how to read."""
+    image = jnp.asarray(batch["image"])
+    if "image_dither" not in batch:
+        return image
+    if how is None:
+        raise InputError("batch: image_dither belongs to compact images, and these are stored raw; leave it out")
+    return restore(how.steps, image, *(jnp.asarray(batch[name]) for name in COMPACT))
+
+
+def restore(steps: ArrayLike, levels: jax.Array, seed: jax.Array, at: jax.Array, value: jax.Array) -> jax.Array:
+    """Stored units, float32 [B,C,H,W], of steps [C], int16 levels, dither seeds [B] and exceptions [B,X]."""
     image = compact.restore(levels, seed, steps)
     put = jax.vmap(lambda flat, at, value: flat.at[at].set(value, mode="drop"))  # unused ones lie outside
     return put(image.reshape(len(image), -1), at, value).reshape(image.shape)

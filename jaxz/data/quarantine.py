@@ -94,15 +94,15 @@ class Quarantine:
         return cls(found)
 
 
-def is_rows(rows, samples: int) -> bool:
+def is_rows(rows: object, samples: int) -> bool:
     """Whether it is "all" or a list of different row numbers of a shard, in order."""
-    if rows == "all":
-        return True
-    whole = isinstance(rows, list) and all(type(row) is int and 0 <= row < samples for row in rows)
+    if not isinstance(rows, list):
+        return rows == "all"
+    whole = all(type(row) is int and 0 <= row < samples for row in rows)
     return whole and all(a < b for a, b in zip(rows, rows[1:], strict=False))
 
 
-def seen(raw) -> dict:
+def seen(raw: object) -> dict:
     """The fields of a Damage beside its rows. Raises ValueError or TypeError for others."""
     if not isinstance(raw, dict):
         raise ValueError("must be an object")

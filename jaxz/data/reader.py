@@ -63,19 +63,21 @@ class Places:
         self.name, self.spec, self.starts, count = name, spec, starts, int(starts[-1])
         self.known = np.zeros(len(starts) - 1, bool)
         self.offset = np.zeros(count, np.int64)  # pages that are never touched take no memory
-        least, most = self.spec.stored_bounds
+        least, most = spec.stored_bounds
         self.size = np.zeros(count, np.int32) if least < most else None
-        self.exceptions = np.zeros(count, np.int32) if self.spec.compact else None
-        self.crc = np.zeros(count, np.uint32) if crc else None
+        self.exceptions = np.zeros(count if spec.compact else 0, np.int32)
+        self.crc = np.zeros(count if crc else 0, np.uint32)
+        self.with_crc = crc
 
     def sizes(self, rows: np.ndarray) -> np.ndarray:
+        """Bytes of the payloads of rows whose shards are known."""
         return np.full(len(rows), self.spec.nbytes) if self.size is None else self.size[rows]
 
     def load(self, n: int, dataset: Dataset, shard: int) -> None:
         """Those of shard number n of all, which is `shard` of a dataset. Raises DataError where a payload has a size
         that the array's shape does not have."""
         here = slice(*self.starts[n : n + 2])
-        suffixes = ("offset", "size") if self.crc is None else ("offset", "size", "crc32")
+        suffixes = ("offset", "size", "crc32") if self.with_crc else ("offset", "size")
         offset, size, *crc = dataset.places(shard, self.name, suffixes)
         least, most = self.spec.stored_bounds
         wrong = (size < least) | (size > most)
@@ -89,9 +91,9 @@ class Places:
         self.offset[here] = offset
         if self.size is not None:
             self.size[here] = size
-        if self.crc is not None:
+        if self.with_crc:
             [self.crc[here]] = crc
-        if self.exceptions is not None:
+        if self.spec.compact:
             self.exceptions[here] = dataset.exceptions(shard, self.name)
         self.known[n] = True
 
@@ -126,7 +128,7 @@ class Reader:
         self.lost: dict[int, tuple[float, str]] = {}  # tars that could not be opened: when, and why
         self.most = min(OPEN_SHARDS, raise_file_limit() // 2)
         self.background: dict[Dataset, Ahead] = {}
-        self.closing = []
+        self.closing: list[weakref.finalize] = []
 
     def ahead(self, shards: list[int]) -> None:
         """The shards that are read from now on, soonest first: these are fetched, or read into the system's memory, in
@@ -177,19 +179,23 @@ class Reader:
         [B] and its exceptions, `name`_exception_at int32 [B,X] (pixels; their number where unused) and
         `name`_exception_value float32 [B,X]. X is that of the rows `whole` (default: `rows`), those of the global
         batch where several processes read parts of it. Raises DataError for what cannot be read whole."""
-        batch, beside, later, packed = {}, {}, [], {}
-        opened, views = self._opened(rows), []
+        opened = self._opened(rows)
+        batch: dict[str, np.ndarray] = {}
+        beside: dict[str, np.ndarray] = {}
+        views: list[memoryview] = []  # of all payloads
+        later: list[tuple[str, int, np.ndarray]] = []  # to be copied into their slots of the batch
+        packed: dict[str, tuple[np.ndarray, list[memoryview], list[memoryview]]] = {}
         for name, spec in self.stored.items():
             dtype = "int16" if spec.compact else spec.dtype
             batch[name], slots = self.buffers.take((len(rows), *spec.full_shape), dtype)
             if spec.compact:
-                memory, payloads = self._room(self.places[name].size[rows])
+                memory, payloads = self._room(self.places[name].sizes(rows))
                 packed[name], slots = (memory, payloads, slots), payloads
-            if spec.variable:
+            if spec.max is not None:  # one axis varies
                 beside[f"{name}_mask"] = np.zeros((len(rows), spec.max), bool)
-                values = [self._variable(name, row) for row in rows.tolist()]
-                later += zip(itertools.repeat(name), range(len(rows)), values)
-                slots = [memoryview(value.reshape(-1).view(np.uint8)) for value in values]
+                empty = self._variable(name, rows)
+                later += zip(itertools.repeat(name), range(len(rows)), empty)
+                slots = [value.reshape(-1).view(np.uint8).data for value in empty]
             views += slots
         if views:
             self._fill(opened, rows, views)
@@ -200,8 +206,8 @@ class Reader:
             batch[name][slot] = 0
             batch[name][slot][tuple(slice(size) for size in value.shape)] = value
             beside[f"{name}_mask"][slot, : value.shape[self.stored[name].shape.index(None)]] = True
-        for name, values in self.columns.items():
-            batch[name] = values[rows]
+        for name, column in self.columns.items():
+            batch[name] = column[rows]
         return {**{name: batch[name] for name in self.specs}, **beside}
 
     def shard_numbers(self, rows: np.ndarray) -> np.ndarray:
@@ -280,8 +286,8 @@ class Reader:
     def fits(self, row: int, whole: np.ndarray) -> bool:
         """Whether a row's exceptions find room in a batch of the rows `whole`, so that it can stand in for one."""
         compact_ones = (name for name, spec in self.stored.items() if spec.compact)
-        row = np.array([row])
-        return all(self._exceptions(name, row) <= self._exceptions(name, whole) for name in compact_ones)
+        alone = np.array([row])
+        return all(self._exceptions(name, alone) <= self._exceptions(name, whole) for name in compact_ones)
 
     def _exceptions(self, name: str, rows: np.ndarray) -> int:
         """Room for the exceptions of any of the rows. Where an index cannot be read none are known: the process that
@@ -291,13 +297,15 @@ class Reader:
             for n in np.unique(self.shard_numbers(rows)).tolist():
                 with contextlib.suppress(DataError):
                     self._know(n)
-        return compact.room(int(places.exceptions[rows].max()), math.prod(places.spec.shape))
+        return compact.room(int(places.exceptions[rows].max()), math.prod(places.spec.full_shape))
 
-    def _unpack(self, name: str, rows: np.ndarray, payloads: list, slots: list, room: int) -> dict[str, np.ndarray]:
+    def _unpack(
+        self, name: str, rows: np.ndarray, payloads: list[memoryview], slots: list[memoryview], room: int
+    ) -> dict[str, np.ndarray]:
         """Decompress payloads into the slots of a batch; the entries that belong to it. Raises DataError."""
         places, shape = self.places[name], (len(rows), room)
         dither = np.empty(len(rows), np.uint32)
-        at, value = np.full(shape, math.prod(places.spec.shape), np.int32), np.zeros(shape, np.float32)
+        at, value = np.full(shape, math.prod(places.spec.full_shape), np.int32), np.zeros(shape, np.float32)
         counts = places.exceptions[rows].tolist()
         for n, (payload, slot, count) in enumerate(zip(payloads, slots, counts, strict=True)):
             try:
@@ -310,14 +318,16 @@ class Reader:
             at[n, :count], value[n, :count] = found["at"], found["value"]
         return {f"{name}_{entry}": values for entry, values in zip(compact.ENTRIES, (dither, at, value), strict=True)}
 
-    def _variable(self, name: str, row: int) -> np.ndarray:
-        """Memory for one payload of a variable array."""
-        places, spec = self.places[name], self.specs[name]
-        try:
-            return np.empty(spec.shape_of(int(places.size[row])), spec.dtype)
-        except ValueError as error:
-            where = f"{self._path(name, row)}: {name} at offset {places.offset[row]}"
-            raise DataError(f"{where}: {error}; rebuild the index") from None
+    def _variable(self, name: str, rows: np.ndarray) -> list[np.ndarray]:
+        """Memory for the payloads of a variable array."""
+        places, spec, values = self.places[name], self.specs[name], []
+        for row, size in zip(rows.tolist(), places.sizes(rows).tolist(), strict=True):
+            try:
+                values.append(np.empty(spec.shape_of(size), spec.dtype))
+            except ValueError as error:
+                where = f"{self._path(name, row)}: {name} at offset {places.offset[row]}"
+                raise DataError(f"{where}: {error}; rebuild the index") from None
+        return values
 
     def _know(self, n: int) -> None:
         """Load the places of shard n, unless they are known. Under the lock."""
@@ -353,7 +363,7 @@ class Reader:
         try:
             shard = Shard(path, persist(lambda: dataset.open_shard(number)))
         except OSError as error:
-            reason = errno.errorcode.get(error.errno, "error")
+            reason = errno.errorcode.get(error.errno or 0, "error")
             if error.errno in (errno.EMFILE, errno.ENFILE):  # nothing is wrong with the data
                 raise InputError(
                     f"{path} cannot be opened ({reason}): a batch may read as many shards as it has samples; raise "

@@ -5,6 +5,7 @@ Plain arithmetic on shifted slices, and gathers along one axis: a per-sample lax
 branches, and two-dimensional gathers would take 36 values a pixel.
 """
 
+import functools
 import math
 
 import jax
@@ -36,8 +37,8 @@ def slide(image: jax.Array, offset: jax.Array, width: int | None = None) -> tupl
     place = jnp.clip(jnp.arange(width + len(TAPS) - 1) + start, -1, size)[:, None] + 1  # [B,1,H,width+K-1]
     bordered = jnp.pad(image, ((0, 0), (0, 0), (0, 0), (1, 1)), constant_values=jnp.nan)
     taken = jnp.take_along_axis(bordered, place, axis=3, mode="promise_in_bounds")
-    moved = sum(weighted(w[:, None, :, None], taken[..., k : k + width]) for k, w in enumerate(weights))
-    return moved, power(jnp.moveaxis(weights, 0, -1)).mean(1)
+    parts = (weighted(w[:, None, :, None], taken[..., k : k + width]) for k, w in enumerate(weights))
+    return functools.reduce(jnp.add, parts), power(jnp.moveaxis(weights, 0, -1)).mean(1)
 
 
 def power(weights: jax.Array) -> jax.Array:
@@ -91,5 +92,6 @@ def blurred(image: jax.Array, kernels: jax.Array) -> jax.Array:
         rim[axis] = (reach, reach)
         mirrored = jnp.pad(image, rim, mode="symmetric")
         cut = lambda k, mirrored=mirrored, size=size, axis=axis: jax.lax.slice_in_dim(mirrored, k, k + size, axis=axis)
-        image = sum(weighted(kernels[..., k, None, None], cut(k)) for k in range(2 * reach + 1))
+        parts = (weighted(kernels[..., k, None, None], cut(k)) for k in range(2 * reach + 1))
+        image = functools.reduce(jnp.add, parts)
     return image

@@ -60,7 +60,7 @@ class Sampler:
         self.dataset = dataset
         self.seed, self.window, self.shuffle, self.ends = seed, source.window, shuffle, None
         self.windowed = dataset.remote or (shuffle and source.window > 0)  # few shards at a time: worth looking ahead
-        chosen = {source.weights, source.balance} - {None}
+        chosen = {name for name in (source.weights, source.balance) if name is not None}
         arrays, columns = dataset.arrays, dataset.manifest.columns
         for field in ("weights", "balance"):
             if (name := getattr(source, field)) and name not in columns:
@@ -143,7 +143,8 @@ class Sampler:
         """The shards, in order of need, of the windows that global positions start..stop-1 lie in, and of the window
         after them unless that begins at `end`. They are others once start reaches the second number or stop passes the
         third."""
-        shards, ends, at = {}, [], start
+        shards: dict[int, None] = {}
+        ends, at = list[int](), start
         while at < end and (len(ends) < 2 or ends[-2] < stop):
             epoch, position = divmod(at, len(self))
             window, at = self._order(epoch).window_at(epoch, position)
@@ -167,7 +168,7 @@ def rows_before(rows: np.ndarray, starts: np.ndarray) -> np.ndarray:
 
 def row_weights(source: Source, columns: dict[str, np.ndarray | pa.ChunkedArray], rows: np.ndarray) -> np.ndarray:
     """float64 [M]: how often each of the rows is wanted, relative to the others."""
-    weights = 1.0
+    weights = np.ones(len(rows))
     if source.weights:
         if not isinstance(columns[source.weights], np.ndarray):
             raise InputError(f"weights: column {source.weights!r} holds text; name a column of numbers")
@@ -182,8 +183,7 @@ def row_weights(source: Source, columns: dict[str, np.ndarray | pa.ChunkedArray]
 
 def balancing(source: Source, column: np.ndarray | pa.ChunkedArray, rows: np.ndarray) -> np.ndarray:
     """float64 [M]: one over the number of rows of the same class or bin."""
-    text = not isinstance(column, np.ndarray)
-    if text:  # as numbers: many millions of Python strings would fill the memory
+    if text := not isinstance(column, np.ndarray):  # as numbers: many millions of strings would fill the memory
         column = column.dictionary_encode().combine_chunks().indices.fill_null(-1).to_numpy()
     values = column[rows]
     if missing := np.count_nonzero(values == -1 if text else np.isnan(values)):

@@ -17,14 +17,14 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
 
 from jaxz.data import transport
-from jaxz.data.cache import GIB, PATIENCE, Cache, always, nothing
+from jaxz.data.cache import GIB, PATIENCE, Cache, Going, Spared, always, nothing
 from jaxz.data.index import index_problem, index_types
 from jaxz.data.manifest import NAME, Manifest, Shard
 from jaxz.data.quarantine import Damage, Quarantine
@@ -108,7 +108,9 @@ class Remote:
         self.folder = cache.root / hashlib.sha256(self.path.encode()).hexdigest()[:16]
         self.failed: dict[Path, tuple[float, str]] = {}
         self.damages: Mapping[str, Damage] = {}
-        self.lock, self.began, self.fetched = threading.Lock(), None, 0  # bytes since it began
+        self.lock, self.fetched = threading.Lock(), 0  # bytes since it began
+        self.began: float | None = None
+        self.told = 0.0  # when
         for name in ("index", "shards"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         put(self.folder / "url", self.path.encode())
@@ -225,7 +227,11 @@ class Remote:
         return now.getvalue()
 
     def _fetch_shard(
-        self, shard: Shard, going: Callable = always, spared: Callable = nothing, patience: float = PATIENCE
+        self,
+        shard: Shard,
+        going: Going = always,
+        spared: Spared = nothing,
+        patience: float = PATIENCE,
     ) -> None:
         path, relative, stored = self.shard_path(shard), f"shards/{shard.name}.tar", self._stored(shard)
 
@@ -250,18 +256,12 @@ class Remote:
             )
 
         try:
-            self._cached(path, stored.bytes, fill, problem, going, spared, patience)
+            with writing(path):
+                self.cache.fetch(path, stored.bytes, fill, problem, going, spared, patience)
         except DataError as error:
             if not self._failure(path):
                 self.failed[path] = time.monotonic(), str(error)
             raise
-
-    def _cached(self, path: Path, *how) -> None:
-        """Cache.fetch. Raises nothing but DataError."""
-        try:
-            self.cache.fetch(path, *how)
-        except OSError as error:
-            raise DataError(f"{path} cannot be written ({error}); free some disk or set data.cache_gib") from None
 
     def _failure(self, path: Path) -> str:
         """Why a shard could not be had just now; "" where it may be tried."""
@@ -275,9 +275,11 @@ class Remote:
             wrong = index_problem(part, shard, types)
             return wrong and f"{self.address(relative)} {wrong}; upload the dataset again"
 
-        self._cached(self.index_path(shard), None, lambda f: self._fill(f, relative, None, always), problem)
+        path = self.index_path(shard)
+        with writing(path):
+            self.cache.fetch(path, None, lambda file: self._fill(file, relative, None, always), problem)
 
-    def _fill(self, file: BinaryIO, relative: str, size: int | None, going: Callable) -> bool:
+    def _fill(self, file: BinaryIO, relative: str, size: int | None, going: Going) -> bool:
         try:
             return transport.fetch(self.read, relative, file, size, going, most=INDEX_MOST if size is None else None)
         except transport.Broken as error:
@@ -301,6 +303,15 @@ class Remote:
             if now - self.told >= REPORT_EVERY:
                 self.told, rate = now, self.fetched / (now - self.began)
                 log.info("%s: %.3g GiB staged, %.3g MB/s", self.path, self.fetched / GIB, rate / 1e6)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raises DataError where a file of the cache cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path} cannot be written ({error}); free some disk or set data.cache_gib") from None
 
 
 def place_of(kind: str, name: str) -> str:
@@ -329,7 +340,8 @@ class Ahead:
     """Stages, in the background, the shards that are wanted next. Its threads end with the process, or by `close`."""
 
     def __init__(self, store: Folder | Remote):
-        self.store, self.wanted = store, set()
+        self.store = store
+        self.wanted: set[Path] = set()
         self.waiting: queue.SimpleQueue[Shard | None] = queue.SimpleQueue()
         for _ in range(store.threads):
             threading.Thread(target=self._work, name="jaxz-stage", daemon=True).start()

@@ -7,7 +7,7 @@ import math
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -20,20 +20,13 @@ from jaxz.data.sampling import Sampler, Source
 from jaxz.errors import InputError
 
 log = logging.getLogger("jaxz")
+T = TypeVar("T")
 STATE_VERSION = 1
 MISFITS = 100  # rows with too many exceptions for their batch, before one of them is tried
 LIMIT = 1e-3  # replaced samples in an epoch's worth, before it is no accident
 CHECKS, ON_ERROR = ("size", "crc"), ("raise", "replace")
 AHEAD = 2  # batches read ahead beside those being read
-SETTINGS = (
-    "name",
-    "where",
-    "window",
-    "weights",
-    "balance",
-    "seed",
-    "shuffle",
-)  # beside rows and columns
+SETTINGS = ("name", "where", "window", "weights", "balance", "seed", "shuffle")  # beside rows and columns
 
 
 class Cursor(NamedTuple):
@@ -98,11 +91,12 @@ class Stream:
         datasets = list(dict.fromkeys(source.dataset for source in self.sources))
         self.reader = Reader(datasets, arrays, check, coalesce)
         self.first_rows = np.array([self.reader.first_row(source.dataset) for source in self.sources])
-        self.on_error, self.replaced, self.complained, self.lock = on_error, 0, set(), threading.Lock()
+        self.on_error, self.replaced, self.lock = on_error, 0, threading.Lock()
+        self.complained: set[int] = set()  # shards
         self.slots, self.threads = np.arange(batch_size)[local], threads
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="jaxz-read")
         self.now = self.planned = Cursor(0, (0,) * len(self.sources))  # batches handed out, batches being read
-        self.pending: collections.deque[tuple[Future, Cursor]] = collections.deque()
+        self.pending: collections.deque[tuple[Future[dict[str, np.ndarray]], Cursor]] = collections.deque()
         for sampler in self.samplers:
             sampler.check_cache((threads + AHEAD) * batch_size)
         self.coming = [Coming()] * len(self.sources)
@@ -207,7 +201,7 @@ class Stream:
     def __enter__(self) -> "Stream":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -215,7 +209,7 @@ class Stream:
         self.pool.shutdown(cancel_futures=True)
         self.reader.close()
 
-    def _drain(self):
+    def _drain(self) -> None:
         for future, _ in self.pending:
             future.cancel()
         self.pending.clear()
@@ -223,7 +217,7 @@ class Stream:
 
     def _stage(self, step: int) -> int:
         """The stage of a step."""
-        ends = itertools.accumulate(stage.steps for stage in self.stages[:-1])
+        ends = itertools.accumulate(stage.steps or 0 for stage in self.stages[:-1])  # the last alone has no number
         return sum(end <= step for end in ends)
 
     def _look_ahead(self) -> None:
@@ -270,7 +264,7 @@ class Stream:
             batch["valid"] = cursor.positions[0] + self.slots < self.epochs * len(self)
         return batch
 
-    def _read_around(self, error: DataError, draw: "Draw", whole: np.ndarray) -> dict:
+    def _read_around(self, error: DataError, draw: "Draw", whole: np.ndarray) -> dict[str, np.ndarray]:
         """Read the drawn rows; in place of those that cannot be read others, which `draw.rows` then says."""
         for slot in range(len(draw.rows)):
             others = self._stand_ins(draw, slot, whole)
@@ -349,10 +343,11 @@ def told_of(name: str, before: dict, after: dict) -> str:
     return "its values changed" if name in before else "was not read"
 
 
-def as_tuple(items, kind: type, name: str) -> tuple:
+def as_tuple(items: object, kind: type[T], name: str) -> tuple[T, ...]:
     """Raises InputError for items of another kind."""
-    found = tuple(items) if isinstance(items, Iterable) else (items,)
-    if not all(isinstance(item, kind) for item in found):
+    given = tuple(items) if isinstance(items, Iterable) else (items,)
+    found = tuple(item for item in given if isinstance(item, kind))
+    if len(found) < len(given):
         raise InputError(f"{name}: {items!r:.80} must be jaxz.{kind.__name__} objects")
     return found
 

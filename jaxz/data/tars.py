@@ -4,6 +4,8 @@ import contextlib
 import os
 import resource
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 from jaxz.errors import DataError
 from jaxz.files import PAUSE, TRIES
@@ -14,10 +16,10 @@ OPEN_SHARDS = 4096  # at most, and half of the files that the process may have o
 class Shard:
     """An open tar; closed when the last reader lets go of it."""
 
-    def __init__(self, path, fd: int):
+    def __init__(self, path: Path, fd: int):
         self.fd, self.path, self.size = fd, path, os.fstat(fd).st_size
 
-    def __del__(self, close=os.close):  # bound here: at exit, globals may be gone first
+    def __del__(self, close: Callable[[int], None] = os.close):  # bound here: at exit, globals may be gone first
         if hasattr(self, "fd"):
             close(self.fd)
 
@@ -38,7 +40,7 @@ def read_whole(shard: Shard, parts: list[memoryview], start: int, size: int) -> 
         try:
             got, reason = os.preadv(shard.fd, parts, start + done), "the file ends there"
         except OSError as error:
-            got, reason = 0, error.strerror
+            got, reason = 0, error.strerror or str(error)
         done += got
         if done < size:
             parts = skip(parts, got)

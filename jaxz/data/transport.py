@@ -43,11 +43,11 @@ class Missing(Gone):
     """There is no such file."""
 
 
-def is_remote(path: str | os.PathLike) -> bool:
+def is_remote(path: str | os.PathLike[str]) -> bool:
     return bool(re.match(r"pipe:|(?!file:)[a-z][a-z0-9+.-]*://", str(path)))
 
 
-def place(path: str | os.PathLike) -> str:
+def place(path: str | os.PathLike[str]) -> str:
     """Where a dataset is, however its directory or URL is written."""
     text = str(path)
     if is_remote(text):
@@ -161,10 +161,11 @@ def command_reader(command: str) -> Read:
                 stderr=said,
                 start_new_session=True,
             )
+            output, skip = process.stdout, start
+            assert output is not None  # a PIPE
             try:
-                skip = start
-                while select.select([process.stdout], [], [], TIMEOUT)[0]:
-                    if not (chunk := process.stdout.read(CHUNK)):
+                while select.select([output], [], [], TIMEOUT)[0]:
+                    if not (chunk := output.read(CHUNK)):
                         break
                     yield chunk[skip:]
                     skip = max(0, skip - len(chunk))
@@ -180,7 +181,7 @@ def command_reader(command: str) -> Read:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
-                process.stdout.close()
+                output.close()
 
     return read
 

@@ -7,6 +7,7 @@ missing, `z <= 1` is not, and `isnull(z)` asks for it.
 import ast
 import functools
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +33,10 @@ BINARY = {
 FUNCTIONS = {"abs": pc.abs, "isfinite": pc.is_finite, "isnull": lambda x: pc.is_null(x, nan_is_null=True)}
 
 
-def known(*sides):
+Values: TypeAlias = pa.ChunkedArray | pa.Array | pa.Scalar  # a column, what is made of it, or a constant
+
+
+def known(*sides: Values) -> Values:
     """Where none of the sides is missing."""
     return functools.reduce(pc.and_, (pc.invert(FUNCTIONS["isnull"](side)) for side in sides))
 
@@ -55,19 +59,24 @@ def training_filter(*conditions: str) -> str | None:
     or that reads the truth of a simulation.
     """
     trees = [parse(condition) for condition in conditions if condition]
+    return observed_only(trees) if trees else None
+
+
+def observed_only(trees: list[ast.expr]) -> str:
+    """All conditions at once as one filter. Raises InputError for one that reads the truth of a simulation."""
     for tree in trees:
         if truth := [name for name in names_in(tree) if name.startswith("true_")]:
             raise InputError(
                 f"where: {ast.unparse(tree)!r} reads {truth[0]!r}, the truth of a simulation, which never reaches "
                 "training; filter by what is observed"
             )
-    return ast.unparse(trees[0] if len(trees) == 1 else ast.BoolOp(ast.And(), trees)) if trees else None
+    return ast.unparse(trees[0] if len(trees) == 1 else ast.BoolOp(ast.And(), trees))
 
 
 def option_filter(option: str, *conditions: str) -> str:
     """`training_filter` of what an option of a command line chooses, which its sentences name; none may be empty."""
     try:
-        return training_filter(*(ast.unparse(parse(condition)) for condition in conditions))
+        return observed_only([parse(condition) for condition in conditions])
     except InputError as error:
         raise InputError(f"{option}: {str(error).removeprefix('where: ')}") from None
 
@@ -117,7 +126,8 @@ def is_list(node: ast.expr) -> bool:
         return False
 
 
-def visit(node: ast.expr, column, where: str):
+def visit(node: ast.expr, column: Callable[[str], pa.ChunkedArray], where: str) -> Values:
+    """The values of an expression."""
     go = lambda child: visit(child, column, where)
     match node:
         case ast.BoolOp(op=op, values=values):
@@ -134,15 +144,15 @@ def visit(node: ast.expr, column, where: str):
             return BINARY[type(op)](go(left), go(right))
         case ast.Compare(left=left, ops=ops, comparators=comparators):
             result = None
-            for op, right in zip(ops, comparators, strict=True):
-                if isinstance(op, ast.In | ast.NotIn) and is_list(right):
+            for compare, right in zip(ops, comparators, strict=True):
+                if isinstance(compare, ast.In | ast.NotIn) and is_list(right):
                     side = go(left)
                     value = pc.is_in(side, value_set=pa.array(ast.literal_eval(right)))
-                    value = pc.and_(pc.invert(value), known(side)) if isinstance(op, ast.NotIn) else value
-                elif type(op) in COMPARE:
+                    value = pc.and_(pc.invert(value), known(side)) if isinstance(compare, ast.NotIn) else value
+                elif type(compare) in COMPARE:
                     sides = go(left), go(right)
-                    value = COMPARE[type(op)](*sides)
-                    value = pc.and_kleene(value, known(*sides)) if isinstance(op, ast.NotEq) else value
+                    value = COMPARE[type(compare)](*sides)
+                    value = pc.and_kleene(value, known(*sides)) if isinstance(compare, ast.NotEq) else value
                 else:
                     break
                 result = value if result is None else pc.and_kleene(result, value)

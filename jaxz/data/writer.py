@@ -8,7 +8,7 @@ import json
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,6 +27,7 @@ from jaxz.files import read_json, replace, replacing
 # Of images, with the dtype that the writer is given: float16 would round bright pixels by more than compact does.
 ENCODINGS = {"raw": "float16", "compact": "float32"}
 DIGEST = re.compile("'[0-9a-f]{64}'")  # which tells people nothing
+Stored = np.ndarray | Sequence[np.ndarray | bytes]  # one array of some samples: values, or payloads of a compact one
 STEP_SIGMA = 0.125  # of a compact image: the noise grows by 0.065 % (a variance of step^2 / 12)
 
 
@@ -84,8 +85,8 @@ class DatasetWriter:
         self,
         n: int,
         keys: Sequence[str],
-        arrays: dict[str, np.ndarray | Sequence[np.ndarray]],
-        columns: dict[str, np.ndarray | Sequence],
+        arrays: Mapping[str, Stored],
+        columns: Mapping[str, np.ndarray | Sequence],
     ) -> None:
         """Write shard `n`: arrays[name][i] has the manifest's shape and dtype, or is the payload (bytes) of a compact
         array; columns[name][i] is a scalar.
@@ -105,20 +106,22 @@ class DatasetWriter:
 
         table = {"key": pa.array(keys, pa.string())}
         for array in (a for a, spec in specs.items() if spec.encoding == "index"):
-            values = np.ascontiguousarray(arrays[array], specs[array].dtype).reshape(len(keys), -1)
-            table[array] = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+            flat = np.ascontiguousarray(arrays[array], specs[array].dtype).reshape(len(keys), -1)
+            table[array] = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
         for column, spec in self.manifest.columns.items():
             table[column] = pa.array(columns[column], column_type(spec))
         lists = {c: table[c].to_pylist() for c in self.manifest.columns}
         scalars = [{c: values[i] for c, values in lists.items()} for i in range(len(keys))]
 
         stored = sorted(a for a, spec in specs.items() if spec.in_tar)
-        where = {a: tuple([] for _ in place_types(specs[a])) for a in stored}
+        where: dict[str, tuple[list[int], ...]] = {a: tuple([] for _ in place_types(specs[a])) for a in stored}
         with replacing(self._tar(n), durable=False) as file:
             tar = Tar(file)
             for i, key in enumerate(keys):
-                members = {f"{a}.{specs[a].suffix}": (a, *encode(arrays[a][i], specs[a], key, a)) for a in stored}
-                members["meta.json"] = (None, b"", meta_json(scalars[i]))
+                members: dict[str, tuple[str | None, bytes, bytes | memoryview]] = {
+                    f"{a}.{specs[a].suffix}": (a, *encode(arrays[a][i], specs[a], key, a)) for a in stored
+                }
+                members["meta.json"] = None, b"", meta_json(scalars[i])
                 for member, (a, header, payload) in sorted(members.items()):  # the order of webdataset
                     start = tar.add(f"{key}.{member}", header, payload)
                     if a is not None:
@@ -215,7 +218,7 @@ class LayerWriter:
         bands: Sequence[Band] = (),
         provenance: dict | None = None,
     ):
-        if dataset.remote:
+        if isinstance(dataset.path, str):
             raise InputError(f"dataset: {dataset.path!r} is remote; write the layer where it is")
         if gone := [shard.name for shard in dataset.manifest.shards if dataset.quarantine.whole(shard.name)]:
             raise InputError(f"dataset: shard {gone[0]} is quarantined as a whole; restore it first")
@@ -231,7 +234,7 @@ class LayerWriter:
     def complete(self) -> bool:
         return self.writer.complete
 
-    def write_shard(self, n: int, arrays: dict[str, np.ndarray | Sequence[np.ndarray | bytes]]) -> None:
+    def write_shard(self, n: int, arrays: Mapping[str, Stored]) -> None:
         """As DatasetWriter.write_shard, for the rows of the dataset's shard `n`."""
         keys = self.dataset.shard_table(n, ("key",))["key"].to_pylist()
         if wrong := [name for name, values in arrays.items() if len(values) != len(keys)]:
@@ -287,7 +290,8 @@ def repeated_keys(
 
     Only keys whose hashes are equal are asked for and held: all keys of a survey would take gigabytes."""
     ordered = np.sort(np.concatenate([np.empty(0, np.int64), *hashes]))
-    suspects, seen = ordered[1:][ordered[1:] == ordered[:-1]], {}
+    suspects = ordered[1:][ordered[1:] == ordered[:-1]]
+    seen: dict[str, int] = {}  # and the shard of each
     for n, values in enumerate(hashes):
         rows = np.flatnonzero(np.isin(values, suspects)) if len(suspects) else ()
         names = keys(n) if len(rows) else []
@@ -301,8 +305,10 @@ def encode(value: np.ndarray | bytes, spec: Array, key: str, array: str) -> tupl
     """Header and payload of the member of the tar that holds one array of the sample `key`, checked against its
     specification."""
     name = f"{key}.{array}"
-    if spec.compact and isinstance(value, bytes):
-        compact.unpack(value, np.empty(spec.shape, np.int16))
+    if isinstance(value, bytes):
+        if not spec.compact:
+            raise ValueError(f"{name} is bytes, the manifest says {spec.dtype}")
+        compact.unpack(value, np.empty(spec.full_shape, np.int16))
         return b"", value
     if value.dtype != np.dtype(spec.dtype):
         raise ValueError(f"{name} is {value.dtype}, the manifest says {spec.dtype}")

@@ -14,7 +14,9 @@ from benchmarks.shift import __main__ as shift
 from benchmarks.shift import costs, recipes, runs, validation
 from benchmarks.shift.arms import SIZES, TEMPLATES, Arm, Size, corrected, weighted
 from benchmarks.shift.labels import SUFFIX, Protocol
+from benchmarks.shift.trainings import here as here_alone
 from data_tools.simulate import make_manifest
+from data_tools.simulator.population import Z_EDGES
 from jaxz.config import parse, resolved
 from jaxz.data.dataset import open_dataset
 from jaxz.data.staging import place_of
@@ -52,6 +54,12 @@ def here(monkeypatch):
     return called
 
 
+def train(scratch, protocol, arm, seed):
+    """The run of an arm, on this machine."""
+    for _ in runs.run(scratch, protocol, arm, seed, scratch, here_alone):
+        pass
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_every_row_of_the_table_makes_a_config(size, tmp_path):
     arms = SIZES[size]().arms
@@ -65,6 +73,18 @@ def test_every_row_of_the_table_makes_a_config(size, tmp_path):
         assert "_lr" not in arm.name  # which tells a learning rate in Arm.run
         if arm.config:
             validate(parse(runs.training_arguments(tmp_path, Protocol(tmp_path), arm, 0, tmp_path)))
+
+
+@pytest.mark.parametrize(("z_max", "bins"), [(4.6, 230), (3.5, 175), (3.0, 150), (1.5, 150)])
+def test_redshift_bins_are_fine_and_reach_the_end(z_max, bins, tmp_path):
+    for arm in SIZES["full"]().arms:
+        if arm.config and arm.scored:
+            head = parse(runs.training_arguments(tmp_path, Protocol(tmp_path, z_max=z_max), arm, 0, tmp_path))[arm.head]
+            assert (head.z_max, head.bins) == (z_max, bins)
+
+
+def test_galaxies_of_the_simulated_sky_end_before_p_of_z(tmp_path):
+    assert Z_EDGES[-1] < Protocol(tmp_path).z_max
 
 
 def test_an_arm_without_its_weights_is_not_run(tmp_path):
@@ -90,7 +110,7 @@ def test_a_corrected_arm_is_made_of_the_run_that_it_names(tmp_path, monkeypatch)
     path, _ = sky(tmp_path / "sky")
     first = Arm("direct", "demo_direct", rate=0.5)
     [arm] = corrected(first, "pit")
-    runs.run(tmp_path, Protocol(path, "mag_ref < 21"), arm._replace(start=first.run), 3, tmp_path)
+    train(tmp_path, Protocol(path, "mag_ref < 21"), arm._replace(start=first.run), 3)
     place = ["--workdir", f"{tmp_path}/runs/direct_lr0.5_3", "--dataset", f"{tmp_path}/sky"]
     place += ["--out", f"{tmp_path}/runs/direct+pit_of_direct_lr0.5_3"]
     held = "split == 'val' and z_kind == 'spec' and (mag_ref < 21)"
@@ -238,7 +258,7 @@ def test_hidden_validation_labels_change_nothing(tmp_path, here, monkeypatch):
         path, columns = sky(tmp_path / name / "sky", truth=False, objects=1200, val=3, change=change)
         protocol = Protocol(path, "mag_ref < 21")
         for one in arms:
-            runs.run(tmp_path / name, protocol, one, 0, tmp_path)
+            train(tmp_path / name, protocol, one, 0)
         runs.write_overlays(protocol, weighted(arm), 0)
         dataset = open_dataset(str(path), overlays=runs.overlay_names(protocol, weighted(arm), 0))
         pdfs = [read_qp(tmp_path / name / "runs" / f"{one.name}_0" / "pdf.hdf5")[0].probability for one in arms]
@@ -253,12 +273,15 @@ def test_hidden_validation_labels_change_nothing(tmp_path, here, monkeypatch):
 
 def test_the_first_seed_chooses_learning_rates(monkeypatch):
     ran, least = [], {"a_lr2_0": 1.0, "b_of_a_lr2_0": 1.5}
-    run = lambda scratch, protocol, arm, seed, pretrained: ran.append((arm.run, arm.start))
-    monkeypatch.setattr(validation, "run", run)
+
+    def work(arm, seed):
+        ran.append((arm.run, arm.start))
+        yield from ()
+
     monkeypatch.setattr(validation, "curve", lambda path, *_: {9: least.get(path.name, 2.0), 8: 0.0})
     pre, knn = Arm("pre", "demo_direct", scored=False), Arm("knn")
     arms = [pre, Arm("a", "demo_direct", start="pre"), Arm("b", "demo_direct", start="a"), knn]
-    tuned = lambda rates: zip(*validation.tuned(Path("s"), Protocol(Path("d")), arms, rates, 0, Path("w")), strict=True)
+    tuned = lambda rates: zip(*validation.tuned(Path("s"), Protocol(Path("d")), arms, rates, 0, work, 1), strict=True)
     chosen, losses = tuned((0.5, 1.0, 2.0))
     assert ran[:4] == [("pre", ""), ("a_lr0.5", "pre"), ("a", "pre"), ("a_lr2", "pre")]
     of = "_of_a_lr2"  # of the chosen one: those of another are not taken for them
@@ -281,15 +304,15 @@ def test_a_run_that_fails_leaves_the_page_of_what_is_done(tmp_path, monkeypatch)
     path, _ = sky(tmp_path / "sky")
     written, failing = [], ("b", 0)
 
-    def run(scratch, protocol, arm, seed, pretrained):
+    def run(scratch, protocol, arm, seed, pretrained, train):
         if (arm.name, seed) == failing:
             raise InputError("it failed")
+        yield from ()
 
     def write(scratch, protocol, arms, seeds, losses, absent):
         written.append(([arm.name for arm in arms], seeds, [*absent]))
 
     monkeypatch.setattr(shift, "run", run)
-    monkeypatch.setattr(validation, "run", run)
     monkeypatch.setattr(shift, "write", write)
     arms = [Arm("a"), Arm("b"), Arm("c")]
     compare = lambda: shift.compare(tmp_path, Protocol(path), arms, (1.0,), [0, 1, 2], tmp_path)
@@ -351,5 +374,5 @@ def test_flops_against_a_count_by_hand():
     """Of the perceptron on 10 bands: a product and two of its gradients a layer, one of the first, whose input learns
     nothing."""
     [found] = costs.all_flops([resolved(config_of(Arm("a", "baseline_photometry", ("train.members=1",))))], SKY)
-    products = 2 * 41 * 128 + 3 * (128 * 128 + 128 * 128 + 128 * 150)
+    products = 2 * 41 * 128 + 3 * (128 * 128 + 128 * 128 + 128 * 230)
     assert found == 1500 * 256 * 2 * products

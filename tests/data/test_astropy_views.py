@@ -15,7 +15,7 @@ from astropy.wcs import WCS
 import jaxz
 from data_tools import convert
 from jaxz.data.astropy_views import cutout_wcs
-from jaxz.data.manifest import Array, Column, Manifest
+from jaxz.data.manifest import Array, Band, Column, Manifest
 from jaxz.data.writer import DatasetWriter
 from jaxz.errors import InputError
 from tests.data_tools.survey_files import arguments, write_survey
@@ -156,6 +156,21 @@ def test_there_is_no_wcs_where_the_neighbours_do_not_tell_it():
     assert not known(line)
     noisy = {**places, "x": places["x"] + np.random.default_rng(0).normal(0, 1, 500)}
     assert not known(noisy)
+
+
+@pytest.mark.parametrize("shape, most", [((1, *SHAPE), None), ((1, SHAPE[0], None), SHAPE[1])])
+def test_images_of_many_sizes_have_no_wcs(tmp_path, shape, most):
+    bands = (Band("r", 620, 100, 27, 0.2, 2.3, 1, 0.8),)
+    images, columns = (
+        Array("image", "float32", shape, max=most),
+        dict.fromkeys(("x", "y", "ra", "dec"), Column("float64")),
+    )
+    writer = DatasetWriter(tmp_path / "d", Manifest({"image": images}, bands, columns), {})
+    stamps = np.zeros((50, 1, *SHAPE), np.float32)
+    writer.write_shard(0, [f"k{n}" for n in range(50)], {"image": stamps}, places_on(tile(), 50))
+    writer.finish(1, {})
+    sample = jaxz.open_dataset(tmp_path / "d").cutout(0)
+    assert sample["image"].shape == (1, *SHAPE) and ("wcs" in sample) == (most is None)
 
 
 def test_neighbours_are_those_of_the_same_tile():

@@ -301,7 +301,7 @@ def test_batches_through_stream_and_prepare_are_the_decoded_cutouts(dataset):
         batch = next(stream)
         assert [batch[name].dtype.name for name in entries] == ["int16", "uint32", "int32", "float32"]
         cutouts = np.stack([dataset.cutout(int(row))["image"] for row in batch["row"]])
-        stored = jax.jit(lambda *a: restore(*a, steps))(*(batch[name] for name in entries))
+        stored = jax.jit(lambda *a: restore(steps, *a))(*(batch[name] for name in entries))
         np.testing.assert_array_equal(stored, cutouts)
         ours = jax.jit(prepare)(batch, jax.random.key(0))
         theirs = jax.jit(prepare)({"image": cutouts, "bands_observed": batch["bands_observed"]}, jax.random.key(0))

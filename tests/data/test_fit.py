@@ -158,3 +158,9 @@ def test_of_two_columns_for_one_band_that_of_the_map_is_read():
 def test_what_does_not_fit_is_refused(bands, named, message):
     with pytest.raises(InputError, match=message):
         Fit(survey(16, *bands), MODEL, named)
+
+
+def test_images_of_many_sizes_are_refused():
+    images = {"image": Array("image", "float32", (1, None, 16), max=16)}
+    with pytest.raises(InputError, match=r"arrays.image: the dataset has no image \[C,H,W\] of one size"):
+        Fit(dataclasses.replace(survey(16, band("g", 480)), arrays=images), MODEL)

@@ -190,6 +190,13 @@ def test_what_does_not_fit_is_refused(manifest):
         Prepare(dataclasses.replace(manifest, bands=quiet), normalisation)
 
 
+def test_levels_of_images_that_are_stored_raw_are_refused(manifest):
+    prepare = Prepare(manifest, Normalisation.create(manifest, (), 3.0, False))
+    batch = batch_of(np.random.default_rng(0)) | {"image_dither": np.zeros(5, np.uint32)}
+    with pytest.raises(InputError, match="image_dither belongs to compact images"):
+        prepare(batch, KEY)
+
+
 def test_json_round_trip(manifest):
     normalisation = Normalisation.create(manifest, ("r",), 2.0, True)
     assert Normalisation.from_json(normalisation.to_json()) == normalisation

@@ -40,6 +40,13 @@ def test_the_longest_names_fit_into_the_header_of_a_tar(tmp_path):
         write(writer, 1, ["a" * 64])
 
 
+def test_a_payload_of_an_array_that_is_not_compact_is_refused(tmp_path):
+    writer = make(tmp_path / "d")
+    with pytest.raises(ValueError, match=f"a.{LONGEST} is bytes, the manifest says int16"):
+        writer.write_shard(0, ["a"], {LONGEST: [bytes(10)]}, {"z": np.zeros(1)})
+    assert not writer.done(0)
+
+
 @pytest.mark.parametrize("encoding", ["raw", "compact"])
 @pytest.mark.parametrize("samples", [1, 7, 20])
 def test_a_tar_is_what_webdataset_writes_byte_for_byte(tmp_path, encoding, samples):

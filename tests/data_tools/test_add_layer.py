@@ -211,6 +211,8 @@ def test_a_layer_of_a_base_that_was_rewritten_is_refused(base, tmp_path):
         (["strange.npz", "extra", "--missing", "mask"], "lacks 96 of 96 objects"),
         (["nan.npz", "extra"], r"blob0000\d\d.embedding holds NaN or inf"),
         (["pickled.npz", "extra"], "cannot be read as NumPy arrays"),
+        (["single.npz", "extra"], "it holds a memmap, not a NpzFile"),
+        (["many.npy", "extra", "--ids", "ids.npy"], "it holds a NpzFile, not a ndarray"),
         (["alone.npy", "extra"], "ids: goes with a .npy file"),
         (["ragged.parquet", "extra"], "must hold lists of numbers of one length"),
         (["nothing", "extra"], "has no readable dataset.json"),
@@ -226,6 +228,9 @@ def test_what_cannot_be_a_layer_is_refused(base, tmp_path, rest, message):
     np.savez(tmp_path / "nan.npz", object_id=ids, embedding=np.full((96, 2), np.nan))
     np.savez(tmp_path / "pickled.npz", object_id=ids, embedding=np.full((96, 2), {}))
     pq.write_table(pa.table({"object_id": [1, 2], "embedding": [[1.0], [1.0, 2.0]]}), tmp_path / "ragged.parquet")
+    shutil.copy(tmp_path / "alone.npy", tmp_path / "single.npz")
+    shutil.copy(tmp_path / "by_id.npz", tmp_path / "many.npy")
+    rest = [str(tmp_path / word) if word == "ids.npy" else word for word in rest]
     with pytest.raises(InputError, match=message):
         add(base, tmp_path / rest[0], *rest[1:])
     assert not list(base.glob("layers/*/dataset.json"))

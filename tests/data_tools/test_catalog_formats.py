@@ -250,4 +250,4 @@ def test_two_million_rows_take_the_memory_of_a_chunk(tmp_path, monkeypatch):
     number = sum(len(chunk["object_id"]) for chunk in catalog.chunks(50_000))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert number == rows and len(catalog.matched.rows) == 600 and peak < 24e6, peak
+    assert number == rows and len(catalog.compilation.matched.rows) == 600 and peak < 24e6, peak

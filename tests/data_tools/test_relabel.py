@@ -318,12 +318,13 @@ def test_an_overlay_in_another_unit_is_refused(survey):
         open_dataset(survey, overlays=["a"])
 
 
-def test_folds_of_a_tile_without_sky_positions_are_cells_of_pixels(tmp_path, capsys):
+@pytest.mark.parametrize("images", [Array("image", "f2", (1, 4, 4)), Array("image", "f2", (1, None, 4), max=4)])
+def test_folds_of_a_tile_without_sky_positions_are_cells_of_pixels(tmp_path, capsys, images):
     """And without either there are none."""
     draw = np.random.default_rng(5)
     x, y = draw.uniform(0, 4000, (2, COUNT))
     names = {"object_id": Column("string"), "x": Column("float64"), "y": Column("float64")}
-    manifest = Manifest({"image": Array("image", "float16", (1, 4, 4))}, (), names)
+    manifest = Manifest({"image": images}, (), names)
     for folder, splits in (("tile", {"cell_px": 300}), ("nothing", {})):
         writer = DatasetWriter(tmp_path / folder, manifest, {})
         values = {"object_id": [f"o{i}" for i in range(COUNT)], "x": x, "y": y}

@@ -29,7 +29,7 @@ def golden() -> dict[str, str]:
     )
     made["chain"] = train_script(request("jean_zay_h100", *usual, "--chain", "3"), 1000)
     prepared = request("jean_zay_h100", *usual, *DATA)
-    made["stage"], made["convert"] = stage_script(prepared), convert_script(prepared, merge=False)
+    made["stage"], made["convert"] = stage_script(prepared, *prepared.stage), convert_script(prepared, merge=False)
     return {**made, "merge": convert_script(prepared, merge=True)}
 
 

@@ -52,6 +52,12 @@ def test_one_command_submits_what_comes_before_too(asked, tmp_path, capsys):
     assert (tmp_path / "run/slurm/train.sh").read_text().startswith("#!/bin/bash\n")
 
 
+def test_options_of_the_training_itself_reach_the_script(asked, tmp_path):
+    slurm.main(["submit", *USUAL, *TRAIN, f"--workdir={tmp_path}/run", "--allow_config_change"])
+    script = (tmp_path / "run/slurm/train.sh").read_text()
+    assert "--config.data.path=d --allow_config_change --workdir=" in script
+
+
 def test_a_chain_is_of_singletons(asked, tmp_path):
     slurm.main(["submit", *USUAL, "--chain", "3", *TRAIN, f"--workdir={tmp_path}/run"])
     assert dependency(asked) == [["--dependency=singleton", "--kill-on-invalid-dep=yes", "run"]] * 3
