@@ -14,7 +14,8 @@ import numpy as np
 from jaxz.errors import InputError, suggest
 from jaxz.models.functional import Params
 from jaxz.models.resize import resize
-from jaxz.models.tower import Image, Pair
+from jaxz.models.tower import Image
+from jaxz.models.two_towers import Pair
 from jaxz.pretrained.family import Model
 
 RGB = "RGB"

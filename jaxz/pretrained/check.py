@@ -13,7 +13,8 @@ from flax import nnx
 from jaxz.errors import InputError
 from jaxz.files import read_json, replacing
 from jaxz.models.functional import Params
-from jaxz.models.tower import Block, Embedded, TwoTowers, unit
+from jaxz.models.tower import Block, Embedded
+from jaxz.models.two_towers import TwoTowers, unit
 from jaxz.pretrained import load_pretrained
 from jaxz.pretrained.formats import WEIGHTS
 

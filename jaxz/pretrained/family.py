@@ -8,7 +8,8 @@ from typing import Any
 from flax import nnx
 
 from jaxz.errors import InputError, suggest
-from jaxz.models.tower import Blocks, Image, Pair, Text
+from jaxz.models.tower import Blocks, Image
+from jaxz.models.two_towers import Pair, Text
 from jaxz.pretrained.layouts import Row, Shapes, depth
 
 # Names of activations elsewhere -> in jaxz.models.tower.

@@ -4,7 +4,7 @@ the same, and directories of Hugging Face."""
 from dataclasses import replace
 
 from jaxz.errors import InputError
-from jaxz.models.tower import Pair, TwoTowers
+from jaxz.models.two_towers import Pair, TwoTowers
 from jaxz.pretrained import family, hugging_face
 from jaxz.pretrained.formats import Checkpoint
 from jaxz.pretrained.layouts import Row, Shapes, convolution, linear, norm, packed_attention, positions, scalar, tokens

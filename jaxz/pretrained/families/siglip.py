@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from jaxz.models.tower import Pair, TwoTowers
+from jaxz.models.two_towers import Pair, TwoTowers
 from jaxz.pretrained import family, hugging_face
 from jaxz.pretrained.formats import Checkpoint
 from jaxz.pretrained.layouts import Row, linear, norm, packed_attention, tokens
