@@ -16,8 +16,9 @@ from numpy.lib.npyio import NpzFile
 from data_tools.inputs import sha256
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.index import UNREADABLE
-from jaxz.data.manifest import Array, Band, is_dtype
+from jaxz.data.manifest import Array, Band
 from jaxz.data.reader import Reader
+from jaxz.data.rules import is_dtype
 from jaxz.data.transport import is_remote
 from jaxz.errors import InputError
 

@@ -4,6 +4,7 @@ Importing this package does not import jax; `open_dataset` and `Stream` need onl
 """
 
 import importlib
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -23,7 +24,7 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_LAZY])
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'jaxz' has no attribute {name!r}")

@@ -22,6 +22,7 @@ import shutil
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -185,7 +186,7 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, kind, *_) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind in (None, Stopped) or jax.process_count() == 1:  # one that fails cannot wait for the others
             self.close()
 
@@ -244,7 +245,7 @@ class Checkpoints:
                 raise Damaged(f"{name}/{wrong[0]} does not match its digest")
         return {name: restored[name] for name in abstract}, meta
 
-    def _orbax(self, step: int, **args):
+    def _orbax(self, step: int, **args: ocp.args.CheckpointArgs) -> Any:
         """Items as Orbax restores them. Its errors are damage only where files.json has not shown that all is whole."""
         try:
             return self.manager.restore(step, args=ocp.args.Composite(**args))
@@ -318,7 +319,7 @@ def digests(items: dict) -> dict[str, dict[str, str]]:
 
 
 @jax.jit
-def _digest_tree(tree):
+def _digest_tree(tree: dict) -> dict:
     return jax.tree.map(lambda a: {"0": _lane(a, 0x9E3779B9), "1": _lane(a, 0x7F4A7C15)}, tree)
 
 

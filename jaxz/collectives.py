@@ -3,8 +3,10 @@
 import math
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -27,11 +29,14 @@ class Collective:
     group: tuple[int, ...]
 
 
-def collectives(compiled) -> Counter[Collective]:
+def collectives(compiled: jax.stages.Compiled) -> Counter[Collective]:
     """How often each runs in a step; those of a loop count every turn that the compiler knows of, else once."""
-    text = compiled.as_text()
-    devices = int(re.search(r"num_partitions=(\d+)|$", text)[1] or 1)
-    found, calls, entry, name = {}, {}, "", ""
+    text = compiled.as_text() or ""
+    partitions = re.search(r"num_partitions=(\d+)", text)
+    devices = int(partitions[1]) if partitions else 1
+    found: dict[str, Counter[Collective]] = {}
+    calls: dict[str, Counter[str]] = {}
+    entry = name = ""
     for line in text.splitlines():
         if header := COMPUTATION.match(line):
             name = header[2]
@@ -46,7 +51,9 @@ def collectives(compiled) -> Counter[Collective]:
     return whole(entry, found, calls)
 
 
-def whole(name: str, found: dict, calls: dict) -> Counter[Collective]:
+def whole(
+    name: str, found: Mapping[str, Counter[Collective]], calls: Mapping[str, Counter[str]]
+) -> Counter[Collective]:
     """Those of a computation and of all that it calls."""
     total = Counter(found.get(name, {}))
     for callee, times in calls.get(name, {}).items():
@@ -67,8 +74,8 @@ def of_line(operation: re.Match, line: str, devices: int) -> Collective:
 
 def nbytes(dtype: str, shape: str) -> int:
     """Of an HLO shape such as f32[5,2]."""
-    letters, bits = re.fullmatch(r"([a-z]+)(\d*)", dtype).groups()
-    known = DTYPES.get(dtype) or f"{DTYPES[letters]}{bits}"
+    letters = dtype.rstrip("0123456789")
+    known = DTYPES.get(dtype) or dtype.replace(letters, DTYPES[letters])
     return jnp.dtype(known).itemsize * math.prod(int(n) for n in shape.split(",") if n)
 
 

@@ -6,7 +6,10 @@ import pkgutil
 import runpy
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import ml_collections
 from absl import flags
@@ -101,7 +104,7 @@ USUAL = {"losses": "dict(NAME=1.0)", "model": 'dict(name="vit")'}
 SOURCE = ("name", "path", "overlays", "where", "weights", "balance", "balance_bins", "window")  # fields of data.sources
 
 
-def sources_of(data) -> list[dict]:
+def sources_of(data: ml_collections.ConfigDict) -> list[dict]:
     """The fields SOURCE of each of data.sources, or of the one that the other fields of `data` describe. data.overlays
     are of the dataset at data.path alone."""
     shared = {name: data[name] for name in SOURCE if name != "name"} | {"name": "data"}
@@ -112,7 +115,7 @@ def sources_of(data) -> list[dict]:
     return settings or [shared]
 
 
-def modules(config) -> dict:
+def modules(config: ml_collections.ConfigDict) -> dict[str, ModuleType]:
     """{group: module} of the backbone and of the objectives of a config, whose settings the group holds. A module may
     have SETTINGS, {name: default}, and CHECKS, {name: (test(settings), what it must be)}."""
     named = {"model": f"models.{config.model.name}"} if config.model.name in BACKBONES else {}
@@ -133,7 +136,7 @@ def fill(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     return config
 
 
-def fields(group, prefix: str = ""):
+def fields(group: ml_collections.ConfigDict | dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(name, value) of every field, such as ("train.steps", 1000)."""
     for name, value in group.items():
         if isinstance(value, ml_collections.ConfigDict | dict):
@@ -199,17 +202,17 @@ def load(path: str, arguments: list[str]) -> ml_collections.ConfigDict:
 
 def check_whole(config: ml_collections.ConfigDict, path: str) -> None:
     """Raises InputError where a config file leaves out a field, changes its type or adds one."""
-    expected = default()
+    usual = default()
     for name in ("losses", "model"):
         if not isinstance(config.get(name), ml_collections.ConfigDict):
             raise InputError(f"--config: {path!r} has no {name}; set config.{name} = {USUAL[name]}")
-    expected.losses, expected.model.name = config.losses, config.model.get("name", "")
-    expected = {name: value for name, value in fields(fill(expected)) if not name.startswith("losses.")}
+    usual.losses, usual.model.name = config.losses, config.model.get("name", "")
+    expected = {name: value for name, value in fields(fill(usual)) if not name.startswith("losses.")}
     found = {name: value for name, value in fields(config) if not name.startswith("losses.")}
     for name, value in found.items():
         if name not in expected:
             raise InputError(f"--config: {path!r} sets {name}, which is no field.{suggest(name, expected)}")
-        if name in expected and not same_kind(value, expected[name]):
+        if not same_kind(value, expected[name]):
             kind = type(expected[name]).__name__
             raise InputError(f"--config: {path!r} sets {name} to {value!r}, which is no {kind}; see jaxz/config.py")
     if missing := sorted(expected.keys() - found.keys()):
@@ -217,9 +220,9 @@ def check_whole(config: ml_collections.ConfigDict, path: str) -> None:
         raise InputError(f"--config: {path!r} leaves out {missing[0]}{others}; begin with jaxz.config.default()")
 
 
-def same_kind(value, like) -> bool:
+def same_kind(value: object, like: object) -> bool:
     """Whether a value can stand where `like` does: an int for a float, a list for a tuple, but no bool for a number."""
-    kinds = {float: (float, int), tuple: (tuple, list)}.get(type(like), (type(like),))
+    kinds: tuple[type, ...] = {float: (float, int), tuple: (tuple, list)}.get(type(like), (type(like),))
     return isinstance(value, kinds) and isinstance(value, bool) == isinstance(like, bool)
 
 
@@ -266,7 +269,7 @@ def renamed(config: dict) -> dict:
     return {**config, "data": data, "augment": own}
 
 
-def difference(old, new, field: str = "") -> list[str]:
+def difference(old: object, new: object, field: str = "") -> list[str]:
     """Lines "field: old -> new" for two resolved configs, or parts of them."""
     if isinstance(old, dict) and isinstance(new, dict):
         prefix = f"{field}." if field else ""

@@ -35,7 +35,16 @@ from jaxz.inference import BATCH, Model, load_run
 from jaxz.photoz import calibration, clap, shift
 from jaxz.photoz.pdf import PDF
 from jaxz.report_data import read_scores
-from jaxz.results import catalog_of, claim_scores, claimed, main_scores, test_sets, truths_of, write_results
+from jaxz.results import (
+    catalog_of,
+    claim_scores,
+    claimed,
+    main_scores,
+    test_sets,
+    truths_of,
+    write_compute,
+    write_results,
+)
 from jaxz.shift import domains
 
 KNOWN, UNLABELLED = "split == 'train' and isfinite(z)", "split == 'train' and not isfinite(z)"
@@ -50,6 +59,7 @@ class Task(NamedTuple):
     """What is corrected, by the options of the command line."""
 
     models: list[Model]
+    edges: np.ndarray  # [bins+1] of the p(z) of all of them
     dataset: Dataset
     options: argparse.Namespace
 
@@ -86,7 +96,8 @@ def pit(task: Task) -> Found:
 def conformal(task: Task) -> Found:
     """A test object counts as much as the heaviest held-out one, which weights are cut at: a little too wide."""
     test, held, known = both(task)
-    own, intervals = np.full(len(test.pdf), held.weights.max()), {}
+    own = np.full(len(test.pdf), held.weights.max())
+    intervals: dict[str, np.ndarray] = {}
     for name, level in (("68", 0.68), ("95", 0.95)):
         ends = calibration.conformal_intervals(test.pdf, known.pdf, held.z, level, held.weights, own)
         intervals |= dict(zip((f"z_l{name}", f"z_u{name}"), ends, strict=True))
@@ -105,10 +116,10 @@ def label_shift(task: Task) -> Found:
             f"--method: label_shift needs the n(z) of one labelled source, but {count} of data.sources have redshifts, "
             "mixed at ratios of their own; name another run"
         )
-    prior = np.histogram(labels_of(dataset, model)[1], model.edges)[0]
+    prior = np.histogram(labels_of(dataset, model)[1], task.edges)[0]
     test = predicted(model, dataset, TEST)
     adapted, _ = shift.label_shift(test.pdf.probability, prior.astype(np.float64))
-    return test._replace(pdf=PDF(model.edges, adapted))
+    return test._replace(pdf=PDF(task.edges, adapted))
 
 
 def cells(task: Task) -> Found:
@@ -141,7 +152,7 @@ def lin_z_phot(task: Task) -> Found:
         raise InputError(f"--method: lin_z_phot needs mag_ref, which no {whose} object has; add it with an --overlay")
     steps = np.concatenate([bright[0][seen], bright[1][used]]) // MAGNITUDES
     rows = MAGNITUDES * np.arange(steps.min(), steps.max() + 2)
-    edges = np.linspace(*test.pdf.edges[[0, -1]], Z_BINS + 1)
+    edges = np.linspace(task.edges[0], task.edges[-1], Z_BINS + 1)
     z_phot, train = test.pdf.median(), (known.pdf.median()[used], held.z[used], bright[1][used])
     bias = np.zeros(len(z_phot))
     bias[seen] = z_phot[seen] - calibration.subtract_phot_bias(z_phot[seen], bright[0][seen], train, edges, rows)
@@ -158,13 +169,14 @@ def strata(task: Task) -> Found:
         )
     parts = [predicted(model, task.dataset, where) for model, where in some]
     rows, mass = (np.concatenate(part) for part in zip(*((p.rows, p.pdf.probability) for p in parts), strict=True))
-    return Found(np.sort(rows), PDF(task.models[0].edges, mass[np.argsort(rows)]))
+    return Found(np.sort(rows), PDF(task.edges, mass[np.argsort(rows)]))
 
 
 def neighbours(task: Task) -> Found:
     """CLAP, each member of an ensemble for itself."""
-    held, dataset, members = held_out_of(task), task.dataset, []
+    held, dataset = held_out_of(task), task.dataset
     known = dataset.select(KNOWN)
+    members: list[PDF] = []
     for model in task.models:
         rows, z = labels_of(dataset, model)
         used = np.isin(known, rows)
@@ -176,7 +188,7 @@ def neighbours(task: Task) -> Found:
         train, of_held, wanted = (latents(model, dataset, where) for where in (KNOWN, held.where, TEST))
         pool = latents(model, dataset, UNLABELLED, MOST_POOL)
         for member in zip(train[:, used], of_held, pool, wanted, strict=True):
-            members.append(clap.estimate(*member, z, held.z, model.edges, seed=len(members)))
+            members.append(clap.estimate(*member, z, held.z, task.edges, seed=len(members)))
     return Found(dataset.select(TEST), clap.harmonic_mean(members))
 
 
@@ -251,18 +263,17 @@ def main(argv: list[str]) -> None:
     started, options = time.monotonic(), arguments(argv)
     runtime.alone("jaxz.correct")
     loaded = {path: load_run(path, options.item, options.step) for path in dict.fromkeys(options.workdir)}
-    first, *others = models = [loaded[path] for path in options.workdir]
-    if first.edges is None or any(not np.array_equal(first.edges, other.edges) for other in others):
+    models = [loaded[path] for path in options.workdir]
+    edges = [model.edges for model in models if model.edges is not None]
+    if len(edges) < len(models) or any(not np.array_equal(edges[0], other) for other in edges):
         raise InputError("--workdir: a run predicts no p(z), or in other bins than the first; name runs that are alike")
-    dataset = first.open_dataset(options.dataset, options.overlay)
+    dataset = models[0].open_dataset(options.dataset, options.overlay)
     check_objects(dataset, options.method)
-    with claimed(options.out, described(options, first)):
+    with claimed(options.out, described(options, models[0])):
         evaluated = claim_scores(options.out, dataset, overwrite=False)
-        found = METHODS[options.method](Task(models, dataset, options))
+        found = METHODS[options.method](Task(models, edges[0], dataset, options))
         catalog, name = catalog_of(dataset, found.rows, {}), options.out.resolve().name
-        cost = {"steps": 0, "batch_size": 0, "images": 0, "seconds": time.monotonic() - started, "parameters": 0}
-        cost["devices"] = f"1 x {jax.devices()[0].device_kind}"
-        replace(options.out / "compute.json", json.dumps(cost, indent=1).encode())
+        write_compute(options.out, time.monotonic() - started, f"1 x {jax.devices()[0].device_kind}")
         told = catalog, found.pdf, truths_of(dataset, catalog["key"]), found.spread
         report = write_results(options.out, name, *told, intervals=found.intervals)
         replace(options.out / "evaluated.json", json.dumps(evaluated, indent=1).encode())

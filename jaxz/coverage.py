@@ -10,6 +10,7 @@ what it has never seen onto what it knows, hence the other space), and it is not
 import io
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,14 +27,17 @@ FEWEST, MOST = 32, 4096  # training objects: with fewer nothing is said, of more
 UNKNOWN = -1  # of coverage_flag, where no training objects are at hand
 
 
+Array = np.ndarray | jax.Array
+
+
 class Coverage(NamedTuple):
     """Training objects: embedding [M,D]; brightness [M,2C] in units of `unit` [3,C] (see `alike`); and the limits [2]
     of the distances in the two spaces."""
 
-    embedding: np.ndarray
-    brightness: np.ndarray
-    unit: np.ndarray
-    limits: np.ndarray
+    embedding: Array
+    brightness: Array
+    unit: Array
+    limits: Array
 
     def flag(self, embedding: jax.Array, brightness: jax.Array) -> jax.Array:
         """int8 [B]: 1 where an object of embedding [B,D] and brightness [B,C] is covered, else 0."""
@@ -60,7 +64,7 @@ def coverage_of(embedding: np.ndarray, brightness: np.ndarray) -> Coverage:
     return Coverage(*spaces, unit, np.array(limits, np.float32))
 
 
-def brightness(seen: dict) -> jax.Array:
+def brightness(seen: Mapping[str, jax.Array]) -> jax.Array:
     """[B,C] of what a model sees: the mean, after the stretch, of the observed pixels in the middle half of each band;
     NaN where less than half of them are."""
     size = seen["image"].shape[-1]
@@ -70,7 +74,7 @@ def brightness(seen: dict) -> jax.Array:
     return jnp.where(share >= 0.5, (image * mask).mean((2, 3)) / jnp.maximum(share, 0.5), jnp.nan)
 
 
-def alike(brightness: jax.Array, unit: jax.Array) -> jax.Array:
+def alike(brightness: Array, unit: Array) -> jax.Array:
     """[B,2C] of brightness [B,C]: in units of the training objects' mean and standard deviation, 0 where it is not
     known; and whether it is known, in units of the standard deviation of that, so that a band that training objects
     always have, or never, tells others apart."""
@@ -79,19 +83,19 @@ def alike(brightness: jax.Array, unit: jax.Array) -> jax.Array:
     return jnp.concatenate([jnp.where(known, (brightness - mean) / spread, 0), known / varies], 1)
 
 
-def total(shown: jax.Array) -> jax.Array:
+def total(shown: Array) -> jax.Array:
     """[B] of what `alike` gives [B,2C]: the mean brightness over the known bands, each in its own unit."""
     bright, known = jnp.split(shown, 2, axis=1)
     return bright.sum(1) / jnp.maximum((known > 0).sum(1), 1)
 
 
-def near(wanted: jax.Array, train: jax.Array, limit: jax.Array) -> jax.Array:
-    """bool [B]: whether the eighth nearest of [M,D] to each of [B,D] is within the limit; counting needs no order."""
+def near(wanted: Array, train: Array, limit: Array) -> jax.Array:
+    """[B] bool: whether the eighth nearest of [M,D] to each of [B,D] is within the limit; counting needs no order."""
     return (squares(wanted, train) <= limit**2).sum(1) >= NEIGHBOURS
 
 
 @jax.jit
-def squares(wanted: jax.Array, train: jax.Array) -> jax.Array:
+def squares(wanted: Array, train: Array) -> jax.Array:
     """[B,M]: squared distances of [B,D] from [M,D]."""
     inner = jnp.matmul(wanted, train.T, precision=jax.lax.Precision.HIGHEST)
     return (wanted**2).sum(1)[:, None] + (train**2).sum(1) - 2 * inner

@@ -3,16 +3,19 @@
 from collections import Counter
 
 import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from jaxz.collectives import Collective, collectives
 from jaxz.errors import InputError
 from jaxz.hardware import Cluster
+from jaxz.state import TrainState
 
 UTILISATION = 0.4  # of a device's peak, assumed: what well-tuned transformers reach
 MOVED = {"all-reduce": 2.0}  # a ring sends it twice, (n - 1) / n of the array each time; the others once
 
 
-def pretend(cluster: Cluster, config) -> None:
+def pretend(cluster: Cluster, config: ConfigDict) -> None:
     """Let this process have as many devices as the cluster, on the CPU, to compile for; before any backend starts.
     There is no cuDNN here: attention takes more memory than it may there."""
     if "attention" in config.model:
@@ -21,11 +24,20 @@ def pretend(cluster: Cluster, config) -> None:
     jax.config.update("jax_num_cpu_devices", cluster.devices)
 
 
-def describe(step, flops: float, abstract, batch: dict, mesh, config, cluster: Cluster | None) -> str:
+def describe(
+    step: jax.stages.Wrapped,
+    flops: float,
+    abstract: TrainState,
+    batch: dict[str, jax.Array],
+    mesh: Mesh,
+    config: ConfigDict,
+    cluster: Cluster | None,
+) -> str:
     """Parameters, operations (`flops` of a step), memory and collectives of the jitted `step(state, batch)`, as lines
     of text; with a cluster what these mean there. Raises InputError for a dtype that its devices lack."""
     compiled = step.lower(abstract, batch).compile()
     memory = compiled.memory_analysis()
+    assert memory is not None  # CPUs and GPUs have it
     parameters: dict[str, int] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(abstract.params)[0]:
         group = jax.tree_util.keystr(path[:1], simple=True)
@@ -59,7 +71,9 @@ def listed(found: Counter[Collective]) -> list[str]:
     return [f"{count} {name} among {n} ({mib(size)})" for (name, n), (count, size) in kinds.items()]
 
 
-def predicted(cluster: Cluster, flops: float, memory: float, found: Counter[Collective], config) -> list[str]:
+def predicted(
+    cluster: Cluster, flops: float, memory: float, found: Counter[Collective], config: ConfigDict
+) -> list[str]:
     """Lines about time on a cluster. flops and memory (bytes): of one device and step."""
     device, dtype = cluster.device, config.model.get("dtype", "float32")
     if not device.peak(dtype):

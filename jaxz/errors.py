@@ -2,7 +2,7 @@
 
 import errno
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 OK, FAILED, BAD_INPUT, REQUEUE, INTERRUPTED = 0, 1, 2, 75, 130
@@ -68,7 +68,7 @@ def system_error(error: OSError) -> tuple[int, str]:
     return FAILED, f"failed: {what}"
 
 
-def suggest(name: str, known) -> str:
+def suggest(name: object, known: Iterable) -> str:
     """A hint such as " Did you mean 'steps'?" for a misspelt name, or the list of what there is."""
     import difflib
 

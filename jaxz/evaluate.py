@@ -12,6 +12,7 @@ import io
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from jaxz import errors, runtime
@@ -80,7 +81,7 @@ def write_reconstructions(path: Path, model: Model, dataset: Dataset) -> None:
     if model.members > 1:
         found = {name: values[:, 0] for name, values in found.items()}
     fit, prepare, _ = model.compiled(dataset.manifest)
-    seen = prepare(fit(batch), None)
+    seen = prepare(fit(batch), jax.random.key(0))
     content = {
         "image": np.asarray(seen["image"]),
         "reconstruction": found["reconstruction"],
@@ -90,7 +91,7 @@ def write_reconstructions(path: Path, model: Model, dataset: Dataset) -> None:
         "key": np.array(dataset.arrow(columns=["key"]).take(chosen)["key"].to_pylist()),
     }
     sink = io.BytesIO()
-    np.savez_compressed(sink, **content)
+    np.savez_compressed(sink, **content)  # type: ignore[arg-type]  # NumPy's types take names for its own option
     replace(path, sink.getbuffer())
 
 

@@ -131,6 +131,7 @@ def card(model: Model, described: dict, origin: str) -> str:
 
 
 def main(argv: list[str]) -> None:
+    """Export the run that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m jaxz.export", description=__doc__.split("\n\n")[0])
     parser.add_argument("run", metavar="RUN", help="the run directory")
     parser.add_argument("--out", required=True, type=Path, help="a new directory")

@@ -39,7 +39,7 @@ def replacing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
             temporary.unlink()
 
 
-def replace(path: Path, content) -> None:
+def replace(path: Path, content: bytes | memoryview) -> None:
     """Write bytes to `path` as `replacing` does."""
     with replacing(path) as file:
         file.write(content)

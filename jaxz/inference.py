@@ -30,6 +30,7 @@ from jaxz.data.where import training_filter
 from jaxz.errors import suggest
 from jaxz.files import read_json
 from jaxz.models import build
+from jaxz.models.functional import Params
 from jaxz.photoz.pdf import PDF
 from jaxz.pretrained import load_pretrained
 from jaxz.pretrained.formats import read_safetensors
@@ -115,9 +116,12 @@ def load_exported(path: Path) -> "Model":
     return model
 
 
-def read_tree(path: Path) -> dict:
+def read_tree(path: Path) -> Params:
     """Parameters as a nested dict of float32 arrays, of a file in which their names have dots."""
     return nested({name.replace(".", "/"): tensor.read() for name, tensor in read_safetensors(path).items()})
+
+
+Predicted = tuple[np.ndarray, dict[str, np.ndarray]]  # rows int64 [B] of a dataset, {output: [B, ...]}
 
 
 class Compiled(NamedTuple):
@@ -135,7 +139,7 @@ class Model:
     are matched by name.
     """
 
-    def __init__(self, config, normalisation: Normalisation):
+    def __init__(self, config: ConfigDict, normalisation: Normalisation):
         self.config, self.normalisation = config, normalisation
         encoder = build(config.model, normalisation.bands, normalisation.size)
         self.objective = objectives.Objective(encoder, config, normalisation)
@@ -144,7 +148,7 @@ class Model:
         self.members = config.train.members
         lead = (self.members,) if self.members > 1 else ()
         self.abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct((*lead, *a.shape), a.dtype, sharding=here), shapes)
-        self.params: dict = {}
+        self.params: Params = {}
         self.step: int | None = None  # of the checkpoint that they are of
         self.coverage: coverage.Coverage | None = None  # on the device
         self.trained_on: list[str] = []  # digests of the rows of the datasets of its sources
@@ -164,7 +168,9 @@ class Model:
             digest.update(np.ascontiguousarray(leaf).tobytes())
         return digest.hexdigest()[:16]
 
-    def compiled(self, manifest: Manifest, band_map: Mapping[str, str] | None = None, outputs: tuple[str, ...] = ()):
+    def compiled(
+        self, manifest: Manifest, band_map: Mapping[str, str] | None = None, outputs: tuple[str, ...] = ()
+    ) -> Compiled:
         """Compiled for the dataset of a manifest; only `outputs` are computed, () being all."""
         return self._compiled(manifest.to_json(), tuple((band_map or {}).items()), outputs)
 
@@ -172,7 +178,9 @@ class Model:
         fit = Fit(Manifest.from_json(manifest_json), self.normalisation, dict(band_map))
         prepare = Prepare(fit.manifest, self.normalisation)
 
-        def function(params, known, batch):
+        def function(
+            params: Params, known: coverage.Coverage | None, batch: dict[str, jax.Array]
+        ) -> dict[str, jax.Array]:
             seen = batches.without_constant(prepare(fit(batch), jax.random.key(0)))
             predict = lambda params: self.objective.predict(params, self.extra, seen)
             if outputs and EMBEDDING_ALONE.issuperset(outputs):  # needs one view, p(z) eight
@@ -190,7 +198,7 @@ class Model:
         return Compiled(fit, prepare, jax.jit(function))
 
     def predict(
-        self, batch: dict, manifest: Manifest | None = None, band_map: Mapping[str, str] | None = None
+        self, batch: Mapping, manifest: Manifest | None = None, band_map: Mapping[str, str] | None = None
     ) -> dict[str, np.ndarray]:
         """What the run's objectives predict, by name: embedding [B,D]; pdf [B,bins] (mass per redshift bin); flux [B,C]
         (microjansky); reconstruction [B,C,H,W]; and what else they say. Of a run with E > 1 members all have their
@@ -205,7 +213,13 @@ class Model:
         """
         return self._of_arrays(batch, manifest, band_map, ())
 
-    def _of_arrays(self, batch: dict, manifest: Manifest | None, band_map, outputs: tuple[str, ...]) -> dict:
+    def _of_arrays(
+        self,
+        batch: Mapping,
+        manifest: Manifest | None,
+        band_map: Mapping[str, str] | None,
+        outputs: tuple[str, ...],
+    ) -> dict[str, np.ndarray]:
         manifest = manifest or self.training_units
         compiled = self.compiled(manifest, band_map, outputs)
         batches.check(batch, manifest, compiled.prepare.deredden, self._inputs(compiled).values())
@@ -216,13 +230,13 @@ class Model:
         names = {new: name for name, new in compiled.fit.columns.items()}
         return {name: names.get(name, name) for name in self.objective.inputs}
 
-    def _start(self, compiled: Compiled, batch: dict, manifest: Manifest) -> dict[str, jax.Array]:
+    def _start(self, compiled: Compiled, batch: Mapping, manifest: Manifest) -> dict[str, jax.Array]:
         """Predictions of a batch, without waiting for the device."""
-        batch = batches.completed(batch, manifest, compiled.prepare.deredden, self._inputs(compiled))
-        return compiled.function(self.params, self.coverage, batch)
+        whole = batches.completed(batch, manifest, compiled.prepare.deredden, self._inputs(compiled))
+        return compiled.function(self.params, self.coverage, whole)
 
     def embed(
-        self, batch: dict, manifest: Manifest | None = None, band_map: Mapping[str, str] | None = None
+        self, batch: Mapping, manifest: Manifest | None = None, band_map: Mapping[str, str] | None = None
     ) -> np.ndarray:
         """float32 [B,D], of several members [B,E,D]: the encoder's summary of each image."""
         return self._of_arrays(batch, manifest, band_map, ("embedding",))["embedding"]
@@ -234,12 +248,14 @@ class Model:
 
     def densities(self, pdf: np.ndarray) -> tuple[PDF, np.ndarray | None]:
         """What `predict` gives as pdf, averaged over the members; and the standard deviation [N] of z_best, the median,
-        between them: None for one."""
+        between them: None for one. Raises ValueError for a run that predicts no p(z)."""
+        if (edges := self.edges) is None:
+            raise ValueError("the run predicts no p(z)")
         if self.members == 1:
-            return PDF(self.edges, pdf), None
-        each = (PDF(self.edges, pdf[:, member]) for member in range(self.members))
+            return PDF(edges, pdf), None
+        each = (PDF(edges, pdf[:, member]) for member in range(self.members))
         best = [np.concatenate([block.median() for block in one.blocks()]) for one in each]
-        return PDF(self.edges, pdf.mean(1)), np.std(best, axis=0)
+        return PDF(edges, pdf.mean(1)), np.std(best, axis=0)
 
     def open_dataset(self, path: str, overlays: Sequence[str] = ()) -> Dataset:
         """A dataset with the run's cache and, where it is the one that the run was trained on, the run's overlays; then
@@ -254,13 +270,16 @@ class Model:
         wanted = {*prepare.columns, *self.objective.inputs}
         return Source(dataset, fit.arrays, tuple(sorted(n for n, new in fit.columns.items() if new in wanted)), where)
 
-    def predictions(self, stream: Stream, outputs: tuple[str, ...], band_map: Mapping[str, str] | None = None):
-        """Yields (rows int64 [B'], {output: [B', ...]}) of the batches of a stream of one source, of rows that count.
-        The device works on the next batches meanwhile."""
-        manifest, under_way = stream.sources[0].dataset.manifest, collections.deque()
+    def predictions(
+        self, stream: Stream, outputs: tuple[str, ...], band_map: Mapping[str, str] | None = None
+    ) -> Iterator[Predicted]:
+        """Those of the batches of a stream of one source, of rows that count. The device works on the next batches
+        meanwhile."""
+        manifest = stream.sources[0].dataset.manifest
         compiled = self.compiled(manifest, band_map, outputs)
+        under_way: collections.deque[tuple[np.ndarray, np.ndarray, dict[str, jax.Array]]] = collections.deque()
 
-        def take() -> tuple[np.ndarray, dict]:
+        def take() -> Predicted:
             rows, valid, found = under_way.popleft()
             return rows[valid], {name: values[valid] for name, values in jax.device_get(found).items()}
 
@@ -278,7 +297,7 @@ class Model:
         outputs: tuple[str, ...],
         batch_size: int = BATCH,
         band_map: Mapping[str, str] | None = None,
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    ) -> Predicted:
         """(rows int64 [N], {output: [N, ...]}) for the rows that pass `where`, in order; shows progress.
 
         Raises InputError where the dataset's bands or scale do not fit the model, or it has no such output.
@@ -291,7 +310,7 @@ class Model:
         rows, found = zip(*parts, strict=True)
         return np.concatenate(rows), {name: np.concatenate([part[name] for part in found]) for name in outputs}
 
-    def learn_coverage(self) -> None:
+    def learn_coverage(self) -> coverage.Coverage:
         """Fill `coverage` with training objects of the run that have a redshift within its bins: all, or 4,096 drawn of
         them. Raises InputError where their dataset is not at hand or has changed, or they are few."""
         if remote := [source["path"] for source in sources_of(self.config.data) if is_remote(source["path"])]:
@@ -309,9 +328,10 @@ class Model:
             raise errors.InputError("coverage: no training object has a redshift within the bins")
         spaces = (np.concatenate([part[name] for part in parts]) for name in ("embedding", "brightness"))
         self.coverage = jax.device_put(coverage.coverage_of(*spaces))
+        return self.coverage
 
     def _looked_at(self, dataset: Dataset, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
-        """embedding [B',D] and brightness [B',C] of rows of a dataset, in batches."""
+        """Embedding [B',D] and brightness [B',C] of rows of a dataset, in batches."""
         compiled = self.compiled(dataset.manifest, None, ("embedding", "brightness"))
         with Stream(self.source(dataset, None), 1) as stream:
             for start in range(0, len(rows), BATCH):
@@ -352,7 +372,7 @@ class Model:
                 yield datasets[opened], datasets[opened].select(training_filter(split, source["where"], labelled))
 
 
-def counted(parts: Iterator[tuple], bar: logs.Bar) -> Iterator[tuple]:
+def counted(parts: Iterator[Predicted], bar: logs.Bar) -> Iterator[Predicted]:
     """The (rows, found), each told to the bar."""
     done = bar.done
     for rows, found in parts:

@@ -23,6 +23,13 @@ def hold_log() -> None:
     log.handlers = [logging.StreamHandler(sys.stderr), logging.handlers.MemoryHandler(1000, flushOnClose=False)]
 
 
+class LogFile(logging.FileHandler):
+    """Keeps silent where it cannot write, such as on a full disk: standard error has the message."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
 def start_log(workdir: Path | None) -> None:
     """Messages go to standard error and to RUN/log.txt, which begins with those held; without a workdir, only warnings,
     to standard error."""
@@ -31,9 +38,8 @@ def start_log(workdir: Path | None) -> None:
     log.propagate = False
     log.handlers = [logging.StreamHandler(sys.stderr)]
     if workdir:
-        file = logging.FileHandler(workdir / "log.txt")
+        file = LogFile(workdir / "log.txt")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        file.handleError = lambda record: None  # such as of a full disk: standard error has the message
         log.addHandler(file)
         for record in held:
             file.handle(record)
@@ -134,5 +140,5 @@ class Bar:
     def __enter__(self) -> "Bar":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -4,12 +4,14 @@ import contextlib
 import json
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from jaxz import errors, logs, runtime
 from jaxz.checkpoint import Checkpoints
@@ -18,9 +20,13 @@ from jaxz.files import replace
 from jaxz.mesh import to_devices
 from jaxz.monitor import EVERY, Monitor
 from jaxz.perf import Garbage, Meter, Profile
+from jaxz.state import TrainState
 
 log = logs.log
 AHEAD = 2  # steps that wait on the device: it never idles, and waiting for a batch is waiting for data
+
+
+Transferred = tuple[dict[str, jax.Array], dict]  # a batch on the devices, and the state of the stream after it
 
 
 class Run:
@@ -28,17 +34,26 @@ class Run:
     writes the rest."""
 
     def __init__(
-        self, workdir: Path, config, checkpoints: Checkpoints, monitor: Monitor, meta: dict, mesh, seconds, lock
+        self,
+        workdir: Path,
+        config: ConfigDict,
+        checkpoints: Checkpoints,
+        monitor: Monitor,
+        meta: dict,
+        mesh: Mesh,
+        seconds: float,
+        lock: runtime.Lock | None,
     ):
         self.lock = lock  # of the run directory, which the first holds
         self.workdir, self.config, self.checkpoints, self.meta, self.mesh = workdir, config, checkpoints, meta, mesh
         self.monitor = monitor
         self.seconds, self.began = seconds, time.monotonic()  # spent before this process, and its own beginning
-        self.waiting: deque = deque()  # metrics still on the device: read a step late, so that logging never blocks
+        # metrics still on the device: read a step late, so that logging never blocks
+        self.waiting: deque[tuple[int, dict[str, jax.Array]]] = deque()
         self.written = ""  # the newest loss on disk, with its step
         self.record: logs.Record | None = None
 
-    def loop(self, step, state, stream: Stream, flops: Callable[[dict], float]) -> None:
+    def loop(self, step: jax.stages.Wrapped, state: TrainState, stream: Stream, flops: Callable[[dict], float]) -> None:
         """Train to the last step; flops(batch): of one. Raises Stopped after saving where a signal came,
         FloatingPointError for a loss that is not finite."""
         config, mesh = self.config, self.mesh
@@ -46,7 +61,8 @@ class Run:
         if runtime.is_first():
             self.record = logs.Record(self.workdir, first)
         shown = self.record is not None
-        batches, running, meter = prefetch(stream, mesh), deque(), Meter(config, mesh)
+        batches, meter = prefetch(stream, mesh), Meter(config, mesh)
+        running: deque[jax.Array] = deque()
         bar = logs.Bar(self.workdir.name, last, first, shown)
         profile = Profile(self.workdir / "profile", config.train.profile if shown else ())
         with contextlib.closing(batches), bar, runtime.StopSignal(mesh) as signals, Garbage() as garbage, profile:
@@ -83,9 +99,9 @@ class Run:
     def write_metrics(self, keep: int) -> None:
         """Write all but the newest `keep` waiting lines."""
         while len(self.waiting) > keep:
-            n, values = self.waiting.popleft()
-            values = {name: float(value) for name, value in jax.device_get(values).items()}
-            if self.record:
+            n, found = self.waiting.popleft()
+            values = {name: float(value) for name, value in jax.device_get(found).items()}
+            if self.record and self.lock:
                 self.lock.check()
                 self.record.write(n, values)
                 self.monitor.warn(n, values, self.meta["monitor"])
@@ -100,17 +116,17 @@ class Run:
             self.record.write_perf(n, values)
         return f"{values['perf/images_per_s']:.0f} images/s"
 
-    def check_finite(self, n: int, values: dict) -> None:
+    def check_finite(self, n: int, values: Mapping[str, float]) -> None:
         """A gradient that is not finite has spoilt the parameters, whatever the loss was before it."""
         for name in ("loss", "optim/grad_norm"):
             if not np.isfinite(values[name]):
                 raise FloatingPointError(f"{name} is {values[name]} at step {n}; lower optim.lr or look at the data")
 
-    def save(self, n: int, state, values: dict, stream_state: dict) -> None:
+    def save(self, n: int, state: TrainState, values: dict[str, jax.Array], stream_state: dict) -> None:
         """Metrics first: every line up to a step is on disk before the step's checkpoint commits."""
         self.write_metrics(keep=0)
         self.check_finite(n, jax.device_get(values))
-        if self.record:
+        if self.record and self.lock:
             self.lock.check()
             self.record.flush()
         seconds = self.seconds + time.monotonic() - self.began
@@ -123,7 +139,7 @@ class Run:
             self.record.close()
 
 
-def write_compute(workdir: Path, config, state, seconds: float, mesh) -> None:
+def write_compute(workdir: Path, config: ConfigDict, state: TrainState, seconds: float, mesh: Mesh) -> None:
     """RUN/compute.json: what the run has cost so far, without the run that it started from."""
     done = int(state.step)
     cost = {
@@ -137,10 +153,10 @@ def write_compute(workdir: Path, config, state, seconds: float, mesh) -> None:
     replace(workdir / "compute.json", json.dumps(cost, indent=1).encode())
 
 
-def prefetch(stream: Stream, mesh, depth: int = 2):
+def prefetch(stream: Stream, mesh: Mesh, depth: int = 2) -> Generator[Transferred]:
     """(batch on the devices, state of the stream after it), `depth` transfers ahead, by a thread of their own."""
 
-    def transfer():
+    def transfer() -> Transferred | None:
         if (batch := next(stream, None)) is None:
             return None
         return to_devices(batch, mesh), stream.state()

@@ -2,6 +2,8 @@
 
 import math
 import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -11,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jaxz.errors import InputError
 
 BATCH = P(("data", "fsdp"))
+Tree = TypeVar("Tree")  # of arrays
 
 # First match wins; every array of the state must match one. Names are paths such as "encoder/blocks/up/kernel", found
 # at the end of the optimizer's paths too. Stacked blocks have a leading axis of depth.
@@ -24,7 +27,7 @@ RULES = (
 )
 
 
-def make_mesh(data: int, fsdp: int, devices=None) -> Mesh:
+def make_mesh(data: int, fsdp: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh of `data` x `fsdp` devices; data = -1 takes all that are left.
 
     Raises InputError where the devices do not divide so.
@@ -47,14 +50,14 @@ def make_mesh(data: int, fsdp: int, devices=None) -> Mesh:
     return Mesh(chosen, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def shardings(tree, mesh: Mesh, rules=RULES):
+def shardings(tree: Any, mesh: Mesh, rules: Iterable[tuple[str, P]] = RULES) -> Any:
     """A NamedSharding for every array of `tree` by the first rule that matches its path.
 
     Where the mesh does not divide an axis, the next one that it does is split. Raises InputError for a path that no
     rule covers.
     """
 
-    def place(path, leaf):
+    def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         spec = next((spec for pattern, spec in rules if re.search(pattern, name)), None)
         if spec is None:
@@ -76,7 +79,7 @@ def constrain_batch(x: jax.Array, axis: int = 0) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, P(*[None] * axis, *BATCH))
 
 
-def slices(batch, count: int):
+def slices(batch: Tree, count: int) -> Tree:
     """Arrays [B,...] as [count, B/count, ...], each slice of every count-th row: every device keeps its own rows, and
     which of them are together is the same on any number of devices."""
     cut = lambda a: a.reshape(len(a) // count, count, *a.shape[1:]).swapaxes(0, 1)
@@ -92,13 +95,14 @@ def local_slots(mesh: Mesh, batch_size: int, accumulate: int = 1) -> slice:
     if batch_size % (mesh.size * accumulate):
         parts = f"the {mesh.size} devices" + (f" x train.accumulate {accumulate}" if accumulate > 1 else "")
         raise InputError(f"train.batch_size: {batch_size} is not divisible by {parts}; choose a multiple")
-    spans = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch_size,)).values()
-    starts = [span[0].start or 0 for span in spans]
-    stops = [batch_size if span[0].stop is None else span[0].stop for span in spans]
+    indices = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch_size,)).values()
+    spans = [index[0] for index in indices if index is not None]
+    starts = [span.start or 0 for span in spans]
+    stops = [batch_size if span.stop is None else span.stop for span in spans]
     return slice(min(starts), max(stops))
 
 
-def to_devices(batch: dict, mesh: Mesh) -> dict:
+def to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's part of a batch, NumPy [b, ...], as global arrays split over the mesh."""
     sharding = NamedSharding(mesh, BATCH)
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}

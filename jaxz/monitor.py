@@ -3,14 +3,18 @@
 Logged as monitor/feature_std, monitor/rankme and monitor/collapsed every 50 steps.
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jaxz.data.manifest import Manifest
 from jaxz.data.prepare import Normalisation, Prepare
 from jaxz.data.stream import Stream
 from jaxz.logs import log
 from jaxz.mesh import to_devices
+from jaxz.models.functional import Params
 from jaxz.models.heads import unit
 from jaxz.objectives import Objective
 
@@ -26,7 +30,13 @@ class Monitor:
     It looks at the first batches of the run's stream, which is then where it was; of several members at the first."""
 
     def __init__(
-        self, stream: Stream, manifest: Manifest, normalisation: Normalisation, objective: Objective, mesh, members: int
+        self,
+        stream: Stream,
+        manifest: Manifest,
+        normalisation: Normalisation,
+        objective: Objective,
+        mesh: Mesh,
+        members: int,
     ):
         prepare, start = Prepare(manifest, normalisation), stream.state()
         self.batches = []
@@ -36,18 +46,18 @@ class Monitor:
         stream.restore(start)
         self.warned = False
 
-        def embed(params, batch):
+        def embed(params: Params, batch: dict[str, jax.Array]) -> jax.Array:
             if members > 1:
                 params = jax.tree.map(lambda a: a[0], params)
             return objective.embed(params, prepare(batch, jax.random.key(0)))
 
         self.embed, self.statistics = jax.jit(embed), jax.jit(statistics)
 
-    def measure(self, params: dict) -> dict[str, jax.Array]:
+    def measure(self, params: Params) -> dict[str, jax.Array]:
         """feature_std and rankme of the embeddings, on the device."""
         return self.statistics([self.embed(params, batch) for batch in self.batches])
 
-    def __call__(self, params: dict, initial: dict[str, float]) -> dict[str, jax.Array]:
+    def __call__(self, params: Params, initial: dict[str, float]) -> dict[str, jax.Array]:
         """initial: what `measure` gave at the run's beginning."""
         found = self.measure(params)
         return {f"monitor/{name}": value for name, value in {**found, "collapsed": collapsed(found, initial)}.items()}
@@ -83,7 +93,7 @@ def rankme(x: jax.Array) -> jax.Array:
     return jnp.exp(jax.scipy.special.entr(values / jnp.maximum(values.sum(), 1e-12)).sum())
 
 
-def collapsed(found: dict, initial: dict) -> jax.Array:
+def collapsed(found: Mapping[str, jax.Array], initial: Mapping[str, float]) -> jax.Array:
     """1.0 where the spread or the rank fell below a part of what it was and below an absolute bound, else 0.0."""
     std, rank = found["feature_std"], found["rankme"]
     narrow = (std < STD_PART * initial["feature_std"]) & (std < STD_LEAST)

@@ -1,11 +1,14 @@
 """The optimizer: what moves the parameters, how fast each of them moves, and which decay or stay as they are."""
 
 import re
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from jaxz.errors import InputError
 
@@ -16,7 +19,7 @@ STACKED = re.compile(r"blocks/")  # parameters with a leading axis of depth
 LAYERED = re.compile(r"^(encoder|lora)/blocks/")
 
 
-def schedule(config, steps: int) -> optax.Schedule:
+def schedule(config: ConfigDict, steps: int) -> optax.Schedule:
     """Linear warm-up to optim.lr, then "cosine": to zero at the last step; or "wsd", warm-up-stable-decay (Hu et al.
     2024, sec. 4): constant, and linearly to zero over the last fifth of the steps; or "step": a fifth of it from half
     of the steps on (as Pasquet et al. 2019 are trained in Lin et al. 2022)."""
@@ -32,17 +35,17 @@ def schedule(config, steps: int) -> optax.Schedule:
     return optax.join_schedules([ramp, stable, last], [warmup, max(warmup, fall)])
 
 
-def path_name(path) -> str:
+def path_name(path: tuple) -> str:
     """Of a parameter, such as "encoder/blocks/up/kernel"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def path_names(params):
-    """The tree of each parameter's path."""
+def path_names(params: Any) -> Any:
+    """The tree of each parameter's path, of any tree of arrays."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path_name(path), params)
 
 
-def make_optimizer(config, steps: int, params) -> optax.GradientTransformation:
+def make_optimizer(config: ConfigDict, steps: int, params: dict) -> optax.GradientTransformation:
     """`config` is the group `optim`; of `params` names and shapes count. Frozen ones get no update and hold no state.
 
     Raises InputError for rules that do not fit the parameters."""
@@ -63,7 +66,7 @@ def make_optimizer(config, steps: int, params) -> optax.GradientTransformation:
     return optax.multi_transform({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)
 
 
-def muon(config) -> optax.GradientTransformation:
+def muon(config: ConfigDict) -> optax.GradientTransformation:
     """The orthogonalised momentum of every matrix of a block (Jordan et al. 2024); of the rest Adam's direction."""
     descent = optax.contrib.muon(
         1.0, adam_b2=config.b2, consistent_rms=MUON_RMS, muon_weight_dimension_numbers=block_matrices
@@ -81,7 +84,7 @@ DIRECTIONS = {
 }
 
 
-def block_matrices(params):
+def block_matrices(params: dict) -> dict:
     """Which axes of a parameter are a matrix, for Muon: the last two of a stacked kernel [depth, ..., in, out]."""
     matrix = optax.contrib.MuonDimensionNumbers(-2, -1)
     chosen = lambda name, leaf: STACKED.search(name) and name.endswith("kernel") and leaf.ndim > 2
@@ -90,7 +93,7 @@ def block_matrices(params):
     )
 
 
-def each(change) -> optax.GradientTransformation:
+def each(change: Callable[[str, jax.Array, jax.Array], jax.Array]) -> optax.GradientTransformation:
     """Every update becomes change(path, update, parameter)."""
     return optax.stateless(
         lambda updates, params: jax.tree_util.tree_map_with_path(
@@ -102,7 +105,7 @@ def each(change) -> optax.GradientTransformation:
 def trust(name: str, update: jax.Array, param: jax.Array) -> jax.Array:
     """LAMB's layer-wise rate (You et al. 2020, alg. 2): the update as long as its parameter, block by block."""
 
-    def scaled(update, param):
+    def scaled(update: jax.Array, param: jax.Array) -> jax.Array:
         size, length = jnp.linalg.norm(param), jnp.linalg.norm(update)
         return update * jnp.where((size > 0) & (length > 0), size / jnp.where(length > 0, length, 1), 1)
 
@@ -110,7 +113,7 @@ def trust(name: str, update: jax.Array, param: jax.Array) -> jax.Array:
     return jax.vmap(scaled)(flat(update), flat(param)).reshape(update.shape)
 
 
-def frozen(config, params):
+def frozen(config: ConfigDict, params: dict) -> dict:
     """The tree that says which parameters stay as they are: those whose learning rate has the factor 0."""
     rates = factors(rate_rules(config), params)
     if not any(rates.values()):
@@ -118,30 +121,31 @@ def frozen(config, params):
     return jax.tree.map(lambda name: rates[name] == 0, path_names(params))
 
 
-def rate_rules(config) -> list[tuple[str, str, float]]:
+def rate_rules(config: ConfigDict) -> list[tuple[str, str, float]]:
     """(field, regex, factor): what freezes comes first."""
     rules = [("optim.lora_rank", "^encoder/", 0.0)] if config.lora_rank else []
     rules += [("optim.frozen", config.frozen, 0.0)] if config.frozen else []
     return rules + [("optim.lr_rules", regex, factor) for regex, factor in config.lr_rules]
 
 
-def learning_rates(config, params) -> dict:
+def learning_rates(config: ConfigDict, params: dict) -> dict[str, float | np.ndarray]:
     """{path: factor of the learning rate}; layer-wise decay gives stacked blocks one a layer, [depth, 1, ...]."""
     layers = layer_factors(config.layer_decay, params)
     return {name: factor * layers[name] for name, factor in factors(rate_rules(config), params).items()}
 
 
-def weight_decays(config, params) -> dict[str, float]:
+def weight_decays(config: ConfigDict, params: dict) -> dict[str, float]:
     """{path: its weight decay}."""
     rules = [("optim.decay_rules", regex, factor) for regex, factor in config.decay_rules]
     return {name: config.weight_decay * factor for name, factor in factors(rules, params).items()}
 
 
-def factors(rules: list[tuple[str, str, float]], params) -> dict[str, float]:
+def factors(rules: Sequence[tuple[str, str, float]], params: dict) -> dict[str, float]:
     """{path: factor} by the first of (field, regex, factor) that is found in it.
 
     Raises InputError for a regex that is none or matches nothing, and for a parameter that none matches."""
-    names, found = jax.tree.leaves(path_names(params)), {}
+    names = jax.tree.leaves(path_names(params))
+    found: dict[str, float] = {}
     for field, regex, factor in rules:
         try:
             matched = [name for name in names if re.search(regex, name)]
@@ -156,7 +160,7 @@ def factors(rules: list[tuple[str, str, float]], params) -> dict[str, float]:
     return found
 
 
-def layer_factors(decay: float, params) -> dict:
+def layer_factors(decay: float, params: dict) -> dict[str, float | np.ndarray]:
     """{path: decay^(depth + 1 - layer)} (Bao et al. 2022, app. H): the layer is 0 for the encoder's stem and positions,
     1 to depth for its blocks, depth + 1 for its last norm, its attention pooling and all heads.
 
@@ -167,7 +171,7 @@ def layer_factors(decay: float, params) -> dict:
     depths = [leaf.shape[0] for name, leaf in leaves.items() if LAYERED.search(name)]
     if not depths:
         raise InputError(f"optim.layer_decay: {decay} needs a backbone of stacked blocks, such as 'vit'; set it to 1")
-    result = {}
+    result: dict[str, float | np.ndarray] = {}
     for name, leaf in leaves.items():
         if LAYERED.search(name):
             layers = decay ** np.arange(depths[0], 0, -1, dtype=np.float32)

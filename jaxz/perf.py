@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from jaxz import objectives
 from jaxz.data.prepare import Normalisation, Prepare
@@ -23,7 +25,7 @@ COLLECT_EVERY = 100  # steps
 class Meter:
     """What happened since it was last read, the first step, which compiles, left out."""
 
-    def __init__(self, config, mesh):
+    def __init__(self, config: ConfigDict, mesh: Mesh):
         device = find_device(mesh.devices.flat[0].device_kind)
         self.peak = mesh.size * device.peak(config.model.get("dtype", "float32")) if device else 0.0  # 0: not known
         self.batch_size, self.flops = config.train.batch_size, 0.0
@@ -77,7 +79,9 @@ def memory() -> dict[str, float]:
     return {"perf/memory_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
 
 
-def training_flops(config, normalisation: Normalisation, prepare: Prepare, abstract: TrainState, batch: dict) -> float:
+def training_flops(
+    config: ConfigDict, normalisation: Normalisation, prepare: Prepare, abstract: TrainState, batch: dict
+) -> float:
     """FLOPs that a training step needs for the whole batch: the matrix products of its gradients, of attention too, not
     those that are computed again to save memory (Chowdhery et al. 2022, appendix B). abstract: the state's shapes."""
     config = config.copy_and_resolve_references()
@@ -92,7 +96,8 @@ def training_flops(config, normalisation: Normalisation, prepare: Prepare, abstr
         one = {name: jax.tree.map(of_one, getattr(abstract, name)) for name in ("params", "ema", "extra")}
         state = abstract._replace(**one)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return config.train.members * matmul_flops(lambda *a: gradients(*a, None), state, batch, key)
+    one_member = lambda state, batch, key: gradients(state, batch, key, None)
+    return config.train.members * matmul_flops(one_member, state, batch, key)
 
 
 class Garbage:
@@ -109,7 +114,7 @@ class Garbage:
         if step % COLLECT_EVERY == 0:
             gc.collect()
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         gc.enable()
         gc.unfreeze()
 
@@ -139,5 +144,5 @@ class Profile:
     def __enter__(self) -> "Profile":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()

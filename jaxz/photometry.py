@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from sklearn.base import RegressorMixin
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.impute import SimpleImputer
@@ -34,7 +35,7 @@ from jaxz.data.transport import place
 from jaxz.errors import InputError, run
 from jaxz.files import replace
 from jaxz.photoz.pdf import PDF
-from jaxz.results import claim_scores, claimed, main_scores, truths_of, write_results
+from jaxz.results import claim_scores, claimed, main_scores, truths_of, write_compute, write_results
 from jaxz.template_fit import UNLABELLED, Templates
 
 FOLDS, REDSHIFT_BINS, FEWEST = 5, 300, 50
@@ -43,7 +44,7 @@ LABELS = {"z": Column("float32"), "z_err": Column("float32"), "z_kind": Column("
 MOST_GROUPS, GROUP, LEVELS = 10, 100, 51  # of residuals: groups, objects in one at least, quantiles kept of each
 
 
-def make_model(name: str, seed: int):
+def make_model(name: str, seed: int) -> RegressorMixin:
     """The regressor; both fit in seconds to minutes on 1e5 objects."""
     if name == "gbt":
         trees = HistGradientBoostingRegressor(max_iter=300, learning_rate=0.06, early_stopping=False, random_state=seed)
@@ -167,9 +168,7 @@ def write_run(dataset: Dataset, options: argparse.Namespace, started: float, arg
         catalog, pdf = fitted.predict_test(dataset)
     else:
         catalog, pdf = predict(dataset, options.model, options.seed)
-    cost = {"steps": 0, "batch_size": 0, "images": 0, "seconds": time.monotonic() - started}
-    cost |= {"parameters": 0, "devices": "cpu"}
-    replace(workdir / "compute.json", json.dumps(cost, indent=1).encode())
+    write_compute(workdir, time.monotonic() - started, "cpu")
     arm, truths = workdir.resolve().name, truths_of(dataset, catalog["key"])
     report = write_results(workdir, arm, catalog, pdf, truths, seed=options.seed)
     if options.label:

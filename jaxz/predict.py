@@ -16,7 +16,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +29,7 @@ from jaxz.config import difference
 from jaxz.data.dataset import Dataset
 from jaxz.data.stream import Stream
 from jaxz.files import read_json, replace
-from jaxz.inference import BATCH, COVERAGE, Model, counted, load_exported, load_run
+from jaxz.inference import BATCH, COVERAGE, Model, Predicted, counted, load_exported, load_run
 from jaxz.photoz.pdf import write_qp
 from jaxz.results import catalog_of, prediction_table, with_column, write_catalog
 
@@ -169,12 +169,12 @@ def know_coverage(model: Model, path: Path) -> None:
     if model.coverage is not None or model.edges is None:
         return
     try:
-        model.learn_coverage()
+        found = model.learn_coverage()
     except errors.InputError as error:
         print(f"coverage_flag will be {coverage.UNKNOWN}, not known: {error}", file=sys.stderr)
         return
     with contextlib.suppress(OSError):  # another's run, which may only be read
-        coverage.save(path / COVERAGE, model.coverage, model.digest)
+        coverage.save(path / COVERAGE, found, model.digest)
 
 
 def outputs_of(model: Model) -> tuple[str, ...]:
@@ -269,7 +269,7 @@ def claim(out: Path, model: Model, stream: Stream, band_map: dict | None, size: 
     replace(path, json.dumps(now, indent=1).encode())
 
 
-def write(model: Model, dataset: Dataset, blocks: list[tuple], path: Path, densities: Path) -> Written:
+def write(model: Model, dataset: Dataset, blocks: Sequence[Predicted], path: Path, densities: Path) -> Written:
     """The catalogue of some objects, and their p(z) before it. blocks: (rows, found) of Model.predictions."""
     rows = np.concatenate([rows for rows, _ in blocks])
     found = {name: np.concatenate([values[name] for _, values in blocks]) for name in outputs_of(model)}

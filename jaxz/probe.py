@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,10 +29,10 @@ from jaxz.data.prepare import Prepare
 from jaxz.data.stream import Source, Stream
 from jaxz.files import replace
 from jaxz.inference import Model, load_run
-from jaxz.models.functional import Functional
+from jaxz.models.functional import Functional, Params
 from jaxz.models.vit import masked_mean
 from jaxz.objectives import merged
-from jaxz.photoz.metrics import evaluate_metrics
+from jaxz.photoz.metrics import Score, evaluate_metrics
 from jaxz.results import sure_labels
 
 SPLITS = ("train", "val", "test")
@@ -51,12 +52,12 @@ class Part(NamedTuple):
     target: np.ndarray  # float64 [M]: ln(1+z)
 
 
-def encode(model: Model, params: dict, dataset: Dataset, where: str, label: str, most: int) -> Part:
+def encode(model: Model, params: Params, dataset: Dataset, where: str, label: str, most: int) -> Part:
     """At most `most` objects that pass `where` and have a label, drawn with seed 0, in evaluation mode."""
     prepare, encoder = Prepare(dataset.manifest, model.normalisation), model.objective.encoder
 
     @jax.jit
-    def look(params, batch):
+    def look(params: Params, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         seen = prepare(batch, jax.random.key(0))
         encoded = encoder(params, seen["image"], seen["mask"], columns=seen)
         features = jnp.concatenate([encoded.cls, masked_mean(encoded.tokens, encoded.observed)], 1)
@@ -95,7 +96,7 @@ def standardised(parts: dict[str, Part]) -> dict[str, Part]:
     }
 
 
-def best(candidates, target: np.ndarray) -> np.ndarray:
+def best(candidates: Iterable[tuple[np.ndarray, np.ndarray]], target: np.ndarray) -> np.ndarray:
     """Of (predictions of val, predictions of test), the latter where the former's squared error is least."""
     return min(candidates, key=lambda pair: np.mean((pair[0] - target) ** 2))[1]
 
@@ -166,12 +167,12 @@ def attentive(parts: dict[str, Part]) -> np.ndarray:
     count = len(bins) // min(BATCH, len(bins))  # batches of an epoch
     optimizer = optax.adamw(optax.cosine_decay_schedule(3e-3, EPOCHS * count), weight_decay=0.05)
 
-    def loss(params, tokens, observed, bins):
+    def loss(params: Params, tokens: jax.Array, observed: jax.Array, bins: jax.Array) -> jax.Array:
         logits = head(params, tokens.astype(jnp.float32), observed)
         return optax.softmax_cross_entropy_with_integer_labels(logits, bins).mean()
 
     @jax.jit
-    def step(params, state, *batch):
+    def step(params: Params, state: optax.OptState, *batch: jax.Array) -> tuple[Params, optax.OptState]:
         updates, state = optimizer.update(jax.grad(loss)(params, *batch), state, params)
         return optax.apply_updates(params, updates), state
 
@@ -192,13 +193,13 @@ def attentive(parts: dict[str, Part]) -> np.ndarray:
 PROBES = {"ridge": ridge, "neighbours": neighbours, "logistic": logistic, "attentive": attentive}
 
 
-def scores(predicted: np.ndarray, target: np.ndarray) -> dict[str, dict]:
+def scores(predicted: np.ndarray, target: np.ndarray) -> dict[str, Score]:
     """{metric: {"value", "error"}} of predictions of ln(1+z) [M]: their R^2, sigma_mad and eta_15 of z."""
     of_z = evaluate_metrics(np.expm1(predicted), np.expm1(target))
     return {"r2_ln": evaluate_metrics(predicted, target)["r2"], **{n: of_z[n] for n in ("sigma_mad", "eta_15")}}
 
 
-def probe(model: Model, params: dict, dataset: Dataset, where: dict[str, str], label: str, most: int) -> dict:
+def probe(model: Model, params: Params, dataset: Dataset, where: dict[str, str], label: str, most: int) -> dict:
     """{probe: scores} of an encoder's parameters, and the number of objects."""
     parts = {split: encode(model, params, dataset, condition, label, most) for split, condition in where.items()}
     objects = {split: len(part.target) for split, part in parts.items()}

@@ -69,12 +69,13 @@ class Pool:
     """
 
     def __init__(self, workers: int, start: Callable[[], None] | None = None):
-        self.workers, self.start, self.pool = workers, start, None
+        self.workers, self.start = workers, start
+        self.pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> "Pool":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.pool is not None:
             self.pool.shutdown(cancel_futures=True)
 

@@ -13,11 +13,13 @@ fluxes: images do not move. Training mixes it with the objects as they are:
 
 import argparse
 import json
+from collections.abc import Sequence
 
 import numpy as np
 
 from jaxz.catalog_fluxes import flux_bands, load
 from jaxz.data.dataset import Dataset, open_dataset
+from jaxz.data.manifest import Band
 from jaxz.data.overlays import overlay_ids, overlay_path, write_overlay
 from jaxz.data.where import training_filter
 from jaxz.errors import InputError, run
@@ -56,7 +58,15 @@ def moved(dataset: Dataset, options: argparse.Namespace) -> dict[str, np.ndarray
     return values
 
 
-def taught(bands, flux, error, z, grid: np.ndarray, draw, options: argparse.Namespace) -> np.ndarray:
+def taught(
+    bands: Sequence[Band],
+    flux: np.ndarray,
+    error: np.ndarray,
+    z: np.ndarray,
+    grid: np.ndarray,
+    draw: np.random.Generator,
+    options: argparse.Namespace,
+) -> np.ndarray:
     """`band_fluxes` [Z,T,C] at redshifts `grid` [Z] of spectra that have learned from flux and error [N,C] at z [N]."""
     curves = filter_curves(bands, options.filters)
     rest, f_lambda = read_spectra(options.templates) if options.templates else (spectra.WAVELENGTH, spectra.templates())

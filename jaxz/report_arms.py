@@ -2,16 +2,16 @@
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from jaxz.photoz.binned import dependence_metrics, equal_bins
 from jaxz.photoz.bootstrap import Estimate, hierarchical_bootstrap, sky_cells
-from jaxz.photoz.metrics import ENOUGH_FOR_ERRORS, all_metrics, columns_of
+from jaxz.photoz.metrics import ENOUGH_FOR_ERRORS, Score, all_metrics, columns_of
 from jaxz.report_data import Run, starts_of
-from jaxz.report_tables import all_test_sets, comparable
+from jaxz.report_tables import all_test_sets, comparable, score
 from jaxz.results import INTERVAL
 
 
@@ -54,16 +54,16 @@ def recipe(run: Run) -> str:
     return json.dumps(told(run.config, there), sort_keys=True)
 
 
-def mean_scores(runs: Sequence[Run]) -> dict:
+def mean_scores(runs: Sequence[Run]) -> dict[str, dict[str, Score]]:
     """{test set: {metric: {"value", "error"}}}: of one run its own; of several the means of what all have, their errors
     still unknown."""
     if len(runs) == 1:
         return runs[0].scores
-    means: dict[str, dict] = {}
+    means: dict[str, dict[str, Score]] = {}
     for test_set, metrics in runs[0].scores.items():
         for metric in metrics:
-            values = [(run.scores.get(test_set, {}).get(metric) or {}).get("value") for run in runs]
-            mean = None if None in values else float(np.mean(values))
+            known = [found[0] for run in runs if (found := score(run, test_set, metric))]
+            mean = float(np.mean(known)) if len(known) == len(runs) else None
             means.setdefault(test_set, {})[metric] = {"value": mean, "error": None}
     return means
 
@@ -73,7 +73,9 @@ def estimated(arms: Sequence[Run], test_set: str) -> dict[str, dict[str, Estimat
     drawn by sky cells, where one of them says where enough objects lie, and by seeds."""
     arms = [arm for arm in arms if all(len(run.members(test_set)) for run in arm.seeds)]
     keys = [run.predictions["key"][run.members(test_set)].astype(str) for arm in arms for run in arm.seeds]
-    common = functools.reduce(np.intersect1d, keys) if keys else ()
+    if not keys:
+        return {}
+    common = functools.reduce(np.intersect1d, keys)
     if len(common) < ENOUGH_FOR_ERRORS:
         return {}
     seen = {arm.name: [columns(run, rows_of(run, test_set, common)) for run in arm.seeds] for arm in arms}
@@ -90,10 +92,10 @@ def estimated(arms: Sequence[Run], test_set: str) -> dict[str, dict[str, Estimat
 def columns(run: Run, rows: np.ndarray) -> dict[str, np.ndarray]:
     """What metrics are made of, of some rows of a run's predictions."""
     pdf = None if run.pdf is None else run.pdf[rows]
-    interval = None
-    if run.predictions.keys() >= set(INTERVAL):
-        interval = [run.predictions[end][rows] for end in INTERVAL]
-    return columns_of(run.predictions["z_best"][rows], run.predictions["z_true"][rows], pdf, interval)
+    found = {name: values[rows] for name, values in run.predictions.items()}
+    low, high = INTERVAL
+    interval = (found[low], found[high]) if {low, high} <= found.keys() else None
+    return columns_of(found["z_best"], found["z_true"], pdf, interval)
 
 
 def rows_of(run: Run, test_set: str, keys: np.ndarray) -> np.ndarray:
@@ -103,7 +105,7 @@ def rows_of(run: Run, test_set: str, keys: np.ndarray) -> np.ndarray:
     return members[place]
 
 
-def with_errors(arm: Run, estimates: dict[str, dict[str, Estimate]]) -> dict:
+def with_errors(arm: Run, estimates: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[str, Score]]:
     """The scores of an arm with the errors of its estimates, and the estimates of metrics that its run has no score of;
     where there are no estimates, with the errors they have."""
     result = {}

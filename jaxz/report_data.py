@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from jaxz import files
 from jaxz.errors import InputError
 from jaxz.photoz.bootstrap import Estimate
+from jaxz.photoz.metrics import Score
 from jaxz.photoz.pdf import PDF, read_qp
 
 
@@ -25,7 +26,7 @@ class Run:
     path: Path
     config: dict
     compute: dict
-    scores: dict[str, dict[str, dict]]  # {test set: {metric: {"value", "error"}}}
+    scores: dict[str, dict[str, Score]]  # {test set: {metric: ...}}
     steps: np.ndarray  # [S] of metrics.jsonl
     losses: np.ndarray  # [S]
     predictions: dict[str, np.ndarray] = field(default_factory=dict)  # {column: [N]}
@@ -101,7 +102,7 @@ def read_json(path: Path) -> dict:
     return files.read_json(path, "this file of a run") if path.is_file() else {}
 
 
-def is_number(value) -> bool:
+def is_number(value: object) -> bool:
     """Whether a value of a JSON file is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
@@ -124,13 +125,11 @@ def read_compute(path: Path) -> dict:
     return cost
 
 
-def read_scores(path: Path, name: str) -> dict:
+def read_scores(path: Path, name: str) -> dict[str, dict[str, Score]]:
     """The scores of arm `name`; a run directory that was renamed still has one arm."""
     arms = read_json(path)
     for arm, sets in arms.items():
-        metrics = [m for metrics in sets.values() for m in metrics.values()] if is_nested(sets) else [None]
-        numbers = [m.get(part) for m in metrics for part in ("value", "error")] if all(metrics) else ["none"]
-        if not all(number is None or is_number(number) for number in numbers):
+        if not are_scores(sets):
             raise InputError(f"{path}: {arm!r} does not hold metrics by test set; evaluate that run again")
     if name in arms:
         return arms[name]
@@ -139,12 +138,16 @@ def read_scores(path: Path, name: str) -> dict:
     return next(iter(arms.values()), {})
 
 
-def is_nested(sets) -> bool:
-    """Whether it is {test set: {metric: {...}}}."""
-    levels = [sets, *(sets.values() if isinstance(sets, dict) else ())]
-    return all(isinstance(level, dict) for level in levels) and all(
-        isinstance(metric, dict) for metrics in sets.values() for metric in metrics.values()
-    )
+def are_scores(sets: object) -> bool:
+    """Whether it is {test set: {metric: {"value", "error"}}}, of numbers or None."""
+    if not isinstance(sets, dict) or not all(isinstance(metrics, dict) for metrics in sets.values()):
+        return False
+    for metric in (metric for metrics in sets.values() for metric in metrics.values()):
+        if not isinstance(metric, dict) or not metric:
+            return False
+        if not all(value is None or is_number(value) for value in (metric.get("value"), metric.get("error"))):
+            return False
+    return True
 
 
 def read_losses(path: Path) -> tuple[np.ndarray, np.ndarray]:

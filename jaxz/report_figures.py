@@ -66,7 +66,7 @@ def scatter(arms: Sequence[Run], test_set: str, colours: Mapping[str, str]) -> I
     picture = plots.png(plots.density(pairs, colours))
     yield Picture("Point estimates", f"Estimated against true redshift: {label(test_set)}", caption, picture)
 
-    trended = {name: {**c, "z_phot": c["z_best"], "cells": cells_of(c)} for name, c in columns.items()}
+    trended = {name: {**c, "z_phot": c["z_best"], **cells_of(c)} for name, c in columns.items()}
     captions = (
         "Bins with at least 25 objects; bars are bootstrap errors. Against true redshift a bias shows where objects "
         "are wrong; against estimated redshift, how far to trust an estimate: they differ by regression to the mean.",
@@ -79,9 +79,10 @@ def scatter(arms: Sequence[Run], test_set: str, colours: Mapping[str, str]) -> I
             yield Picture("Point estimates", title, caption, plots.png(plots.trends(trended, by, colours)))
 
 
-def cells_of(columns: Mapping[str, np.ndarray]) -> np.ndarray | None:
-    """int [N]: the sky cell of each object; None where they are not known, or too few for errors."""
-    return sky_cells(columns["ra"], columns["dec"]) if {"ra", "dec"} <= columns.keys() else None
+def cells_of(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """{"cells": int [N], the sky cell of each object}; {} where they are not known, or too few for errors."""
+    found = sky_cells(columns["ra"], columns["dec"]) if {"ra", "dec"} <= columns.keys() else None
+    return {} if found is None else {"cells": found}
 
 
 def varies(values: np.ndarray) -> bool:
@@ -127,11 +128,13 @@ def examples(arms: Sequence[Run], test_set: str, colours: Mapping[str, str]) -> 
         :SHOWN
     ]
     z_true = np.array([truth[first[key]] for key in keys], float)
-    pdfs = {arm.name: arm.pdf[[place[key] for key in keys]] for arm, place in zip(arms, places, strict=True)}
+    rows = {arm.name: [place[key] for key in keys] for arm, place in zip(arms, places, strict=True)}
+    pdfs = {arm.name: arm.pdf[rows[arm.name]] for arm in arms if arm.pdf is not None}
     titles = [f"{key}, z = {z:.3f}" for key, z in zip(keys, z_true, strict=True)]
     caption = f"From {label(test_set)}: evenly spaced in rank of true redshift (dashed), not chosen by success."
-    picture = plots.png(plots.pdf_gallery(pdfs, z_true, titles, colours))
-    yield Picture("Examples", "p(z) of a few objects", caption, picture)
+    yield Picture(
+        "Examples", "p(z) of a few objects", caption, plots.png(plots.pdf_gallery(pdfs, z_true, titles, colours))
+    )
     if picture := cutouts(arms[0], keys, [f"z = {z:.3f}" for z in z_true]):
         caption = "The same objects in every band, each with its own grey scale (asinh); hatched: not observed."
         yield Picture("Examples", "Their cutouts", caption, picture)
@@ -158,7 +161,7 @@ def cutouts(arm: Run, keys: Sequence[str], titles: Sequence[str]) -> bytes | Non
 
 
 def bands_observed(sample: Mapping, bands: int) -> np.ndarray:
-    """bool [C]: by the column's bits, else by the mask's good pixels."""
+    """[C] bool: by the column's bits, else by the mask's good pixels."""
     if "bands_observed" in sample:
         return (sample["bands_observed"] >> np.arange(bands)) & 1 == 1
     if "image_mask" in sample:

@@ -31,8 +31,10 @@ def all_test_sets(arms: Sequence[Run]) -> list[str]:
 
 def score(arm: Run, test_set: str, metric: str) -> tuple[float, float | None] | None:
     """Value and error, or None where it is missing or undefined."""
-    entry = arm.scores.get(test_set, {}).get(metric) or {}
-    return None if entry.get("value") is None else (entry["value"], entry.get("error"))
+    entry = arm.scores.get(test_set, {}).get(metric)
+    if entry is None or (value := entry.get("value")) is None:
+        return None
+    return value, entry.get("error")
 
 
 def ranking(arms: Sequence[Run], test_set: str, metric: str) -> list[tuple[str, float, float | None]]:
@@ -223,7 +225,7 @@ def text_table(arms: Sequence[Run]) -> str:
     """The scores in PRINTED by arm under each test set, for a terminal."""
     blocks = []
     for test_set in all_test_sets(arms):
-        rows = [("", *PRINTED)]
+        rows: list[tuple[str, ...]] = [("", *PRINTED)]
         for arm in (arm for arm in arms if test_set in arm.scores):
             found = [score(arm, test_set, metric) for metric in PRINTED]
             texts = [METRICS[m].text(*of) if of else "–" for m, of in zip(PRINTED, found, strict=True)]

@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from jaxz.data.dataset import Dataset
 from jaxz.data.manifest import Array, Column
 from jaxz.data.transport import place
 from jaxz.errors import InputError
 from jaxz.files import read_json, replace
 from jaxz.photoz.bootstrap import sky_cells
-from jaxz.photoz.metrics import evaluate_metrics
+from jaxz.photoz.metrics import Score, evaluate_metrics
 from jaxz.photoz.pdf import PDF, write_qp
 
 if TYPE_CHECKING:
@@ -49,8 +50,8 @@ PREDICTED = {
 INTERVAL = ("z_l68", "z_u68")  # whose coverage is scored
 
 
-def test_sets(dataset) -> dict[str, tuple[str, str]]:
-    """{name: (filter on the index, truth column)} of a Dataset's test sets.
+def test_sets(dataset: Dataset) -> dict[str, tuple[str, str]]:
+    """{name: (filter on the index, truth column)} of the test sets.
 
     spec_like: test objects with a sure spectroscopic label (z_quality >= 3, at least 95 %, where that column exists),
     selected as the labelled training set is;
@@ -74,9 +75,9 @@ def sure_labels(columns: Container[str]) -> str:
     return "z_kind == 'spec'" + (" and z_quality >= 3" if "z_quality" in columns else "")
 
 
-def catalog_of(dataset, rows: np.ndarray, found: Mapping[str, np.ndarray]) -> pa.Table:
-    """key and what there is of CATALOG_COLUMNS for ascending rows [N] of a Dataset, with columns of PREDICTED that were
-    `found` [N] in the place of its own; only the shards that hold the rows are looked at."""
+def catalog_of(dataset: Dataset, rows: np.ndarray, found: Mapping[str, np.ndarray]) -> pa.Table:
+    """key and what there is of CATALOG_COLUMNS for ascending rows [N], with columns of PREDICTED that were `found` [N]
+    in the place of its own; only the shards that hold the rows are looked at."""
     columns = dataset.manifest.columns
     known = [name for name in CATALOG_COLUMNS if name == "key" or name in columns]
     shards, within = dataset.locate(rows)
@@ -106,7 +107,7 @@ def with_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
     return table.append_column(field, values)
 
 
-def truths_of(dataset, keys: pa.ChunkedArray) -> dict[str, np.ndarray]:
+def truths_of(dataset: Dataset, keys: pa.ChunkedArray) -> dict[str, np.ndarray]:
     """{test set: float64 [N]}: the true redshift of each of `keys`, NaN where it is outside of the set."""
     truths = {}
     for name, (where, column) in test_sets(dataset).items():
@@ -116,7 +117,7 @@ def truths_of(dataset, keys: pa.ChunkedArray) -> dict[str, np.ndarray]:
     return truths
 
 
-def claim_scores(workdir: Path, dataset, overwrite: bool) -> dict:
+def claim_scores(workdir: Path, dataset: Dataset, overwrite: bool) -> dict:
     """What RUN/evaluated.json says of scores on `dataset`. Raises InputError where the run holds those of another one
     and they are not to be overwritten."""
     now = {"dataset": place(dataset.path), "rows": dataset.fingerprint()["rows"]}
@@ -247,7 +248,7 @@ def write_results(
     fits: bool = False,
     resamples: int = 200,
     seed: int = 0,
-) -> dict:
+) -> dict[str, dict[str, dict[str, Score]]]:
     """Write predictions.parquet (and .fits), pdf.hdf5 and report.json into a run directory; returns the report.
 
     catalog: a row per predicted object, with `key` and what there is of CATALOG_COLUMNS; pdf: their densities [N];
@@ -264,9 +265,10 @@ def write_results(
         rows = np.flatnonzero(np.isfinite(truth))
         there = [catalog[c].to_numpy()[rows] for c in ("ra", "dec") if c in catalog.column_names]
         cells = sky_cells(*there) if len(there) == 2 else None
-        interval = [table[end].to_numpy()[rows] for end in INTERVAL]
-        settings = dict(interval=interval, cells=cells, resamples=resamples, seed=seed)
-        scores[name] = evaluate_metrics(z_best[rows], truth[rows], pdf[rows], **settings)
+        low, high = (table[end].to_numpy()[rows] for end in INTERVAL)
+        scores[name] = evaluate_metrics(
+            z_best[rows], truth[rows], pdf[rows], interval=(low, high), cells=cells, resamples=resamples, seed=seed
+        )
     report = {arm: scores}
     write_catalog(workdir / "predictions.parquet", table)
     if fits:
@@ -276,7 +278,13 @@ def write_results(
     return report
 
 
-def main_scores(name: str, scores: Mapping[str, Mapping[str, dict]]) -> list[str]:
+def write_compute(workdir: Path, seconds: float, devices: str) -> None:
+    """RUN/compute.json of a run that trains no network: what it has cost."""
+    cost = {"steps": 0, "batch_size": 0, "images": 0, "seconds": seconds, "parameters": 0, "devices": devices}
+    replace(workdir / "compute.json", json.dumps(cost, indent=1).encode())
+
+
+def main_scores(name: str, scores: Mapping[str, Mapping[str, Score]]) -> list[str]:
     """A line a test set of an arm's scores {test set: {metric}}, for people: its sigma_mad and eta_15."""
     return [
         f"{name} on {test_set}: {', '.join(f'{metric} {shown(metrics[metric])}' for metric in ('sigma_mad', 'eta_15'))}"
@@ -284,7 +292,7 @@ def main_scores(name: str, scores: Mapping[str, Mapping[str, dict]]) -> list[str
     ]
 
 
-def shown(metric: dict) -> str:
+def shown(metric: Score) -> str:
     """A value with its error; few objects have no error, none have no value."""
     if metric["value"] is None:
         return "unknown (no objects)"

@@ -14,12 +14,14 @@ import traceback
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from jaxz import errors
 from jaxz.errors import InputError
@@ -174,7 +176,8 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
             traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(error.code if isinstance(error, SystemExit) else errors.FAILED)
+        code = error.code if isinstance(error, SystemExit) else errors.FAILED
+        os._exit(code if isinstance(code, int) else errors.FAILED)
 
 
 class Lock:
@@ -215,7 +218,7 @@ class Lock:
     def __enter__(self) -> "Lock":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _claim(self) -> None:
@@ -238,7 +241,7 @@ class StopSignal:
     NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
     LATE = 2  # steps after which an answer is read, so that none waits for the device
 
-    def __init__(self, mesh):
+    def __init__(self, mesh: Mesh):
         self.mesh, self.number = mesh, early[-1] if early else 0
         self.asked: collections.deque[jax.Array] = collections.deque()
 
@@ -246,7 +249,7 @@ class StopSignal:
         self.before = {number: signal.signal(number, self._set) for number in self.NUMBERS}
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
@@ -260,7 +263,7 @@ class StopSignal:
             number = int(self.asked.popleft()) if len(self.asked) > self.LATE else 0
         return signal.Signals(number).name if number else ""
 
-    def _set(self, number, frame):
+    def _set(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.number:
             raise KeyboardInterrupt
         self.number = number

@@ -47,7 +47,8 @@ class Domain(NamedTuple):
 
 def domains(dataset: Dataset, where: dict[str, str], names: list[str], workdir: str | None) -> list[Domain]:
     """Training and target objects. Raises InputError for features that there are not, or that are the truth."""
-    columns, parts = dataset.manifest.columns, {kind: [] for kind in where}
+    columns = dataset.manifest.columns
+    parts: dict[str, list[np.ndarray]] = {kind: [] for kind in where}
     rows = {kind: dataset.select(text) for kind, text in where.items()}
     if few := [kind for kind in where if len(rows[kind]) < shift.FOLDS]:
         raise InputError(f"--{few[0]}: {where[few[0]]!r} chooses {len(rows[few[0]])} objects; choose more")
@@ -105,7 +106,11 @@ def overlay(dataset: Dataset, options: argparse.Namespace) -> tuple[np.ndarray, 
     weights = [part / part.mean() for part in parts]
     stratum = shift.propensity_strata(np.concatenate([own, likest]))
     rows = np.union1d(labels, others)
-    values = {"weight": np.zeros(len(rows)), "coverage": np.ones(len(rows), np.int8), "stratum": np.zeros(len(rows))}
+    values: dict[str, np.ndarray] = {
+        "weight": np.zeros(len(rows)),
+        "coverage": np.ones(len(rows), np.int8),
+        "stratum": np.zeros(len(rows)),
+    }
     place = lambda chosen: np.searchsorted(rows, chosen)
     values["weight"][place(labels)] = np.concatenate(weights)
     values["coverage"][place(others)] = covered
@@ -129,9 +134,11 @@ def filters(dataset: Dataset, options: argparse.Namespace) -> dict[str, str]:
     where = {name: option_filter(f"--{name}", getattr(options, name)) for name in ("train", "target")}
     if given is None and {"split", "z_kind"} <= columns.keys():
         given = f"split == 'val' and {sure_labels(columns)}"
-    held = option_filter("--held", given, negated(where["train"])) if given else None
-    there = held and (options.held or len(dataset.select(held)) >= shift.FOLDS)
-    return where | ({"held": held} if there else {})
+    if given:
+        held = option_filter("--held", given, negated(where["train"]))
+        if options.held or len(dataset.select(held)) >= shift.FOLDS:
+            where["held"] = held
+    return where
 
 
 def main(argv: list[str]) -> None:

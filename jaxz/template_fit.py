@@ -95,7 +95,7 @@ class Templates:
         return dataset.select(UNLABELLED), {"z": z, "z_err": z_err, "z_kind": np.where(known, "phot", "none")}
 
 
-def filter_curves(bands: list[Band], filters: list[str]) -> list[templates.Curve]:
+def filter_curves(bands: Sequence[Band], filters: Sequence[str]) -> list[templates.Curve]:
     """Raises InputError for a filter that speclite does not know, or of no band."""
     named = dict(text.split("=", 1) for text in filters if "=" in text)
     known = [band.name for band in bands]

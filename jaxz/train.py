@@ -10,10 +10,13 @@ stopped by a signal after saving.
 import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from jaxz import dry_run, errors, logs, objectives, runtime
 from jaxz.checkpoint import FULL, Checkpoints, Damaged
@@ -29,13 +32,14 @@ from jaxz.hardware import parse_cluster
 from jaxz.loop import Run
 from jaxz.mesh import local_slots, make_mesh, to_devices
 from jaxz.models import build
+from jaxz.models.functional import Params
 from jaxz.models.lora import lora_init
 from jaxz.monitor import Monitor
 from jaxz.optim import frozen, make_optimizer
 from jaxz.perf import training_flops
 from jaxz.pretrained.runs import check_weights, encoder_params
 from jaxz.provenance import versions
-from jaxz.state import abstract_state, fresh_state, make_step, of_one, placed, start_from
+from jaxz.state import TrainState, abstract_state, fresh_state, make_step, of_one, placed, start_from
 from jaxz.validate import validate
 
 log = logs.log
@@ -88,7 +92,7 @@ def main(argv: list[str]) -> int:
                 print(described)
             stream.close()
             return errors.OK
-        lock = runtime.Lock(workdir / ".lock") if first else contextlib.nullcontext()
+        lock = runtime.Lock(workdir / ".lock") if first else None
         runtime.wait_for_all("each has looked at the workdir, which changes now")
         logs.start_log(workdir if first else None)
         monitor = Monitor(stream, dataset.manifest, normalisation, objective, mesh, config.train.members)
@@ -122,12 +126,12 @@ def main(argv: list[str]) -> int:
 
         # ---- loop ----------------------------------------------------------------------------------------------------
         run = Run(workdir, config, checkpoints, monitor, meta, mesh, seconds, lock)
-        with lock, contextlib.closing(stream), checkpoints, contextlib.closing(run):
+        with lock or contextlib.nullcontext(), contextlib.closing(stream), checkpoints, contextlib.closing(run):
             run.loop(step, state, stream, flops)
     return errors.OK
 
 
-def trained_of(params, still) -> str:
+def trained_of(params: Params, still: dict) -> str:
     """How many of the parameters are trained. still: whether each array stays as it is."""
     sizes = [(a.size, stays) for a, stays in zip(jax.tree.leaves(params), jax.tree.leaves(still), strict=True)]
     return f"{sum(n for n, stays in sizes if not stays)} of {sum(n for n, _ in sizes)} parameters are trained"
@@ -156,7 +160,7 @@ def arguments(argv: list[str]) -> tuple[dict, list[str]]:
     return options, rest
 
 
-def starting_normalisation(workdir: Path, config, dataset: Dataset) -> Normalisation:
+def starting_normalisation(workdir: Path, config: ConfigDict, dataset: Dataset) -> Normalisation:
     """The run's own where it goes on, else that of the run in init.path, else a new one for this dataset.
 
     Raises InputError where the run in init.path has another model, number of members or inputs than the config says, or
@@ -214,7 +218,7 @@ def check_labels(z: np.ndarray, edges: np.ndarray) -> None:
         log.warning("%d of %d labels lie outside of z_min %g to z_max %g: unused", outside, len(labels), low, high)
 
 
-def inherited_normalisation(meta: dict, config, origin: str) -> Normalisation:
+def inherited_normalisation(meta: dict, config: ConfigDict, origin: str) -> Normalisation:
     """That of a trained run, whose inputs' units its parameters are tied to."""
     normalisation = Normalisation.from_json(meta["normalisation"])
     bands = [band.name for band in normalisation.bands]
@@ -228,7 +232,7 @@ def inherited_normalisation(meta: dict, config, origin: str) -> Normalisation:
     return normalisation
 
 
-def begins_with_weights(config) -> bool:
+def begins_with_weights(config: ConfigDict) -> bool:
     """Whether init.path is to name published weights, not a run."""
     return config.model.name == "published" and not (Path(config.init.path) / "checkpoints").is_dir()
 
@@ -239,14 +243,11 @@ def run_meta(path: str) -> dict:
         raise errors.InputError(
             f"init.path: {path!r} is no run directory with checkpoints; train it first or name another"
         )
-    checkpoints = Checkpoints(Path(path))
-    try:
+    with contextlib.closing(Checkpoints(Path(path))) as checkpoints:
         return checkpoints.meta()
-    finally:
-        checkpoints.close()
 
 
-def pretrained_params(config, abstract, mesh, normalisation: Normalisation) -> dict:
+def pretrained_params(config: ConfigDict, abstract: TrainState, mesh: Mesh, normalisation: Normalisation) -> Params:
     """The encoder of the run in init.path, low-rank factors merged into it, and the heads of the objectives that both
     have with the same settings; of one whose redshift bins alone differ the normalisation before the last layer, which
     begins anew. Or an encoder of published weights."""
@@ -267,14 +268,13 @@ def pretrained_params(config, abstract, mesh, normalisation: Normalisation) -> d
         encoder, kernels = wanted["encoder"], then["optim"]["lora_kernels"]
         make = lambda: lora_init(jax.random.key(0), encoder, kernels, rank)
         wanted |= placed({"lora": jax.eval_shape(make)}, mesh)
-    checkpoints = Checkpoints(Path(config.init.path))
-    try:
+    with contextlib.closing(Checkpoints(Path(config.init.path))) as checkpoints:
         return objectives.merged(checkpoints.params(wanted, config.init.item))
-    finally:
-        checkpoints.close()
 
 
-def make_stream(config, dataset: Dataset, objective, prepare: Prepare, mesh) -> Stream:
+def make_stream(
+    config: ConfigDict, dataset: Dataset, objective: objectives.Objective, prepare: Prepare, mesh: Mesh
+) -> Stream:
     """The endless stream that the run trains on."""
     arrays, columns = (*prepare.arrays, *dataset.owners), {*objective.columns, *prepare.columns}
     sources = make_sources(config, dataset, arrays, columns)
@@ -293,7 +293,7 @@ def make_stream(config, dataset: Dataset, objective, prepare: Prepare, mesh) -> 
 
 
 @contextlib.contextmanager
-def of_config(group: str):
+def of_config(group: str) -> Iterator[None]:
     """Within it, what is said of a field of data by its bare name, such as "where: ...", has the config's name."""
     try:
         yield
@@ -302,7 +302,7 @@ def of_config(group: str):
         raise errors.InputError(f"{group}.{error}" if bare else str(error)) from None
 
 
-def make_sources(config, dataset: Dataset, arrays: tuple[str, ...], columns: set[str]) -> list[Source]:
+def make_sources(config: ConfigDict, dataset: Dataset, arrays: tuple[str, ...], columns: set[str]) -> list[Source]:
     """Those of data.sources, or the one that the other fields of data describe: rows of the train split, unless
     transductive. A source may lack columns that another has. Raises InputError where a simulation's truth would decide
     what is drawn."""
@@ -343,7 +343,7 @@ def make_sources(config, dataset: Dataset, arrays: tuple[str, ...], columns: set
     return sources
 
 
-def check_workdir(workdir: Path, config, allow_change: bool) -> None:
+def check_workdir(workdir: Path, config: ConfigDict, allow_change: bool) -> None:
     """Hold the config against RUN/config.json, unless no step was made with that one. Raises InputError with the
     differences, or for a directory that is no run's."""
     path, now = workdir / "config.json", resolved(config)
@@ -367,7 +367,7 @@ def has_steps(workdir: Path) -> bool:
     return bool(kept) or (metrics.exists() and metrics.stat().st_size > 0)
 
 
-def write_config(workdir: Path, config) -> None:
+def write_config(workdir: Path, config: ConfigDict) -> None:
     replace(workdir / "config.json", json.dumps(resolved(config), indent=1).encode())
 
 

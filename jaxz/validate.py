@@ -1,33 +1,30 @@
 """What a run's configuration is held to, before any device starts: each field by itself, then together."""
 
 import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import ml_collections
 
+from jaxz.checks import is_range
 from jaxz.config import OBJECTIVES, SOURCE, fields, modules
 from jaxz.errors import InputError, suggest
 from jaxz.optim import DIRECTIONS
 
 
-def is_range(values) -> bool:
-    """Whether it is empty, or two finite numbers in order."""
-    numbers = all(isinstance(v, int | float) and math.isfinite(v) for v in values)
-    return not values or (numbers and len(values) == 2 and values[0] <= values[1])
-
-
-def is_profile(steps) -> bool:
+def is_profile(steps: Sequence) -> bool:
     """Whether it is empty, or the first and last of some steps."""
     return is_range(steps) and all(type(step) is int and step >= 1 for step in steps)
 
 
-def are_rules(rules) -> bool:
+def are_rules(rules: Sequence) -> bool:
     """Whether they are one or more pairs (regex, factor)."""
     number = lambda v: isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) and v >= 0
     pair = lambda rule: isinstance(rule, tuple | list) and len(rule) == 2
     return len(rules) > 0 and all(pair(rule) and isinstance(rule[0], str) and number(rule[1]) for rule in rules)
 
 
-def is_weight(weight) -> bool:
+def is_weight(weight: object) -> bool:
     """Whether it is a number, or two and more pairs (step, weight) whose steps rise."""
     number = lambda v: isinstance(v, int | float) and math.isfinite(v) and v >= 0
     if not isinstance(weight, tuple | list):
@@ -38,8 +35,7 @@ def is_weight(weight) -> bool:
     return all(a[0] < b[0] for a, b in zip(weight, weight[1:], strict=False))
 
 
-# (field, test, what it must be)
-CHECKS = (
+CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (  # (field, test, what it must be)
     ("seed", lambda v: -(2**63) <= v < 2**63, "of 64 bits"),
     ("data.check", lambda v: v in ("size", "crc"), "'size' or 'crc'"),
     ("data.cache_gib", lambda v: v >= 0, "at least 0"),
@@ -84,13 +80,13 @@ CHECKS = (
 )
 
 
-def is_finite(value) -> bool:
+def is_finite(value: object) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def source_problems(config: ml_collections.ConfigDict):
+def source_problems(config: ml_collections.ConfigDict) -> Iterator[str]:
     """What is wrong with data.sources and data.stages."""
-    kinds = {"name": str, **{name: type(config.data[name]) for name in SOURCE[1:]}}
+    kinds: dict[str, type] = {"name": str, **{name: type(config.data[name]) for name in SOURCE[1:]}}
     checks = {name.removeprefix("data."): (test, rule) for name, test, rule in CHECKS if name.startswith("data.")}
     for n, source in enumerate(config.data.sources):
         if not isinstance(source, dict):
@@ -122,7 +118,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise InputError("; ".join(problems))
 
 
-def value_problems(config: ml_collections.ConfigDict):
+def value_problems(config: ml_collections.ConfigDict) -> Iterator[str]:
     """What is wrong with a field by itself."""
     values = dict(fields(config))
     for name, value in values.items():
@@ -135,7 +131,7 @@ def value_problems(config: ml_collections.ConfigDict):
         yield "data.path: '' is not set; name a dataset with --config.data.path=DATASET"
 
 
-def loss_problems(config: ml_collections.ConfigDict):
+def loss_problems(config: ml_collections.ConfigDict) -> Iterator[str]:
     """What is wrong with the names and weights of the objectives."""
     for name, weight in config.losses.items():
         if name not in OBJECTIVES:
@@ -149,7 +145,7 @@ def loss_problems(config: ml_collections.ConfigDict):
         yield f"losses: {name!r} has settings that the config was made without; name it in a config file"
 
 
-def setting_problems(config: ml_collections.ConfigDict):
+def setting_problems(config: ml_collections.ConfigDict) -> Iterator[str]:
     """What is wrong with the settings of the backbone and of the objectives."""
     for group, module in modules(config).items():
         if lacking := sorted(getattr(module, "SETTINGS", {}).keys() - config[group].keys()):
@@ -163,7 +159,7 @@ def setting_problems(config: ml_collections.ConfigDict):
                     yield f"{group}.{name}: {config[group][name]!r} must be {rule}"
 
 
-def training_problems(config: ml_collections.ConfigDict):
+def training_problems(config: ml_collections.ConfigDict) -> Iterator[str]:
     """What is wrong with fields of training together."""
     train = config.train
     if train.batch_size % max(1, train.accumulate):
@@ -187,7 +183,7 @@ def training_problems(config: ml_collections.ConfigDict):
         yield "init.item: 'ema' needs init.path, the run to start from"
 
 
-def image_problems(config: ml_collections.ConfigDict):
+def image_problems(config: ml_collections.ConfigDict) -> Iterator[str]:
     """What is wrong with how images are changed, for the objectives that see them."""
     if config.augment.orientation != "none":
         for name in objectives_with(config, "oriented"):
@@ -209,7 +205,7 @@ def image_problems(config: ml_collections.ConfigDict):
         )
 
 
-def model_problems(config: ml_collections.ConfigDict):
+def model_problems(config: ml_collections.ConfigDict) -> Iterator[str]:
     """What is wrong with a backbone among the other fields."""
     name, module = config.model.name, modules(config).get("model")
     if not getattr(getattr(module, "Backbone", None), "parts", True):

@@ -8,8 +8,7 @@ from jaxz import objectives
 from jaxz.config import default, fill
 from jaxz.data.manifest import Band
 from jaxz.data.prepare import Normalisation
-from jaxz.models import Encoder
-from jaxz.models.vit import Encoded
+from jaxz.models import Encoded, Encoder
 
 BANDS = tuple(
     Band(name, wavelength, 100.0, 23.9, 0.2, 0.0, 1.0, 0.8)

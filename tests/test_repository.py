@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 
 # Each layer may import those before it, and itself.
 LAYERS = (
-    ("errors", "files", "progress", "provenance", "coverage", "data.compact", "data.resample"),
+    ("errors", "files", "progress", "provenance", "coverage", "data.compact", "data.resample", "data.rules"),
     (
         "data.manifest",
         "data.augment",
@@ -35,7 +35,7 @@ LAYERS = (
         "mesh",
         "runtime",
     ),
-    ("collectives", "events", "flops", "hardware", "optim"),
+    ("checks", "collectives", "events", "flops", "hardware", "optim"),
     ("validate",),
     ("data.index", "data.quarantine", "data.staging", "data.columns", "data.tars"),
     ("data.astropy_views",),

@@ -173,6 +173,7 @@ class Augment:
 
 
 def between(ends: tuple[float, float], drawn: jax.Array) -> jax.Array:
+    """Numbers drawn from [0, 1) as ones between the two ends."""
     return ends[0] + (ends[1] - ends[0]) * drawn
 
 
@@ -198,13 +199,13 @@ def turn(x: jax.Array, view: jax.Array) -> jax.Array:
 
 
 def hide_bands(mask: jax.Array, chance: float, key: jax.Array) -> jax.Array:
-    """bool [B,C]: observed bands to hide, each with `chance`, but never the last one that is left."""
+    """[B,C] bool: observed bands to hide, each with `chance`, but never the last one that is left."""
     observed = mask.any((2, 3))
     return spare_last(observed, jax.random.uniform(key, observed.shape), chance)
 
 
 def spare_last(observed: jax.Array, drawn: jax.Array, chance: float) -> jax.Array:
-    """bool [B,C]: the observed bands whose number, drawn in [0, 1), is below `chance`, without the largest one."""
+    """[B,C] bool: the observed bands whose number, drawn in [0, 1), is below `chance`, without the largest one."""
     drawn = jnp.where(observed, drawn, -1)
     last = jax.nn.one_hot(drawn.argmax(1), observed.shape[1], dtype=bool)
     return observed & (drawn < chance) & ~last

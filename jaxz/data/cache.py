@@ -36,10 +36,12 @@ Spared = Callable[[], Collection[Path]]
 
 
 def always() -> bool:
+    """That whatever waits may go on waiting."""
     return True
 
 
 def nothing() -> Collection[Path]:
+    """That no file is spared."""
     return ()
 
 

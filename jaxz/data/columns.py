@@ -52,6 +52,7 @@ def joined(parts: Sequence[np.ndarray | pa.ChunkedArray]) -> np.ndarray | pa.Chu
 
 
 def short_digest(*parts: bytes) -> str:
+    """16 hexadecimal digits of the sha256 of all parts, one after another."""
     return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
 
@@ -61,6 +62,7 @@ def as_names(names: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def is_whole(value: object) -> bool:
+    """Whether it is an integer, of Python or NumPy, and no bool."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 

@@ -307,7 +307,7 @@ class Dataset:
                 raise
 
     def _chosen(self, shard: int, table: pa.Table, where: str | None) -> np.ndarray:
-        """bool [N]: the rows of a shard that pass a filter and are not quarantined."""
+        """[N] bool: the rows of a shard that pass a filter and are not quarantined."""
         entry = self.manifest.shards[shard]
         chosen = np.ones(entry.samples, bool)
         if where is not None:

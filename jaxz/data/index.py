@@ -21,6 +21,7 @@ UNREADABLE = (OSError, pa.ArrowException, ValueError)  # ValueError: names that 
 
 
 def column_type(column: Column) -> pa.DataType:
+    """What a column of the manifest is in the index."""
     return pa.string() if column.dtype == "string" else pa.from_numpy_dtype(np.dtype(column.dtype))
 
 

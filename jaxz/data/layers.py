@@ -21,6 +21,7 @@ def alignment(dataset: "Dataset") -> dict[str, str]:
 
 
 def shard_list(shards: Sequence[Shard]) -> bytes:
+    """What a layer holds its base to: the names, samples and digests of its shards."""
     return repr([(shard.name, shard.samples, shard.sha256) for shard in shards]).encode()
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from jaxz.data import compact
+from jaxz.data.rules import TEXT, Rule, is_bits, is_dtype, is_shape, is_steps, number, whole
 from jaxz.errors import InputError, suggest
 
 SCHEMA_VERSION = 1
@@ -24,18 +24,6 @@ HEADER = 512  # bytes of a tar before each member
 ZERO_POINT_UJY = 23.9  # AB magnitude of one microjansky
 
 T = TypeVar("T")
-Rule = tuple[Callable[[Any], object], str]  # test of a value, and what it must be; JSON's true is no number here
-TEXT: Rule = (lambda v: isinstance(v, str), "text")
-
-
-def whole(low: int) -> Rule:
-    return lambda v: type(v) is int and low <= v < 2**63, f"an integer from {low} to 2^63 - 1"
-
-
-def number(low: float, high: float) -> Rule:
-    return lambda v: isinstance(v, int | float) and v is not True and v is not False and low <= v <= high, (
-        f"a number from {low:g} to {high:g}"
-    )
 
 
 def hold(item: object) -> None:
@@ -43,29 +31,6 @@ def hold(item: object) -> None:
     for name, (test, rule) in RULES[type(item)].items():
         if not test(value := getattr(item, name)):
             raise InputError(f"{name}: {value!r:.80} must be {rule}")
-
-
-def is_dtype(value: object) -> bool:
-    """Whether it names a numpy dtype of plain numbers."""
-    try:
-        return isinstance(value, str) and np.dtype(value).kind in "fiub"
-    except (TypeError, ValueError, SyntaxError):
-        return False
-
-
-def is_shape(value: object) -> bool:
-    """A tuple of positive integers, of which one may be None."""
-    is_side = lambda n: n is None or (type(n) is int and n > 0)
-    return isinstance(value, tuple) and len(value) <= 8 and value.count(None) <= 1 and all(map(is_side, value))
-
-
-def is_bits(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(k, str) and type(v) is int and v > 0 for k, v in value.items())
-
-
-def is_steps(value: object) -> bool:
-    is_step, _ = number(1e-30, 1e30)
-    return isinstance(value, tuple) and all(map(is_step, value))
 
 
 @dataclass(frozen=True)
@@ -216,6 +181,8 @@ class Column:
 
 @dataclass(frozen=True)
 class Shard:
+    """A tar and its index, by their sizes and the tar's digest."""
+
     name: str  # "00000": shards/00000.tar and index/00000.parquet
     samples: int
     bytes: int
@@ -381,6 +348,7 @@ def array_of(values: object, where: str) -> Array:
 
 
 def as_tuple(value: object) -> object:
+    """A JSON array as a tuple, all else as it is."""
     return tuple(value) if isinstance(value, list) else value
 
 

@@ -140,7 +140,7 @@ class Prepare:
         self.arrays, self.columns = tuple(arrays), tuple(columns)  # of the dataset: what the stream must carry
 
     def __call__(self, batch: Batch, key: jax.Array) -> dict:
-        """image [B,C,H,W], in stored units or compact levels with their entries, becomes float32, mask [B,C,H,W] is
+        """`image` [B,C,H,W], in stored units or compact levels with their entries, becomes float32, mask [B,C,H,W] is
         true where observed, sky [B,C] is the background's sigma in the same unit; the catalog's flux_<band> and
         fluxerr_<band> are dereddened where the image is; nonfinite [B] is the share of the observed pixels that hold
         NaN or inf and are therefore masked; other entries pass. views and crops: lists of {image, mask, sky}, the first

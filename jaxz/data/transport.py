@@ -44,6 +44,7 @@ class Missing(Gone):
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether it is a URL or pipe: command, and no path of this machine."""
     return bool(re.match(r"pipe:|(?!file:)[a-z][a-z0-9+.-]*://", str(path)))
 
 

@@ -47,6 +47,7 @@ def names(where: str) -> list[str]:
 
 
 def names_in(tree: ast.expr) -> list[str]:
+    """The columns that an expression reads, sorted; functions that it calls are none."""
     nodes = list(ast.walk(tree))
     called = {id(node.func) for node in nodes if isinstance(node, ast.Call)}
     return sorted({node.id for node in nodes if isinstance(node, ast.Name) and id(node) not in called})

@@ -323,6 +323,7 @@ def encode(value: np.ndarray | bytes, spec: Array, key: str, array: str) -> tupl
 
 @functools.lru_cache(maxsize=256)
 def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """The header of an .npy file of version 1.0, of an array of this type and shape."""
     sink = io.BytesIO()
     np.lib.format.write_array_header_1_0(sink, {"descr": dtype, "fortran_order": False, "shape": shape})
     return sink.getvalue()

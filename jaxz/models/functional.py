@@ -1,9 +1,12 @@
 """From Flax NNX modules to pure functions over plain nested dicts of arrays."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from flax import nnx
+
+Params = dict[str, Any]  # of arrays, nested, keyed by attribute path
 
 
 class Functional:
@@ -17,8 +20,8 @@ class Functional:
         self.make = make
         self.graph, _ = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
 
-    def init(self, key: jax.Array) -> dict:
+    def init(self, key: jax.Array) -> Params:
         return nnx.to_pure_dict(nnx.state(self.make(nnx.Rngs(params=key))))
 
-    def __call__(self, params: dict, *args, **kwargs):
+    def __call__(self, params: Params, *args: Any, **kwargs: Any) -> Any:
         return nnx.merge(self.graph, params)(*args, **kwargs)

@@ -1,8 +1,11 @@
 """What objectives put behind an encoder."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 
 class MLP(nnx.Module):
@@ -11,7 +14,7 @@ class MLP(nnx.Module):
     norm: a LayerNorm before each GELU, which unlike BatchNorm keeps no statistics of batches.
     """
 
-    def __init__(self, widths: tuple[int, ...], *, norm: bool, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, widths: Sequence[int], *, norm: bool, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.hidden = len(widths) - 2
         for n, (inner, outer) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
             setattr(self, f"linear{n}", nnx.Linear(inner, outer, dtype=dtype, rngs=rngs))
@@ -30,7 +33,7 @@ class Prototypes(nnx.Module):
     """Cosines with `count` learned directions, [..., width] -> [..., count]: a linear layer of unit-norm inputs and
     weights of unit norm (Caron et al. 2021, sec. 3.1 and appendix C)."""
 
-    def __init__(self, width: int, count: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, width: int, count: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.dtype = dtype
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), (width, count)))
 
@@ -40,6 +43,6 @@ class Prototypes(nnx.Module):
 
 
 def unit(x: jax.Array, axis: int = -1, floor: float = 1e-6) -> jax.Array:
-    """x over its Euclidean norm along `axis`, float32; the gradient at zero is finite."""
+    """Vectors x over their Euclidean norm along `axis`, float32; the gradient at zero is finite."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(axis, keepdims=True), floor**2))

@@ -3,13 +3,17 @@
 They know no masks: what is not observed is a flux of zero to them.
 """
 
+from collections.abc import Callable, Mapping, Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
+from jaxz.checks import one_of
 from jaxz.errors import InputError
-from jaxz.models.vit import Encoded, one_of
+from jaxz.models import Band, Encoded
 
 SETTINGS = dict(
     subsets=(),  # sizes of the subsets of adjacent bands that have first layers of their own, such as (2, 3); (): none
@@ -19,16 +23,29 @@ CHECKS = {
     "subsets": (lambda s: all(isinstance(n, int) and n >= 1 for n in s.subsets), "() or numbers of bands"),
     "dtype": one_of("dtype", "float32", "bfloat16", "float16"),
 }
-INITIAL = dict(kernel_init=nnx.initializers.glorot_uniform(), bias_init=nnx.initializers.constant(0.1))
+
 ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh}
+KERNEL, BIAS = nnx.initializers.glorot_uniform(), nnx.initializers.constant(0.1)  # what layers begin with
 
 
 class Conv(nnx.Module):
     """A convolution of `side` x `side` pixels and its activation: one of ACTIVATIONS, or "prelu", whose slope below
     zero is learned for each map (He et al. 2015, eq. 1)."""
 
-    def __init__(self, inner: int, outer: int, side: int, activation: str, dtype, padding="SAME", *, rngs: nnx.Rngs):
-        self.conv = nnx.Conv(inner, outer, (side, side), padding=padding, dtype=dtype, **INITIAL, rngs=rngs)
+    def __init__(
+        self,
+        inner: int,
+        outer: int,
+        side: int,
+        activation: str,
+        dtype: DTypeLike,
+        padding: str = "SAME",
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.conv = nnx.Conv(
+            inner, outer, (side, side), padding=padding, dtype=dtype, kernel_init=KERNEL, bias_init=BIAS, rngs=rngs
+        )
         self.slope_scale = nnx.Param(jnp.zeros(outer)) if activation == "prelu" else None
         self.activation = activation
 
@@ -46,9 +63,18 @@ class Inception(nnx.Module):
     `wide`; 1 x 1 to `narrow` and a mean over 2 x 2 (Szegedy et al. 2015, with means for maxima)."""
 
     def __init__(
-        self, inner: int, narrow: int, wide: int, single: int, sides, activation: str, dtype, *, rngs: nnx.Rngs
+        self,
+        inner: int,
+        narrow: int,
+        wide: int,
+        single: int,
+        sides: Sequence[int],
+        activation: str,
+        dtype: DTypeLike,
+        *,
+        rngs: nnx.Rngs,
     ):
-        conv = lambda *shape: Conv(*shape, activation, dtype, rngs=rngs)
+        conv = lambda inner, outer, side: Conv(inner, outer, side, activation, dtype, rngs=rngs)
         self.sides, self.outer = tuple(sides), single + wide * len(sides) + narrow
         self.single, self.pooled = conv(inner, single, 1), conv(inner, narrow, 1)
         for side in self.sides:
@@ -61,12 +87,17 @@ class Inception(nnx.Module):
         return jnp.concatenate([self.single(x), *wide, mean_pool(self.pooled(x), stride=1)], axis=3)
 
 
+def dense(inner: int, outer: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Linear:
+    """A dense layer that begins with KERNEL and BIAS."""
+    return nnx.Linear(inner, outer, dtype=dtype, kernel_init=KERNEL, bias_init=BIAS, rngs=rngs)
+
+
 class FirstLayers(nnx.Module):
     """The first layers of a network, once for all bands, or for each subset of bands adjacent in wavelength, their maps
     side by side (Ait Ouahmed et al. 2024): sizes (2, 3) are all pairs and triples. make(bands): those of so many bands;
     maps: how many one gives. Raises InputError for subsets larger than the bands."""
 
-    def __init__(self, make, maps: int, bands, sizes: tuple[int, ...]):
+    def __init__(self, make: Callable[[int], nnx.Module], maps: int, bands: Sequence[Band], sizes: tuple[int, ...]):
         if max(sizes, default=0) > len(bands):
             raise InputError(f"model.subsets: {max(sizes)} is more than the {len(bands)} bands; lower it")
         order = np.argsort([band.wavelength_nm for band in bands], kind="stable").tolist()
@@ -76,7 +107,7 @@ class FirstLayers(nnx.Module):
         for n, subset in enumerate(self.subsets):
             setattr(self, f"subset{n}", make(len(subset)))
 
-    def __call__(self, x: jax.Array, *more) -> jax.Array:
+    def __call__(self, x: jax.Array, *more: jax.Array) -> jax.Array:
         """[B,H,W,C], and what else the layers take, -> [B,H',W',outer]."""
         maps = [getattr(self, f"subset{n}")(x[..., list(subset)], *more) for n, subset in enumerate(self.subsets)]
         return jnp.concatenate(maps, axis=3)
@@ -87,12 +118,12 @@ def mean_pool(x: jax.Array, stride: int, padding: str = "SAME") -> jax.Array:
     return nnx.avg_pool(x, (2, 2), (stride, stride), padding, count_include_pad=False)
 
 
-def pixels(image: jax.Array, mask: jax.Array, dtype) -> jax.Array:
+def pixels(image: jax.Array, mask: jax.Array, dtype: DTypeLike) -> jax.Array:
     """[B,H,W,C] of image, mask [B,C,H,W], zero where not observed."""
     return jnp.where(mask, image, 0).transpose(0, 2, 3, 1).astype(dtype)
 
 
-def reddening(columns: dict, dtype) -> jax.Array:
+def reddening(columns: Mapping[str, jax.Array], dtype: DTypeLike) -> jax.Array:
     """E(B-V) [B,1], mag; unknown is taken as none."""
     return jnp.nan_to_num(columns["ebv"]).astype(dtype)[:, None]
 

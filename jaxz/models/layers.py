@@ -1,12 +1,17 @@
 """Transformer blocks, stacked and scanned."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxz.mesh import constrain_batch
-from jaxz.models.attention import Attention
+from jaxz.models.attention import Attention, Kernel
 
+B = TypeVar("B", bound=nnx.Module)
 UNROLL = 4  # blocks a scan step holds on CPU: a backward pass took 0.7 of the time of 1, which compiles fastest
 
 # What of a block the backward pass computes again: nothing; all; all but matrix products.
@@ -24,7 +29,17 @@ class Block(nnx.Module):
     learned factor of each branch begins with (Touvron et al. 2021, eq. 2), 0 for none; attention: its kernel.
     """
 
-    def __init__(self, width: int, heads: int, dtype, mlp="gelu", layer_scale=0.0, attention="auto", *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        dtype: DTypeLike,
+        mlp: str = "gelu",
+        layer_scale: float = 0.0,
+        attention: Kernel = "auto",
+        *,
+        rngs: nnx.Rngs,
+    ):
         scale = lambda: nnx.Param(jnp.full(width, layer_scale)) if layer_scale else None
         self.norm1 = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
         self.attention = Attention(width, heads, dtype, attention, rngs=rngs)
@@ -36,8 +51,15 @@ class Block(nnx.Module):
         self.down = nnx.Linear(hidden, width, dtype=dtype, rngs=rngs)
         self.mlp_scale = scale()
 
-    def __call__(self, x: jax.Array, mask=None, angles=None, rate=None, key=None) -> jax.Array:
-        """x [B,N,D]; mask, angles: see Attention; rate [], key: of `drop_path`; without a key nothing is dropped."""
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array | None = None,
+        angles: jax.Array | None = None,
+        rate: jax.Array | float = 0.0,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Of tokens x [B,N,D]; mask, angles: see Attention; rate [], key: of `drop_path`, without a key none drops."""
         keys = (None, None) if key is None else jax.random.split(key)
         x = x + branch(self.attention(self.norm1(x), mask, angles), self.attention_scale, rate, keys[0])
         return constrain_batch(x + branch(self.mlp(self.norm2(x)), self.mlp_scale, rate, keys[1]))
@@ -50,25 +72,33 @@ class Block(nnx.Module):
         return self.down(jax.nn.silu(gate) * value)
 
 
-def branch(x: jax.Array, scale: nnx.Param | None, rate, key) -> jax.Array:
+def branch(x: jax.Array, scale: nnx.Param | None, rate: jax.Array | float, key: jax.Array | None) -> jax.Array:
     """What a branch's result x [B,N,D] adds to the block's input."""
     if scale is not None:
         x = (x * scale[...]).astype(x.dtype)
     return x if key is None else drop_path(x, rate, key)
 
 
-def drop_path(x: jax.Array, rate: jax.Array, key: jax.Array) -> jax.Array:
-    """x [B,N,D] / (1 - rate), but nothing of a sample with the chance `rate` [] (Huang et al. 2016)."""
+def drop_path(x: jax.Array, rate: jax.Array | float, key: jax.Array) -> jax.Array:
+    """A branch's x [B,N,D] / (1 - rate), but nothing of a sample with the chance `rate` [] (Huang et al. 2016)."""
     kept = jax.random.bernoulli(key, 1 - rate, (len(x), 1, 1))
-    return jnp.where(kept, x / (1 - rate).astype(x.dtype), 0)
+    return jnp.where(kept, x / jnp.asarray(1 - rate, x.dtype), 0)
 
 
-def stack(depth: int, make, rngs: nnx.Rngs):
+def stack(depth: int, make: Callable[[nnx.Rngs], B], rngs: nnx.Rngs) -> B:
     """`depth` blocks as one whose parameters have a leading axis; `make(rngs)` builds one."""
     return nnx.vmap(make)(rngs.split(depth))
 
 
-def scan(blocks, x: jax.Array, mask=None, angles=None, drop=0.0, key=None, remat: str = "none") -> jax.Array:
+def scan(
+    blocks: Block,
+    x: jax.Array,
+    mask: jax.Array | None = None,
+    angles: jax.Array | None = None,
+    drop: float = 0.0,
+    key: jax.Array | None = None,
+    remat: str = "none",
+) -> jax.Array:
     """Apply stacked blocks in turn, compiled once.
 
     mask, angles: see Attention. drop: the chance of a branch of the last block to be dropped for a sample, in
@@ -77,7 +107,7 @@ def scan(blocks, x: jax.Array, mask=None, angles=None, drop=0.0, key=None, remat
     depth = len(jax.tree.leaves(blocks)[0])
     drawn = None if key is None or not drop else (jnp.linspace(0, drop, depth), jax.random.split(key, depth))
 
-    def body(x, layer):
+    def body(x: jax.Array, layer: tuple) -> tuple[jax.Array, None]:
         block, drawn = layer
         return block(x, mask, angles, *(drawn or ())), None
 

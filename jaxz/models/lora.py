@@ -9,15 +9,16 @@ import jax
 import jax.numpy as jnp
 
 from jaxz.errors import InputError
+from jaxz.models.functional import Params
 
 
-def lora_init(key: jax.Array, params: dict, regex: str, rank: int) -> dict:
+def lora_init(key: jax.Array, params: Params, regex: str, rank: int) -> Params:
     """{path: {"a": [..., in, rank], "b": [..., rank, out]}} as a tree, for the kernels whose path `regex` is found in.
 
     a is drawn with the variance 1 / in, b is zero: at first the model is the pretrained one (sec. 4.1).
     Raises InputError for a regex that is none, or finds nothing or what is no matrix.
     """
-    result: dict = {}
+    result: Params = {}
     for n, (path, kernel) in enumerate(jax.tree_util.tree_flatten_with_path(params)[0]):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         try:
@@ -38,8 +39,10 @@ def lora_init(key: jax.Array, params: dict, regex: str, rank: int) -> dict:
     return result
 
 
-def lora_merge(params: dict, lora: dict, scale: float) -> dict:
+def lora_merge(params: Params, lora: Params, scale: float) -> Params:
     """`params` with W + scale * a @ b (eq. 3) in the place of each W that `lora` has factors of."""
-    if lora.keys() == {"a", "b"}:
-        return params + scale * (lora["a"] @ lora["b"])
-    return params | {name: lora_merge(params[name], own, scale) for name, own in lora.items()}
+    factors = lambda own: own.keys() == {"a", "b"}
+    return params | {
+        name: params[name] + scale * (own["a"] @ own["b"]) if factors(own) else lora_merge(params[name], own, scale)
+        for name, own in lora.items()
+    }

@@ -4,18 +4,22 @@ Its head is one layer to the bins' softmax: redshift.norm=False. Where the paper
 layers, slopes of PReLU from 0, biases from 0.1.
 """
 
+from collections.abc import Mapping, Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from ml_collections import ConfigDict
 
-from jaxz.models import inception
+from jaxz.models import Band, Encoded, inception
 from jaxz.models.inception import CHECKS, SETTINGS, Conv, Inception  # noqa: F401  the settings are this module's too
-from jaxz.models.vit import Encoded
 
 HIDDEN = 1024
 
 
-def columns(bands) -> tuple[str, ...]:
+def columns(bands: Sequence[Band]) -> tuple[str, ...]:
+    """Of the catalogue: the Galactic reddening E(B-V), mag."""
     return ("ebv",)
 
 
@@ -24,7 +28,7 @@ class First(nnx.Module):
 
     maps = 64
 
-    def __init__(self, bands: int, dtype, *, rngs: nnx.Rngs):
+    def __init__(self, bands: int, dtype: DTypeLike, *, rngs: nnx.Rngs):
         self.conv = Conv(bands, self.maps, 5, "prelu", dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -37,7 +41,7 @@ class Backbone(nnx.Module):
 
     parts = False
 
-    def __init__(self, config, bands, size: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: ConfigDict, bands: Sequence[Band], size: int, *, rngs: nnx.Rngs):
         self.dtype = dtype = jnp.dtype(config.dtype)
         make = lambda count: First(count, dtype, rngs=rngs)
         self.first = inception.FirstLayers(make, First.maps, bands, tuple(config.subsets))
@@ -51,10 +55,10 @@ class Backbone(nnx.Module):
         self.inception4 = layer(self.inception3.outer, 92, 128, sides=(3,))
         side = -(-size // 8)  # halved three times, rounded up
         flat = self.inception4.outer * side**2 + 1
-        self.dense0 = nnx.Linear(flat, HIDDEN, dtype=dtype, **inception.INITIAL, rngs=rngs)
-        self.dense1 = nnx.Linear(HIDDEN, HIDDEN, dtype=dtype, **inception.INITIAL, rngs=rngs)
+        self.dense0 = inception.dense(flat, HIDDEN, dtype, rngs)
+        self.dense1 = inception.dense(HIDDEN, HIDDEN, dtype, rngs)
 
-    def __call__(self, image: jax.Array, mask: jax.Array, columns: dict, key: jax.Array | None = None) -> Encoded:
+    def __call__(self, image: jax.Array, mask: jax.Array, columns: Mapping, key: jax.Array | None = None) -> Encoded:
         """image, mask [B,C,H,W]; columns: ebv [B]; nothing is drawn from key."""
         x = self.first(inception.pixels(image, mask, self.dtype))
         x = inception.mean_pool(self.inception1(self.inception0(x)), stride=2)

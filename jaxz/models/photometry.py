@@ -1,12 +1,16 @@
 """A multi-layer perceptron over the catalogue's fluxes and their errors: no pixel enters."""
 
+from collections.abc import Mapping, Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from ml_collections import ConfigDict
 
+from jaxz.checks import at_least, one_of
+from jaxz.models import Band, Encoded
 from jaxz.models.heads import MLP
-from jaxz.models.vit import Encoded, one_of
 
 SETTINGS = dict(
     width=128,
@@ -14,8 +18,8 @@ SETTINGS = dict(
     dtype="float32",  # of the computation; parameters and results are float32
 )
 CHECKS = {
-    "width": (lambda s: s.width >= 1, "at least 1"),
-    "depth": (lambda s: s.depth >= 1, "at least 1"),
+    "width": at_least("width", 1),
+    "depth": at_least("depth", 1),
     "dtype": one_of("dtype", "float32", "bfloat16", "float16"),
 }
 SOFTENING = 3.0  # in sky sigmas of a pixel: an aperture holds some ten pixels of noise in quadrature
@@ -23,7 +27,8 @@ GAIN = 3.0  # of colours, which vary less than brightness and say more
 KINDS = ("flux", "fluxerr")
 
 
-def columns(bands) -> tuple[str, ...]:
+def columns(bands: Sequence[Band]) -> tuple[str, ...]:
+    """Of the catalogue: the flux and its error in every band, microjansky."""
     return tuple(f"{kind}_{band.name}" for kind in KINDS for band in bands)
 
 
@@ -32,13 +37,13 @@ class Backbone(nnx.Module):
 
     parts = False
 
-    def __init__(self, config, bands, size: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: ConfigDict, bands: Sequence[Band], size: int, *, rngs: nnx.Rngs):
         self.names = tuple(tuple(f"{kind}_{band.name}" for band in bands) for kind in KINDS)
         self.scale = tuple(SOFTENING * band.sky_sigma * band.ujy_per_unit for band in bands)
         widths = (4 * len(bands) + 1, *[config.width] * config.depth)
         self.mlp = MLP(widths, norm=True, dtype=jnp.dtype(config.dtype), rngs=rngs)
 
-    def __call__(self, image: jax.Array, mask: jax.Array, columns: dict, key: jax.Array | None = None) -> Encoded:
+    def __call__(self, image: jax.Array, mask: jax.Array, columns: Mapping, key: jax.Array | None = None) -> Encoded:
         """columns: flux_<band> and fluxerr_<band> [B], microjansky, not finite where missing; nothing is drawn from
         key."""
         flux, error = (jnp.stack([columns[name] for name in names], 1) for names in self.names)

@@ -7,17 +7,21 @@ from, `init.path`, against which they are held. Those of published models are in
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from ml_collections import ConfigDict
 
+from jaxz.checks import at_least, one_of
 from jaxz.errors import InputError, suggest
-from jaxz.models import layers
+from jaxz.models import Band, Encoded, layers
 from jaxz.models.inputs import normalise, resize_images
 from jaxz.models.resize import VARIANTS
 from jaxz.models.tower import ACTIVATIONS, Blocks, Image, ImageTower, run
-from jaxz.models.vit import SIZES, Encoded, one_of
+from jaxz.models.vit import SIZES
 
 IMPORTED = True  # never begins with drawn weights
 
@@ -58,12 +62,12 @@ SETTINGS = dict(
 )
 BAND_INITS = ("mean", "repeat", "rgb_map", "project", "per_band")
 CHECKS = {
-    **{name: (lambda s, name=name: s[name] >= 1, "at least 1") for name in ("width", "depth", "hidden", "patch")},
+    **{name: at_least(name, 1) for name in ("width", "depth", "hidden", "patch")},
     "heads": (lambda s: s.heads >= 1 and s.width % s.heads == 0, "a divisor of model.width"),
     "activation": one_of("activation", *ACTIVATIONS),
     "eps": (lambda s: s.eps > 0, "above 0"),
     "qkv_bias": (lambda s: len(s.qkv_bias) == 3, "three booleans"),
-    "registers": (lambda s: s.registers >= 0, "at least 0"),
+    "registers": at_least("registers", 0),
     "grid": (lambda s: len(s.grid) in (0, 2) and all(n >= 1 for n in s.grid), "(rows, columns), or ()"),
     "summary": one_of("summary", "cls", "mean", "probe"),
     "interpolation": one_of("interpolation", *VARIANTS),
@@ -95,10 +99,10 @@ CHECKS = {
 }
 
 
-def sized(size: str, **others) -> dict:
+def sized(size: str, **others: Any) -> dict[str, Any]:
     """Settings of a size of Dosovitskiy et al. 2021, table 1, with an MLP four times as wide."""
-    numbers = {name: SIZES[size][name] for name in ("width", "depth", "heads")}
-    return numbers | {"hidden": 4 * numbers["width"]} | others
+    s = SIZES[size]
+    return dict(width=s["width"], depth=s["depth"], heads=s["heads"], hidden=4 * s["width"]) | others
 
 
 DINOV2 = dict(patch=14, grid=(37, 37), layer_scale=True, mask_token=True, interpolation="offset0.1")
@@ -133,14 +137,14 @@ MODELS = {
 }
 
 
-def model(name: str) -> dict:
+def model(name: str) -> dict[str, Any]:
     """The settings of a published model. Raises InputError for a name that is not in MODELS."""
     if name not in MODELS:
         raise InputError(f"--config: {name!r} is no published model.{suggest(name, MODELS)}")
     return {"name": "published", **MODELS[name]}
 
 
-def image_settings(config, bands: int) -> Image:
+def image_settings(config: ConfigDict, bands: int) -> Image:
     """The tower that a config's group `model` describes, for so many bands."""
     names = [field.name for field in dataclasses.fields(Blocks)]
     blocks = {name: config[name] for name in names} | {"qkv_bias": tuple(config.qkv_bias)}
@@ -156,7 +160,7 @@ def image_settings(config, bands: int) -> Image:
     )
 
 
-def settings_of(image: Image) -> dict:
+def settings_of(image: Image) -> dict[str, Any]:
     """The inverse: a config's settings of a tower of three bands, for all of ARCHITECTURE and its interpolation."""
     flat = dataclasses.asdict(image.blocks) | {
         field.name: getattr(image, field.name) for field in dataclasses.fields(Image) if field.name != "blocks"
@@ -165,7 +169,7 @@ def settings_of(image: Image) -> dict:
     return {name: flat[name] for name in (*ARCHITECTURE, "interpolation")}
 
 
-def rgb_places(config, bands) -> list[int]:
+def rgb_places(config: ConfigDict, bands: Sequence[Band]) -> list[int]:
     """Where red, green and blue are among the bands. Raises InputError for a name that is none of them."""
     names = [band.name for band in bands]
     for name in config.rgb:
@@ -180,7 +184,7 @@ class Backbone(ImageTower):
     Raises InputError for a size that the patches do not divide, or names and numbers that are not the bands'.
     """
 
-    def __init__(self, config, bands, size: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: ConfigDict, bands: Sequence[Band], size: int, *, rngs: nnx.Rngs):
         places = rgb_places(config, bands)
         super().__init__(image_settings(config, len(bands)), rngs=rngs)
         side = (config.image_size or size) // config.patch
@@ -200,7 +204,15 @@ class Backbone(ImageTower):
                 f"model.mean: {tuple(config.mean)} must be a number for each of {self.settings.bands} bands"
             )
 
-    def __call__(self, image, mask, keep=None, hidden=None, mask_token=None, key=None) -> Encoded:
+    def __call__(
+        self,
+        image: jax.Array,
+        mask: jax.Array,
+        keep: jax.Array | None = None,
+        hidden: jax.Array | None = None,
+        mask_token: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> Encoded:
         """image, mask [B,C,h,w]: asinh of the flux in units of data.softening, as jaxz.data.prepare makes it, of the
         model's size or a crop; the rest as for ImageTower."""
         x = self.embed(*self.input(image, mask), keep, hidden, mask_token)

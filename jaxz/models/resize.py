@@ -30,6 +30,7 @@ def cubic(x: np.ndarray, a: float) -> np.ndarray:
 
 
 def linear(x: np.ndarray) -> np.ndarray:
+    """The triangle of bilinear interpolation: 1 at 0, and 0 from a distance of 1 on."""
     return np.maximum(0, 1 - np.abs(x))
 
 

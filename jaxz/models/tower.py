@@ -1,4 +1,4 @@
-"""The transformers of published models, with what tells them apart as data: DINOv2, CLIP and their kin.
+"""The image towers of published models, with what tells them apart as data: DINOv2, CLIP and their kin.
 
 Weights come from jaxz.pretrained: what is drawn here is only what an untrained model is like. The arithmetic is that of
 the models' own code, in the parameters' type.
@@ -11,13 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxz.errors import InputError
 from jaxz.mesh import constrain_batch
-from jaxz.models import layers
+from jaxz.models import Encoded, layers
+from jaxz.models.attention import rotate
 from jaxz.models.resize import resize
 from jaxz.models.stems import patchify
-from jaxz.models.vit import Encoded, masked_mean
+from jaxz.models.vit import masked_mean
 
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -63,31 +65,23 @@ class Image:
     classes: int = 0  # of a classifier on the summary; 0: none
 
 
-@dataclass(frozen=True)
-class Text:
-    """What is around the blocks of a text tower."""
-
-    blocks: Blocks
-    vocabulary: int
-    context: int  # tokens at most
-    causal: bool
-    pool: str  # the token that stands for the text: "argmax" (of the ids), "eos" (the first) or "last"
-    eos: int = -1
-
-
 def zeros(*shape: int) -> nnx.Param:
+    """A parameter of this shape, 0 until a checkpoint fills it."""
     return nnx.Param(jnp.zeros(shape))
 
 
 def ones(*shape: int) -> nnx.Param:
+    """A parameter of this shape, 1 until a checkpoint fills it."""
     return nnx.Param(jnp.ones(shape))
 
 
 def linear(given: int, out: int, rngs: nnx.Rngs, bias: bool = True) -> nnx.Linear:
+    """A dense layer [..., given] -> [..., out]."""
     return nnx.Linear(given, out, use_bias=bias, rngs=rngs)
 
 
 def layer_norm(s: Blocks, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """A LayerNorm over the blocks' width, whose variance is the mean squared deviation."""
     return nnx.LayerNorm(s.width, epsilon=s.eps, use_fast_variance=False, rngs=rngs)
 
 
@@ -100,13 +94,21 @@ class Attention(nnx.Module):
             linear(s.width, s.width, rngs, bias) for bias in (*s.qkv_bias, True)
         )
 
-    def __call__(self, x, context, angles=None, observed=None, causal=False) -> jax.Array:
-        """x [B,M,D] looks at context [B,N,D], where `observed` bool [B,N] allows it; angles [B or 1,N,D/heads/2] turn
-        both, where they are the same."""
-        q, k, v = (f(y).reshape(*y.shape[:2], self.heads, -1) for f, y in self.projections(x, context))
+    def __call__(
+        self,
+        x: jax.Array,
+        context: jax.Array,
+        angles: jax.Array | None = None,
+        observed: jax.Array | None = None,
+        causal: bool = False,
+    ) -> jax.Array:
+        """Tokens x [B,M,D] look at context [B,N,D], where `observed` bool [B,N] allows it; angles [B or 1,N,D/heads/2]
+        turn both, where they are the same."""
+        split = lambda y: y.reshape(*y.shape[:2], self.heads, -1)
+        q, k, v = split(self.query(x)), split(self.key(context)), split(self.value(context))
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        mask = True if observed is None else observed[:, None, None]  # [B,1,1,N]
+        mask: np.ndarray | jax.Array = np.array(True) if observed is None else observed[:, None, None]  # [B,1,1,N]
         if causal:
             mask = mask & np.tri(x.shape[1], context.shape[1], dtype=bool)
         exact = jnp.promote_types(x.dtype, jnp.float32)  # jax.nn.dot_product_attention rounds float64 to float32
@@ -114,19 +116,10 @@ class Attention(nnx.Module):
         looks = jax.nn.softmax(jnp.where(mask, logits, jnp.finfo(exact).min), axis=-1).astype(x.dtype)
         return self.out(jnp.einsum("bhmn,bnhd->bmhd", looks, v).reshape(x.shape))
 
-    def projections(self, x, context):
-        return (self.query, x), (self.key, context), (self.value, context)
-
-
-def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
-    """x [B,N,heads,2F] turned by angles [B or 1,N,F]: the first half of each head with the second (Su et al. 2021,
-    eq. 15)."""
-    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
-    a, b = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
-
 
 class Mlp(nnx.Module):
+    """[..., width] -> [..., width] by way of `hidden` numbers, gated where the settings say so."""
+
     def __init__(self, s: Blocks, *, rngs: nnx.Rngs):
         self.activation = s.activation
         self.up = linear(s.width, s.hidden, rngs)
@@ -139,6 +132,8 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
+    """A pre-norm transformer block, with LayerScale (Touvron et al. 2021, eq. 2) where the settings say so."""
+
     def __init__(self, s: Blocks, *, rngs: nnx.Rngs):
         self.norm1 = layer_norm(s, rngs)
         self.attention = Attention(s, rngs=rngs)
@@ -147,23 +142,26 @@ class Block(nnx.Module):
         self.mlp = Mlp(s, rngs=rngs)
         self.mlp_scale = ones(s.width) if s.layer_scale else None
 
-    def __call__(self, x: jax.Array, angles=None, observed=None, causal=False) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, angles: jax.Array | None = None, observed: jax.Array | None = None, causal: bool = False
+    ) -> jax.Array:
         scaled = lambda branch, scale: branch if scale is None else branch * scale[...]
         y = self.norm1(x)
         x = x + scaled(self.attention(y, y, angles, observed, causal), self.attention_scale)
         return constrain_batch(x + scaled(self.mlp(self.norm2(x)), self.mlp_scale))
 
 
-def run(blocks: Block, x: jax.Array, angles=None, observed=None, causal=False, states=False, remat="none"):
-    """x [B,N,D] behind the stacked blocks; with `states`, also [depth+1,B,N,D]: x in front of and behind each. angles,
-    observed: see Attention; remat: a name in layers.REMAT."""
-
-    def body(x, block):
-        y = block(x, angles, observed, causal)
-        return y, y if states else None
-
-    end, each = jax.lax.scan(layers.REMAT[remat](body), x, blocks)
-    return (end, jnp.concatenate([x[None], each])) if states else end
+def run(
+    blocks: Block,
+    x: jax.Array,
+    angles: jax.Array | None = None,
+    observed: jax.Array | None = None,
+    causal: bool = False,
+    remat: str = "none",
+) -> jax.Array:
+    """Tokens x [B,N,D] behind the stacked blocks. angles, observed: see Attention; remat: a name in layers.REMAT."""
+    body = lambda x, block: (block(x, angles, observed, causal), None)
+    return jax.lax.scan(layers.REMAT[remat](body), x, blocks)[0]
 
 
 class Probe(nnx.Module):
@@ -175,7 +173,7 @@ class Probe(nnx.Module):
         self.norm = layer_norm(s, rngs)
         self.mlp = Mlp(s, rngs=rngs)
 
-    def __call__(self, x: jax.Array, observed=None) -> jax.Array:
+    def __call__(self, x: jax.Array, observed: jax.Array | None = None) -> jax.Array:
         query = jnp.broadcast_to(self.token[...], (len(x), *self.token.shape))
         x = self.attention(query, x, observed=observed)
         return (x + self.mlp(self.norm(x)))[:, 0]
@@ -235,7 +233,15 @@ class ImageTower(nnx.Module):
         self.probe = Probe(s.blocks, rngs=rngs) if s.summary == "probe" else None
         self.classifier = linear(width, s.classes, rngs) if s.classes else None
 
-    def __call__(self, image, mask, keep=None, hidden=None, mask_token=None, key=None) -> Encoded:
+    def __call__(
+        self,
+        image: jax.Array,
+        mask: jax.Array,
+        keep: jax.Array | None = None,
+        hidden: jax.Array | None = None,
+        mask_token: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> Encoded:
         """image, mask [B,C,H,W] (mask: true where observed), of any size that the patches divide.
 
         keep int [B,K]: encode these patches only; hidden bool [B,N] and mask_token [D] (default: the model's own): what
@@ -245,17 +251,27 @@ class ImageTower(nnx.Module):
         embedded = self.embed(image, mask, keep, hidden, mask_token)
         return self.summarise(run(self.blocks, *embedded), embedded.observed)
 
-    def embed(self, image, mask, keep=None, hidden=None, mask_token=None) -> Embedded:
+    def embed(
+        self,
+        image: jax.Array,
+        mask: jax.Array,
+        keep: jax.Array | None = None,
+        hidden: jax.Array | None = None,
+        mask_token: jax.Array | None = None,
+    ) -> Embedded:
+        """What goes into the blocks; arguments and errors as of the whole tower."""
         s = self.settings
         size = image.shape[2:]
         if size[0] % s.patch or size[1] % s.patch:
             raise InputError(f"image: {size[0]} x {size[1]} pixels are no multiple of the model's patches of {s.patch}")
         x, observed = self.stem(image, mask)  # [B,G,N,D], [B,G,N]
         if hidden is not None:
-            token = self.mask_token[...] if mask_token is None else mask_token
-            x = jnp.where(hidden[:, None, :, None], token.astype(x.dtype), x)
+            if mask_token is None:
+                assert self.mask_token is not None, "this model has no mask token of its own"
+                mask_token = self.mask_token[...]
+            x = jnp.where(hidden[:, None, :, None], mask_token.astype(x.dtype), x)
         grid = (size[0] // s.patch, size[1] // s.patch)
-        if s.grid:
+        if self.position is not None and s.grid is not None:
             x = x + resize(self.position[...], s.grid, grid, s.interpolation)
         angles = rotary_angles(grid, s.rope, x.dtype)[None] if s.rope else None
         if keep is not None:
@@ -264,7 +280,7 @@ class ImageTower(nnx.Module):
             observed = None if observed is None else jnp.take_along_axis(observed, keep[:, None], axis=2)
         return self.with_own_tokens(x, angles, observed)
 
-    def with_own_tokens(self, x, angles, observed) -> Embedded:
+    def with_own_tokens(self, x: jax.Array, angles: jax.Array | None, observed: jax.Array | None) -> Embedded:
         """Patches [B,G,N,D] behind the tokens of no patch, which are not turned and always looked at."""
         batch, groups, _, width = x.shape
         own = []
@@ -272,8 +288,8 @@ class ImageTower(nnx.Module):
             own = [self.cls_token[...] if self.cls_position is None else self.cls_token[...] + self.cls_position[...]]
         if self.register_token is not None:
             own.append(self.register_token[...])
-        own = [jnp.broadcast_to(token, (batch, *token.shape)) for token in own]
-        x = jnp.concatenate([*own, x.reshape(batch, -1, width)], axis=1)
+        first = [jnp.broadcast_to(token, (batch, *token.shape)) for token in own]
+        x = jnp.concatenate([*first, x.reshape(batch, -1, width)], axis=1)
         if angles is not None:
             angles = jnp.pad(jnp.tile(angles, (1, groups, 1)), ((0, 0), (self.extra, 0), (0, 0)))
         if observed is not None:
@@ -300,74 +316,8 @@ class ImageTower(nnx.Module):
         return Encoded(x[:, 0] if self.probe is None else self.probe(x, observed), patches, seen)
 
 
-def rotary_angles(grid: tuple[int, int], periods: tuple[float, ...], dtype) -> jax.Array:
+def rotary_angles(grid: tuple[int, int], periods: tuple[float, ...], dtype: DTypeLike) -> jax.Array:
     """[N, 2 F] angles of F periods for each axis, of patch centres between -1 and 1 (Simeoni et al. 2025, sec. 3.2)."""
     axes = [2 * (np.arange(n) + 0.5) / n - 1 for n in grid]
     places = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2, 1)  # row, column
     return jnp.asarray((2 * np.pi * places / np.asarray(periods)).reshape(len(places), -1), dtype)
-
-
-class TextTower(nnx.Module):
-    def __init__(self, s: Text, *, rngs: nnx.Rngs):
-        self.settings = s
-        self.token = zeros(s.vocabulary, s.blocks.width)
-        self.position = zeros(s.context, s.blocks.width)
-        self.blocks = layers.stack(s.blocks.depth, lambda r: Block(s.blocks, rngs=r), rngs)
-        self.norm = layer_norm(s.blocks, rngs)
-
-    def __call__(self, ids: jax.Array) -> Encoded:
-        """ids int [B,S] -> Encoded(the token that stands for the text [B,D], all of them [B,S,D])."""
-        x = self.token[...][ids] + self.position[...][: ids.shape[1]]
-        x = self.norm(run(self.blocks, x, causal=self.settings.causal))
-        every = jnp.ones(ids.shape, bool)
-        if self.settings.pool == "last":
-            return Encoded(x[:, -1], x, every)
-        at = ids if self.settings.pool == "argmax" else (ids == self.settings.eos).astype(jnp.int32)
-        return Encoded(jnp.take_along_axis(x, at.argmax(1)[:, None, None], axis=1)[:, 0], x, every)
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A tower for images and one for texts, which a contrastive objective joins. text and what it is compared by may
-    be missing."""
-
-    image: Image
-    text: Text | None
-    image_projection: int = 0  # width of the common space; 0: the summary is in it already
-    text_projection: int = 0
-    text_projection_bias: bool = False
-    logit_scale: bool = True
-    logit_bias: bool = False
-
-
-class TwoTowers(nnx.Module):
-    """CLIP (Radford et al. 2021) and SigLIP (Zhai et al. 2023). Called, it is the encoder of images."""
-
-    def __init__(self, s: Pair, *, rngs: nnx.Rngs):
-        self.image = ImageTower(s.image, rngs=rngs)
-        self.text = TextTower(s.text, rngs=rngs) if s.text else None
-        project = lambda tower, width, bias=False: linear(tower.blocks.width, width, rngs, bias) if width else None
-        self.image_projection = project(s.image, s.image_projection)
-        self.text_projection = project(s.text, s.text_projection, s.text_projection_bias)
-        self.logit_scale = zeros() if s.logit_scale else None
-        self.logit_bias = zeros() if s.logit_bias else None
-
-    def __call__(self, *args, **kwargs) -> Encoded:
-        return self.image(*args, **kwargs)
-
-    def embed_image(self, summary: jax.Array) -> jax.Array:
-        """[B,D] of Encoded.cls -> [B,E] in the common space, not normalised."""
-        return summary if self.image_projection is None else self.image_projection(summary)
-
-    def embed_text(self, summary: jax.Array) -> jax.Array:
-        """The same of text(ids).cls."""
-        return summary if self.text_projection is None else self.text_projection(summary)
-
-    def logits(self, images: jax.Array, texts: jax.Array) -> jax.Array:
-        """[B,T] of embeddings [B,E] and [T,E]: exp(scale) times their cosine, plus the bias where there is one."""
-        logits = jnp.exp(self.logit_scale[...]) * unit(images) @ unit(texts).T
-        return logits if self.logit_bias is None else logits + self.logit_bias[...]
-
-
-def unit(x: jax.Array) -> jax.Array:
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)

@@ -5,14 +5,17 @@ Its head is one layer to the bins' softmax: redshift.norm=False. Open in the des
 numbers have no activation, both hidden layers around them ReLU, and means before them take in no border.
 """
 
+from collections.abc import Mapping, Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from ml_collections import ConfigDict
 
 from jaxz.errors import InputError
-from jaxz.models import inception
+from jaxz.models import Band, Encoded, inception
 from jaxz.models.inception import CHECKS, Conv, Inception  # noqa: F401  the checks are this module's too
-from jaxz.models.vit import Encoded
 
 SETTINGS = inception.SETTINGS | dict(
     bottleneck=True,  # whether all passes through the 16 numbers; else cls is what is before, as CLAP has its own
@@ -20,15 +23,16 @@ SETTINGS = inception.SETTINGS | dict(
 MAPS, HIDDEN, LATENT = 96, 1024, 16
 
 
-def columns(bands) -> tuple[str, ...]:
+def columns(bands: Sequence[Band]) -> tuple[str, ...]:
+    """Of the catalogue: the Galactic reddening E(B-V), mag."""
     return ("ebv",)
 
 
 class First(nnx.Module):
     """[B,H,W,C], E(B-V) [B,1] -> [B,H/2,W/2,96]."""
 
-    def __init__(self, bands: int, dtype, *, rngs: nnx.Rngs):
-        self.reddening = nnx.Linear(1, MAPS, dtype=dtype, **inception.INITIAL, rngs=rngs)
+    def __init__(self, bands: int, dtype: DTypeLike, *, rngs: nnx.Rngs):
+        self.reddening = inception.dense(1, MAPS, dtype, rngs)
         self.conv0 = Conv(bands, MAPS, 5, "relu", dtype, rngs=rngs)
         self.conv1 = Conv(MAPS, MAPS, 3, "tanh", dtype, rngs=rngs)
 
@@ -43,7 +47,7 @@ class Backbone(nnx.Module):
 
     parts = False
 
-    def __init__(self, config, bands, size: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: ConfigDict, bands: Sequence[Band], size: int, *, rngs: nnx.Rngs):
         side = -(-size // 8) - 7  # halved three times, rounded up; three convolutions, and a mean
         if side < 1:
             raise InputError(f"model.name: treyer2024 needs images of at least 57 pixels, not {size}; use pasquet2019")
@@ -58,13 +62,13 @@ class Backbone(nnx.Module):
         for n in range(3):
             setattr(self, f"conv{n}", Conv(inner, MAPS, 3, "relu", dtype, padding="VALID", rngs=rngs))
             inner = MAPS
-        linear = lambda inner, outer: nnx.Linear(inner, outer, dtype=dtype, **inception.INITIAL, rngs=rngs)
-        self.dense0 = linear(MAPS * side**2, HIDDEN)
+        self.dense0 = inception.dense(MAPS * side**2, HIDDEN, dtype, rngs)
         self.bottleneck = config.bottleneck
         if self.bottleneck:
-            self.latent, self.dense1 = linear(HIDDEN, LATENT), linear(LATENT, HIDDEN)
+            self.latent = inception.dense(HIDDEN, LATENT, dtype, rngs)
+            self.dense1 = inception.dense(LATENT, HIDDEN, dtype, rngs)
 
-    def __call__(self, image: jax.Array, mask: jax.Array, columns: dict, key: jax.Array | None = None) -> Encoded:
+    def __call__(self, image: jax.Array, mask: jax.Array, columns: Mapping, key: jax.Array | None = None) -> Encoded:
         """image, mask [B,C,H,W]; columns: ebv [B]; nothing is drawn from key."""
         x = self.first(inception.pixels(image, mask, self.dtype), inception.reddening(columns, self.dtype))
         for n in range(6):

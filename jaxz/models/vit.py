@@ -1,14 +1,17 @@
 """Vision transformer over multi-band cutouts (Dosovitskiy et al. 2021)."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from ml_collections import ConfigDict
 
+from jaxz.checks import at_least, one_of
 from jaxz.errors import InputError
-from jaxz.models import attention, layers, stems
+from jaxz.models import Band, Encoded, attention, layers, stems
 
 SETTINGS = dict(
     width=384,
@@ -28,22 +31,22 @@ SETTINGS = dict(
     attention="auto",  # its kernel: "xla", "cudnn", or the faster one that there is
     remat="none",  # what the backward pass computes again: "block", or all but matrix products, "dots"
 )
-one_of = lambda name, *values: (lambda s: s[name] in values, f"one of {', '.join(values)}")
+
 CHECKS = {
-    "width": (lambda s: s.width >= 1, "at least 1"),
-    "depth": (lambda s: s.depth >= 1, "at least 1"),
+    "width": at_least("width", 1),
+    "depth": at_least("depth", 1),
     "heads": (lambda s: s.heads >= 1 and s.width % s.heads == 0, "a divisor of model.width"),
-    "patch": (lambda s: s.patch >= 1, "at least 1"),
+    "patch": at_least("patch", 1),
     "mlp": one_of("mlp", "gelu", "swiglu"),
     "stem": one_of("stem", *stems.NAMES),
-    "groups": (lambda s: s.groups >= 1, "at least 1"),
+    "groups": at_least("groups", 1),
     "position": (
         lambda s: s.position == "learned" or (s.position == "rope" and s.heads >= 1 and s.width % (4 * s.heads) == 0),
         "learned, or rope with heads of a multiple of 4",
     ),
     "summary": one_of("summary", "mean", "cls"),
-    "registers": (lambda s: s.registers >= 0, "at least 0"),
-    "layer_scale": (lambda s: s.layer_scale >= 0, "at least 0"),
+    "registers": at_least("registers", 0),
+    "layer_scale": at_least("layer_scale", 0),
     "drop_path": (lambda s: 0 <= s.drop_path < 1, "in [0, 1)"),
     "dtype": one_of("dtype", "float32", "bfloat16", "float16"),
     "attention": one_of("attention", *attention.KERNELS),
@@ -51,7 +54,7 @@ CHECKS = {
 }
 
 # config.model.update(SIZES["B"]): Dosovitskiy et al. 2021, table 1; Touvron et al. 2021; g is DINOv2's.
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "Ti": dict(width=192, depth=12, heads=3),
     "S": dict(width=384, depth=12, heads=6),
     "B": dict(width=768, depth=12, heads=12),
@@ -60,10 +63,7 @@ SIZES = {
 }
 
 
-class Encoded(NamedTuple):
-    cls: jax.Array  # [B,D] the whole image, float32
-    tokens: jax.Array  # [B,N,D] one per patch (those kept), float32; of several the mean, 0 where none is observed
-    observed: jax.Array  # bool [B,N]: which patches hold an observation; the fused stem counts all
+Places = np.ndarray | jax.Array  # [N,2], of chosen patches [B,N,2]
 
 
 class Backbone(nnx.Module):
@@ -71,7 +71,7 @@ class Backbone(nnx.Module):
     learned redshifts better than a token of its own. Raises InputError for a size that the patches do not divide.
     """
 
-    def __init__(self, config, bands, size: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: ConfigDict, bands: Sequence[Band], size: int, *, rngs: nnx.Rngs):
         if size % config.patch:
             raise InputError(
                 f"model.patch: {config.patch} does not divide the cutouts' {size} pixels; choose a divisor"
@@ -101,27 +101,30 @@ class Backbone(nnx.Module):
     ) -> Encoded:
         """image, mask [B,C,h,w] (mask: true where observed), of the model's size or a crop from about its middle.
 
-        keep int [B,K]: encode these patches only; hidden bool [B,N] and mask_token [D]: what stands for the tokens of
-        these patches, of all bands that are observed in others. key: of what is random in training; without it nothing
-        is.
+        keep int [B,K]: encode these patches only; hidden bool [B,N] and mask_token [D], given together: what stands for
+        the tokens of these patches, of all bands that are observed in others. key: of what is random in training;
+        without it nothing is.
         """
         stem_key, path_key = (None, None) if key is None else jax.random.split(key)
         mask = shown(mask, self.patch, keep, hidden)
         x, observed = self.stem(image, mask, stem_key)  # [B,G,N,D], [B,G,N]
         if hidden is not None:
+            assert mask_token is not None
             x = jnp.where(hidden[:, None, :, None], mask_token.astype(x.dtype), x)
             if observed is not None:  # of the bands, or groups of bands, that are observed somewhere in the image
                 observed |= hidden[:, None] & observed.any(2, keepdims=True)
         if self.position is not None:
             x = x + middle(self.position[...], x.shape[2]).astype(x.dtype)
-        place = places(image.shape[2] // self.patch, image.shape[3] // self.patch)  # [N,2]
+        place: Places = places(image.shape[2] // self.patch, image.shape[3] // self.patch)  # [N,2]
         if keep is not None:
             x, place = jnp.take_along_axis(x, keep[:, None, :, None], axis=2), jnp.asarray(place)[keep]
             observed = None if observed is None else jnp.take_along_axis(observed, keep[:, None], axis=2)
         own, x = self.transform(x, observed, place, path_key)
         return summarise(own, x, observed)
 
-    def transform(self, x: jax.Array, observed, place: jax.Array, key) -> tuple[jax.Array | None, jax.Array]:
+    def transform(
+        self, x: jax.Array, observed: jax.Array | None, place: Places, key: jax.Array | None
+    ) -> tuple[jax.Array | None, jax.Array]:
         """The cls token [B,D], where there is one, and tokens [B,G,N,D], both normalised and float32, of tokens x,
         observed [B,G,N] or None, at place [N,2] or [B,N,2]."""
         batch, groups, patches, width = x.shape
@@ -170,7 +173,8 @@ def shown(mask: jax.Array, patch: int, keep: jax.Array | None, hidden: jax.Array
 
 def places(rows: int, columns: int) -> np.ndarray:
     """float32 [N,2]: row and column of every patch from the middle, where tokens of no patch are."""
-    return (np.indices((rows, columns), np.float32).reshape(2, -1) - np.float32([[rows - 1], [columns - 1]]) / 2).T
+    middle = np.array([[rows - 1], [columns - 1]], np.float32) / 2
+    return (np.indices((rows, columns), np.float32).reshape(2, -1) - middle).T
 
 
 def middle(position: jax.Array, tokens: int) -> jax.Array:

@@ -5,26 +5,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from ml_collections import ConfigDict
 
+from jaxz.checks import at_least
+from jaxz.data.prepare import Normalisation
 from jaxz.models import Encoder
-from jaxz.models.functional import Functional
+from jaxz.models.functional import Functional, Params
 from jaxz.models.heads import MLP
 from jaxz.models.stems import WavelengthKernel
+from jaxz.objectives import Extra, Loss, Prepared
 from jaxz.objectives.fluxes import SOFTENING
 from jaxz.objectives.simclr import FAR, cosines
 
 SETTINGS = dict(width=128, hidden=256, temperature=0.07, errors=True)
 CHECKS = {
-    "width": (lambda s: s.width >= 1, "at least 1"),
-    "hidden": (lambda s: s.hidden >= 1, "at least 1"),
-    "temperature": (lambda s: s.temperature >= 0.01, "at least 0.01"),
+    "width": at_least("width", 1),
+    "hidden": at_least("hidden", 1),
+    "temperature": at_least("temperature", 0.01),
 }
 
 
 class Towers(nnx.Module):
     """From an image's embedding and from its photometry to where they are compared."""
 
-    def __init__(self, settings, encoder: Encoder, features: int, *, rngs: nnx.Rngs):
+    def __init__(self, settings: ConfigDict, encoder: Encoder, features: int, *, rngs: nnx.Rngs):
         self.image = nnx.Linear(encoder.width, settings.width, rngs=rngs)
         shape, size = (features, settings.hidden), features * len(encoder.bands)
         self.kernel = WavelengthKernel(encoder.bands, shape, size**-0.5, rngs=rngs)
@@ -44,7 +48,7 @@ class Objective:
     common space, hidden (width of the photometry's MLP), temperature (where the learned one starts; it stays above
     0.01), errors (whether the MLP is told the fluxes' errors, from the columns fluxerr_<band>)."""
 
-    def __init__(self, encoder: Encoder, settings, normalisation):
+    def __init__(self, encoder: Encoder, settings: ConfigDict, normalisation: Normalisation):
         self.encoder = encoder
         self.kinds = ("flux", "fluxerr") if settings.errors else ("flux",)
         self.columns = tuple(f"{kind}_{band.name}" for band in normalisation.bands for kind in self.kinds)
@@ -52,10 +56,10 @@ class Objective:
         self.scale = SOFTENING * np.array(normalisation.scale_ujy, np.float32)[:, None]
         self.towers = Functional(lambda rngs: Towers(settings, encoder, 2 * len(self.kinds), rngs=rngs))
 
-    def init(self, key):
+    def init(self, key: jax.Array) -> tuple[Params, Extra]:
         return self.towers.init(key), {}
 
-    def features(self, batch) -> tuple[jax.Array, jax.Array]:
+    def features(self, batch: Prepared) -> tuple[jax.Array, jax.Array]:
         """[B,C,F]: asinh(flux / scale) and that of its error, 0 where missing, and which are there; and which rows have
         any flux, bool [B]."""
         values = jnp.stack([batch[name].astype(jnp.float32) for name in self.columns], 1)
@@ -64,16 +68,16 @@ class Objective:
         features = jnp.concatenate([jnp.arcsinh(jnp.where(there, values, 0)), there], 2)
         return features, there[..., 0].any(1)
 
-    def loss(self, params, ema, extra, batch, key, step):
+    def loss(self, params: Params, ema: Params, extra: Extra, batch: Prepared, key: jax.Array, step: jax.Array) -> Loss:
         embedding = self.encoder(params["encoder"], batch["image"], batch["mask"], columns=batch, key=key).cls
         features, measured = self.features(batch)
         image, photometry, scale = self.towers(params["align"], embedding, features)
         loss, accuracy = symmetric_info_nce(image, photometry, scale, measured)
         return loss, {"metrics": {"accuracy": accuracy, "temperature": 1 / scale}, "extra": extra}
 
-    def predict(self, params, extra, batch):
-        """aligned_image and aligned_photometry [B,E], to be compared by their cosines; the second is NaN without any
-        measured flux."""
+    def predict(self, params: Params, extra: Extra, batch: Prepared) -> dict[str, jax.Array]:
+        """`aligned_image` and `aligned_photometry` [B,E], to be compared by their cosines; the second is NaN without
+        any measured flux."""
         embedding = self.encoder(params["encoder"], batch["image"], batch["mask"], columns=batch).cls
         features, measured = self.features(batch)
         image, photometry, _ = self.towers(params["align"], embedding, features)

@@ -7,22 +7,26 @@ after 200 steps it had helped one of four redshift probes, and no other.
 
 import jax
 from flax import nnx
+from ml_collections import ConfigDict
 
+from jaxz.checks import at_least
+from jaxz.data.prepare import Normalisation
 from jaxz.models import Encoder
-from jaxz.models.functional import Functional
+from jaxz.models.functional import Functional, Params
 from jaxz.models.heads import MLP, unit
+from jaxz.objectives import Extra, Loss, Prepared
 
 SETTINGS = dict(hidden_width=1024, width=128)
 CHECKS = {
-    "hidden_width": (lambda s: s.hidden_width >= 1, "at least 1"),
-    "width": (lambda s: s.width >= 1, "at least 1"),
+    "hidden_width": at_least("hidden_width", 1),
+    "width": at_least("width", 1),
 }
 
 
 class Heads(nnx.Module):
     """The projector g, and the predictor q, which the online network alone has."""
 
-    def __init__(self, settings, encoder: Encoder, *, rngs: nnx.Rngs):
+    def __init__(self, settings: ConfigDict, encoder: Encoder, *, rngs: nnx.Rngs):
         hidden, width = settings.hidden_width, settings.width
         self.projector = MLP((encoder.width, hidden, width), norm=True, dtype=encoder.dtype, rngs=rngs)
         self.predictor = MLP((width, hidden, width), norm=True, dtype=encoder.dtype, rngs=rngs)
@@ -37,14 +41,14 @@ class Objective:
 
     columns, views, teacher = (), 2, True
 
-    def __init__(self, encoder: Encoder, settings, normalisation):
+    def __init__(self, encoder: Encoder, settings: ConfigDict, normalisation: Normalisation):
         self.encoder = encoder
         self.heads = Functional(lambda rngs: Heads(settings, encoder, rngs=rngs))
 
-    def init(self, key):
+    def init(self, key: jax.Array) -> tuple[Params, Extra]:
         return self.heads.init(key), {}
 
-    def loss(self, params, ema, extra, batch, key, step):
+    def loss(self, params: Params, ema: Params, extra: Extra, batch: Prepared, key: jax.Array, step: jax.Array) -> Loss:
         views = batch["views"][:2]
         online = self.encoder.views(params["encoder"], views, columns=batch, key=key).cls  # [B,2,D]
         target = self.encoder.views(ema["encoder"], views, columns=batch).cls
@@ -52,7 +56,7 @@ class Objective:
         projected = jax.lax.stop_gradient(self.heads(ema["byol"], target, predict=False))
         return regression(predicted, projected[:, ::-1]), {"metrics": {}, "extra": extra}
 
-    def predict(self, params, extra, batch):
+    def predict(self, params: Params, extra: Extra, batch: Prepared) -> dict[str, jax.Array]:
         return {}
 
 

@@ -11,18 +11,21 @@ import types
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from ml_collections import ConfigDict
 
+from jaxz.checks import at_least
+from jaxz.data.prepare import Normalisation
 from jaxz.models import Encoder
-from jaxz.models.functional import Functional
+from jaxz.models.functional import Functional, Params
 from jaxz.models.heads import MLP
 from jaxz.models.stems import patchify, unpatchify
-from jaxz.objectives import redshift
+from jaxz.objectives import Extra, Loss, Prepared, redshift
 from jaxz.objectives.autoencoder import Decoder
 
 SETTINGS = redshift.SETTINGS | dict(latent=16, extended=512, hidden=1024, decoder=128, reconstruction=1.0)
 CHECKS = redshift.CHECKS | {
-    **{name: (lambda s, name=name: s[name] >= 1, "at least 1") for name in ("latent", "extended", "hidden", "decoder")},
-    "reconstruction": (lambda s: s.reconstruction >= 0, "at least 0"),
+    **{name: at_least(name, 1) for name in ("latent", "extended", "hidden", "decoder")},
+    "reconstruction": at_least("reconstruction", 0),
 }
 TINY = 1e-12  # under a root, whose gradient at 0 is infinite
 
@@ -35,9 +38,8 @@ class Objective(redshift.Objective):
     reconstruction (its weight; 100 or 1 in the paper, by survey)."""
 
     name, views = "clap", 2
-    weight = None  # all but the cross-entropy are means over all rows
 
-    def __init__(self, encoder: Encoder, settings, normalisation):
+    def __init__(self, encoder: Encoder, settings: ConfigDict, normalisation: Normalisation):
         super().__init__(encoder, settings, normalisation)
         self.patch, whole = encoder.patch, settings.latent + settings.extended
         decoder = types.SimpleNamespace(latent=whole, hidden=settings.decoder)
@@ -50,20 +52,23 @@ class Objective(redshift.Objective):
             "estimator": self.head,
         }
 
-    def init(self, key):
+    def init(self, key: jax.Array) -> tuple[Params, Extra]:
         keys = jax.random.split(key, len(self.networks))
         return {name: net.init(own) for (name, net), own in zip(self.networks.items(), keys, strict=True)}, {}
 
-    def apply(self, name: str, params, *inputs):
+    def apply(self, name: str, params: Params, *inputs: jax.Array) -> jax.Array:
         return self.networks[name](params["clap"][name], *inputs)
+
+    def weight(self, batch: Prepared) -> jax.Array:
+        return jnp.ones(())  # all but the cross-entropy are means over all rows
 
     def main(self, latent: jax.Array) -> jax.Array:
         return latent[..., : self.settings.latent]
 
-    def read(self, params, embedding):
+    def read(self, params: Params, embedding: jax.Array) -> jax.Array:
         return self.apply("estimator", params, self.main(self.apply("latent", params, embedding)))
 
-    def loss(self, params, ema, extra, batch, key, step):
+    def loss(self, params: Params, ema: Params, extra: Extra, batch: Prepared, key: jax.Array, step: jax.Array) -> Loss:
         keys = jax.random.split(key, 4)
         pair = [{**v, "mask": self.shown(v["mask"], own)} for v, own in zip(batch["views"][:2], keys, strict=False)]
         seen = self.encoder.views(params["encoder"], pair, columns=batch, key=keys[2]).cls
@@ -87,14 +92,15 @@ class Objective(redshift.Objective):
         loss = entropy + self.settings.reconstruction * pixels + agreement + contrast
         return loss, {"metrics": metrics, "extra": extra}
 
-    def missed(self, rebuilt: jax.Array, view: dict) -> jax.Array:
+    def missed(self, rebuilt: jax.Array, view: Prepared) -> jax.Array:
         """Mean squared error of the observed pixels of rebuilt [B,N,C,PP], stretched as the image is."""
         observed = patchify(view["mask"], self.patch)
         error = jnp.where(observed, rebuilt - patchify(view["image"], self.patch), 0)
         return (error**2).sum() / jnp.maximum(observed.sum(), 1)
 
-    def predict(self, params, extra, batch):
-        """pdf [B,bins] of the estimator, and latent [B,L], the main part that jaxz.photoz.clap compares objects by."""
+    def predict(self, params: Params, extra: Extra, batch: Prepared) -> dict[str, jax.Array]:
+        """`pdf` [B,bins] of the estimator, and `latent` [B,L], the main part that jaxz.photoz.clap compares objects
+        by."""
         embedding = self.encoder(params["encoder"], batch["image"], batch["mask"], columns=batch).cls
         main = self.main(self.apply("latent", params, embedding))
         return super().predict(params, extra, batch) | {"latent": main}

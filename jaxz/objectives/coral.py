@@ -5,8 +5,12 @@ Aligned marginals are harmful where n(z) differs, which it mostly does: see docs
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
+from jaxz.data.prepare import Normalisation
 from jaxz.models import Encoder
+from jaxz.models.functional import Params
+from jaxz.objectives import Extra, Loss, Prepared
 
 
 class Objective:
@@ -15,13 +19,13 @@ class Objective:
 
     columns = ("z",)
 
-    def __init__(self, encoder: Encoder, settings, normalisation):
+    def __init__(self, encoder: Encoder, settings: ConfigDict, normalisation: Normalisation):
         self.encoder = encoder
 
-    def init(self, key):
+    def init(self, key: jax.Array) -> tuple[Params, Extra]:
         return {}, {}
 
-    def loss(self, params, ema, extra, batch, key, step):
+    def loss(self, params: Params, ema: Params, extra: Extra, batch: Prepared, key: jax.Array, step: jax.Array) -> Loss:
         embedding = self.encoder(params["encoder"], batch["image"], batch["mask"], columns=batch, key=key).cls
         loss = self.distance(embedding.astype(jnp.float32), jnp.isfinite(batch["z"]))
         return loss, {"metrics": {}, "extra": extra}
@@ -29,7 +33,7 @@ class Objective:
     def distance(self, embedding: jax.Array, labelled: jax.Array) -> jax.Array:
         return coral(embedding, labelled)
 
-    def predict(self, params, extra, batch):
+    def predict(self, params: Params, extra: Extra, batch: Prepared) -> dict[str, jax.Array]:
         return {}
 
 

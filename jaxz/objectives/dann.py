@@ -5,15 +5,19 @@ Aligned marginals are harmful where n(z) differs, which it mostly does: see docs
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
+from jaxz.checks import at_least
+from jaxz.data.prepare import Normalisation
 from jaxz.models import Encoder
-from jaxz.models.functional import Functional
+from jaxz.models.functional import Functional, Params
 from jaxz.models.heads import MLP
+from jaxz.objectives import Extra, Loss, Prepared
 
 SETTINGS = dict(hidden=128, ramp_steps=1000)
 CHECKS = {
-    "hidden": (lambda s: s.hidden >= 1, "at least 1"),
-    "ramp_steps": (lambda s: s.ramp_steps >= 1, "at least 1"),
+    "hidden": at_least("hidden", 1),
+    "ramp_steps": at_least("ramp_steps", 1),
 }
 
 
@@ -24,14 +28,14 @@ class Objective:
 
     columns = ("z",)
 
-    def __init__(self, encoder: Encoder, settings, normalisation):
+    def __init__(self, encoder: Encoder, settings: ConfigDict, normalisation: Normalisation):
         self.encoder, self.settings = encoder, settings
         self.head = Functional(lambda rngs: MLP((encoder.width, settings.hidden, 1), norm=True, rngs=rngs))
 
-    def init(self, key):
+    def init(self, key: jax.Array) -> tuple[Params, Extra]:
         return self.head.init(key), {}
 
-    def loss(self, params, ema, extra, batch, key, step):
+    def loss(self, params: Params, ema: Params, extra: Extra, batch: Prepared, key: jax.Array, step: jax.Array) -> Loss:
         embedding = self.encoder(params["encoder"], batch["image"], batch["mask"], columns=batch, key=key).cls
         strength = 2 / (1 + jnp.exp(-10 * jnp.minimum(step / self.settings.ramp_steps, 1))) - 1
         reversed_ = (1 + strength) * jax.lax.stop_gradient(embedding) - strength * embedding
@@ -43,5 +47,5 @@ class Objective:
         correct = (weight * ((logit > 0) == labelled)).sum()
         return loss, {"metrics": {"accuracy": correct, "strength": strength}, "extra": extra}
 
-    def predict(self, params, extra, batch):
+    def predict(self, params: Params, extra: Extra, batch: Prepared) -> dict[str, jax.Array]:
         return {}

@@ -11,13 +11,16 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from ml_collections import ConfigDict
 
+from jaxz.checks import at_least, is_range
+from jaxz.data.prepare import Normalisation
 from jaxz.errors import InputError
 from jaxz.models import Encoder
-from jaxz.models.functional import Functional
+from jaxz.models.functional import Functional, Params
 from jaxz.models.heads import MLP, Prototypes, unit
 from jaxz.models.stems import patchify
-from jaxz.validate import is_range
+from jaxz.objectives import Extra, Loss, Prepared
 
 SETTINGS = dict(
     prototypes=1024,
@@ -36,17 +39,11 @@ SETTINGS = dict(
     koleo_weight=0.1,
 )
 CHECKS = {
-    **{
-        name: (lambda s, name=name: s[name] >= 1, "at least 1") for name in ("prototypes", "hidden_width", "bottleneck")
-    },
-    **{
-        name: (lambda s, name=name: s[name] >= 0, "at least 0")
-        for name in ("crops", "warmup_steps", "frozen_steps", "patch_weight", "koleo_weight")
-    },
-    **{
-        name: (lambda s, name=name: s[name] > 0, "above 0")
-        for name in ("student_temperature", "teacher_temperature", "first_temperature")
-    },
+    **{name: at_least(name, 1) for name in ("prototypes", "hidden_width", "bottleneck")},
+    **{name: at_least(name, 0) for name in ("crops", "warmup_steps", "frozen_steps", "patch_weight", "koleo_weight")},
+    "student_temperature": (lambda s: s.student_temperature > 0, "above 0"),
+    "teacher_temperature": (lambda s: s.teacher_temperature > 0, "above 0"),
+    "first_temperature": (lambda s: s.first_temperature > 0, "above 0"),
     "crop_scale": (lambda s: 0 < s.crop_scale <= 1, "in (0, 1]"),
     "centering": (lambda s: s.centering in ("sinkhorn", "mean"), "'sinkhorn' or 'mean'"),
     "patch_ratio": (
@@ -62,7 +59,7 @@ BLOCKS = 8  # rectangles drawn to hide the patches of an image
 class Head(nnx.Module):
     """From an embedding [..., D] to its cosines with the prototypes, [..., K]; and what stands for a hidden patch."""
 
-    def __init__(self, settings, encoder: Encoder, *, rngs: nnx.Rngs):
+    def __init__(self, settings: ConfigDict, encoder: Encoder, *, rngs: nnx.Rngs):
         hidden, width = settings.hidden_width, settings.bottleneck
         self.mlp = MLP((encoder.width, hidden, hidden, width), norm=False, dtype=encoder.dtype, rngs=rngs)
         self.last = Prototypes(width, settings.prototypes, dtype=encoder.dtype, rngs=rngs)
@@ -77,7 +74,7 @@ class Objective:
 
     columns, views, teacher, parts = (), 2, True, True
 
-    def __init__(self, encoder: Encoder, settings, normalisation):
+    def __init__(self, encoder: Encoder, settings: ConfigDict, normalisation: Normalisation):
         self.encoder, self.settings = encoder, settings
         self.side, self.patch = encoder.side, encoder.patch
         pixels = int(settings.crop_scale * self.side) * self.patch
@@ -89,11 +86,11 @@ class Objective:
         self.crops = (settings.crops, pixels)
         self.head = Functional(lambda rngs: Head(settings, encoder, rngs=rngs))
 
-    def init(self, key):
+    def init(self, key: jax.Array) -> tuple[Params, Extra]:
         centre = {name: jnp.zeros(self.settings.prototypes) for name in ("images", "patches")}
         return self.head.init(key), centre if self.settings.centering == "mean" else {}
 
-    def loss(self, params, ema, extra, batch, key, step):
+    def loss(self, params: Params, ema: Params, extra: Extra, batch: Prepared, key: jax.Array, step: jax.Array) -> Loss:
         settings, views = self.settings, batch["views"][:2]
         which_key, blocks_key, *encoder_keys = jax.random.split(key, 4)
         observed = jnp.stack([patchify(view["mask"], self.patch).any((2, 3)) for view in views], 1)  # [B,2,N]
@@ -130,12 +127,14 @@ class Objective:
             loss += settings.koleo_weight * metrics["koleo"]
         return loss, {"metrics": metrics, "extra": extra}
 
-    def temperature(self, step) -> jax.Array:
+    def temperature(self, step: jax.Array) -> jax.Array:
         """The teacher's at a step."""
         first, last = self.settings.first_temperature, self.settings.teacher_temperature
         return first + (last - first) * jnp.minimum(step / max(1, self.settings.warmup_steps), 1)
 
-    def sort(self, teacher, x, weight, temperature, extra, name) -> tuple[jax.Array, dict]:
+    def sort(
+        self, teacher: Params, x: jax.Array, weight: jax.Array, temperature: jax.Array, extra: Extra, name: str
+    ) -> tuple[jax.Array, Extra]:
         """The teacher's distributions [B,M,K] of embeddings x [B,M,D] that have a weight [B,M], and the new extra."""
         logits = self.head(teacher["dino"], x)
         if self.settings.centering == "sinkhorn":
@@ -146,11 +145,12 @@ class Objective:
         kept = jnp.where(weight.sum() > 0, MEMORY * centre + (1 - MEMORY) * mean, centre)
         return jax.nn.softmax((logits - centre) / temperature), extra | {name: kept}
 
-    def predict(self, params, extra, batch):
+    def predict(self, params: Params, extra: Extra, batch: Prepared) -> dict[str, jax.Array]:
         return {}
 
 
-def frozen(p: jax.Array, when) -> jax.Array:
+def frozen(p: jax.Array, when: jax.Array) -> jax.Array:
+    """A parameter, without a gradient where `when` bool [] says so."""
     return jnp.where(when, jax.lax.stop_gradient(p), p)
 
 
@@ -168,7 +168,7 @@ def distillation(target: jax.Array, logits: jax.Array) -> jax.Array:
     """Mean over objects and pairs of cross-entropies of each teacher's view target [B,2,K] with each other view or crop
     of the student, logits [B,S,K], of which the first two are of the same views (Caron et al. 2021, eq. 3)."""
     pairs = -jnp.einsum("btk,bsk->ts", target, jax.nn.log_softmax(logits), precision="highest") / len(logits)
-    other = 1 - jnp.eye(*pairs.shape)
+    other = 1 - jnp.eye(pairs.shape[0], pairs.shape[1])
     return (pairs * other).sum() / other.sum()
 
 
@@ -198,7 +198,7 @@ def usage(target: jax.Array) -> dict[str, jax.Array]:
 
 
 def hide_blocks(key: jax.Array, count: int, side: int, ratio: tuple[float, float]) -> jax.Array:
-    """bool [count, side*side]: patches to hide, in rectangles of random shape (blockwise masking, Bao et al. 2022,
+    """[count, side*side] bool: patches to hide, in rectangles of random shape (blockwise masking, Bao et al. 2022,
     BEiT, algorithm 1), of each image a part drawn between the two of `ratio`, at least one patch.
 
     Rectangles of half that area are laid one after another until the part is reached, the last one in part."""
@@ -208,7 +208,7 @@ def hide_blocks(key: jax.Array, count: int, side: int, ratio: tuple[float, float
     aspect = jnp.exp(jax.random.uniform(keys[1], (count, BLOCKS), minval=jnp.log(0.3), maxval=-jnp.log(0.3)))
     place = jnp.arange(side)
 
-    def covered(key, length):  # [count, BLOCKS, side] along one axis
+    def covered(key: jax.Array, length: jax.Array) -> jax.Array:  # [count, BLOCKS, side] along one axis
         length = jnp.clip(jnp.round(length), 1, side)[..., None]
         low = jnp.floor(jax.random.uniform(key, length.shape) * (side - length + 1))
         return (place >= low) & (place < low + length)

@@ -1,6 +1,7 @@
 """Whether an image was mirrored: a baseline, and a detector of what tells left from right (see rotation)."""
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxz.objectives import rotation
 
@@ -10,6 +11,6 @@ class Objective(rotation.Objective):
 
     name = "flip"
 
-    def rearrangements(self, size: int, settings) -> np.ndarray:
+    def rearrangements(self, size: int, settings: ConfigDict) -> np.ndarray:
         pixels = np.arange(size * size, dtype=np.int32).reshape(size, size)
         return np.stack([pixels.ravel(), pixels[:, ::-1].ravel()])

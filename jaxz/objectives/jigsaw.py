@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxz.errors import InputError
 from jaxz.objectives import rotation
@@ -20,7 +21,7 @@ class Objective(rotation.Objective):
 
     name, oriented = "jigsaw", False
 
-    def rearrangements(self, size: int, settings) -> np.ndarray:
+    def rearrangements(self, size: int, settings: ConfigDict) -> np.ndarray:
         pieces, side = settings.pieces, size // settings.pieces
         if size % pieces:
             raise InputError(f"jigsaw.pieces: {pieces} does not divide the cutouts' {size} pixels; choose a divisor")
@@ -31,7 +32,7 @@ class Objective(rotation.Objective):
 
 
 def distant_orders(count: int, orders: int) -> np.ndarray:
-    """int [orders, count]: permutations, from the identity on each as far as can be from those before, by the least
+    """[orders, count] int: permutations, from the identity on each as far as can be from those before, by the least
     number of places in which it differs from one of them (Noroozi & Favaro 2016, algorithm 1)."""
     every = np.array(list(itertools.permutations(range(count))), np.int8)
     chosen, distance = [0], np.full(len(every), count + 1)

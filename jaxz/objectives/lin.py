@@ -6,14 +6,17 @@ shifted labels of jaxz.lin; step 4 is jaxz.correct --method lin_z_phot (docs/shi
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
+from jaxz.checks import at_least
+from jaxz.data.prepare import Normalisation
 from jaxz.models import Encoder
-from jaxz.objectives import redshift
+from jaxz.objectives import Prepared, redshift
 from jaxz.objectives.redshift import SHARPEST, Head, Redshift, soft_labels
 
 SETTINGS = redshift.SHARED | dict(label_sigma=0.01, heads=6, magnitude_min=12.5, magnitude_max=18.0)
 CHECKS = redshift.SHARED_CHECKS | {
-    "label_sigma": (lambda s: s.label_sigma >= 0, "at least 0"),
+    "label_sigma": at_least("label_sigma", 0),
     "heads": (lambda s: 2 <= s.heads <= 100, "from 2 to 100"),
     "magnitude_max": (lambda s: s.magnitude_max > s.magnitude_min, "above lin.magnitude_min"),
 }
@@ -27,20 +30,20 @@ class Objective(Redshift):
 
     name, columns = "lin", ("z", "z_err", "mag_ref")
 
-    def __init__(self, encoder: Encoder, settings, normalisation):
+    def __init__(self, encoder: Encoder, settings: ConfigDict, normalisation: Normalisation):
         outputs = settings.heads * (settings.bins + 1)
         super().__init__(encoder, settings, lambda rngs: Head(encoder.width, outputs, rngs=rngs))
 
-    def labels(self, batch):
+    def labels(self, batch: Prepared) -> tuple[jax.Array, jax.Array]:
         z, weight = super().labels(batch)
         return z, jnp.where(jnp.isfinite(batch["mag_ref"]), weight, 0)
 
     def split(self, read: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """log p(z) of each head [B,K,bins], and log of each head's share [B,K]."""
+        """Log p(z) of each head [B,K,bins], and log of each head's share [B,K]."""
         heads, share = jnp.split(read, [self.settings.heads * self.settings.bins], axis=1)
         return jax.nn.log_softmax(heads.reshape(len(read), self.settings.heads, -1)), jax.nn.log_softmax(share)
 
-    def errors(self, read, z, weight, batch):
+    def errors(self, read: jax.Array, z: jax.Array, weight: jax.Array, batch: Prepared) -> jax.Array:
         s, error = self.settings, jnp.nan_to_num(batch["z_err"].astype(jnp.float32))
         target = soft_labels(z, jnp.maximum(error, jnp.maximum(s.label_sigma * (1 + z), SHARPEST)), self.edges)
         magnitude = jnp.nan_to_num(batch["mag_ref"].astype(jnp.float32))
@@ -49,7 +52,7 @@ class Objective(Redshift):
         log_p, log_share = self.split(read)
         return -(taught * log_p).sum((1, 2)) - (share * log_share).sum(1)
 
-    def mass(self, read):
+    def mass(self, read: jax.Array) -> jax.Array:
         log_p, log_share = self.split(read)
         return jnp.exp(log_p + log_share[..., None]).sum(1)
 

@@ -5,21 +5,27 @@ with the default softening), in bright pixels, which the stretch compresses, a l
 photons would bias faint pixels.
 """
 
+from typing import Protocol
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from ml_collections import ConfigDict
 
+from jaxz.checks import at_least
 from jaxz.data.augment import hide_bands
+from jaxz.data.prepare import Normalisation
 from jaxz.models import Encoder, layers
-from jaxz.models.functional import Functional
+from jaxz.models.functional import Functional, Params
 from jaxz.models.stems import WavelengthKernel, patchify, unpatchify
+from jaxz.objectives import Extra, Loss, Prepared
 
 SETTINGS = dict(mask_ratio=0.75, band_mask=0.2, decoder_width=128, decoder_depth=2, decoder_heads=4)
 CHECKS = {
     "mask_ratio": (lambda s: 0 < s.mask_ratio < 1, "between 0 and 1"),
     "band_mask": (lambda s: 0 <= s.band_mask < 1, "in [0, 1)"),
-    "decoder_width": (lambda s: s.decoder_width >= 1, "at least 1"),
-    "decoder_depth": (lambda s: s.decoder_depth >= 1, "at least 1"),
+    "decoder_width": at_least("decoder_width", 1),
+    "decoder_depth": at_least("decoder_depth", 1),
     "decoder_heads": (
         lambda s: s.decoder_heads >= 1 and s.decoder_width % s.decoder_heads == 0,
         "a divisor of mae.decoder_width",
@@ -30,7 +36,7 @@ CHECKS = {
 class Decoder(nnx.Module):
     """A narrow transformer from the kept tokens to the pixels of all patches and bands."""
 
-    def __init__(self, settings, encoder: Encoder, patch: int, *, rngs: nnx.Rngs):
+    def __init__(self, settings: ConfigDict, encoder: Encoder, patch: int, *, rngs: nnx.Rngs):
         inner = settings.decoder_width
         self.embed = nnx.Linear(encoder.token_width, inner, dtype=encoder.dtype, rngs=rngs)
         self.mask_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (inner,)))
@@ -41,7 +47,7 @@ class Decoder(nnx.Module):
         self.kernel = WavelengthKernel(encoder.bands, (inner, patch * patch), inner**-0.5, rngs=rngs)
 
     def __call__(self, tokens: jax.Array, place: jax.Array) -> jax.Array:
-        """tokens [B,K,D]; place int [B,N]: where each patch stands in the shuffled order whose first K were kept.
+        """Of tokens [B,K,D]; place int [B,N]: where each patch stands in the shuffled order whose first K were kept.
         Returns pixels [B,N,C,PP]."""
         x = self.embed(tokens)
         batch, count = place.shape
@@ -56,16 +62,18 @@ class Objective:
 
     columns, tokens_only, parts, reconstructs = (), True, True, True
 
-    def __init__(self, encoder: Encoder, settings, normalisation):
+    def __init__(self, encoder: Encoder, settings: ConfigDict, normalisation: Normalisation):
         self.encoder, self.settings = encoder, settings
         self.tokens, self.patch = encoder.tokens, encoder.patch
         self.keep = max(1, round(self.tokens * (1 - settings.mask_ratio)))
         self.decoder = Functional(lambda rngs: Decoder(settings, encoder, self.patch, rngs=rngs))
 
-    def init(self, key):
+    def init(self, key: jax.Array) -> tuple[Params, Extra]:
         return self.decoder.init(key), {}
 
-    def reconstruct(self, params, batch, key, training: bool = False):
+    def reconstruct(
+        self, params: Params, batch: Prepared, key: jax.Array, training: bool = False
+    ) -> tuple[jax.Array, jax.Array]:
         """Pixels [B,N,C,PP] predicted from a random part of the image, and which were hidden, bool [B,N,C,PP]; whole
         bands are in training alone."""
         image, mask = batch["image"], batch["mask"]
@@ -79,19 +87,28 @@ class Objective:
         hidden = (place >= self.keep)[..., None, None] | hidden_band[:, None, :, None]  # [B,N,C,1]
         return self.decoder(params["mae"], tokens, place), hidden & patchify(mask, self.patch)
 
-    def loss(self, params, ema, extra, batch, key, step):
+    def loss(self, params: Params, ema: Params, extra: Extra, batch: Prepared, key: jax.Array, step: jax.Array) -> Loss:
         predicted, hidden = self.reconstruct(params, batch, key, training=True)
         return pixel_error(predicted, batch, hidden, self.patch), {"metrics": {}, "extra": extra}
 
-    def predict(self, params, extra, batch):
-        """reconstruction [B,C,H,W] from a part of each image, and which pixels were hidden: the same draw for all."""
+    def predict(self, params: Params, extra: Extra, batch: Prepared) -> dict[str, jax.Array]:
+        """`reconstruction` [B,C,H,W] from a part of each image, and which pixels were hidden: the same draw for all."""
         return one_by_one(self, params, batch)
 
 
-def one_by_one(objective, params, batch) -> dict[str, jax.Array]:
+class Reconstructs(Protocol):
+    """An objective that hides parts of images, of images [B,C,H,W] or of one of them."""
+
+    encoder: Encoder
+    patch: int
+
+    def reconstruct(self, params: Params, batch: Prepared, key: jax.Array) -> tuple[jax.Array, jax.Array]: ...
+
+
+def one_by_one(objective: Reconstructs, params: Params, batch: Prepared) -> dict[str, jax.Array]:
     """What `objective` reconstructs of each image and which pixels were hidden [B,C,H,W]: as if it were alone."""
 
-    def of_one(row):
+    def of_one(row: Prepared) -> tuple[jax.Array, jax.Array]:
         alone = jax.tree.map(lambda a: a[None], row)
         return jax.tree.map(lambda a: a[0], objective.reconstruct(params, alone, jax.random.key(0)))
 
@@ -99,7 +116,7 @@ def one_by_one(objective, params, batch) -> dict[str, jax.Array]:
     return {"reconstruction": unpatchify(predicted, objective.patch), "hidden": unpatchify(hidden, objective.patch)}
 
 
-def pixel_error(predicted: jax.Array, batch: dict, hidden: jax.Array, patch: int) -> jax.Array:
+def pixel_error(predicted: jax.Array, batch: Prepared, hidden: jax.Array, patch: int) -> jax.Array:
     """Mean of ((predicted - image) / sky)^2 over the hidden pixels of the batch, 0 where there are none. predicted,
     hidden (true: hidden and observed) [B,N,C,PP]."""
     target = patchify(jnp.where(batch["mask"], batch["image"], 0), patch)  # what is not observed may be NaN

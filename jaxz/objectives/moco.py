@@ -3,14 +3,18 @@ of the other view among those of earlier batches. Many negatives for small batch
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
+from jaxz.checks import at_least
+from jaxz.data.prepare import Normalisation
 from jaxz.models import Encoder
+from jaxz.models.functional import Params
 from jaxz.models.heads import unit
-from jaxz.objectives import simclr
+from jaxz.objectives import Extra, Loss, Prepared, simclr
 from jaxz.objectives.simclr import cosines, projector
 
 SETTINGS = dict(projector=(512, 128), temperature=0.2, queue=4096)
-CHECKS = simclr.CHECKS | {"queue": (lambda s: s.queue >= 1, "at least 1")}
+CHECKS = simclr.CHECKS | {"queue": at_least("queue", 1)}
 
 
 class Objective:
@@ -18,26 +22,26 @@ class Objective:
 
     columns, views, teacher = (), 2, True
 
-    def __init__(self, encoder: Encoder, settings, normalisation):
+    def __init__(self, encoder: Encoder, settings: ConfigDict, normalisation: Normalisation):
         self.encoder, self.settings = encoder, settings
         self.head = projector(encoder, settings)
 
-    def init(self, key):
+    def init(self, key: jax.Array) -> tuple[Params, Extra]:
         head_key, queue_key = jax.random.split(key)
         queue = jax.random.normal(queue_key, (self.settings.queue, self.settings.projector[-1]))
         return self.head.init(head_key), {"queue": unit(queue)}
 
-    def project(self, params, view, columns, key):
+    def project(self, params: Params, view: Prepared, columns: Prepared, key: jax.Array | None) -> jax.Array:
         embedding = self.encoder(params["encoder"], view["image"], view["mask"], columns=columns, key=key).cls
         return self.head(params["moco"], embedding)  # [B,E]
 
-    def loss(self, params, ema, extra, batch, key, step):
+    def loss(self, params: Params, ema: Params, extra: Extra, batch: Prepared, key: jax.Array, step: jax.Array) -> Loss:
         query = self.project(params, batch["views"][0], batch, key)
         keys = unit(jax.lax.stop_gradient(self.project(ema, batch["views"][1], batch, None)))
         loss, accuracy = info_nce(query, keys, extra["queue"], self.settings.temperature)
         return loss, {"metrics": {"accuracy": accuracy}, "extra": {"queue": enqueue(extra["queue"], keys)}}
 
-    def predict(self, params, extra, batch):
+    def predict(self, params: Params, extra: Extra, batch: Prepared) -> dict[str, jax.Array]:
         return {}
 
 

@@ -3,8 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
+from jaxz.data.prepare import Normalisation
 from jaxz.models import Encoder
+from jaxz.objectives import Prepared
 from jaxz.objectives.redshift import SHARED, SHARED_CHECKS, Head, Redshift, masses
 
 SETTINGS = SHARED | dict(components=5)
@@ -18,7 +21,7 @@ class Objective(Redshift):
 
     name = "redshift_mixture"
 
-    def __init__(self, encoder: Encoder, settings, normalisation):
+    def __init__(self, encoder: Encoder, settings: ConfigDict, normalisation: Normalisation):
         outputs = 3 * settings.components
         super().__init__(encoder, settings, lambda rngs: Head(encoder.width, outputs, rngs=rngs))
         low, high = np.log1p([settings.z_min, settings.z_max])
@@ -30,14 +33,14 @@ class Objective(Redshift):
         weight, mean, sigma = jnp.split(read, 3, axis=1)
         return jax.nn.log_softmax(weight), self.means + mean, positive(sigma, self.sigma, LEAST_SIGMA)
 
-    def errors(self, read, z, weight, batch):
+    def errors(self, read: jax.Array, z: jax.Array, weight: jax.Array, batch: Prepared) -> jax.Array:
         log_weight, mean, sigma = self.components(read)
         error = jnp.nan_to_num(batch["z_err"].astype(jnp.float32)) / (1 + z)
         sigma = jnp.sqrt(sigma**2 + error[:, None] ** 2)
         log_p = jax.scipy.stats.norm.logpdf(jnp.log1p(z)[:, None], mean, sigma)
         return -jax.nn.logsumexp(log_weight + log_p, axis=1)
 
-    def mass(self, read):
+    def mass(self, read: jax.Array) -> jax.Array:
         log_weight, mean, sigma = (x[..., None] for x in self.components(read))
         cdf = jax.scipy.stats.norm.cdf((np.log1p(self.edges).astype(np.float32) - mean) / sigma)  # [B,K,bins+1]
         return masses((jnp.exp(log_weight) * cdf).sum(1))

@@ -5,8 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from ml_collections import ConfigDict
 
+from jaxz.data.prepare import Normalisation
 from jaxz.models import Encoder
+from jaxz.objectives import Prepared
 from jaxz.objectives.redshift import SHARED, SHARED_CHECKS, Head, Redshift, masses
 from jaxz.objectives.redshift_mixture import positive
 
@@ -42,12 +45,12 @@ class Objective(Redshift):
 
     name, columns = "redshift_regression", ("z",)
 
-    def __init__(self, encoder: Encoder, settings, normalisation):
+    def __init__(self, encoder: Encoder, settings: ConfigDict, normalisation: Normalisation):
         noise = settings.loss == "balanced_mse"
         super().__init__(encoder, settings, lambda rngs: Heads(encoder.width, noise, rngs=rngs))
         self.middle = np.log1p([settings.z_min, settings.z_max]).mean()  # before training
 
-    def errors(self, read, z, weight, batch):
+    def errors(self, read: jax.Array, z: jax.Array, weight: jax.Array, batch: Prepared) -> jax.Array:
         point, spread = self.point_and_spread(read)
         target, delta = jnp.log1p(z), self.settings.delta
         if self.settings.loss == "huber":
@@ -58,7 +61,7 @@ class Objective(Redshift):
         residual = jax.lax.stop_gradient(point) - target
         return of_point - jax.scipy.stats.logistic.logpdf(residual, scale=spread)
 
-    def mass(self, read):
+    def mass(self, read: jax.Array) -> jax.Array:
         point, spread = (x[:, None] for x in self.point_and_spread(read))
         return masses(jax.nn.sigmoid((np.log1p(self.edges).astype(np.float32) - point) / spread))
 

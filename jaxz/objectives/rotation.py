@@ -8,9 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from ml_collections import ConfigDict
 
+from jaxz.data.prepare import Normalisation
 from jaxz.models import Encoder
-from jaxz.models.functional import Functional
+from jaxz.models.functional import Functional, Params
+from jaxz.objectives import Extra, Loss, Prepared
 
 
 class Objective:
@@ -19,24 +22,26 @@ class Objective:
 
     name, columns, oriented = "rotation", (), True
 
-    def __init__(self, encoder: Encoder, settings, normalisation):
+    def __init__(self, encoder: Encoder, settings: ConfigDict, normalisation: Normalisation):
         self.encoder = encoder
         self.sources = self.rearrangements(encoder.size, settings)
         self.head = Functional(lambda rngs: nnx.Linear(encoder.width, len(self.sources), rngs=rngs))
 
-    def rearrangements(self, size: int, settings) -> np.ndarray:
+    def rearrangements(self, size: int, settings: ConfigDict) -> np.ndarray:
         """int32 [K, H*W]: which pixel each pixel is taken from; the first leaves all in place."""
         pixels = np.arange(size * size, dtype=np.int32).reshape(size, size)
         return np.stack([np.rot90(pixels, k).ravel() for k in range(4)])
 
-    def init(self, key):
+    def init(self, key: jax.Array) -> tuple[Params, Extra]:
         return self.head.init(key), {}
 
-    def logits(self, params, image, mask, columns, key=None):
+    def logits(
+        self, params: Params, image: jax.Array, mask: jax.Array, columns: Prepared, key: jax.Array | None = None
+    ) -> jax.Array:
         encoded = self.encoder(params["encoder"], image, mask, columns=columns, key=key)
         return self.head(params[self.name], encoded.cls)
 
-    def loss(self, params, ema, extra, batch, key, step):
+    def loss(self, params: Params, ema: Params, extra: Extra, batch: Prepared, key: jax.Array, step: jax.Array) -> Loss:
         draw_key, encoder_key = jax.random.split(key)
         label = jax.random.randint(draw_key, batch["image"].shape[:1], 0, len(self.sources))
         image, mask = (rearranged(batch[name], jnp.asarray(self.sources)[label]) for name in ("image", "mask"))
@@ -45,8 +50,8 @@ class Objective:
         loss = -(own * jax.nn.log_softmax(logits)).sum(1).mean()
         return loss, {"metrics": {"accuracy": (logits.argmax(1) == label).mean()}, "extra": extra}
 
-    def predict(self, params, extra, batch):
-        """<name> [B,K]: the probability of each rearrangement; the images as they are have the first."""
+    def predict(self, params: Params, extra: Extra, batch: Prepared) -> dict[str, jax.Array]:
+        """`<name>` [B,K]: the probability of each rearrangement; the images as they are have the first."""
         return {self.name: jax.nn.softmax(self.logits(params, batch["image"], batch["mask"], batch))}
 
 

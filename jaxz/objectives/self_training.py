@@ -4,16 +4,20 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
+from jaxz.checks import at_least
+from jaxz.data.prepare import Normalisation
 from jaxz.models import Encoder
-from jaxz.objectives import redshift
+from jaxz.models.functional import Params
+from jaxz.objectives import Extra, Loss, Prepared, redshift
 from jaxz.photoz.pdf import ODDS_HALF_WIDTH
 
 SETTINGS = redshift.SETTINGS | dict(band_mask=0.2, odds=0.8, pseudo_weight=1.0, ramp_steps=500)
 CHECKS = redshift.CHECKS | {
     "odds": (lambda s: 0 <= s.odds <= 1, "in [0, 1]"),
-    "pseudo_weight": (lambda s: s.pseudo_weight >= 0, "at least 0"),
-    "ramp_steps": (lambda s: s.ramp_steps >= 1, "at least 1"),
+    "pseudo_weight": at_least("pseudo_weight", 0),
+    "ramp_steps": at_least("ramp_steps", 1),
 }
 
 
@@ -26,14 +30,16 @@ class Objective(redshift.Objective):
 
     name, views, teacher = "self_training", 2, True
     columns = (*redshift.Objective.columns, "coverage")
-    weight = None  # one part is a mean over labelled rows, the other over unlabelled ones
 
-    def __init__(self, encoder: Encoder, settings, normalisation):
+    def __init__(self, encoder: Encoder, settings: ConfigDict, normalisation: Normalisation):
         super().__init__(encoder, settings, normalisation)
         centres = (self.edges[1:] + self.edges[:-1]) / 2
         self.near = (np.abs(centres[:, None] - centres) <= ODDS_HALF_WIDTH * (1 + centres)).astype(np.float32)
 
-    def loss(self, params, ema, extra, batch, key, step):
+    def weight(self, batch: Prepared) -> jax.Array:
+        return jnp.ones(())  # one part is a mean over labelled rows, the other over unlabelled ones
+
+    def loss(self, params: Params, ema: Params, extra: Extra, batch: Prepared, key: jax.Array, step: jax.Array) -> Loss:
         first, second = batch["views"][:2]
         keys = jax.random.split(key, 3)
         shown = [{**v, "mask": self.shown(v["mask"], own)} for v, own in zip((first, second), keys, strict=False)]

@@ -2,11 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
+from jaxz.data.prepare import Normalisation
 from jaxz.mesh import constrain_batch
 from jaxz.models import Encoder
-from jaxz.models.functional import Functional
+from jaxz.models.functional import Functional, Params
 from jaxz.models.heads import MLP, unit
+from jaxz.objectives import Extra, Loss, Prepared
 
 FAR = -1e30  # a similarity that counts for nothing; -inf would make gradients NaN where nothing else is left
 
@@ -22,24 +25,24 @@ class Objective:
 
     columns, views = (), 2
 
-    def __init__(self, encoder: Encoder, settings, normalisation):
+    def __init__(self, encoder: Encoder, settings: ConfigDict, normalisation: Normalisation):
         self.encoder, self.settings = encoder, settings
         self.head = projector(encoder, settings)
 
-    def init(self, key):
+    def init(self, key: jax.Array) -> tuple[Params, Extra]:
         return self.head.init(key), {}
 
-    def loss(self, params, ema, extra, batch, key, step):
+    def loss(self, params: Params, ema: Params, extra: Extra, batch: Prepared, key: jax.Array, step: jax.Array) -> Loss:
         encoded = self.encoder.views(params["encoder"], batch["views"][:2], columns=batch, key=key)
         z = self.head(params["simclr"], encoded.cls)
         loss, accuracy = nt_xent(z, self.settings.temperature)
         return loss, {"metrics": {"accuracy": accuracy}, "extra": extra}
 
-    def predict(self, params, extra, batch):
+    def predict(self, params: Params, extra: Extra, batch: Prepared) -> dict[str, jax.Array]:
         return {}
 
 
-def projector(encoder: Encoder, settings) -> Functional:
+def projector(encoder: Encoder, settings: ConfigDict) -> Functional:
     """The MLP from an embedding to where views are compared; it is thrown away after training."""
     return Functional(lambda rngs: MLP((encoder.width, *settings.projector), norm=True, dtype=encoder.dtype, rngs=rngs))
 

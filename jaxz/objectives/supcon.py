@@ -2,9 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
+from jaxz.data.prepare import Normalisation
 from jaxz.models import Encoder
-from jaxz.objectives import simclr
+from jaxz.models.functional import Params
+from jaxz.objectives import Extra, Loss, Prepared, simclr
 from jaxz.objectives.simclr import FAR, cosines, projector
 
 SETTINGS = dict(projector=(512, 128), temperature=0.1, bin_width=0.05)
@@ -17,14 +20,14 @@ class Objective:
 
     columns, views = ("z",), 2
 
-    def __init__(self, encoder: Encoder, settings, normalisation):
+    def __init__(self, encoder: Encoder, settings: ConfigDict, normalisation: Normalisation):
         self.encoder, self.settings = encoder, settings
         self.head = projector(encoder, settings)
 
-    def init(self, key):
+    def init(self, key: jax.Array) -> tuple[Params, Extra]:
         return self.head.init(key), {}
 
-    def loss(self, params, ema, extra, batch, key, step):
+    def loss(self, params: Params, ema: Params, extra: Extra, batch: Prepared, key: jax.Array, step: jax.Array) -> Loss:
         z = batch["z"].astype(jnp.float32)
         labelled = jnp.isfinite(z) & (z > -1)
         bins = jnp.floor(jnp.log1p(jnp.where(labelled, z, 0)) / self.settings.bin_width).astype(jnp.int32)
@@ -32,7 +35,7 @@ class Objective:
         loss = supcon(self.head(params["supcon"], embedded), bins, labelled, self.settings.temperature)
         return loss, {"metrics": {"labelled": labelled.mean()}, "extra": extra}
 
-    def predict(self, params, extra, batch):
+    def predict(self, params: Params, extra: Extra, batch: Prepared) -> dict[str, jax.Array]:
         return {}
 
 

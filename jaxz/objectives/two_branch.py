@@ -5,10 +5,13 @@ the target branch is the averaged network, which has no gradient: the cross-entr
 """
 
 import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
 
+from jaxz.data.prepare import Normalisation
 from jaxz.models import Encoder
-from jaxz.models.functional import Functional
-from jaxz.objectives import byol, redshift
+from jaxz.models.functional import Functional, Params
+from jaxz.objectives import Extra, Loss, Prepared, byol, redshift
 from jaxz.objectives.byol import Heads, regression
 
 SETTINGS = redshift.SETTINGS | byol.SETTINGS
@@ -21,20 +24,22 @@ class Objective(redshift.Objective):
     those of redshift and byol."""
 
     name, views, teacher = "two_branch", 2, True
-    weight = None  # the agreement is a mean over all rows
 
-    def __init__(self, encoder: Encoder, settings, normalisation):
+    def __init__(self, encoder: Encoder, settings: ConfigDict, normalisation: Normalisation):
         super().__init__(encoder, settings, normalisation)
         self.branch = Functional(lambda rngs: Heads(settings, encoder, rngs=rngs))
 
-    def init(self, key):
+    def init(self, key: jax.Array) -> tuple[Params, Extra]:
         head, branch = jax.random.split(key)
         return {"head": self.head.init(head), "branch": self.branch.init(branch)}, {}
 
-    def read(self, params, embedding):
+    def weight(self, batch: Prepared) -> jax.Array:
+        return jnp.ones(())  # the agreement is a mean over all rows
+
+    def read(self, params: Params, embedding: jax.Array) -> jax.Array:
         return self.head(params["two_branch"]["head"], embedding)
 
-    def loss(self, params, ema, extra, batch, key, step):
+    def loss(self, params: Params, ema: Params, extra: Extra, batch: Prepared, key: jax.Array, step: jax.Array) -> Loss:
         keys = jax.random.split(key, 3)
         views = [
             {**view, "mask": self.shown(view["mask"], own)}
@@ -45,6 +50,7 @@ class Objective(redshift.Objective):
         predicted = self.branch(params["two_branch"]["branch"], online, predict=True)
         projected = jax.lax.stop_gradient(self.branch(ema["two_branch"]["branch"], target, predict=False))
         agreement = regression(predicted, projected[:, ::-1])
-        entropy = sum(self.mean_error(self.read(params, online[:, view]), batch) for view in range(2))
+        of_view = lambda view: self.mean_error(self.read(params, online[:, view]), batch)
+        entropy = of_view(0) + of_view(1)
         metrics = {"agreement": agreement, "entropy": entropy, "labelled": (self.labels(batch)[1] > 0).mean()}
         return agreement + entropy, {"metrics": metrics, "extra": extra}

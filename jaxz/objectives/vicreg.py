@@ -3,17 +3,21 @@ No negatives, no teacher."""
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
+from jaxz.checks import at_least
+from jaxz.data.prepare import Normalisation
 from jaxz.models import Encoder
-from jaxz.objectives import simclr
+from jaxz.models.functional import Params
+from jaxz.objectives import Extra, Loss, Prepared, simclr
 from jaxz.objectives.simclr import projector
 
 SETTINGS = dict(projector=(512, 512, 512), invariance=25.0, variance=25.0, covariance=1.0)
 CHECKS = {
     "projector": simclr.CHECKS["projector"],
     "invariance": (lambda s: s.invariance > 0, "above 0"),
-    "variance": (lambda s: s.variance >= 0, "at least 0"),
-    "covariance": (lambda s: s.covariance >= 0, "at least 0"),
+    "variance": at_least("variance", 0),
+    "covariance": at_least("covariance", 0),
 }
 
 
@@ -23,14 +27,14 @@ class Objective:
 
     columns, views = (), 2
 
-    def __init__(self, encoder: Encoder, settings, normalisation):
+    def __init__(self, encoder: Encoder, settings: ConfigDict, normalisation: Normalisation):
         self.encoder, self.settings = encoder, settings
         self.head = projector(encoder, settings)
 
-    def init(self, key):
+    def init(self, key: jax.Array) -> tuple[Params, Extra]:
         return self.head.init(key), {}
 
-    def loss(self, params, ema, extra, batch, key, step):
+    def loss(self, params: Params, ema: Params, extra: Extra, batch: Prepared, key: jax.Array, step: jax.Array) -> Loss:
         embedding = self.encoder.views(params["encoder"], batch["views"][:2], columns=batch, key=key).cls
         z = self.head(params["vicreg"], embedding).astype(jnp.float32)  # [B,2,E]
         # the mean over dimensions too, as in the paper's algorithm 1; its eq. 5 sums over them
@@ -42,7 +46,7 @@ class Objective:
         loss = sum(self.settings[name] * value for name, value in terms.items())
         return loss, {"metrics": terms, "extra": extra}
 
-    def predict(self, params, extra, batch):
+    def predict(self, params: Params, extra: Extra, batch: Prepared) -> dict[str, jax.Array]:
         return {}
 
 

@@ -37,7 +37,7 @@ def smoothed(counts: np.ndarray) -> np.ndarray:
 def near_balanced(
     z: np.ndarray, magnitude: np.ndarray, z_edges: np.ndarray, magnitude_edges: np.ndarray, most: int, seed: int = 0
 ) -> np.ndarray:
-    """bool [N]: a random subset with at most `most` objects in each cell of redshift and magnitude, all of a cell that
+    """[N] bool: a random subset with at most `most` objects in each cell of redshift and magnitude, all of a cell that
     has fewer; none of those outside of the edges, or with a number that is not finite (Lin et al. 2022, step 2)."""
     inside, cell = np.ones(len(z), bool), np.zeros(len(z), np.int64)
     for values, edges in ((z, z_edges), (magnitude, magnitude_edges)):

@@ -1,11 +1,11 @@
 """Metrics in bins of redshift, magnitude and whatever else errors depend on; and of redshift distributions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from jaxz.photoz.bootstrap import ENOUGH_CELLS
-from jaxz.photoz.metrics import Metric, all_metrics, evaluate_metrics, main_metrics, residuals
+from jaxz.photoz.metrics import Metric, Metrics, all_metrics, evaluate_metrics, main_metrics, residuals
 from jaxz.photoz.pdf import PDF
 
 ENOUGH = 25  # objects of a bin that says something
@@ -24,7 +24,10 @@ DEPENDENCE = {  # what dependence_metrics finds, as a report shows it
 }
 
 
-def bins_of(by: np.ndarray, edges: Sequence[float]) -> list[np.ndarray]:
+Edges = np.ndarray | Sequence[float]  # [n+1], ascending
+
+
+def bins_of(by: np.ndarray, edges: Edges) -> list[np.ndarray]:
     """The rows [M] of each bin [low, high), the last closed; those with a NaN are in none."""
     lows, highs = edges[:-1], [*edges[1:-1], np.nextafter(edges[-1], np.inf)]
     return [np.flatnonzero((by >= low) & (by < high)) for low, high in zip(lows, highs, strict=True)]
@@ -34,11 +37,11 @@ def binned_metrics(
     z_phot: np.ndarray,
     z_true: np.ndarray,
     by: np.ndarray,
-    edges: Sequence[float],
+    edges: Edges,
     pdf: PDF | None = None,
     *,
     cells: np.ndarray | None = None,
-    metrics: Callable = all_metrics,
+    metrics: Metrics = all_metrics,
     resamples: int = 100,
     seed: int = 0,
 ) -> list[dict]:
@@ -54,14 +57,15 @@ def binned_metrics(
     for rows, low, high in zip(bins_of(by, edges), edges[:-1], edges[1:], strict=True):
         own = None if pdf is None else pdf[rows]
         drawn = None if cells is None or len(np.unique(cells[rows])) < ENOUGH_CELLS else cells[rows]
-        settings = dict(cells=drawn, metrics=metrics, resamples=resamples, seed=seed)
-        found = evaluate_metrics(z_phot[rows], z_true[rows], own, **settings)
+        found = evaluate_metrics(
+            z_phot[rows], z_true[rows], own, cells=drawn, metrics=metrics, resamples=resamples, seed=seed
+        )
         centre = float(np.median(by[rows])) if len(rows) else None
         bins.append({"low": float(low), "high": float(high), "centre": centre, **found, "objects": len(rows)})
     return bins
 
 
-def macro_metrics(z_phot: np.ndarray, z_true: np.ndarray, edges: Sequence[float]) -> dict[str, float]:
+def macro_metrics(z_phot: np.ndarray, z_true: np.ndarray, edges: Edges) -> dict[str, float]:
     """main_metrics of [N] objects averaged over bins of z_true, each counting the same, as macro_<metric> (of biases
     their size), and the largest less the smallest of the bins as spread_<metric> (ICT-ConvEntion's measure of
     imbalance). Bins with fewer than 25 objects are left out; NaN where none is left."""
@@ -83,7 +87,7 @@ def equal_bins(z_true: np.ndarray) -> np.ndarray:
     return np.linspace(np.min(z_true), np.quantile(z_true, 0.998), EQUAL_BINS + 1)
 
 
-def dependence_metrics(z_phot: np.ndarray, z_true: np.ndarray, edges: Sequence[float]) -> dict[str, float]:
+def dependence_metrics(z_phot: np.ndarray, z_true: np.ndarray, edges: Edges) -> dict[str, float]:
     """macro_metrics in bins of z_true, and the slopes of E[e | z_true] and E[e | z_phot], per unit of redshift, as
     slope_z_true and slope_z_phot (Lin et al. 2022)."""
     by = {"slope_z_true": z_true, "slope_z_phot": z_phot}
@@ -91,9 +95,7 @@ def dependence_metrics(z_phot: np.ndarray, z_true: np.ndarray, edges: Sequence[f
     return macro_metrics(z_phot, z_true, edges) | slopes
 
 
-def residual_curve(
-    z_phot: np.ndarray, z_true: np.ndarray, by: np.ndarray, edges: Sequence[float]
-) -> dict[str, np.ndarray]:
+def residual_curve(z_phot: np.ndarray, z_true: np.ndarray, by: np.ndarray, edges: Edges) -> dict[str, np.ndarray]:
     """E[e | by], by being z_true or z_phot: {"centre", "mean", "error", "objects"}, each [n], of bins with at least 25
     objects: the mean of `by`, the mean of e and its standard error."""
     e = residuals(z_phot, z_true)
@@ -106,7 +108,7 @@ def residual_curve(
     }
 
 
-def residual_slope(curve: dict[str, np.ndarray]) -> tuple[float, float]:
+def residual_slope(curve: Mapping[str, np.ndarray]) -> tuple[float, float]:
     """Slope of the line through a residual_curve, bins weighted by 1 / error^2, and its error (Lin et al. 2022): below
     0 in z_true, redshifts regress to the mean. NaN for fewer than two bins."""
     if len(curve["centre"]) < 2:
@@ -117,8 +119,10 @@ def residual_slope(curve: dict[str, np.ndarray]) -> tuple[float, float]:
     return float(np.sum(weight * lever * curve["mean"]) / spread), float(spread**-0.5)
 
 
-def tomography(pdf: PDF, z_phot: np.ndarray, z_true: np.ndarray, edges: Sequence[float]) -> list[dict]:
-    """n(z) of tomographic bins of z_phot: the stacked p(z) of their objects against the truth, a dict a bin:
+def tomography(pdf: PDF, z_phot: np.ndarray, z_true: np.ndarray, edges: Edges) -> list[dict]:
+    """n(z) of tomographic bins of z_phot: the stacked p(z) of their objects against the truth.
+
+    A dict a bin:
 
     low, high, objects
     mean_bias     (mean of the stack - mean z_true) / (1 + mean z_true)
@@ -129,7 +133,7 @@ def tomography(pdf: PDF, z_phot: np.ndarray, z_true: np.ndarray, edges: Sequence
     """
     bins = []
     for rows, low, high in zip(bins_of(z_phot, edges), edges[:-1], edges[1:], strict=True):
-        found = dict.fromkeys(("mean_bias", "wasserstein", "kld"))
+        found: Mapping[str, float | None] = dict.fromkeys(("mean_bias", "wasserstein", "kld"))
         if len(rows):
             found = stack_metrics(PDF(pdf.edges, pdf[rows].probability.mean(axis=0, dtype=float)[None]), z_true[rows])
         bins.append({"low": float(low), "high": float(high), "objects": len(rows), **found})

@@ -1,12 +1,13 @@
 """Errors of metrics by a hierarchical bootstrap over sky cells and training seeds, paired between arms."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from astropy import units as u
 from astropy_healpix import lonlat_to_healpix
 
+Arm = TypeVar("Arm", bound=Hashable)  # what an arm is called
 CELL_ORDER = 9  # of HEALPix: sky cells of 7 arcmin
 ENOUGH_CELLS = 5  # below, a bootstrap over them means nothing
 
@@ -29,13 +30,13 @@ class Estimate(NamedTuple):
 
 
 def hierarchical_bootstrap(
-    statistic: Callable[[dict[str, np.ndarray]], Mapping[str, float]],
-    arms: Mapping[str, Sequence[Mapping[str, np.ndarray]]],
+    statistic: Callable[[dict[str, np.ndarray]], Mapping[str, float | np.ndarray]],
+    arms: Mapping[Arm, Sequence[Mapping[str, np.ndarray]]],
     cells: np.ndarray,
     *,
     resamples: int = 200,
     seed: int = 0,
-) -> dict[str, dict[str, Estimate]]:
+) -> dict[Arm, dict[str, Estimate]]:
     """{arm: {metric: Estimate}} of `statistic`({column: [M]}) -> {metric: number}, in the mean over an arm's seeds.
 
     arms: {arm: [{column: [N]} of each training seed]}, all of the same N objects in the same order; cells: [N], the sky
@@ -54,7 +55,7 @@ def hierarchical_bootstrap(
     if len(first) < 2:
         raise ValueError("cells: all objects are in one, which leaves nothing to draw; use smaller ones")
 
-    def measure(runs, rows) -> dict[str, float]:
+    def measure(runs: Sequence[Mapping[str, np.ndarray]], rows: slice | np.ndarray) -> dict[str, float]:
         found = [statistic({name: values[rows] for name, values in run.items()}) for run in runs]
         return {metric: float(np.mean([one[metric] for one in found])) for metric in found[0]}
 
@@ -77,7 +78,7 @@ def hierarchical_bootstrap(
 
 
 def sky_cells(ra: np.ndarray, dec: np.ndarray) -> np.ndarray | None:
-    """int [N]: the HEALPix cell of each position in degrees (ICRS); None where one is unknown, or all lie in fewer than
+    """[N] int: the HEALPix cell of each position in degrees (ICRS); None where one is unknown, or all lie in fewer than
     five cells: errors are then of objects drawn one by one."""
     if not (np.isfinite(ra) & np.isfinite(dec)).all():
         return None

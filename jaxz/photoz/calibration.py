@@ -74,7 +74,7 @@ def label_width(z_phot: np.ndarray, z_spec: np.ndarray, edges: np.ndarray) -> fl
     n_spec, n_phot = (np.histogram(z, edges)[0] / len(z) for z in (z_spec, z_phot))
     centres = (edges[1:] + edges[:-1]) / 2
 
-    def cross_entropy(ln_sigma):
+    def cross_entropy(ln_sigma: float) -> float:
         smooth = n_phot @ gaussian_bins(centres, np.exp(ln_sigma), edges)
         return -(n_spec * np.log(smooth + 1e-9)).sum()
 
@@ -152,10 +152,10 @@ def subtract_phot_bias(
     """
     phot, spec, bright = train
 
-    def cell(z, m):
+    def cell(z: np.ndarray, m: np.ndarray) -> np.ndarray:
         return np.digitize(m, rows[1:-1]) * (len(edges) - 1) + np.digitize(z, edges[1:-1])
 
-    def total(cells, weights=None):
+    def total(cells: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
         return np.bincount(cells, weights, (len(rows) - 1) * (len(edges) - 1))
 
     true, seen, own = cell(spec, bright), cell(phot, bright), cell(z_phot, magnitude)

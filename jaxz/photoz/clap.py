@@ -57,10 +57,10 @@ def adaptive_neighbours(
         raise ValueError(f"{len(z)} objects with redshift: more than {NEIGHBOURS[0]} are needed")
     tree, bins = KDTree(latent), len(edges) - 1
     number = np.digitize(z, edges[1:-1])
-    pit = np.concatenate([own_pit(tree, rows, z, choices) for rows in blocks(len(z))])  # [N,K]
+    pit = np.concatenate([own_pit(tree, rows, z, choices) for rows in _blocks(len(z))])  # [N,K]
     level = np.minimum((pit * PIT_BINS).astype(np.int64), PIT_BINS - 1)
     chosen, mass = np.empty(len(wanted), np.int64), np.empty((len(wanted), bins))
-    for rows in blocks(len(wanted)):
+    for rows in _blocks(len(wanted)):
         near = nearest(tree, wanted[rows], choices[-1])
         distance = [from_uniform(level[near[:, :k], n]) for n, k in enumerate(choices)]
         chosen[rows] = choices[np.argmin(distance, axis=0)]
@@ -80,11 +80,11 @@ def own_pit(tree: KDTree, rows: slice, z: np.ndarray, choices: np.ndarray) -> np
 
 
 def nearest(tree: KDTree, latent: np.ndarray, k: int) -> np.ndarray:
-    """int [B,k]: the nearest objects of the tree, in order of distance."""
+    """[B,k] int: the nearest objects of the tree, in order of distance."""
     return tree.query(latent, range(1, k + 1))[1]
 
 
-def blocks(n: int) -> list[slice]:
+def _blocks(n: int) -> list[slice]:
     return [slice(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK)]
 
 
@@ -110,7 +110,7 @@ def recalibrate_locally(pdf: PDF, latent: np.ndarray, held: np.ndarray, pit: np.
     level = np.minimum((pit * PIT_BINS).astype(np.int64), PIT_BINS - 1)
     fit = np.linalg.pinv(np.vander((np.arange(PIT_BINS) + 0.5) / PIT_BINS, 3))  # [3,PIT_BINS]
     tree, result = KDTree(held), np.empty(pdf.probability.shape)
-    for rows in blocks(len(pdf)):
+    for rows in _blocks(len(pdf)):
         part = pdf[rows]
         share = counts(level[nearest(tree, latent[rows], neighbours)], PIT_BINS) * PIT_BINS / neighbours
         a, b, c = (share @ fit.T).T[..., None]

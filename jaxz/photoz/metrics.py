@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypedDict
 
 import numpy as np
 from astropy.stats import biweight_location, biweight_scale
@@ -25,7 +26,7 @@ BLOCK = 2_000_000  # numbers held at once by the bootstrap
 
 
 def residuals(z_phot: np.ndarray, z_true: np.ndarray) -> np.ndarray:
-    """e = (z_phot - z_true) / (1 + z_true)."""
+    """Errors e = (z_phot - z_true) / (1 + z_true)."""
     return (z_phot - z_true) / (1 + z_true)
 
 
@@ -33,6 +34,12 @@ class Sample:
     """The columns of `columns_of` as attributes z_phot, z_true, and with p(z) pit, credibility, crps ..., each [N], or
     [R,N] for a block of resamples; and what several metrics share, found once: [N] or [R,N] like e, [...] like median.
     """
+
+    z_phot: np.ndarray
+    z_true: np.ndarray
+    pit: np.ndarray
+    credibility: np.ndarray
+    inside: np.ndarray  # bool: where columns_of was given intervals
 
     def __init__(self, columns: Mapping[str, np.ndarray]):
         vars(self).update(columns)
@@ -103,6 +110,7 @@ def nmad_eazy(s: Sample) -> np.ndarray:
 
 
 def rms_clipped(s: Sample) -> np.ndarray:
+    """Root mean square of e without RAIL's outliers; NaN where nothing is left."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.sqrt(np.sum(np.where(s.outlier, 0, s.e**2), axis=-1) / np.sum(~s.outlier, axis=-1))
 
@@ -276,8 +284,14 @@ PDF_METRICS = {  # of p(z)
 
 def main_metrics(z_phot: np.ndarray, z_true: np.ndarray) -> dict[str, np.ndarray]:
     """bias_median, sigma_mad and eta_15 alone, of z_phot and z_true [..., N] -> {name: [...]}."""
-    sample = Sample({"z_phot": z_phot, "z_true": z_true})
-    return {name: POINT_METRICS[name].of(sample) for name in ("bias_median", "sigma_mad", "eta_15")}
+    main = {name: POINT_METRICS[name] for name in ("bias_median", "sigma_mad", "eta_15")}
+    return measured(main, {"z_phot": z_phot, "z_true": z_true})
+
+
+def measured(metrics: Mapping[str, Metric], columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """{name: [...]} of those metrics that a Sample of columns [..., N] is enough for."""
+    sample = Sample(columns)
+    return {name: metric.of(sample) for name, metric in metrics.items() if metric.of is not None}
 
 
 def columns_of(
@@ -295,8 +309,17 @@ def columns_of(
 
 def all_metrics(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Metrics of `columns_of` [..., N] -> {name: [...]}, those of p(z) where it has them."""
-    chosen, sample = POINT_METRICS | (PDF_METRICS if "pit" in columns else {}), Sample(columns)
-    return {name: metric.of(sample) for name, metric in chosen.items()}
+    return measured(POINT_METRICS | (PDF_METRICS if "pit" in columns else {}), columns)
+
+
+class Score(TypedDict):
+    """A metric and its error; None where they are not defined."""
+
+    value: float | None
+    error: float | None
+
+
+Metrics = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]  # like `all_metrics`
 
 
 def evaluate_metrics(
@@ -306,10 +329,10 @@ def evaluate_metrics(
     *,
     interval: tuple[np.ndarray, np.ndarray] | None = None,
     cells: np.ndarray | None = None,
-    metrics: Callable = all_metrics,
+    metrics: Metrics = all_metrics,
     resamples: int = 200,
     seed: int = 0,
-) -> dict[str, dict[str, float | None]]:
+) -> dict[str, Score]:
     """Every metric with its bootstrap error: {name: {"value": x, "error": s}}; also `objects`, the count.
 
     metrics: another function like `all_metrics`, for fewer of them. z_phot, z_true: [N] finite redshifts; pdf: their N
@@ -326,28 +349,32 @@ def evaluate_metrics(
         if not np.isfinite(values).all():
             raise ValueError(f"{name}: {int((~np.isfinite(values)).sum())} of {n} values are not finite")
     if n == 0:  # the names are needed all the same: take them from one object at its truth
-        names = metrics(columns_of([1.0], [1.0], None if pdf is None else PDF([0, 1, 2], [[0.5, 0.5]])))
-        return {name: {"value": None, "error": None} for name in names} | {"objects": {"value": 0, "error": 0}}
-    arrays = columns_of(**arrays, pdf=pdf, interval=interval)
-    values, errors = metrics(arrays), {}
+        one = np.ones(1)
+        names = metrics(columns_of(one, one, None if pdf is None else PDF(np.arange(3), np.full((1, 2), 0.5))))
+        return {name: Score(value=None, error=None) for name in names} | {"objects": Score(value=0, error=0)}
+    columns = columns_of(**arrays, pdf=pdf, interval=interval)
+    errors: dict[str, float] = {}
     if cells is not None:
-        found = hierarchical_bootstrap(metrics, {"": [arrays]}, cells, resamples=resamples, seed=seed)[""]
+        found = hierarchical_bootstrap(metrics, {"": [columns]}, cells, resamples=resamples, seed=seed)[""]
         errors = {name: estimate.error for name, estimate in found.items()}
     elif n >= ENOUGH_FOR_ERRORS and resamples > 1:
-        errors = _bootstrap(metrics, arrays, n, resamples, seed)
-    number = {name: {"value": _finite(v), "error": _finite(errors.get(name))} for name, v in values.items()}
-    return number | {"objects": {"value": n, "error": 0}}
+        errors = _bootstrap(metrics, columns, n, resamples, seed)
+    measures = metrics(columns)
+    scores = {name: Score(value=_finite(v), error=_finite(errors.get(name))) for name, v in measures.items()}
+    return scores | {"objects": Score(value=n, error=0)}
 
 
-def _bootstrap(metrics: Callable, arrays: dict, n: int, resamples: int, seed: int) -> dict[str, float]:
+def _bootstrap(
+    metrics: Metrics, columns: Mapping[str, np.ndarray], n: int, resamples: int, seed: int
+) -> dict[str, float]:
     """{name: standard deviation of the metric over resamples of the objects}, many of them at once."""
     generator, step = np.random.default_rng(seed), max(1, BLOCK // n)
     blocks = []
     for start in range(0, resamples, step):
         rows = generator.integers(0, n, (min(step, resamples - start), n))
-        blocks.append(metrics({name: values[rows] for name, values in arrays.items()}))
-    return {name: np.std(np.concatenate([block[name] for block in blocks]), ddof=1) for name in blocks[0]}
+        blocks.append(metrics({name: values[rows] for name, values in columns.items()}))
+    return {name: float(np.std(np.concatenate([block[name] for block in blocks]), ddof=1)) for name in blocks[0]}
 
 
-def _finite(value) -> float | None:
+def _finite(value: float | np.ndarray | None) -> float | None:
     return None if value is None or not np.isfinite(value) else float(value)

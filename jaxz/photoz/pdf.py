@@ -4,7 +4,7 @@ import contextlib
 import functools
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +49,7 @@ class PDF:
     def __len__(self) -> int:
         return len(self.probability)
 
-    def __getitem__(self, rows) -> "PDF":
+    def __getitem__(self, rows: slice | np.ndarray | Sequence[int]) -> "PDF":
         """The densities of some objects: rows is a slice, an index array or a boolean mask."""
         return PDF(self.edges, self.probability[rows])
 

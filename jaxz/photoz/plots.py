@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -20,21 +21,22 @@ from jaxz.photoz.pdf import PDF
 # Okabe & Ito's colours, told apart by colour-blind readers; the yellow is too pale for lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "osD^vP*"
-STYLE = {
-    "font.size": 10,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#555555",
-    "axes.labelcolor": "#222222",
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
-    "legend.frameon": False,
-    "legend.fontsize": 9.5,
-    "figure.constrained_layout.h_pad": 0.05,
-}
-styled = matplotlib.rc_context(STYLE)  # as a decorator: the reader's own settings stay as they are
+styled = matplotlib.rc_context(  # as a decorator: the reader's own settings stay as they are
+    {
+        "font.size": 10,
+        "axes.titlesize": 10.5,
+        "axes.titleweight": "bold",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": "#555555",
+        "axes.labelcolor": "#222222",
+        "xtick.color": "#444444",
+        "ytick.color": "#444444",
+        "legend.frameon": False,
+        "legend.fontsize": 9.5,
+        "figure.constrained_layout.h_pad": 0.05,
+    }
+)
 TREND_ROWS = (("bias_median", "median bias"), ("sigma_mad", r"$\sigma_{\rm MAD}$"), ("eta_15", r"$\eta_{0.15}$"))
 
 
@@ -113,10 +115,12 @@ def density(arms: Mapping[str, tuple[np.ndarray, np.ndarray]], colours: Mapping[
 
 def quantile_edges(values: np.ndarray, bins: int) -> np.ndarray:
     """[bins+1] edges: even steps between the 0.5 and 99.5 percentiles, so that every bin is wide enough to read."""
-    return np.linspace(*np.percentile(values, [0.5, 99.5]), bins + 1)
+    low, high = np.percentile(values, [0.5, 99.5])
+    return np.linspace(low, high, bins + 1)
 
 
 def shown_metrics(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What `trends` shows of the columns z_phot and z_true [..., N]."""
     return main_metrics(columns["z_phot"], columns["z_true"])
 
 
@@ -126,8 +130,8 @@ def trends(
 ) -> Figure:
     """Bias, sigma_mad and eta_15 with bootstrap errors in bins of several columns.
 
-    arms: {name: {"z_phot": [N], "z_true": [N], "cells": [N] of the sky or None, every column of `by`}}; by: {column:
-    axis label}. Bins with fewer than 25 objects are left out. Top: the number of objects.
+    arms: {name: {"z_phot": [N], "z_true": [N], every column of `by`, and, if known, "cells": [N] of the sky}}; by:
+    {column: axis label}. Bins with fewer than 25 objects are left out. Top: the number of objects.
     """
     figure = new_figure(3.3 * len(by) + 0.6, 7.4)
     axes = figure.subplots(4, len(by), squeeze=False, sharex="col", height_ratios=[0.55, 1, 1, 1])
@@ -138,9 +142,9 @@ def trends(
         for number, (name, arm) in enumerate(arms.items()):
             z_phot, z_true, values = (np.asarray(arm[k])[finite[name]] for k in ("z_phot", "z_true", key))
             axes[0, column].hist(values, edges, histtype="step", color=colours[name])
-            cells = arm.get("cells")
-            settings = dict(cells=None if cells is None else cells[finite[name]], metrics=shown_metrics)
-            table = [b for b in binned_metrics(z_phot, z_true, values, edges, **settings) if b["objects"] >= 25]
+            cells = arm["cells"][finite[name]] if "cells" in arm else None
+            table = binned_metrics(z_phot, z_true, values, edges, cells=cells, metrics=shown_metrics)
+            table = [b for b in table if b["objects"] >= 25]
             x = np.array([b["centre"] for b in table]) + shift * (number - (len(arms) - 1) / 2)
             for row, (metric, _) in enumerate(TREND_ROWS, 1):
                 y, error = (np.array([b[metric][k] for b in table], float) for k in ("value", "error"))
@@ -339,7 +343,7 @@ def stretch(image: np.ndarray) -> tuple[float, float]:
     return float(low), float(max(high, low + 1e-6))
 
 
-def show(axis, image: np.ndarray | None, scale: tuple[float, float]) -> None:
+def show(axis: Axes, image: np.ndarray | None, scale: tuple[float, float]) -> None:
     """One small picture without ticks; masked pixels blue, an absent band (None) hatched."""
     grey = matplotlib.colormaps["gray"].with_extremes(bad="#7fb2dd")
     axis.set(xticks=[], yticks=[])

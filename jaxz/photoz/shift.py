@@ -147,7 +147,7 @@ def combined(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
     """[N]: b + sum_k a_k logits[:, k] of least log loss against y [N] of 0 and 1, a_k >= 0. logits: [N,K]."""
     x, sign, members = np.column_stack([logits, np.ones(len(y))]), 1 - 2 * y, logits.shape[1]
 
-    def loss(a):
+    def loss(a: np.ndarray) -> tuple[float, np.ndarray]:
         wrong = sign * (x @ a)
         return np.logaddexp(0, wrong).mean(), x.T @ (sign * expit(wrong)) / len(y)
 
@@ -177,7 +177,7 @@ def training_balls(train: np.ndarray, neighbours: int) -> tuple[KDTree, np.ndarr
 
 
 def covered(train: np.ndarray, target: np.ndarray, neighbours: int = COVER_NEIGHBOURS) -> np.ndarray:
-    """bool [M]: whether the k-th nearest training object [N,F] of a target object [M,F] is at most as far as 99 % of
+    """[M] bool: whether the k-th nearest training object [N,F] of a target object [M,F] is at most as far as 99 % of
     the training objects have theirs: jaxz.coverage's rule, by which a hundredth of objects like the training ones falls
     out in any number of dimensions. Of objects that are not covered no weight and no training label says anything."""
     train, target = common_space(train, target)
@@ -187,7 +187,7 @@ def covered(train: np.ndarray, target: np.ndarray, neighbours: int = COVER_NEIGH
 
 
 def nearest(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """int [M]: which of the objects `known` [N,F] each of `wanted` [M,F] is likest to."""
+    """[M] int: which of the objects `known` [N,F] each of `wanted` [M,F] is likest to."""
     known, wanted = common_space(known, wanted)
     return KDTree(known).query(wanted)[1]
 
@@ -198,7 +198,7 @@ def effective_sample_size(weights: np.ndarray) -> float:
 
 
 def propensity_strata(probability: np.ndarray, strata: int = 5) -> np.ndarray:
-    """int [N+M]: the quantile group of each object's probability to be a target one, from 0, the likest to training.
+    """[N+M] int: the quantile group of each object's probability to be a target one, from 0, the likest to training.
 
     Within a group training and target objects have about the same features, so one model a group, trained without
     weights, holds for both (StratLearn: Autenrieth et al. 2024). probability: [N+M] of `domain_probability`.

@@ -191,8 +191,8 @@ def magnitude_prior(magnitude: np.ndarray, z: np.ndarray) -> np.ndarray:
     magnitudes below 20 as at 20, and 1 where the magnitude is not known."""
     faint = np.maximum(np.where(np.isfinite(magnitude), magnitude, 20), 20)[:, None] - 20
     shares = [f * np.exp(-k * faint) for *_, f, k in BENITEZ[:2]]
-    shares.append(1 - sum(shares))
-    total = 0.0
+    shares.append(1 - np.sum(shares, axis=0))
+    total = np.zeros((len(magnitude), len(z)))
     for share, (alpha, z0, k, *_) in zip(shares, BENITEZ, strict=True):
         peak = z0 + k * faint
         shape = z**alpha * np.exp(-((z / peak) ** alpha))

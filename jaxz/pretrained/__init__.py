@@ -12,6 +12,7 @@ from pathlib import Path
 from flax import nnx
 
 from jaxz.errors import InputError, suggest
+from jaxz.models.functional import Params
 from jaxz.models.published import settings_of
 from jaxz.models.resize import VARIANTS
 from jaxz.pretrained import adapt, family
@@ -31,12 +32,12 @@ def load_pretrained(
     *,
     family: str = "auto",
     arch: dict | None = None,
-    bands=None,
+    bands: adapt.Bands | None = None,
     band_init: str = "mean",
     image_size: int | tuple[int, int] | None = None,
     pos_interp: str = "family",
     strict: bool = True,
-) -> tuple[nnx.GraphDef, dict, dict]:
+) -> tuple[nnx.GraphDef, Params, dict]:
     """The encoder of a checkpoint: nnx.merge(graphdef, params)(image [B,C,H,W], mask) -> Encoded.
 
     params: float32, a plain nested dict. report: what was found, used, left out and changed, as JSON has it.
@@ -62,10 +63,11 @@ def load_pretrained(
 
 
 def abstract(model: family.Model) -> nnx.Module:
+    """The module of a model with the shapes of its parameters in their place."""
     return nnx.eval_shape(lambda: model.make(model.settings, rngs=nnx.Rngs(0)))
 
 
-def image_tower(graphdef: nnx.GraphDef, params: dict) -> tuple[nnx.GraphDef, dict]:
+def image_tower(graphdef: nnx.GraphDef, params: Params) -> tuple[nnx.GraphDef, Params]:
     """The encoder of images alone, of CLIP or SigLIP: without texts' parameters and the projections."""
     return nnx.split(nnx.merge(graphdef, params).image)[0], params["image"]
 
@@ -88,6 +90,7 @@ def inspect_checkpoint(path: Path | str, *, family: str = "auto", arch: dict | N
 
 
 def contents(checkpoint: Checkpoint) -> dict:
+    """What a checkpoint holds, as JSON has it. Every tensor is read, so that checksums are compared."""
     dtypes: dict[str, int] = {}
     for tensor in checkpoint.tensors.values():
         tensor.read()
@@ -123,6 +126,7 @@ def describe(checkpoint: Checkpoint, name: str, arch: dict | None, pos_interp: s
 
 
 def recognised(checkpoint: Checkpoint) -> str:
+    """The family whose marks the tensors bear. Raises InputError where none or several are."""
     found = [name for name, module in FAMILIES.items() if module.recognises(checkpoint)]
     if len(found) == 1:
         return found[0]
@@ -131,17 +135,20 @@ def recognised(checkpoint: Checkpoint) -> str:
 
 
 def interpolated(model: family.Model, variant: str) -> family.Model:
+    """The model with positions resized in another way, a name in VARIANTS. Raises InputError for another."""
     if variant not in VARIANTS:
         raise InputError(f"pos_interp: {variant!r} is no way to resize positions.{suggest(variant, VARIANTS)}")
     return adapt.changed(model, interpolation=variant)
 
 
 def plan_of(checkpoint: Checkpoint, model: family.Model, strict: bool) -> Plan:
+    """What of the checkpoint becomes which parameter. Raises InputError as `make_plan` does."""
     parameters = nnx.to_pure_dict(nnx.state(abstract(model)))
     return make_plan(checkpoint.shapes, model.rows, model.ignored, parameters, strict)
 
 
 def summary(plan: Plan) -> dict:
+    """What a report says of a plan: the tensors used and left out, and the parameters that have none."""
     return {
         "consumed": sorted(plan.fed),
         "ignored": plan.ignored,

@@ -21,6 +21,7 @@ from jaxz.pretrained.check import check, sources
 
 
 def parse_arch(text: str) -> dict:
+    """What --arch says. Raises InputError for what is no JSON object."""
     try:
         arch = json.loads(text)
     except ValueError as error:
@@ -31,6 +32,7 @@ def parse_arch(text: str) -> dict:
 
 
 def main(argv: list[str]) -> int:
+    """Inspect or check what the command line names; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m jaxz.pretrained", description=__doc__.split("\n\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     inspect = commands.add_parser("inspect", help="what a file or directory holds, as JSON; builds nothing")

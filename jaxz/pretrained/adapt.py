@@ -4,14 +4,18 @@ A stem's kernel [3,PP,D] becomes one of N bands; the responses of the bands add 
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxz.errors import InputError, suggest
+from jaxz.models.functional import Params
 from jaxz.models.resize import resize
-from jaxz.models.tower import Image, Pair
+from jaxz.models.tower import Image
+from jaxz.models.two_towers import Pair
 from jaxz.pretrained.family import Model
 
 RGB = "RGB"
@@ -29,7 +33,7 @@ def repeat(kernel: np.ndarray, bands: int) -> np.ndarray:
     return kernel[np.arange(bands) % 3] * np.float32(3 / bands)
 
 
-def rgb_map(kernel: np.ndarray, roles: list[str]) -> np.ndarray:
+def rgb_map(kernel: np.ndarray, roles: Sequence[str]) -> np.ndarray:
     """Each band as its role says: R, G or B, their "mean", or "zero", which changes no output until it is trained."""
     rows = {"R": kernel[0], "G": kernel[1], "B": kernel[2], "mean": kernel.mean(0), "zero": np.zeros_like(kernel[0])}
     return np.stack([rows[role] for role in roles])
@@ -40,9 +44,12 @@ def projection(bands: int) -> np.ndarray:
     return repeat(np.eye(3, dtype=np.float32), bands)
 
 
-def roles_of(bands) -> list[str]:
+Bands = Sequence[str] | Mapping[str, str]  # names in the order of the input's axis, or {name: role}
+
+
+def roles_of(bands: Bands) -> list[str]:
     """What each band is for `rgb_map`: as a dict says, or R, G and B for the first three and "zero" for the others."""
-    roles = list(bands.values()) if isinstance(bands, dict) else [*RGB, *["zero"] * len(bands)][: len(bands)]
+    roles = list(bands.values()) if isinstance(bands, Mapping) else [*RGB, *["zero"] * len(bands)][: len(bands)]
     for role in roles:
         if role not in (*RGB, "mean", "zero"):
             raise InputError(f"bands: {role!r} is no role of a band; give 'R', 'G', 'B', 'mean' or 'zero'")
@@ -51,10 +58,10 @@ def roles_of(bands) -> list[str]:
     return roles
 
 
-def with_bands(model: Model, params: dict, bands, init: str) -> tuple[Model, dict, dict]:
+def with_bands(model: Model, params: Params, bands: Bands, init: str) -> tuple[Model, Params, dict]:
     """The model for other bands, its parameters, and what is to be reported.
 
-    bands: names in the order of the input's axis, for "rgb_map" also a dict of roles (see `roles_of`).
+    bands: for "rgb_map" also with roles (see `roles_of`).
     init: "mean", "repeat", "rgb_map", "project" (a learnt 1 x 1 mix in front), "per_band" (a token per band and patch).
     Raises InputError for another init, names that repeat, or a stem that is not one of three bands.
     """
@@ -67,10 +74,10 @@ def with_bands(model: Model, params: dict, bands, init: str) -> tuple[Model, dic
     image = image_of(model.settings)
     if image.bands != 3:
         raise InputError(f"bands: the checkpoint's stem has {image.bands} bands, not 3; leave bands out")
-    stem = image_of(params, model.settings)["stem"]
+    stem = image_params(params, model.settings)["stem"]
     kernel, count = np.asarray(stem["kernel"]), len(names)
     changes: dict = {"bands": count}
-    record = {"bands": names, "init": init}
+    record: dict = {"bands": names, "init": init}
     if init == "project":
         changes["mixed"] = 3
         stem["projection"] = {"kernel": jnp.array(projection(count))}
@@ -86,7 +93,7 @@ def with_bands(model: Model, params: dict, bands, init: str) -> tuple[Model, dic
     return changed(model, **changes), params, record
 
 
-def with_size(model: Model, params: dict, size) -> tuple[Model, dict, dict]:
+def with_size(model: Model, params: Params, size: int | tuple[int, int]) -> tuple[Model, Params, dict]:
     """The model with its table of positions resized for images of `size` pixels: one side, or rows and columns.
 
     Raises InputError for a size that the patches do not divide.
@@ -98,23 +105,25 @@ def with_size(model: Model, params: dict, size) -> tuple[Model, dict, dict]:
     new = (rows // image.patch, columns // image.patch)
     if image.grid is None:
         return model, params, {}
-    tower = image_of(params, model.settings)
+    tower = image_params(params, model.settings)
     with jax.default_matmul_precision("highest"):
         tower["position"] = resize(tower["position"], image.grid, new, image.interpolation)
     record = {"from": list(image.grid), "to": list(new), "variant": image.interpolation}
     return changed(model, grid=new), params, record
 
 
-def image_of(tree, settings=None):
-    """The image tower's part of settings, or of the parameters of such settings."""
-    pair = isinstance(tree if settings is None else settings, Pair)
-    if settings is None:
-        return tree.image if pair else tree
-    return tree["image"] if pair else tree
+def image_of(settings: Image | Pair) -> Image:
+    """The image tower's part of settings."""
+    return settings.image if isinstance(settings, Pair) else settings
 
 
-def changed(model: Model, **changes) -> Model:
+def image_params(params: Params, settings: Image | Pair) -> Params:
+    """The image tower's part of the parameters of a model with such settings."""
+    return params["image"] if isinstance(settings, Pair) else params
+
+
+def changed(model: Model, **changes: Any) -> Model:
     """The model with other settings of its image tower."""
-    image: Image = dataclasses.replace(image_of(model.settings), **changes)
-    pair = isinstance(model.settings, Pair)
-    return dataclasses.replace(model, settings=dataclasses.replace(model.settings, image=image) if pair else image)
+    settings, image = model.settings, dataclasses.replace(image_of(model.settings), **changes)
+    whole = dataclasses.replace(settings, image=image) if isinstance(settings, Pair) else image
+    return dataclasses.replace(model, settings=whole)

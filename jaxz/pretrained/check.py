@@ -2,6 +2,7 @@
 
 import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -11,7 +12,9 @@ from flax import nnx
 
 from jaxz.errors import InputError
 from jaxz.files import read_json, replacing
-from jaxz.models.tower import TwoTowers, run, unit
+from jaxz.models.functional import Params
+from jaxz.models.tower import Block, Embedded
+from jaxz.models.two_towers import TwoTowers, unit
 from jaxz.pretrained import load_pretrained
 from jaxz.pretrained.formats import WEIGHTS
 
@@ -20,12 +23,23 @@ BAR_X64 = {"dinov3": 1e-6}  # its reference computes rotary angles in float32; o
 DEFAULT_BAR_X64 = 1e-7
 
 
+def states(blocks: Block, embedded: Embedded) -> jax.Array:
+    """[depth+1,B,N,D]: what is in front of the stacked blocks and behind each of them."""
+
+    def body(x: jax.Array, block: Block) -> tuple[jax.Array, jax.Array]:
+        y = block(x, embedded.angles, embedded.observed)
+        return y, y
+
+    return jnp.concatenate([embedded.x[None], jax.lax.scan(body, embedded.x, blocks)[1]])
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def image_outputs(graphdef, params: dict, image: jax.Array, hidden=None) -> dict:
+def image_outputs(graphdef: nnx.GraphDef, params: Params, image: jax.Array, hidden: jax.Array | None = None) -> dict:
     """Everything that references call an output of images alone."""
     module = nnx.merge(graphdef, params)
     tower = module.image if isinstance(module, TwoTowers) else module
-    x, states = run(tower.blocks, *tower.embed(image, jnp.ones(image.shape, bool), hidden=hidden), states=True)
+    each = states(tower.blocks, tower.embed(image, jnp.ones(image.shape, bool), hidden=hidden))
+    x = each[-1]
     encoded, normed = tower.summarise(x), tower.norm(x)
     if isinstance(module, TwoTowers):
         embeds = module.embed_image(encoded.cls)
@@ -39,7 +53,7 @@ def image_outputs(graphdef, params: dict, image: jax.Array, hidden=None) -> dict
         }
     logits = {} if tower.classifier is None else {"logits": tower.classifier(encoded.cls)}
     return logits | {
-        "hidden_states_item0": states[:, 0],
+        "hidden_states_item0": each[:, 0],
         "x_norm": normed,
         "last_hidden_state": normed,
         "pooler_output": encoded.cls,
@@ -48,7 +62,7 @@ def image_outputs(graphdef, params: dict, image: jax.Array, hidden=None) -> dict
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def text_outputs(graphdef, params: dict, ids: jax.Array) -> dict:
+def text_outputs(graphdef: nnx.GraphDef, params: Params, ids: jax.Array) -> dict:
     """Everything that references call an output of texts alone."""
     pair = nnx.merge(graphdef, params)
     summary, tokens = pair.text(ids)[:2]
@@ -63,11 +77,13 @@ def text_outputs(graphdef, params: dict, ids: jax.Array) -> dict:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def logits(graphdef, params: dict, images: jax.Array, texts: jax.Array) -> jax.Array:
+def logits(graphdef: nnx.GraphDef, params: Params, images: jax.Array, texts: jax.Array) -> jax.Array:
+    """[B,T] of embeddings of images and of texts in the common space."""
     return nnx.merge(graphdef, params).logits(images, texts)
 
 
-def outputs(graphdef, params: dict, inputs: dict) -> dict:
+def outputs(graphdef: nnx.GraphDef, params: Params, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Everything that references call an output, of images and, where ids of texts are given, of these too."""
     found = image_outputs(graphdef, params, inputs["image"], inputs.get("bool_masked_pos"))
     if "input_ids" in inputs:
         found |= text_outputs(graphdef, params, inputs["input_ids"])
@@ -76,7 +92,7 @@ def outputs(graphdef, params: dict, inputs: dict) -> dict:
     return jax.device_get(found)
 
 
-def run_model(graphdef, params: dict, io: dict, x64: bool) -> dict[str, np.ndarray]:
+def run_model(graphdef: nnx.GraphDef, params: Params, io: Mapping[str, np.ndarray], x64: bool) -> dict[str, np.ndarray]:
     """What the model makes of every input, by the names that io.npz has for the outputs."""
     kind, dtype = ("out64", np.float64) if x64 else ("out", np.float32)
     params = jax.tree.map(lambda a: jnp.asarray(a, dtype), params)
@@ -126,5 +142,5 @@ def check(folder: Path, save: Path | None, x64: bool, arch: dict | None) -> bool
             print(f"  {name:<50} {error:.1e} {verdict}")
         if save is not None and n == 0:
             with replacing(save) as file:
-                np.savez(file, **found)
+                np.savez(file, **found)  # type: ignore[arg-type]  # NumPy's types take names for its own option
     return good

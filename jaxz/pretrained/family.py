@@ -1,12 +1,16 @@
 """What every family says of a checkpoint, and what a user must say where the file does not."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+from flax import nnx
 
 from jaxz.errors import InputError, suggest
-from jaxz.models.tower import Blocks, Image, Pair, Text
-from jaxz.pretrained.layouts import Row, depth
+from jaxz.models.tower import Blocks, Image
+from jaxz.models.two_towers import Pair, Text
+from jaxz.pretrained.layouts import Row, Shapes, depth
 
 # Names of activations elsewhere -> in jaxz.models.tower.
 ACTIVATIONS = {
@@ -42,8 +46,8 @@ class Model:
     """A checkpoint understood: the module to build and the rows that fill it."""
 
     layout: str
-    settings: object  # of the module
-    make: Callable  # make(settings, rngs=rngs)
+    settings: Image | Pair  # of the module
+    make: Callable[..., nnx.Module]  # make(settings, rngs=rngs)
     rows: list[Row]
     ignored: dict[str, str]  # regex of names -> why they are left out
     arch: dict  # the numbers that no tensor says; given as `arch`, they load the same file again
@@ -51,9 +55,9 @@ class Model:
     published_input: dict = field(default_factory=lambda: IMAGENET)  # mean and std of RGB in [0, 1] as it was trained
 
 
-def flat_arch(arch: dict | None) -> dict:
+def flat_arch(arch: Mapping | None) -> dict:
     """`arch` with the parts vision and text, where it has them, as one dict. Raises InputError for an unknown name."""
-    flat = {}
+    flat: dict = {}
     for name, value in (arch or {}).items():
         if name == "vision":
             flat |= value
@@ -70,7 +74,7 @@ def flat_arch(arch: dict | None) -> dict:
     return flat
 
 
-def choose(arch: dict, name: str, known, why: str):
+def choose(arch: Mapping, name: str, known: Any, why: str) -> Any:
     """What arch, the file's config or a table of published models says; asks where none does."""
     value = arch.get(name, known)
     if value is None:
@@ -78,7 +82,8 @@ def choose(arch: dict, name: str, known, why: str):
     return value
 
 
-def heads(arch: dict, width: int, depth: int, published: dict, name: str = "heads") -> int:
+def heads(arch: Mapping, width: int, depth: int, published: Mapping[tuple[int, int], int], name: str = "heads") -> int:
+    """Attention heads: by arch, else as published. Raises InputError where they do not divide the width."""
     why = f"no published model of this family is {width} wide and {depth} deep"
     count = choose(arch, name, published.get((width, depth)), why)
     if type(count) is not int or count < 1 or width % count:
@@ -89,12 +94,13 @@ def heads(arch: dict, width: int, depth: int, published: dict, name: str = "head
 
 
 def activation(name: str) -> str:
+    """The name in jaxz.models.tower of an activation by its name elsewhere. Raises InputError for another."""
     if name not in ACTIVATIONS:
         raise InputError(f"arch: act {name!r} is no activation of these models.{suggest(name, ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
-def grid(arch: dict, count: int) -> tuple[int, int]:
+def grid(arch: Mapping, count: int) -> tuple[int, int]:
     """Rows and columns of a table of `count` positions, square unless arch says otherwise."""
     side = math.isqrt(count)
     square = (side, side) if side * side == count else None
@@ -120,7 +126,17 @@ class Names:
     token: str = ""  # a text tower's vocabulary
 
 
-def blocks(shapes: dict, arch: dict, names: Names, published: dict, *, act, eps: float, text="", **options) -> Blocks:
+def blocks(
+    shapes: Shapes,
+    arch: Mapping,
+    names: Names,
+    published: Mapping[tuple[int, int], int],
+    *,
+    act: str | None,
+    eps: float,
+    text: str = "",
+    **options: Any,
+) -> Blocks:
     """The blocks of a tower. published: (width, depth) -> heads; act: the activation, None to ask where arch has none;
     text: "text_" where the numbers in arch have that in front."""
     count = depth(shapes, names.norm)
@@ -142,7 +158,7 @@ def blocks(shapes: dict, arch: dict, names: Names, published: dict, *, act, eps:
     )
 
 
-def image(shapes: dict, arch: dict, names: Names, inner: Blocks, *, cls: bool = True, **options) -> Image:
+def image(shapes: Shapes, arch: Mapping, names: Names, inner: Blocks, *, cls: bool = True, **options: Any) -> Image:
     """An image tower around `inner`; options: of Image."""
     _, bands, patch, _ = shape_of(shapes, names.stem, 4)
     table = 0
@@ -160,7 +176,7 @@ def image(shapes: dict, arch: dict, names: Names, inner: Blocks, *, cls: bool = 
     )
 
 
-def text(shapes: dict, arch: dict, names: Names, inner: Blocks, *, causal: bool, pool: str) -> Text:
+def text(shapes: Shapes, arch: Mapping, names: Names, inner: Blocks, *, causal: bool, pool: str) -> Text:
     """A text tower around `inner`. pool: which token stands for the text, where arch does not say."""
     pool = arch.get("text_pool", pool).partition("(")[0]
     if pool not in POOLS:
@@ -193,14 +209,14 @@ def arch_of(model: Image | Pair) -> dict:
     return arch_of(model.image) | said | (dict(eos_token_id=text.eos) if text.pool == "eos" else {})
 
 
-def check_seen(arch: dict, seen: dict) -> None:
+def check_seen(arch: Mapping, seen: Mapping) -> None:
     """Refuse an arch that contradicts the tensors."""
     for name, value in seen.items():
         if arch.get(name, value) != value:
             raise InputError(f"arch: {name} {arch[name]!r} is not the {value} of the file; leave it out or mend it")
 
 
-def shape_of(shapes: dict, name: str, axes: int) -> tuple[int, ...]:
+def shape_of(shapes: Shapes, name: str, axes: int) -> tuple[int, ...]:
     """The shape of a tensor that the family cannot do without."""
     if name not in shapes:
         raise InputError(f"checkpoint: {name!r} is missing; fetch the whole checkpoint, or say another family")

@@ -5,6 +5,7 @@ safetensors (one file or several with an index), directories of Hugging Face and
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +32,8 @@ PREFIXES = ("module.", "backbone.", "dinov2.", "dinov2_with_registers.", "dinov3
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """Tensors by their names less those of wrappers, the files that they are in, and what describes them."""
+
     tensors: dict[str, Tensor]
     files: tuple[Path, ...]
     config: dict = field(default_factory=dict)  # of config.json or open_clip_config.json, empty where there is none
@@ -73,6 +76,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
 
 
 def bare(name: str) -> str:
+    """A tensor's name without those of wrappers."""
     for prefix in PREFIXES:
         name = name.removeprefix(prefix)
     return name
@@ -129,7 +133,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def write_safetensors(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write float32 arrays as a .safetensors file, complete or not at all."""
     header: dict = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -141,16 +145,19 @@ def write_safetensors(path: Path, arrays: dict[str, np.ndarray]) -> None:
     with replacing(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for array in arrays.values():
-            file.write(np.ascontiguousarray(array, "<f4"))
+            file.write(np.ascontiguousarray(array, "<f4").data)
 
 
 def unique(pairs: list) -> dict:
+    """The pairs of a JSON object as a dict. Raises ValueError where a name comes twice."""
     need(len({name for name, _ in pairs}) == len(pairs), "a name comes twice")
     return dict(pairs)
 
 
 def stored(path: Path, start: int, dtype: str, shape: tuple[int, ...]) -> Tensor:
-    def read():
+    """A tensor whose bytes begin at `start` of a .safetensors file."""
+
+    def read() -> np.ndarray:
         with damaged(path, "safetensors"), open(path, "rb") as file:
             file.seek(start)
             return decode(file.read(math.prod(shape) * ITEM[dtype].itemsize), dtype).reshape(shape)

@@ -3,13 +3,14 @@
 from dataclasses import replace
 
 from jaxz.pretrained import family
-from jaxz.pretrained.layouts import Row, convolution, linear, norm, scalar
+from jaxz.pretrained.layouts import Row, Shapes, convolution, linear, norm, scalar
 
 IGNORED = {r"((text|vision)_model\.)?embeddings\.position_ids": "the numbers from 0 on"}
 VISION, TEXT = "vision_model.", "text_model."
 
 
 def layers(name: str, target: str) -> list[Row]:
+    """Rows of a tower's blocks."""
     attention = (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"), ("out_proj", "out"))
     return [
         *norm(f"{name}.layer_norm1", f"{target}/norm1"),
@@ -45,12 +46,13 @@ def names(tower: str) -> family.Names:
     )
 
 
-def vision(shapes: dict) -> str:
+def vision(shapes: Shapes) -> str:
     """What the image tower's names begin with: nothing where it was saved alone."""
     return "" if "embeddings.patch_embedding.weight" in shapes else VISION
 
 
 def rows_for(tower: str, rows: list[Row]) -> list[Row]:
+    """The rows for an image tower whose tensors' names begin with `tower`, as `vision` says."""
     return rows if tower else [replace(row, name=row.name.removeprefix(VISION)) for row in rows]
 
 

@@ -1,17 +1,20 @@
 """How names and shapes in a file become parameters: tables of rows, and the one place where they are followed."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import numpy as np
 
 from jaxz.errors import InputError
+from jaxz.models.functional import Params
 from jaxz.pretrained.tensors import Tensor
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 Transform = Callable[[np.ndarray], np.ndarray]
+Shapes = Mapping[str, tuple[int, ...]]  # of a file's tensors, by name
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ def linear(name: str, *targets: str) -> list[Row]:
 
 
 def norm(name: str, target: str) -> list[Row]:
+    """A LayerNorm."""
     return [Row(f"{name}.weight", f"{target}/scale"), Row(f"{name}.bias", f"{target}/bias")]
 
 
@@ -59,6 +63,7 @@ def tokens(a: np.ndarray) -> np.ndarray:
 
 
 def scalar(a: np.ndarray) -> np.ndarray:
+    """A single number, in however many axes -> []."""
     return a.reshape(())
 
 
@@ -82,21 +87,25 @@ class Plan:
     unexpected: tuple[str, ...] = ()
 
 
-def make_plan(shapes: dict, rows: list[Row], ignored: dict[str, str], parameters: dict, strict: bool = True) -> Plan:
-    """shapes: of the file's tensors; ignored: regex of names -> reason; parameters: nested dict of abstract arrays.
+def make_plan(
+    shapes: Shapes, rows: Sequence[Row], ignored: Mapping[str, str], parameters: Params, strict: bool = True
+) -> Plan:
+    """What of a file becomes which of the parameters, given as abstract arrays. ignored: regex of names -> reason.
 
     Raises InputError for a shape that does not fit, and where strict for a tensor or parameter without the other.
     """
     flat = jax.tree_util.tree_leaves_with_path(parameters)
     wanted = {path_of(path): leaf.shape for path, leaf in flat}
     fed: dict[str, list] = {}
-    absent, done = {}, set()
+    absent: dict[tuple[str, int | None], str] = {}
+    done = set()
     for row in rows:
         if row.target not in wanted:
             continue
         shape = wanted[row.target]
         stacked = "{}" in row.name
-        for block in range(shape[0]) if stacked else (None,):
+        blocks: Iterable[int | None] = range(shape[0]) if stacked else (None,)
+        for block in blocks:
             name = row.name.format(block)
             if name not in shapes:
                 absent.setdefault((row.target, block), name)
@@ -125,6 +134,7 @@ def make_plan(shapes: dict, rows: list[Row], ignored: dict[str, str], parameters
 
 
 def check_shape(name: str, shape: tuple[int, ...], transform: Transform, wanted: tuple[int, ...]) -> None:
+    """Raises InputError where a tensor of `shape` does not become a parameter of the shape `wanted`."""
     try:
         found = transform(np.broadcast_to(np.float32(0), shape)).shape
     except (ValueError, IndexError):
@@ -136,7 +146,7 @@ def check_shape(name: str, shape: tuple[int, ...], transform: Transform, wanted:
         )
 
 
-def fill(plan: Plan, tensors: dict[str, Tensor]) -> dict:
+def fill(plan: Plan, tensors: Mapping[str, Tensor]) -> Params:
     """The parameters, float32, as a nested dict, 0 where they are missing; each tensor is read once, and a stacked
     parameter allocated once.
 
@@ -156,9 +166,9 @@ def fill(plan: Plan, tensors: dict[str, Tensor]) -> dict:
     return nested({path: jax.device_put(arrays.pop(path)).block_until_ready() for path in list(arrays)})
 
 
-def nested(flat: dict) -> dict:
+def nested(flat: Mapping[str, Any]) -> Params:
     """{"a/b": leaf} -> {"a": {"b": leaf}}."""
-    tree: dict = {}
+    tree: Params = {}
     for path, leaf in flat.items():
         *parents, last = path.split("/")
         node = tree
@@ -168,7 +178,7 @@ def nested(flat: dict) -> dict:
     return tree
 
 
-def tensors_of(params: dict, rows: list[Row]) -> dict[str, np.ndarray]:
+def tensors_of(params: Params, rows: Sequence[Row]) -> dict[str, np.ndarray]:
     """{name: float32 array} as a file of PyTorch's has the parameters: what `fill` reads, turned round. rows: of a
     layout in which every dense layer is [out, in]; several that have one name are packed."""
     flat = {path_of(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
@@ -183,6 +193,7 @@ def tensors_of(params: dict, rows: list[Row]) -> dict[str, np.ndarray]:
 
 
 def turned(target: str, value: np.ndarray) -> np.ndarray:
+    """A parameter as PyTorch has it: the inverse of a row's transform."""
     if target == "stem/kernel":  # [C,PP,D] -> [D,C,P,P]
         side = int(value.shape[1] ** 0.5)
         return value.transpose(2, 0, 1).reshape(value.shape[2], value.shape[0], side, side)
@@ -191,11 +202,12 @@ def turned(target: str, value: np.ndarray) -> np.ndarray:
     return value.T if target.endswith("kernel") else value
 
 
-def path_of(path) -> str:
+def path_of(path: tuple) -> str:
+    """Such as "blocks/mlp/up/kernel"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def depth(shapes: dict, name: str) -> int:
+def depth(shapes: Shapes, name: str) -> int:
     """How many blocks have a tensor of this name."""
     count = 0
     while name.format(count) in shapes:

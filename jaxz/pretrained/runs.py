@@ -2,21 +2,25 @@
 
 import logging
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxz.errors import InputError
+from jaxz.models import Band
+from jaxz.models.functional import Params
 from jaxz.models.published import ARCHITECTURE, settings_of
 from jaxz.pretrained import describe, load_pretrained, plan_of
-from jaxz.pretrained.adapt import RGB, image_of
+from jaxz.pretrained.adapt import RGB, Bands, image_of
 from jaxz.pretrained.family import Unsaid
 from jaxz.pretrained.formats import open_checkpoint
 
 log = logging.getLogger("jaxz")
 
 
-def check_weights(path: str, config) -> dict:
+def check_weights(path: str, config: ConfigDict) -> dict:
     """The arch with which load_pretrained reads the weights at `path` for a config's group `model`: the config speaks
     where neither the file nor the family does. No tensor is read.
 
@@ -45,20 +49,21 @@ def check_weights(path: str, config) -> dict:
     return report["arch"] | arch
 
 
-def same(a, b) -> bool:
+def same(a: object, b: object) -> bool:
     """Whether two settings are, of which files may hold rounded numbers."""
-    if isinstance(a, tuple):
+    if isinstance(a, tuple) and isinstance(b, tuple | list):
         return len(a) == len(b) and np.allclose(a, b, rtol=1e-6)
     return a == b
 
 
-def encoder_params(path: str, config, bands) -> dict:
+def encoder_params(path: str, config: ConfigDict, bands: Sequence[Band]) -> Params:
     """The encoder's parameters, float32, of the weights at `path`, for the bands of a run (see `load_pretrained`). A
     classifier and what belongs to texts are left out.
 
     Raises InputError as `check_weights` and `load_pretrained` do.
     """
     arch, names = check_weights(path, config), [band.name for band in bands]
+    adapted: Bands | None
     if config.normalisation == "lupton":
         adapted = None
     elif config.band_init == "rgb_map":

@@ -31,6 +31,8 @@ ITEM = {
 
 @dataclass(frozen=True)
 class Tensor:
+    """Numbers in a file, which stay there until they are read."""
+
     dtype: str  # a name in ITEM
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]  # the values, bfloat16 as float32

@@ -11,6 +11,7 @@ import html
 import importlib.util
 import re
 import unicodedata
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,7 @@ class Tokenizer:
             content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
             lines = content.decode().split("\n")[1 : MERGES + 1]  # the first line says the version
             merges = [tuple(line.split()) for line in lines if line]
-        except (OSError, EOFError, UnicodeDecodeError, gzip.zlib.error) as error:
+        except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
             raise InputError(f"vocabulary: {str(path)!r} cannot be read ({error}); give the path of {FILE}") from None
         if not merges or any(len(pair) != 2 for pair in merges):
             raise InputError(f"vocabulary: {str(path)!r} is no list of merges; give the path of {FILE}")

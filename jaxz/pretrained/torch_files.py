@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
@@ -42,6 +43,11 @@ PUSHED |= {"STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "S
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_SET": list}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+OF_MARKED: dict[str, Callable[[list], object]] = {
+    "TUPLE": tuple,
+    "LIST": list,
+    "DICT": lambda items: dict(zip(items[::2], items[1::2], strict=True)),
+}
 PUT, GET = {"PUT", "BINPUT", "LONG_BINPUT"}, {"GET", "BINGET", "LONG_BINGET"}
 
 
@@ -65,6 +71,8 @@ class Inert:
 
 @dataclass(frozen=True)
 class Storage:
+    """Numbers of one type in a file, of which a tensor shows all or some."""
+
     dtype: str
     numel: int
     read: Callable[[], bytes]
@@ -74,20 +82,21 @@ class Machine:
     """Follows one pickle. `storage(kind, key, numel)` gives the Storage behind a tensor; `limit`: bytes that no tensor
     may exceed, nor twice that all of them; `script`: TorchScript's classes may be named."""
 
-    def __init__(self, storage: Callable, limit: int, script: bool = False):
+    def __init__(self, storage: Callable[[str, str, int], Storage], limit: int, script: bool = False):
         self.storage, self.limit, self.script, self.total = storage, limit, script, 0
         self.stack: list = []
         self.marks: list[list] = []
         self.memo: dict = {}
 
-    def run(self, file):
+    def run(self, file: IO[bytes]) -> Any:
         """The object of the pickle that begins at the file's position, which ends up behind it."""
         for opcode, value, _ in pickletools.genops(file):
             if opcode.name == "STOP":
                 return self.stack.pop()
             self.step(opcode.name, value)
+        raise ValueError("it has no end")
 
-    def step(self, op: str, value) -> None:
+    def step(self, op: str, value: Any) -> None:
         stack = self.stack
         if op in PUSHED:
             stack.append(value)
@@ -119,10 +128,9 @@ class Machine:
 
     def compose(self, op: str) -> None:
         """The operations that make or change an object on the stack."""
-        if op in ("TUPLE", "LIST", "DICT"):
+        if op in OF_MARKED:
             items = self.to_mark()
-            made = {"TUPLE": tuple, "LIST": list, "DICT": lambda i: dict(zip(i[::2], i[1::2], strict=True))}[op]
-            self.stack.append(made(items))
+            self.stack.append(OF_MARKED[op](items))
         elif op in ("APPENDS", "ADDITEMS"):
             items = self.to_mark()
             need(isinstance(self.stack[-1], list), "items are appended to what is no list")
@@ -154,11 +162,11 @@ class Machine:
             raise ValueError(f"the pickle operation {op} is not one of a checkpoint")
 
     @staticmethod
-    def set_items(target, items: list) -> None:
+    def set_items(target: Any, items: list) -> None:
         need(isinstance(target, dict), "an item is set in what is no dict")
         target.update(zip(items[::2], items[1::2], strict=True))
 
-    def call(self, function, arguments: tuple):
+    def call(self, function: Any, arguments: Any) -> Any:
         """What a call in the pickle stands for, for the few that checkpoints make; the others are refused."""
         name = str(function)
         need(isinstance(function, Name) and isinstance(arguments, tuple), "a call of what is no function")
@@ -174,7 +182,7 @@ class Machine:
             return arguments[0]  # a typed list
         raise InputError(f"checkpoint: it names {name}, which only running code could make; {CONVERT}")
 
-    def persistent(self, what) -> Storage:
+    def persistent(self, what: Any) -> Storage:
         need(isinstance(what, tuple) and len(what) in (5, 6) and what[0] == "storage", "an unknown kind of storage")
         kind, key, numel = what[1], what[2], what[4]
         need(isinstance(kind, Name) and kind.module == "torch" and kind.name in STORAGES, f"a storage of type {kind}")
@@ -200,7 +208,7 @@ class Machine:
         return Tensor(storage.dtype, shape, read)
 
 
-def read_torch(path: Path):
+def read_torch(path: Path) -> Any:
     """The object that a .pth, .pt or .bin file holds: nested dicts and lists of Tensors, which are read when asked for.
     A TorchScript archive gives its state dict.
 
@@ -214,7 +222,8 @@ def read_torch(path: Path):
         return read_legacy(path)
 
 
-def read_zip(path: Path):
+def read_zip(path: Path) -> Any:
+    """A file since PyTorch 1.6: a zip archive with one pickle and a file for each storage."""
     archive = zipfile.ZipFile(path)  # stays open for the tensors, which are read later
     entries = {entry.filename: entry for entry in archive.infolist()}
     need(len(entries) == len(archive.infolist()), "two entries have one name")
@@ -225,8 +234,8 @@ def read_zip(path: Path):
         need(content(archive, entries[f"{root}byteorder"]) == b"little", "its numbers are not little-endian")
 
     def storage(dtype: str, key: str, numel: int) -> Storage:
-        entry = entries.get(f"{root}data/{key}")
-        need(entry is not None, f"the storage {key!r} is missing")
+        need(f"{root}data/{key}" in entries, f"the storage {key!r} is missing")
+        entry = entries[f"{root}data/{key}"]
         need(entry.file_size == numel * ITEM[dtype].itemsize, f"the storage {key!r} has {entry.file_size} bytes")
 
         def read() -> bytes:
@@ -250,7 +259,7 @@ def content(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
     return archive.read(entry)
 
 
-def flatten(module, prefix: str) -> dict[str, Tensor]:
+def flatten(module: Any, prefix: str) -> dict[str, Tensor]:
     """The state dict of a TorchScript module."""
     need(isinstance(module, Inert), "its root is no module")
     found = {}
@@ -262,7 +271,7 @@ def flatten(module, prefix: str) -> dict[str, Tensor]:
     return found
 
 
-def read_legacy(path: Path):
+def read_legacy(path: Path) -> Any:
     """A file from before PyTorch 1.6: pickles of a magic number, a version, the system, the object and the storages'
     keys, then each storage as its number of elements and its bytes."""
     with open(path, "rb") as file:
@@ -275,7 +284,7 @@ def read_legacy(path: Path):
         return Storage(dtype, numel, lambda: view[starts[key] : starts[key] + numel * ITEM[dtype].itemsize])
 
     machines = [Machine(storage, len(view)) for _ in range(5)]
-    magic, _, system, found, keys = (machine.run(view) for machine in machines)
+    magic, _, system, found, keys = (machine.run(view) for machine in machines)  # type: ignore[arg-type]  # mmap reads
     need(magic == LEGACY_MAGIC, "it begins like none")
     need(isinstance(system, dict) and system.get("little_endian") is True, "its numbers are not little-endian")
     need(isinstance(keys, list) and sorted(keys) == sorted(storages), "its storages are not those of its tensors")
@@ -288,7 +297,7 @@ def read_legacy(path: Path):
     return found
 
 
-def unwrap(found) -> tuple[dict[str, Tensor], str]:
+def unwrap(found: Any) -> tuple[dict[str, Tensor], str]:
     """The state dict within what a file held, and the name that it had there ("" for none): of DINO's training
     checkpoints the teacher's.
 

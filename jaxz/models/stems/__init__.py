@@ -11,11 +11,15 @@ do. key: of what is random in training, or None.
 
 import importlib
 import pkgutil
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from numpy.typing import ArrayLike
+
+from jaxz.models import Band
 
 NAMES = tuple(module.name for module in pkgutil.iter_modules(__path__))
 
@@ -23,7 +27,10 @@ SPACING = 0.04  # in ln(wavelength): neighbouring broad bands differ by 0.1 to 0
 CENTRES = np.arange(np.log(150.0), np.log(30_000.0), SPACING)  # far ultraviolet to mid infrared, nm
 
 
-def wavelength_features(wavelength_nm) -> np.ndarray:
+Tokens = tuple[jax.Array, jax.Array | None]  # of a Stem: tokens [B,G,N,D] and observed [B,G,N]
+
+
+def wavelength_features(wavelength_nm: ArrayLike) -> np.ndarray:
     """[C, F] smooth bumps in ln(wavelength) for C filters, each row of unit norm."""
     distance = (np.log(np.asarray(wavelength_nm, float))[:, None] - CENTRES) / SPACING
     features = np.exp(-0.5 * distance**2)
@@ -33,7 +40,7 @@ def wavelength_features(wavelength_nm) -> np.ndarray:
 class WavelengthKernel(nnx.Module):
     """A weight for every filter, [C, *shape], smooth in its wavelength: features [C,F] @ basis [F, *shape]."""
 
-    def __init__(self, bands, shape: tuple[int, ...], scale: float, *, rngs: nnx.Rngs):
+    def __init__(self, bands: Sequence[Band], shape: tuple[int, ...], scale: float, *, rngs: nnx.Rngs):
         self.features = tuple(map(tuple, wavelength_features([band.wavelength_nm for band in bands]).tolist()))
         self.basis = nnx.Param(scale * jax.random.normal(rngs.params(), (len(CENTRES), *shape)))
 
@@ -56,5 +63,6 @@ def unpatchify(patches: jax.Array, patch: int) -> jax.Array:
     return grid.reshape(batch, bands, side * patch, side * patch)
 
 
-def find(name: str):
+def find(name: str) -> type:
+    """The `Stem` of stems/<name>.py."""
     return importlib.import_module(f"jaxz.models.stems.{name}").Stem

@@ -4,12 +4,17 @@ Colours of an object are ratios of sums over many pixels. From pixels on a compr
 network learns such sums slowly, and from few labels by heart.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
+from ml_collections import ConfigDict
 
-from jaxz.models.stems import WavelengthKernel, fused
+from jaxz.models import Band
+from jaxz.models.stems import Tokens, WavelengthKernel, fused
 
 SIGMAS = (1.5, 3.0, 6.0)  # pixels, of Gaussian apertures
 LEAST = 0.5  # of an aperture's weight that must be observed
@@ -20,13 +25,13 @@ class Stem(fused.Stem):
     in units of the softening times its noise over that of a pixel, m_k the mean of the observed bands. For images with
     data.stretch="asinh" and their object in the middle."""
 
-    def __init__(self, bands, config, dtype, *, rngs: nnx.Rngs):
+    def __init__(self, bands: Sequence[Band], config: ConfigDict, dtype: DTypeLike, *, rngs: nnx.Rngs):
         super().__init__(bands, config, dtype, rngs=rngs)
         count, width = len(SIGMAS), config.width
         self.colour = WavelengthKernel(bands, (count, width), (len(bands) * count) ** -0.5, rngs=rngs)
         self.level = nnx.Linear(count, width, rngs=rngs)
 
-    def __call__(self, image: jax.Array, mask: jax.Array, key: jax.Array | None):
+    def __call__(self, image: jax.Array, mask: jax.Array, key: jax.Array | None) -> Tokens:
         tokens = self.fuse(image, mask, self.kernel(), self.presence())
         bright, known = apertures(image, mask)
         level = bright.sum(1, keepdims=True) / jnp.maximum(known.sum(1, keepdims=True), 1)  # [B,1,K]
@@ -36,7 +41,7 @@ class Stem(fused.Stem):
 
 
 def apertures(image: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """asinh fluxes [B,C,K] of asinh pixels [B,C,h,w] in Gaussian apertures about the middle, and which are known: those
+    """Asinh fluxes [B,C,K] of asinh pixels [B,C,h,w] in Gaussian apertures about the middle, and which are known: those
     of which the mask leaves half or more, scaled to the whole; 0 else. The middle is (n - 1) / 2, which the square's
     symmetries leave in place: of an even side n it lies between the pixels n / 2 - 1 and n / 2."""
     y, x = (np.arange(n) - (n - 1) / 2 for n in image.shape[-2:])

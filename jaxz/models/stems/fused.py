@@ -1,10 +1,15 @@
 """One token per patch, from the observed pixels of all bands."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from ml_collections import ConfigDict
 
-from jaxz.models.stems import WavelengthKernel, patchify
+from jaxz.models import Band
+from jaxz.models.stems import Tokens, WavelengthKernel, patchify
 
 
 class Stem(nnx.Module):
@@ -15,14 +20,14 @@ class Stem(nnx.Module):
 
     GAIN = 3.0  # deviations are a few times smaller than the mean
 
-    def __init__(self, bands, config, dtype, *, rngs: nnx.Rngs):
+    def __init__(self, bands: Sequence[Band], config: ConfigDict, dtype: DTypeLike, *, rngs: nnx.Rngs):
         self.patch, self.dtype = config.patch, dtype
         pixels, width = config.patch**2, config.width
         self.kernel = WavelengthKernel(bands, (pixels, width), (len(bands) * pixels) ** -0.5, rngs=rngs)
         self.mean = nnx.Linear(pixels, width, dtype=dtype, rngs=rngs)
         self.presence = WavelengthKernel(bands, (width,), 0.02, rngs=rngs)
 
-    def __call__(self, image: jax.Array, mask: jax.Array, key: jax.Array | None):
+    def __call__(self, image: jax.Array, mask: jax.Array, key: jax.Array | None) -> Tokens:
         return self.fuse(image, mask, self.kernel(), self.presence())[:, None], None
 
     def fuse(self, image: jax.Array, mask: jax.Array, kernel: jax.Array, presence: jax.Array) -> jax.Array:

@@ -1,12 +1,17 @@
 """A token per patch and group of bands that are neighbours in wavelength."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
+from ml_collections import ConfigDict
 
 from jaxz.errors import InputError
-from jaxz.models.stems import fused, patchify
+from jaxz.models import Band
+from jaxz.models.stems import Tokens, fused, patchify
 
 
 class Stem(fused.Stem):
@@ -16,14 +21,14 @@ class Stem(fused.Stem):
     Raises InputError for more groups than bands.
     """
 
-    def __init__(self, bands, config, dtype, *, rngs: nnx.Rngs):
+    def __init__(self, bands: Sequence[Band], config: ConfigDict, dtype: DTypeLike, *, rngs: nnx.Rngs):
         super().__init__(bands, config, dtype, rngs=rngs)
         if config.groups > len(bands):
             raise InputError(f"model.groups: {config.groups} is above the number of bands, {len(bands)}; lower it")
         order = np.argsort([band.wavelength_nm for band in bands], kind="stable")
         self.groups = tuple(tuple(map(int, group)) for group in np.array_split(order, config.groups))
 
-    def __call__(self, image: jax.Array, mask: jax.Array, key: jax.Array | None):
+    def __call__(self, image: jax.Array, mask: jax.Array, key: jax.Array | None) -> Tokens:
         kernel, presence = self.kernel(), self.presence()
         groups = [np.array(group) for group in self.groups]
         tokens = [self.fuse(image[:, group], mask[:, group], kernel[group], presence[group]) for group in groups]

@@ -1,4 +1,6 @@
-"""Families of published weights, found by the module's name: families/<name>.py defines
+"""Families of published weights, found by the module's name.
+
+families/<name>.py defines
 
     def recognises(checkpoint) -> bool                         # whether it is of this family, and of no other
     def describe(checkpoint, arch) -> jaxz.pretrained.family.Model

@@ -4,9 +4,10 @@ the same, and directories of Hugging Face."""
 from dataclasses import replace
 
 from jaxz.errors import InputError
-from jaxz.models.tower import Pair, TwoTowers
+from jaxz.models.two_towers import Pair, TwoTowers
 from jaxz.pretrained import family, hugging_face
-from jaxz.pretrained.layouts import Row, convolution, linear, norm, packed_attention, positions, scalar, tokens
+from jaxz.pretrained.formats import Checkpoint
+from jaxz.pretrained.layouts import Row, Shapes, convolution, linear, norm, packed_attention, positions, scalar, tokens
 
 # (width, depth) -> heads; those of LAION's larger models are 80, 88 and 104 wide, not 64
 IMAGE_HEADS = {(768, 12): 12, (1024, 24): 16, (1280, 32): 16, (1408, 40): 16, (1664, 48): 16}
@@ -19,6 +20,7 @@ INPUT = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.2613
 
 
 def residual_blocks(name: str, target: str) -> list[Row]:
+    """Rows of a stack of blocks by OpenAI's names."""
     name = f"{name}.resblocks.{{}}"
     return [
         *norm(f"{name}.ln_1", f"{target}/norm1"),
@@ -55,6 +57,7 @@ HUGGING_FACE = [
 
 
 def openai_names(tower: str) -> family.Names:
+    """Where the sizes of the tower stand whose tensors' names begin with `tower`."""
     return family.Names(
         norm=tower + "transformer.resblocks.{}.ln_1.weight",
         down=tower + "transformer.resblocks.{}.mlp.c_proj.weight",
@@ -64,17 +67,20 @@ def openai_names(tower: str) -> family.Names:
     )
 
 
-def recognises(checkpoint) -> bool:
+def recognises(checkpoint: Checkpoint) -> bool:
+    """Whether it is CLIP's, by OpenAI's or Hugging Face's names."""
     marks = {"visual.conv1.weight", "vision_model.pre_layrnorm.weight", "pre_layrnorm.weight"}
     return not marks.isdisjoint(checkpoint.tensors)
 
 
-def describe(checkpoint, arch: dict) -> family.Model:
+def describe(checkpoint: Checkpoint, arch: dict) -> family.Model:
+    """Both towers, or that of images where the file has no other."""
     openai = "visual.conv1.weight" in checkpoint.tensors
     return (openai_model if openai else hugging_face_model)(checkpoint.shapes, checkpoint.config, arch)
 
 
-def openai_model(shapes: dict, config: dict, arch: dict) -> family.Model:
+def openai_model(shapes: Shapes, config: dict, arch: dict) -> family.Model:
+    """By OpenAI's names; what no tensor says is in open_clip's config, or must be given."""
     arch = open_clip_said(config) | arch
     pair = two_towers(shapes, arch, openai_names("visual."), openai_names(""), "bicubic_antialias")
     image = shapes["visual.proj"][1] if "visual.proj" in shapes else 0
@@ -82,7 +88,8 @@ def openai_model(shapes: dict, config: dict, arch: dict) -> family.Model:
     return model_of("openai or open_clip", pair, image, text, OPENAI, IGNORED, published_input(config))
 
 
-def hugging_face_model(shapes: dict, config: dict, arch: dict) -> family.Model:
+def hugging_face_model(shapes: Shapes, config: dict, arch: dict) -> family.Model:
+    """By Hugging Face's names; the config's eos_token_id says which token stands for a text."""
     said = hugging_face.said(config, "quick_gelu", 1e-5, 8)
     if said:  # 2 is what all uploads of OpenAI's models say, whatever the id is: the highest is meant
         said["text_pool"] = "argmax" if said["eos_token_id"] == 2 else "eos"
@@ -94,7 +101,8 @@ def hugging_face_model(shapes: dict, config: dict, arch: dict) -> family.Model:
     return model_of("hugging face", pair, image, text, rows, hugging_face.IGNORED, INPUT)
 
 
-def two_towers(shapes: dict, arch: dict, image: family.Names, text: family.Names, interpolation: str) -> Pair:
+def two_towers(shapes: Shapes, arch: dict, image: family.Names, text: family.Names, interpolation: str) -> Pair:
+    """The settings of both towers, or of that of images; image, text: where their sizes stand."""
     inner = family.blocks(shapes, arch, image, IMAGE_HEADS, act=None, eps=1e-5)
     tower = family.image(shapes, arch, image, inner, stem_bias=False, stem_norm=True, interpolation=interpolation)
     pair = Pair(tower, None, logit_scale="logit_scale" in shapes)
@@ -104,7 +112,9 @@ def two_towers(shapes: dict, arch: dict, image: family.Names, text: family.Names
     return replace(pair, text=family.text(shapes, arch, text, inner, causal=True, pool="argmax"))
 
 
-def model_of(layout, pair: Pair, image: int, text: int, rows, ignored, published: dict) -> family.Model:
+def model_of(
+    layout: str, pair: Pair, image: int, text: int, rows: list[Row], ignored: dict[str, str], published: dict
+) -> family.Model:
     """image, text: widths of the common space, as their projections have it."""
     pair = replace(pair, image_projection=image, text_projection=text if pair.text else 0)
     arch, seen = family.arch_of(pair), family.seen(pair)
@@ -139,5 +149,6 @@ def open_clip_said(config: dict) -> dict:
 
 
 def published_input(config: dict) -> dict:
+    """Mean and std of RGB in [0, 1]: those of open_clip's config, else OpenAI's."""
     said = config.get("preprocess_cfg", {})
     return {name: tuple(said.get(name, INPUT[name])) for name in INPUT}

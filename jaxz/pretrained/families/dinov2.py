@@ -6,6 +6,7 @@ import numpy as np
 
 from jaxz.models.tower import Blocks, Image, ImageTower
 from jaxz.pretrained import family, vit
+from jaxz.pretrained.formats import Checkpoint
 from jaxz.pretrained.layouts import Row, convolution, linear, norm, positions, tensors_of, tokens
 
 PUBLISHED = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1536, 40): 24}  # (width, depth) -> heads
@@ -48,14 +49,16 @@ HUGGING_FACE_NAMES = family.Names(
 )
 
 
-def recognises(checkpoint) -> bool:
+def recognises(checkpoint: Checkpoint) -> bool:
+    """Whether it is DINOv2's, which has LayerScale, and nothing of DINOv3."""
     names = checkpoint.tensors
     if "storage_tokens" in names or "rope_embed.periods" in names:
         return False  # DINOv3's
     return "blocks.0.ls1.gamma" in names or "encoder.layer.0.layer_scale1.lambda1" in names
 
 
-def describe(checkpoint, arch: dict) -> family.Model:
+def describe(checkpoint: Checkpoint, arch: dict) -> family.Model:
+    """The image tower; positions are resized as the code does that the file is of, with registers antialiased."""
     shapes = checkpoint.shapes
     own = vit.NAMES.stem in shapes
     names = OWN_NAMES if own else HUGGING_FACE_NAMES

@@ -6,7 +6,8 @@ import numpy as np
 
 from jaxz.models.tower import ImageTower
 from jaxz.pretrained import family, vit
-from jaxz.pretrained.layouts import Row, convolution, linear, norm, tokens
+from jaxz.pretrained.formats import Checkpoint
+from jaxz.pretrained.layouts import Row, Shapes, convolution, linear, norm, tokens
 
 PUBLISHED = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1280, 32): 20, (4096, 40): 32}  # (width, depth) -> heads
 IGNORED = {
@@ -46,12 +47,14 @@ HUGGING_FACE_NAMES = family.Names(
 )
 
 
-def recognises(checkpoint) -> bool:
+def recognises(checkpoint: Checkpoint) -> bool:
+    """Whether it is DINOv3's, by its rotary periods or the names of its layers."""
     names = checkpoint.tensors
     return "rope_embed.periods" in names or HUGGING_FACE_NAMES.scale.format(0) in names
 
 
-def describe(checkpoint, arch: dict) -> family.Model:
+def describe(checkpoint: Checkpoint, arch: dict) -> family.Model:
+    """The image tower; rotary periods are the file's own, or follow from the config's rope_theta, 100 by default."""
     shapes = checkpoint.shapes
     own = vit.NAMES.stem in shapes
     names = OWN_NAMES if own else HUGGING_FACE_NAMES
@@ -72,7 +75,7 @@ def describe(checkpoint, arch: dict) -> family.Model:
     return family.Model(layout, image, ImageTower, rows, IGNORED, said_nowhere, family.seen(image))
 
 
-def own_bias(shapes: dict) -> tuple[bool, bool, bool]:
+def own_bias(shapes: Shapes) -> tuple[bool, bool, bool]:
     """Of queries, keys and values: the bias that the file has for keys counts only without a mask."""
     there = "blocks.0.attn.qkv.bias" in shapes
     return there, there and "blocks.0.attn.qkv.bias_mask" not in shapes, there

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from jaxz.models.tower import ImageTower
 from jaxz.pretrained import family, vit
+from jaxz.pretrained.formats import Checkpoint
 from jaxz.pretrained.layouts import linear, norm
 
 PUBLISHED = {(768, 12): 12, (1024, 24): 16, (1280, 32): 16}  # (width, depth) -> heads
@@ -12,14 +13,15 @@ NAMES = replace(vit.NAMES, mask_token="")
 ROWS = [*vit.ROWS, *norm("fc_norm", "norm"), *linear("head", "classifier")]
 
 
-def recognises(checkpoint) -> bool:
+def recognises(checkpoint: Checkpoint) -> bool:
     """DINO's files have the same names, bare or below "teacher"."""
     names = checkpoint.tensors
     own = checkpoint.wrapper == "model" or "fc_norm.weight" in names or "decoder_embed.weight" in names
     return vit.NAMES.stem in names and own and vit.LATER.isdisjoint(names)
 
 
-def describe(checkpoint, arch: dict) -> family.Model:
+def describe(checkpoint: Checkpoint, arch: dict) -> family.Model:
+    """The encoder; of a fine-tuned file the summary is the mean of the patches, and the head is kept."""
     shapes = checkpoint.shapes
     inner = family.blocks(shapes, arch, NAMES, PUBLISHED, act="gelu", eps=1e-6)
     mean = "fc_norm.weight" in shapes

@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
-from jaxz.models.tower import Pair, TwoTowers
+from jaxz.models.two_towers import Pair, TwoTowers
 from jaxz.pretrained import family, hugging_face
+from jaxz.pretrained.formats import Checkpoint
 from jaxz.pretrained.layouts import Row, linear, norm, packed_attention, tokens
 
 IMAGE_HEADS = {(768, 12): 12, (1024, 24): 16, (1152, 27): 16}  # (width, depth) -> heads
@@ -23,11 +24,13 @@ INPUT = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 ACT = "gelu_pytorch_tanh"
 
 
-def recognises(checkpoint) -> bool:
+def recognises(checkpoint: Checkpoint) -> bool:
+    """Whether it is SigLIP's, by its attention pooling."""
     return not {"vision_model.head.probe", "head.probe"}.isdisjoint(checkpoint.tensors)
 
 
-def describe(checkpoint, arch: dict) -> family.Model:
+def describe(checkpoint: Checkpoint, arch: dict) -> family.Model:
+    """Both towers, or that of images where it was saved alone."""
     shapes = checkpoint.shapes
     arch = hugging_face.said(checkpoint.config, ACT, 1e-6, 12) | arch
     vision = hugging_face.vision(shapes)
