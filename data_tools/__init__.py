@@ -1,0 +1,1 @@
+"""Commands that make, check, mend, extend and export datasets."""

@@ -1,5 +1,6 @@
-"""What a conversion is going to write, worked out before anything is cut: which object comes from which tile and
-goes to which shard. It lies in DATASET/work until the dataset is complete:
+"""What a conversion is going to write, worked out before anything is cut.
+
+Which object comes from which tile and goes to which shard lies in DATASET/work until the dataset is complete:
 
     work/plan.json                  tiles, blocks, the scale of each band, what was dropped
     work/objects/00000.parquet      the objects of a block, in the order in which they are written

@@ -1,6 +1,6 @@
-"""Weights and coverage under covariate shift, as an overlay of a dataset that training reads by data.weights.
+r"""Weights and coverage under covariate shift, as an overlay of a dataset that training reads by data.weights.
 
-    python -m jaxz.shift DATASET --name NAME --train "split == 'train' and z_kind == 'spec'" \\
+    python -m jaxz.shift DATASET --name NAME --train "split == 'train' and z_kind == 'spec'" \
         --target "split == 'train'" --features flux [--method knn|classifier] [--held WHERE]
 
 Features are `flux` (a magnitude and colours, dereddened, of all bands with flux_ and fluxerr_), `embedding` (of the run

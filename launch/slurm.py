@@ -1,6 +1,6 @@
-"""Training on a Slurm cluster.
+r"""Training on a Slurm cluster.
 
-    python -m launch.slurm submit --profile PROFILE [--account PROJECT] [--nodes N] [--time 20:00:00] ... \\
+    python -m launch.slurm submit --profile PROFILE [--account PROJECT] [--nodes N] [--time 20:00:00] ... \
         -- --config=... --workdir=RUN
     python -m launch.slurm render ...                   # the same arguments: prints the scripts
     python -m launch.slurm status RUN [RUN ...] [--watch]

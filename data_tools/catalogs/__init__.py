@@ -1,0 +1,1 @@
+"""Catalogues as they were published, to columns of a dataset."""

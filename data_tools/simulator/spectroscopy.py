@@ -1,4 +1,6 @@
-"""Who has a spectrum, and what redshift it gives. The ladder of selections, each harder than the one before:
+"""Who has a spectrum, and what redshift it gives.
+
+The ladder of selections, each harder than the one before:
 
 S0  random, as many as S2 has in the mean: labels are fair.
 S1  by the measured magnitude `mag_ref` alone: a true covariate shift. p(z given what is seen) is the same with and
