@@ -154,7 +154,14 @@ def parse(argv: list[str]) -> ml_collections.ConfigDict:
     overrides = [a for a in argv if a.startswith("--config.")]
     unknown = next((a for a in argv if not a.startswith(("--config=", "--config."))), None)
     if unknown is not None:
-        known = ["--config=FILE", "--config.FIELD=VALUE", "--workdir=RUN", "--dry_run", "--allow_config_change"]
+        known = [
+            "--config=FILE",
+            "--config.FIELD=VALUE",
+            "--workdir=RUN",
+            "--dry_run",
+            "--allow_config_change",
+            "--cluster",
+        ]
         raise InputError(f"argument {unknown!r} is not known.{suggest(unknown, known)}")
     if not files:
         raise InputError("--config: is missing; name a config file with --config=configs/NAME.py")

@@ -94,7 +94,8 @@ class Run:
                     self.checkpoints.close()
                     raise errors.Stopped(f"{stop} at step {n} of {last}, saved; run the same command again to go on")
         self.checkpoints.finish()
-        log.info("%s: done, %d steps, %s", self.workdir, last, self.written.removesuffix(", "))
+        done = ", ".join(filter(None, (f"done, {last} steps", self.written.removesuffix(", "))))
+        log.info("%s: %s", self.workdir, done)
 
     def write_metrics(self, keep: int) -> None:
         """Write all but the newest `keep` waiting lines."""
@@ -156,15 +157,14 @@ def write_compute(workdir: Path, config: ConfigDict, state: TrainState, seconds:
 def prefetch(stream: Stream, mesh: Mesh, depth: int = 2) -> Generator[Transferred]:
     """(batch on the devices, state of the stream after it), `depth` transfers ahead, by a thread of their own."""
 
-    def transfer() -> Transferred | None:
-        if (batch := next(stream, None)) is None:
-            return None
-        return to_devices(batch, mesh), stream.state()
+    def transfer() -> Transferred:
+        return to_devices(next(stream), mesh), stream.state()
 
     pool = ThreadPoolExecutor(1, thread_name_prefix="jaxz-transfer")
     ready = deque(pool.submit(transfer) for _ in range(depth + 1))
     try:
-        while (pair := ready.popleft().result()) is not None:
+        while True:
+            pair = ready.popleft().result()
             ready.append(pool.submit(transfer))
             yield pair
     finally:

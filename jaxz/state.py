@@ -175,7 +175,7 @@ def make_gradients(
         return loss if scale is None else loss * scale, (loss, aux)
 
     def weighted(batch: Prepared, seed: jax.Array) -> Prepared:
-        return {**batch, "weight": bootstrap(jax.random.fold_in(seed, 2), batch)} if several else batch
+        return {**batch, "bootstrap": bootstrap(jax.random.fold_in(seed, 2), batch)} if several else batch
 
     def of_slice(
         state: TrainState, batch: dict, seed: jax.Array, key: jax.Array, scale: jax.Array | None, share: Metrics

@@ -1,9 +1,10 @@
-"""The training loop of every run: pretraining, fine-tuning, probing, baselines. The objective is an argument.
+"""The command that trains every run: pretraining, fine-tuning, probing, baselines. The objective is an argument.
 
     python -m jaxz.train --config=configs/pretrain_mae.py --workdir=RUN [--config.train.steps=10]
     python -m jaxz.train --config=configs/pretrain_mae.py --dry_run [--cluster=jean_zay_h100:4x4]
 
-Started again with the same workdir it goes on where it was. Exit codes: 0 done, 1 failed, 2 bad config or input, 75
+Started again with the same workdir it goes on where it was; with --allow_config_change also by another config, as far
+as a checkpoint allows. Exit codes: 0 done, 1 failed, 2 bad config or input, 75
 stopped by a signal after saving.
 """
 
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> int:
     data = config.data
     with of_config("data"):
         dataset = open_dataset(data.path, data.cache, data.cache_gib, data.overlays, data.layers)
-    normalisation = starting_normalisation(workdir, config, dataset)
+    normalisation = starting_normalisation(workdir if options["--workdir"] else None, config, dataset)
 
     # ---- mesh, model, state ----------------------------------------------------------------------------------------
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
@@ -160,13 +161,13 @@ def arguments(argv: list[str]) -> tuple[dict, list[str]]:
     return options, rest
 
 
-def starting_normalisation(workdir: Path, config: ConfigDict, dataset: Dataset) -> Normalisation:
-    """The run's own where it goes on, else that of the run in init.path, else a new one for this dataset.
+def starting_normalisation(workdir: Path | None, config: ConfigDict, dataset: Dataset) -> Normalisation:
+    """That of the run in `workdir` where it goes on, else of the one in init.path, else a new one for this dataset.
 
     Raises InputError where the run in init.path has another model, number of members or inputs than the config says, or
     the weights in it another architecture.
     """
-    if (workdir / "checkpoints").is_dir():
+    if workdir and (workdir / "checkpoints").is_dir():
         meta = None
         with contextlib.suppress(errors.InputError):  # no whole checkpoint: restoring will say so
             meta = run_meta(str(workdir))
@@ -298,8 +299,11 @@ def of_config(group: str) -> Iterator[None]:
     try:
         yield
     except errors.InputError as error:
-        bare = str(error).split(":")[0] in ("where", "weights", "balance", "overlays", "layers")
-        raise errors.InputError(f"{group}.{error}" if bare else str(error)) from None
+        text = str(error).replace(" bins=", " balance_bins=")
+        field = text.split(":")[0]
+        group = "data.stages" if field == "ratios" else group
+        bare = field in ("where", "weights", "balance", "overlays", "layers", "ratios")
+        raise errors.InputError(f"{group}.{text}" if bare else text) from None
 
 
 def make_sources(config: ConfigDict, dataset: Dataset, arrays: tuple[str, ...], columns: set[str]) -> list[Source]:

@@ -7,7 +7,7 @@ from typing import Any
 import ml_collections
 
 from jaxz.checks import is_range
-from jaxz.config import OBJECTIVES, SOURCE, fields, modules
+from jaxz.config import OBJECTIVES, SOURCE, fields, modules, same_kind
 from jaxz.errors import InputError, suggest
 from jaxz.optim import DIRECTIONS
 
@@ -86,7 +86,7 @@ def is_finite(value: object) -> bool:
 
 def source_problems(config: ml_collections.ConfigDict) -> Iterator[str]:
     """What is wrong with data.sources and data.stages."""
-    kinds: dict[str, type] = {"name": str, **{name: type(config.data[name]) for name in SOURCE[1:]}}
+    usual = {"name": "", **{name: config.data[name] for name in SOURCE[1:]}}
     checks = {name.removeprefix("data."): (test, rule) for name, test, rule in CHECKS if name.startswith("data.")}
     for n, source in enumerate(config.data.sources):
         if not isinstance(source, dict):
@@ -95,8 +95,8 @@ def source_problems(config: ml_collections.ConfigDict) -> Iterator[str]:
         for name, value in source.items():
             if name not in SOURCE:
                 yield f"data.sources[{n}].{name} is no field of a source.{suggest(name, SOURCE)}"
-            elif type(value) is not kinds[name]:
-                yield f"data.sources[{n}].{name}: {value!r} must be {kinds[name].__name__}"
+            elif not same_kind(value, usual[name]):
+                yield f"data.sources[{n}].{name}: {value!r} must be {type(usual[name]).__name__}"
             elif name in checks and not checks[name][0](value):
                 yield f"data.sources[{n}].{name}: {value!r} must be {checks[name][1]}"
     for n, stage in enumerate(config.data.stages):
@@ -189,6 +189,10 @@ def image_problems(config: ml_collections.ConfigDict) -> Iterator[str]:
         for name in objectives_with(config, "oriented"):
             turned = config.augment.orientation
             yield f"augment.orientation: {turned!r}, but {name} learns an image's turn; set it to 'none'"
+    else:
+        for name in config.losses:
+            if name in config and (views := config[name].get("views", 1)) > 1:
+                yield f"{name}.views: {views}, but augment.orientation='none' never shows images turned; set it to 1"
     still = {"orientation": "none", "shift": 0, "subpixel": False, "noise": (), "psf_fwhm": (), "ebv": 0.0}
     still |= {"band_dropout": 0.0, "hole": 0}
     if all(config.augment[name] == value for name, value in still.items()):

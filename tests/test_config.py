@@ -119,6 +119,7 @@ VALUES = [
     ("train.batch_size=1000001", "train.batch_size: 1000001 must be from 1 to 1000000"),
     ("model.dtype=float64", "model.dtype: 'float64' must be one of float32, bfloat16, float16"),
     ("augment.orientation=cube", "augment.orientation: 'cube' must be 'square', 'any' or 'none'"),
+    ("augment.orientation=none", "redshift.views: 8, but augment.orientation='none' never shows images turned; set"),
     ("augment.noise=(0.5,2.0)", r"augment.noise: \(0.5, 2.0\) must be \(\) or \(low, high\) of at least 1"),
     ("augment.noise=(2.0,)", r"augment.noise: \(2.0,\) must be"),
     ("augment.psf_fwhm=(1.0,'x')", r"augment.psf_fwhm: \(1.0, 'x'\) must be \(\) or \(low, high\) in arcsec"),

@@ -108,14 +108,14 @@ def check_column(table: Opened, column: str, kind: str, where: str) -> None:
         raise InputError(f"{where}: {column!r} of {path!r} holds text, not numbers; name a numeric column")
 
 
-def parse_unit(text: str, where: str) -> u.UnitBase:
-    """A unit by FITS, VOTable or everyday spelling. Raises InputError."""
+def parse_unit(text: str, where: str, field: str = "units") -> u.UnitBase:
+    """A unit by FITS, VOTable or everyday spelling. field: by which another can be given. Raises InputError."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", u.UnitsWarning)
         try:
             return u.Unit(UNITS.get(text.strip().lower(), text.strip()))
         except (ValueError, TypeError):
-            raise InputError(f"{where}: unit {text!r} is not known; give another under units") from None
+            raise InputError(f"{where}: unit {text!r} is not known; give another by {field}") from None
 
 
 def degrees_per_unit(choice: Choice, where: str, say: Callable[[str], None]) -> float:

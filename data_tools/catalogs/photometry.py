@@ -44,7 +44,7 @@ def choose_photometry(table: Opened, spec: CatalogColumns, where: str, say: Call
             stated = [photometry.unit or table.units.get(columns.get(q, ""), "") for q in ("flux", "fluxerr")]
             place = f"{where}.photometry.flux.{band}"
             own = table.units.get(columns["flux"], "")
-            if photometry.unit and own and parse_unit(own, place) != parse_unit(photometry.unit, place):
+            if photometry.unit and own and not same_unit(own, photometry.unit):
                 say(f"{place}: {columns['flux']!r} says {own!r}, the survey file {photometry.unit!r}: that is taken")
             scale = ujy_per_unit(stated[0], photometry.zero_point_ab, columns["flux"], place)
             error_scale = ujy_per_unit(stated[1], photometry.zero_point_ab, "", place) if stated[1] else scale
@@ -59,9 +59,17 @@ def choose_photometry(table: Opened, spec: CatalogColumns, where: str, say: Call
     return found
 
 
+def same_unit(one: str, other: str) -> bool:
+    """Whether two spellings are of one unit; one that is not known is none."""
+    try:
+        return parse_unit(one, "") == parse_unit(other, "")
+    except InputError:
+        return False
+
+
 def ujy_per_unit(text: str, zero_point_ab: float | None, column: str, where: str) -> float:
     """Microjansky of one unit of flux; counts by their zero point. Raises InputError."""
-    unit = parse_unit(text, where) if text else None
+    unit = parse_unit(text, where, "photometry.unit") if text else None
     if unit is None or unit == u.ct:
         if zero_point_ab is None:
             problem = f"{column!r} is in counts" if text else f"{column!r} has no unit"

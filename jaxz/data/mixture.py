@@ -8,7 +8,9 @@ import numpy as np
 from jaxz.data.sampling import Sampler, Source
 from jaxz.errors import InputError, suggest
 
-OWN = ("row", "epoch", "position", "valid", "source")  # entries that the stream adds to a batch
+# Entries that the stream, what prepares a batch, and a training step add to it.
+OWN = ("row", "epoch", "position", "valid", "source", "share", "bootstrap")
+OWN += ("mask", "sky", "views", "crops", "nonfinite")
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def check_sources(sources: tuple[Source, ...], epochs: int | None) -> tuple[str,
                 raise InputError(f"array {name!r} is not in {str(source.dataset.path)!r}.{suggest(name, known)}")
         arrays = tuple(known) if source.arrays is None else source.arrays
         if taken := [name for name in (*arrays, *source.columns) if name in OWN]:
-            raise InputError(f"column {taken[0]!r} has a name that the stream itself uses; rename it in the dataset")
+            raise InputError(f"column {taken[0]!r} has a name that batches use themselves; rename it in the dataset")
         same = arrays == wanted and all(known[name] == first.arrays[name] for name in arrays)
         if not same or source.dataset.manifest.bands != first.manifest.bands:
             raise InputError(

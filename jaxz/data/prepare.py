@@ -101,13 +101,14 @@ class Prepare:
         self.index = [names.index(name) if name in names else -1 for name in wanted]
         if max(self.index) < 0:
             raise InputError(f"bands: the dataset has {names}, the model wants {wanted}; none match by name")
-        wanted_shape = (len(manifest.bands), normalisation.size, normalisation.size)
+        size = normalisation.size
         for name in ("image", "image_mask"):
             array = manifest.arrays.get(name)
-            if (array is None and name == "image") or (array and array.shape != wanted_shape):
+            if (array is None and name == "image") or (array and array.shape != (len(names), size, size)):
                 shape = list(array.shape) if array else "none"
                 raise InputError(
-                    f"arrays.{name}.shape: {shape} does not fit the model's {list(wanted_shape)}; convert it so"
+                    f"arrays.{name}.shape: {shape} is not {len(names)} bands of the model's {size} x {size} pixels; "
+                    "convert it so"
                 )
         for band in manifest.bands:
             if band.name in wanted and abs(band.pixel_scale_arcsec / normalisation.pixel_scale_arcsec - 1) > SAME_SCALE:
@@ -131,7 +132,8 @@ class Prepare:
                 "data.deredden: the dataset has no column 'ebv', which the model's inputs are corrected by; convert it "
                 "with E(B-V), or train with data.deredden=False"
             )
-        self.extinction = np.array([band.a_over_ebv for band in normalisation.bands], np.float32)
+        known = [own if here else wanted for own, here, wanted in zip(bands, there, normalisation.bands, strict=True)]
+        self.extinction = np.array([band.a_over_ebv for band in known], np.float32)  # filters of one name differ
         self.fluxes = [
             (c, f"{kind}_{band.name}") for c, band in enumerate(normalisation.bands) for kind in ("flux", "fluxerr")
         ]

@@ -126,8 +126,8 @@ class Objective:
         kept: Extra = {}
         for n, (name, term) in enumerate(self.terms.items()):
             value, aux = term.loss(params, ema, extra[name], batch, jax.random.fold_in(key, n), step)
-            weight = weight_at(self.weights[name], step)
-            total += weight * share.get(name, 1.0) * value
+            weight, value = weight_at(self.weights[name], step), share.get(name, 1.0) * value
+            total += weight * value
             if isinstance(weight, jax.Array):
                 metrics[f"{name}/weight"] = weight
             metrics |= {f"{name}/loss": value, **{f"{name}/{metric}": v for metric, v in aux["metrics"].items()}}

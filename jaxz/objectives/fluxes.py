@@ -52,7 +52,7 @@ class Objective:
         """Flux / scale and how much it counts [B,C], both 0 where there is none."""
         flux = jnp.stack([batch[name] for name in self.columns], 1).astype(jnp.float32) / self.scale
         there = jnp.isfinite(flux)
-        return jnp.where(there, flux, 0), there * batch.get("weight", jnp.ones(len(flux)))[:, None]
+        return jnp.where(there, flux, 0), there * batch.get("bootstrap", jnp.ones(len(flux)))[:, None]
 
     def weight(self, batch: Prepared) -> jax.Array:
         return self.measured(batch)[1].sum()

@@ -96,7 +96,7 @@ class Redshift(abc.ABC):
         """Labels z [B], z_min where it is unknown, and how much each row counts [B], 0 there."""
         z = batch["z"].astype(jnp.float32)
         labelled = (z >= self.settings.z_min) & (z < self.settings.z_max)  # false for NaN
-        return jnp.where(labelled, z, self.settings.z_min), jnp.where(labelled, batch.get("weight", 1.0), 0)
+        return jnp.where(labelled, z, self.settings.z_min), jnp.where(labelled, batch.get("bootstrap", 1.0), 0)
 
     def weight(self, batch: Prepared) -> jax.Array:
         return self.labels(batch)[1].sum()

@@ -129,11 +129,6 @@ def shifted(z: np.ndarray, z_cm: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return z + np.interp(z, centres, centres - z_cm)
 
 
-def shifted_labels(z: np.ndarray, z_cm: np.ndarray, sigma: float, edges: np.ndarray) -> np.ndarray:
-    """[N,n'] soft labels N(2z - z_cm(z), sigma) on `extended_edges` of edges [n+1]; z_cm [n] of `centre_of_mass`."""
-    return gaussian_bins(shifted(z, z_cm, edges), sigma, extended_edges(edges))
-
-
 def subtract_phot_bias(
     z_phot: np.ndarray,
     magnitude: np.ndarray,

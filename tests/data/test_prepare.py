@@ -55,6 +55,19 @@ def test_the_stretch_is_asinh_of_dereddened_flux_over_three_sky_sigma(manifest):
     np.testing.assert_allclose(as_seen["sky"], np.full((5, 3), 1 / 3), rtol=1e-6)
 
 
+def test_images_of_another_survey_are_dereddened_by_its_own_filters(manifest):
+    """A band of one name is not one filter; of a band that the other lacks nothing is seen."""
+    batch = batch_of(np.random.default_rng(0))
+    redder = [dataclasses.replace(band, a_over_ebv=2 * band.a_over_ebv) for band in manifest.bands[:2]]
+    theirs = dataclasses.replace(manifest, bands=(*redder, dataclasses.replace(manifest.bands[2], name="other")))
+    prepared = jax.jit(Prepare(theirs, Normalisation.create(manifest, (), 3.0, True)))(batch, KEY)
+    extinction = 2 * np.array([3.2, 2.3])
+    flux = batch["image"][:, :2].astype(np.float64)
+    flux *= 10 ** (0.4 * batch["ebv"][:, None] * extinction)[..., None, None]
+    np.testing.assert_allclose(prepared["image"][:, :2], np.arcsinh(flux / 3), rtol=2e-5, atol=1e-6)
+    assert not prepared["mask"][:, 2].any()
+
+
 def test_other_stretches_are_those_of_the_published_networks(manifest):
     """sign(x) (sqrt(|x| + 1) - 1) (Pasquet et al. 2019) and sign(x) ln(1 + |x|); the sky's sigma is stretched alike."""
     batch = batch_of(np.random.default_rng(0))

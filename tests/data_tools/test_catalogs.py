@@ -5,9 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 from astropy import units as u
-from astropy.table import Table
+from astropy.table import Column, Table
 
 from data_tools.catalogs.spec import CatalogColumns, CatalogPhotometry
+from jaxz.errors import InputError
 from tests.data_tools.catalog_files import read, same, small, write
 
 
@@ -135,6 +136,16 @@ def test_the_survey_file_s_unit_goes_before_the_file_s_own(tmp_path):
     found, _ = read(write(tmp_path, rows), CatalogColumns(photometry=photometry), say=said.append)
     assert found["flux_g"].tolist() == [1] * 4
     assert "catalog.photometry.flux.g: 'F' says 'Jy', the survey file 'uJy': that is taken" in said
+
+
+def test_a_unit_that_nobody_knows_does_not_matter_where_the_survey_file_has_one(tmp_path):
+    said, rows = [], small(F=Column(np.ones(4), unit="internal units"))
+    photometry = CatalogPhotometry("x", flux={"g": "F"}, unit="uJy")
+    found, _ = read(write(tmp_path, rows), CatalogColumns(photometry=photometry), say=said.append)
+    assert found["flux_g"].tolist() == [1] * 4
+    assert "catalog.photometry.flux.g: 'F' says 'internal units', the survey file 'uJy': that is taken" in said
+    with pytest.raises(InputError, match="'internal units' is not known; give another by photometry.unit"):
+        read(tmp_path / "c.fits", CatalogColumns(photometry=CatalogPhotometry("x", flux={"g": "F"})))
 
 
 def test_fluxes_and_errors_may_have_units_of_their_own(tmp_path):

@@ -108,7 +108,7 @@ def test_shifted_labels_undo_regression_to_the_mean():
     assert calibration.centre_of_mass(edges, count, 10, np.full(400, sigma))[inner] == pytest.approx(centres[inner])
 
     wide, z = calibration.extended_edges(edges), np.array([1.5, 2.5])
-    labels = PDF(wide, calibration.shifted_labels(z, z_cm, sigma, edges))
+    labels = PDF(wide, calibration.gaussian_bins(calibration.shifted(z, z_cm, edges), sigma, wide))
     assert (wide[0], wide[-1], len(wide)) == (pytest.approx(-2), pytest.approx(6), 801)
     assert labels.mean() == pytest.approx(2 * z - np.interp(z, centres, z_cm), abs=1e-6)
     assert labels.probability[0] @ (labels.centres - labels.mean()[0]) ** 2 == pytest.approx(sigma**2, rel=0.01)

@@ -141,6 +141,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path):
     checkpoints.close()
 
 
+def test_dry_run_without_a_workdir_looks_at_no_run(tiny, short, monkeypatch, capsys):
+    """Also where the folder in which it is started is one."""
+    monkeypatch.chdir(short)
+    run(tiny, "--dry_run", "--config.data.softening=5.0")
+    assert capsys.readouterr().out
+
+
 def test_dry_run_writes_nothing(tiny, tmp_path, capsys):
     run(tiny, f"--workdir={tmp_path / 'dry'}", "--dry_run")
     said = capsys.readouterr().out
