@@ -29,15 +29,14 @@ from jaxz.photoz.pdf import PDF
 FEWEST = 20  # labelled objects that count
 
 
-def opened(path: str, item: str) -> tuple[Model, np.ndarray]:
-    """A run's model and the edges of its redshift bins. Raises InputError for what keeps no checkpoints, or predicts no
-    redshifts."""
+def opened(path: str, item: str) -> Model:
+    """A run's model. Raises InputError for what keeps no checkpoints, or predicts no redshifts."""
     if not (Path(path) / "checkpoints").is_dir():
         raise InputError(f"RUN: {path!r} holds no checkpoints to choose from; name a run that was trained")
     model = load_run(path, item)
     if model.edges is None:
         raise InputError(f"RUN: {path!r} predicts no redshifts; name another run")
-    return model, model.edges
+    return model
 
 
 def checkpoints(path: str, model: Model, item: str) -> Iterator[tuple[int, Model]]:
@@ -77,14 +76,16 @@ def losses(options: argparse.Namespace) -> tuple[dict[tuple[str, int], Estimate]
     """{(run, step): CDE loss} of the same objects, drawn alike; and the weights' effective sample size. Raises
     InputError for runs of other redshift bins."""
     models = {path: opened(path, options.item) for path in options.runs}
-    first, edges = models[options.runs[0]]
-    for path, (_, other) in models.items():
-        if not np.array_equal(edges, other):
+    first = models[options.runs[0]]
+    edges = first.edges
+    assert edges is not None  # `opened` refuses others
+    for path, model in models.items():
+        if model.edges is None or not np.array_equal(edges, model.edges):
             raise InputError(f"RUN: {path!r} has other redshift bins than {options.runs[0]!r}; leave it out")
     dataset = first.open_dataset(options.dataset, options.overlay)
-    columns = validation(dataset, [model for model, _ in models.values()], options.held, options.weights)
+    columns = validation(dataset, list(models.values()), options.held, options.weights)
     arms: dict[tuple[str, int], list[dict[str, np.ndarray]]] = {}
-    for path, (own, _) in models.items():
+    for path, own in models.items():
         for step, model in checkpoints(path, own, options.item):
             pdf, _ = model.densities(model.predict_dataset(dataset, options.held, ("pdf",))[1]["pdf"])
             arms[path, step] = [{**columns, "pdf": pdf.probability}]
