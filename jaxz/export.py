@@ -18,9 +18,9 @@ from jaxz import __version__, coverage, errors, runtime
 from jaxz.config import resolved
 from jaxz.files import replace
 from jaxz.inference import COVERAGE, EXPORTED, HEADS, Model, load_run
+from jaxz.mesh import path_name
 from jaxz.models.published import image_settings
 from jaxz.objectives import merged
-from jaxz.optim import path_name
 from jaxz.predict import know_coverage
 from jaxz.pretrained.families.dinov2 import hugging_face_config, hugging_face_tensors
 from jaxz.pretrained.formats import write_safetensors

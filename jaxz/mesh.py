@@ -50,6 +50,11 @@ def make_mesh(data: int, fsdp: int, devices: Sequence[jax.Device] | None = None)
     return Mesh(chosen, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
+def path_name(path: tuple) -> str:
+    """Of a parameter, such as "encoder/blocks/up/kernel"; rules choose parameters by it."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
 def shardings(tree: Any, mesh: Mesh, rules: Iterable[tuple[str, P]] = RULES) -> Any:
     """A NamedSharding for every array of `tree` by the first rule that matches its path.
 
@@ -58,7 +63,7 @@ def shardings(tree: Any, mesh: Mesh, rules: Iterable[tuple[str, P]] = RULES) -> 
     """
 
     def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = path_name(path)
         spec = next((spec for pattern, spec in rules if re.search(pattern, name)), None)
         if spec is None:
             raise InputError(

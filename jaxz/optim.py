@@ -11,6 +11,7 @@ import optax
 from ml_collections import ConfigDict
 
 from jaxz.errors import InputError
+from jaxz.mesh import path_name
 
 COOLDOWN = 0.2  # of the steps: the last part of the schedule "wsd" (Haegele et al. 2024, sec. 4)
 MOMENTUM = 0.9  # of sgd
@@ -33,11 +34,6 @@ def schedule(config: ConfigDict, steps: int) -> optax.Schedule:
         last, fall = optax.linear_schedule(config.lr, 0.0, cooldown), steps - cooldown
     ramp, stable = optax.linear_schedule(0.0, config.lr, warmup), optax.constant_schedule(config.lr)
     return optax.join_schedules([ramp, stable, last], [warmup, max(warmup, fall)])
-
-
-def path_name(path: tuple) -> str:
-    """Of a parameter, such as "encoder/blocks/up/kernel"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def path_names(params: Any) -> Any:

@@ -8,9 +8,8 @@ import numpy as np
 from jaxz.data.sampling import Sampler, Source
 from jaxz.errors import InputError, suggest
 
-# Entries that the stream, what prepares a batch, and a training step add to it.
-OWN = ("row", "epoch", "position", "valid", "source", "share", "bootstrap")
-OWN += ("mask", "sky", "views", "crops", "nonfinite")
+OF_STREAM = ("row", "epoch", "position", "valid", "source")  # entries of a batch that the stream adds ...
+OWN = (*OF_STREAM, "mask", "sky", "views", "crops", "nonfinite", "share", "bootstrap")  # ... and what comes after it
 
 
 @dataclass(frozen=True)

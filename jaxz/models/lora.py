@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxz.errors import InputError
+from jaxz.mesh import path_name
 from jaxz.models.functional import Params
 
 
@@ -20,7 +21,7 @@ def lora_init(key: jax.Array, params: Params, regex: str, rank: int) -> Params:
     """
     result: Params = {}
     for n, (path, kernel) in enumerate(jax.tree_util.tree_flatten_with_path(params)[0]):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = path_name(path)
         try:
             if not re.search(regex, name):
                 continue

@@ -273,7 +273,7 @@ class ImageTower(nnx.Module):
         grid = (size[0] // s.patch, size[1] // s.patch)
         if self.position is not None and s.grid is not None:
             x = x + resize(self.position[...], s.grid, grid, s.interpolation)
-        angles = rotary_angles(grid, s.rope, x.dtype)[None] if s.rope else None
+        angles = dinov3_angles(grid, s.rope, x.dtype)[None] if s.rope else None
         if keep is not None:
             x = jnp.take_along_axis(x, keep[:, None, :, None], axis=2)
             angles = None if angles is None else angles[0, keep]
@@ -316,7 +316,7 @@ class ImageTower(nnx.Module):
         return Encoded(x[:, 0] if self.probe is None else self.probe(x, observed), patches, seen)
 
 
-def rotary_angles(grid: tuple[int, int], periods: tuple[float, ...], dtype: DTypeLike) -> jax.Array:
+def dinov3_angles(grid: tuple[int, int], periods: tuple[float, ...], dtype: DTypeLike) -> jax.Array:
     """[N, 2 F] angles of F periods for each axis, of patch centres between -1 and 1 (Simeoni et al. 2025, sec. 3.2)."""
     axes = [2 * (np.arange(n) + 0.5) / n - 1 for n in grid]
     places = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2, 1)  # row, column

@@ -84,10 +84,10 @@ class TwoTowers(nnx.Module):
     def logits(self, images: jax.Array, texts: jax.Array) -> jax.Array:
         """[B,T] of embeddings [B,E] and [T,E]: exp(scale) times their cosine, plus the bias where there is one."""
         assert self.logit_scale is not None, "this model compares no images with texts"
-        logits = jnp.exp(self.logit_scale[...]) * unit(images) @ unit(texts).T
+        logits = jnp.exp(self.logit_scale[...]) * normalised(images) @ normalised(texts).T
         return logits if self.logit_bias is None else logits + self.logit_bias[...]
 
 
-def unit(x: jax.Array) -> jax.Array:
+def normalised(x: jax.Array) -> jax.Array:
     """Vectors [..., D] over their Euclidean norm, in their own type; NaN of a zero."""
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)

@@ -14,7 +14,7 @@ from jaxz.errors import InputError
 from jaxz.files import read_json, replacing
 from jaxz.models.functional import Params
 from jaxz.models.tower import Block, Embedded
-from jaxz.models.two_towers import TwoTowers, unit
+from jaxz.models.two_towers import TwoTowers, normalised
 from jaxz.pretrained import load_pretrained
 from jaxz.pretrained.formats import WEIGHTS
 
@@ -45,7 +45,7 @@ def image_outputs(graphdef: nnx.GraphDef, params: Params, image: jax.Array, hidd
         embeds = module.embed_image(encoded.cls)
         return {
             "image_embeds_unnormalised": embeds,
-            "image_embeds": unit(embeds),
+            "image_embeds": normalised(embeds),
             "vision_pooler_output": embeds,
             "vision_tokens_pre_ln_post": x,
             "vision_tokens_ln_post": normed,
@@ -69,7 +69,7 @@ def text_outputs(graphdef: nnx.GraphDef, params: Params, ids: jax.Array) -> dict
     embeds = pair.embed_text(summary)
     return {
         "text_embeds_unnormalised": embeds,
-        "text_embeds": unit(embeds),
+        "text_embeds": normalised(embeds),
         "text_pooler_output": embeds,
         "text_tokens_ln_final": tokens,
         "text_last_hidden_state": tokens,

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxz.errors import InputError
+from jaxz.mesh import path_name
 from jaxz.models.functional import Params
 from jaxz.pretrained.tensors import Tensor
 
@@ -95,7 +96,7 @@ def make_plan(
     Raises InputError for a shape that does not fit, and where strict for a tensor or parameter without the other.
     """
     flat = jax.tree_util.tree_leaves_with_path(parameters)
-    wanted = {path_of(path): leaf.shape for path, leaf in flat}
+    wanted = {path_name(path): leaf.shape for path, leaf in flat}
     fed: dict[str, list] = {}
     absent: dict[tuple[str, int | None], str] = {}
     done = set()
@@ -181,7 +182,7 @@ def nested(flat: Mapping[str, Any]) -> Params:
 def tensors_of(params: Params, rows: Sequence[Row]) -> dict[str, np.ndarray]:
     """{name: float32 array} as a file of PyTorch's has the parameters: what `fill` reads, turned round. rows: of a
     layout in which every dense layer is [out, in]; several that have one name are packed."""
-    flat = {path_of(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    flat = {path_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     packed: dict[str, list[np.ndarray]] = {}
     for row in rows:
         if row.target in flat:
@@ -200,11 +201,6 @@ def turned(target: str, value: np.ndarray) -> np.ndarray:
     if target.endswith(("token", "position")):
         return value[None]
     return value.T if target.endswith("kernel") else value
-
-
-def path_of(path: tuple) -> str:
-    """Such as "blocks/mlp/up/kernel"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def depth(shapes: Shapes, name: str) -> int:
