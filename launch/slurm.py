@@ -8,7 +8,8 @@ r"""Training on a Slurm cluster.
 
 submit first looks for all that would make the job fail, and says it all at once. A job saves before its time limit and
 puts itself back into the queue until the training is done. --array seed=0,1,2 makes a run for each value, --convert and
---stage make the data before. Any option of sbatch is --option NAME=VALUE, or stands under [sbatch] of the profile.
+--stage make the data before. Any option of sbatch for the training is --option NAME=VALUE, or stands under [sbatch] of
+the profile; those of copies, conversions and merges stand under its [data.stage] and [data.convert].
 docs/slurm.md; docs/jean_zay.md.
 """
 
