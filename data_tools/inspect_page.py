@@ -1,4 +1,4 @@
-"""The page of data_tools.inspect: tables, cutouts, histograms and a map, in one HTML file."""
+"""The page of data_tools.inspect, one HTML file: figures, and the tables that data_tools/inspect.py makes."""
 
 import base64
 from collections.abc import Iterator, Sequence

@@ -8,7 +8,8 @@ r"""Training on a Slurm cluster.
 
 submit first looks for all that would make the job fail, and says it all at once. A job saves before its time limit and
 puts itself back into the queue until the training is done. --array seed=0,1,2 makes a run for each value, --convert and
---stage make the data before. Any option of sbatch is --option NAME=VALUE, or stands under [sbatch] of the profile.
+--stage make the data before. Any option of sbatch for the training is --option NAME=VALUE, or stands under [sbatch] of
+the profile; those of copies, conversions and merges stand under its [data.stage] and [data.convert].
 docs/slurm.md; docs/jean_zay.md.
 """
 
@@ -130,7 +131,7 @@ def read(argv: list[str], action: str) -> tuple[argparse.Namespace, Request]:
         known = [f"--{name.replace('_', '-')}" for name in vars(args)]
         raise InputError(
             f"argument {unknown[0]!r} is not known; an option of sbatch is given as --option NAME=VALUE, or for every "
-            f"job under [sbatch] of the profile.{suggest(unknown[0].partition('=')[0], known)}"
+            f"training under [sbatch] of the profile.{suggest(unknown[0].partition('=')[0], known)}"
         )
     return args, make_request(args, train)
 

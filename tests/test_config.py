@@ -6,6 +6,7 @@ import pytest
 
 from jaxz.config import complete, default, difference, fill, parse, resolved, sources_of
 from jaxz.errors import InputError
+from jaxz.optim import DIRECTIONS
 from jaxz.validate import validate
 
 
@@ -112,7 +113,7 @@ VALUES = [
     ),
     ("losses={'mae':((0,1.0),(9,-1.0))}", r"losses.mae: \(\(0, 1.0\), \(9, -1.0\)\) must be a weight"),
     ("losses={'mae':((0,1.0),)}", r"losses.mae: \(\(0, 1.0\),\) must be a weight"),
-    ("optim.name=adam", "optim.name: 'adam' must be one of adamw, lamb, lion, muon, sgd"),
+    ("optim.name=adam", f"optim.name: 'adam' must be one of {', '.join(DIRECTIONS)}$"),
     ("mae.decoder_depth=0", "mae.decoder_depth: 0 must be at least 1"),
     ("mae.decoder_heads=3", "mae.decoder_heads: 3 must be a divisor of mae.decoder_width"),
     ("redshift.bins=10001", "redshift.bins: 10001 must be from 2 to 10000"),

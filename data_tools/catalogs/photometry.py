@@ -68,7 +68,8 @@ def same_unit(one: str, other: str) -> bool:
 
 
 def ujy_per_unit(text: str, zero_point_ab: float | None, column: str, where: str) -> float:
-    """Microjansky of one unit of flux; counts by their zero point. Raises InputError."""
+    """Microjansky of one unit of flux; counts by their zero point. Spellings of units: UNITS in columns.py. Raises
+    InputError."""
     unit = parse_unit(text, where, "photometry.unit") if text else None
     if unit is None or unit == u.ct:
         if zero_point_ab is None:

@@ -68,8 +68,9 @@ def find(name: str) -> type:
 
 
 class Objective:
-    """The sum of the terms in `config.losses` over one encoder, each times its weight of the step; itself an objective,
-    whose columns and inputs hold those that the encoder reads.
+    """The sum of the terms in `config.losses` over one encoder, each times its weight of the step (config.losses: a
+    number, or pairs (step, weight); jaxz/config.py); itself an objective, whose columns and inputs hold those that the
+    encoder reads.
 
     With optim.lora_rank its parameters hold low-rank factors beside the encoder's, `lora`, which the terms see merged.
     """
