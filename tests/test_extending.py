@@ -23,8 +23,6 @@ PAGE = (ROOT / "docs/extending.md").read_text()
 BLOCKS = re.findall(r"^```(bash|python|toml)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 COMMANDS = [line for kind, code in BLOCKS if kind == "bash" for line in code.replace("\\\n", "").splitlines()]
 
-pytestmark = pytest.mark.long
-
 # Runs the commands of a file, a line each, as `python -m` does; leaves what they printed in printed.json.
 DRIVER = """
 import contextlib, io, json, runpy, shlex, sys
@@ -85,9 +83,15 @@ def plain_name(name: str) -> str:
     return name.replace("norm.", "after.")
 
 
+def place(code: str) -> tuple[str, str | None]:
+    """What a block's first line, "# FILE" or "# FILE, in TABLE", names: the file, and the table if there is one."""
+    path, table = re.match(r"# (\S+?)(?:, in (\w+))?\n", code).groups()
+    return path, table
+
+
 def write_block(folder: Path, code: str) -> None:
-    """A file of the page, or, of a first line such as "# FILE, in TABLE", entries at the beginning of the table."""
-    path, _, table = re.match(r"# (\S+?)(, in (\w+))?\n", code).groups()
+    """A file of the page, or entries, which come at the beginning of their table."""
+    path, table = place(code)
     target = folder / path
     if not table:
         assert not target.exists(), path
@@ -126,6 +130,7 @@ def printed_by(followed, module: str) -> str:
     return text
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("run", "objective"),
     [
@@ -141,6 +146,7 @@ def test_an_objective_a_head_a_backbone_and_a_stem_are_trained(followed, run, ob
     assert losses.keys() == {1, 2, 3} and np.isfinite(list(losses.values())).all()
 
 
+@pytest.mark.long
 def test_a_metric_is_in_the_scores_and_in_the_report(followed):
     run = followed[0] / "runs/try/laplace"
     table = pq.read_table(run / "predictions.parquet").to_pandas()
@@ -153,12 +159,14 @@ def test_a_metric_is_in_the_scores_and_in_the_report(followed):
     assert "η<sub>0.10</sub></th>" in page and "the fraction with |e| above 0.10" in page
 
 
+@pytest.mark.long
 def test_a_family_is_recognised(followed):
     found = json.loads(printed_by(followed, "jaxz.pretrained"))
     assert found["family"] == "plain_vit" and found["layout"] == "plain"
     assert found["unexpected"] == found["missing"] == [] and found["model"]["width"] == 16
 
 
+@pytest.mark.long
 def test_a_survey_is_converted(followed):
     dataset = open_dataset(followed[0] / "runs/try/survey")
     assert [band.name for band in dataset.manifest.bands] == ["r"]
@@ -167,10 +175,21 @@ def test_a_survey_is_converted(followed):
     assert image.shape == (1, 16, 16) and image.argmax() == 8 * 16 + 8  # the lit pixel in the middle
 
 
+@pytest.mark.long
 def test_a_cluster_has_its_script(followed):
     script = printed_by(followed, "launch.slurm")
     for line in ("--partition=gpu", "--nodes=2", "--gres=gpu:2", "--mail-type=END"):
         assert f"\n#SBATCH {line}\n" in script
+
+
+def test_its_python_files_pass_the_linter_where_they_go():
+    blocks = [(*place(code), code) for kind, code in BLOCKS if kind == "python"]
+    files = {path: code for path, table, code in blocks if not table}
+    assert {Path(path).parts[0] for path in files} == {"jaxz", "configs"}
+    ruff = [sys.executable, "-m", "ruff", "check", "--output-format=concise", "--stdin-filename"]
+    for path, code in files.items():
+        done = subprocess.run([*ruff, path, "-"], cwd=ROOT, input=code, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_what_the_page_points_to_is_there():
