@@ -27,6 +27,7 @@ from astropy.utils.exceptions import AstropyWarning
 
 from data_tools import stamps
 from data_tools.catalogs.catalog import COLUMNS, Catalog, open_catalog
+from data_tools.catalogs.labels import REDSHIFTS, not_redshifts
 from data_tools.catalogs.spec import Match
 from data_tools.cutting import Job, cut_plane, share, typical_sigma, write_shard
 from data_tools.inputs import check_begun, check_out, check_space, identity, input_paths, inputs, unmatched, versions
@@ -63,7 +64,12 @@ def convert(args: argparse.Namespace) -> dict:
     began = time.monotonic()
     survey = load_survey(args.survey)
     if args.match is None and survey.match is not None and survey.match.file:
-        args.match = Path(args.survey).parent / survey.match.file
+        args.match = Path(survey.match.file)
+    if args.match is not None and args.catalog is None:
+        raise InputError(
+            f"match: {str(args.match)!r} is matched to a catalogue's objects, and none is given; convert without it, "
+            "then add its redshifts with data_tools.relabel --match"
+        )
     if not args.dry_run:
         check_out(args.out)
     catalog: Catalog | None = None
@@ -90,6 +96,9 @@ def convert(args: argparse.Namespace) -> dict:
             plan = Plan.load(work)
         else:
             plan = plan_work(made, survey, args, tiles, catalog or find_objects(survey, args))
+        for name, number in plan.invalid.items():
+            if name in REDSHIFTS and number:
+                print(not_redshifts(name, number), file=sys.stderr)
         placed = {*pq.read_schema(made / "objects" / "00000.parquet").names}
         manifest = make_manifest(survey, plan, placed, args)
         expected, dealt = estimate(manifest, plan, tiles), count_splits(made, plan, survey)

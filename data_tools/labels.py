@@ -1,6 +1,7 @@
 """New columns for a dataset's objects: joined by id or by position, checked against the manifest, and what follows."""
 
 import math
+import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from astropy.table import Table
 
 from data_tools.catalogs.catalog import COLUMNS
 from data_tools.catalogs.columns import VALID, cleaned, to_float, to_text
+from data_tools.catalogs.labels import REDSHIFTS, not_redshifts
 from data_tools.splits import GAP, assign_splits, assign_splits_pixels
 from jaxz.data.astropy_views import astropy_unit
 from jaxz.data.dataset import Dataset
@@ -84,6 +86,12 @@ def read_columns(
             numbers = array.to_numpy(zero_copy_only=False)
             clean = cleaned(numbers, new, []).astype(numbers.dtype)
             invalid[new] = int((np.isnan(clean) & ~np.isnan(numbers)).sum())
+            if new in REDSHIFTS and invalid[new]:
+                if np.isnan(clean).all():  # they would take all redshifts away that are there
+                    raise InputError(
+                        f"column: {old!r} of {str(path)!r} holds no redshift. {not_redshifts(new, invalid[new])}"
+                    )
+                print(not_redshifts(new, invalid[new]), file=sys.stderr)
             array = pa.array(clean)
         if new == "z_quality" and not pc.all(pc.is_in(array, pa.array(range(5), array.type))).as_py():
             raise InputError(f"column: z_quality, from {old!r}, must be 0 to 4 in all rows; homogenise the flags first")

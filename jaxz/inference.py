@@ -98,9 +98,14 @@ def ancestors(model: "Model") -> Iterator["Model"]:
 def load_exported(path: Path) -> "Model":
     """What jaxz.export wrote. Raises InputError where a file is missing, damaged or of another model."""
     runtime.set_xla_flags()
+    if not path.is_dir():
+        raise errors.InputError(f"model: {str(path)!r} is no directory; name one that jaxz.export wrote")
     described = read_json(path / "config.json", "the config of an exported model")
     if "jaxz" not in described:
-        raise errors.InputError(f"model: {str(path)!r} was not written by jaxz.export; name a directory that was")
+        a_run = "; a run is given by --workdir" if (path / "checkpoints").is_dir() else ""
+        raise errors.InputError(
+            f"model: {str(path)!r} was not written by jaxz.export; name a directory that was{a_run}"
+        )
     own = described["jaxz"]
     model = Model(ConfigDict(complete(own["config"])), Normalisation.from_json(own["normalisation"]))
     named_here = described["model_type"] == "jaxz"

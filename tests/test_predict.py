@@ -225,6 +225,12 @@ def test_an_exported_run_is_the_run(run, tmp_path):
     assert "| r | 620 |" in card and "transformers" not in card
 
 
+def test_a_model_that_is_none_is_refused(run, dataset, tmp_path):
+    for path, message in {tmp_path / "no": "is no directory; name one", run: "a run is given by --workdir"}.items():
+        with pytest.raises(InputError, match=message):
+            predict.main([f"--model={path}", f"--dataset={dataset}", f"--out={tmp_path / 'x.fits'}"])
+
+
 def test_what_does_not_fit_is_refused(run, dataset, tmp_path):
     with pytest.raises(InputError, match="no run directory with checkpoints"):
         jaxz.load_run(tmp_path)

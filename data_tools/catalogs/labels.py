@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from data_tools.catalogs.columns import mapped, number_text
+from data_tools.catalogs.columns import VALID, mapped, number_text
 from data_tools.catalogs.spec import QUALITIES, CatalogColumns
 from jaxz.errors import InputError
 
@@ -12,6 +12,18 @@ from jaxz.errors import InputError
 MEASURED = {
     "z_spec": np.nan, "z_spec_err": np.nan, "z_grism": np.nan, "z_quality": 0, "z_flag_orig": "", "z_source": "",
 }  # fmt: skip
+
+
+REDSHIFTS = ("z_spec", "z_grism", "z_phot")
+
+
+def not_redshifts(name: str, number: int) -> str:
+    """What is said of numbers of a column of REDSHIFTS that are none, such as -99, or velocities."""
+    low, high = VALID[name]
+    return (
+        f"{name}: {number} numbers are no redshifts, {low:g} to {high:g}, and count as missing; "
+        "a velocity is to be divided by the speed of light"
+    )
 
 
 def quality(flags: np.ndarray, mapping: Mapping[str, int], where: str) -> np.ndarray:

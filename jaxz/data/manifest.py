@@ -274,6 +274,8 @@ class Manifest:
             text = path.read_bytes()
         except OSError as error:
             what = f"dataset {str(dataset)!r} has no readable dataset.json ({error.strerror})"
+            if (path.parent / "writing.json").exists():
+                raise InputError(f"{what}: it is not complete; give the command that began it again") from None
             raise InputError(f"{what}; make one with `python -m data_tools.simulate` or `data_tools.convert`") from None
         manifest = cls.from_json(text, str(path))
         if not manifest.shards:

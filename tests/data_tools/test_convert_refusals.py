@@ -1,5 +1,6 @@
 """Bad input to the converter ends with one sentence that names the field, and writes nothing."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -223,3 +224,28 @@ def test_command_line_ends_with_2_and_one_sentence(folder, tmp_path):
     assert ended.stderr.strip() == "error: size: 15 must be even and at least 2; the centre is pixel size / 2"
     ended = subprocess.run([*command[:-2], "--dry_runs"], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 2 and "Traceback" not in ended.stderr
+
+
+def test_a_match_file_lies_beside_the_survey_file(tmp_path, monkeypatch, capsys):
+    """Also where the survey file is named from another folder; numbers that are no redshifts are told."""
+    images = write_survey(tmp_path / "field")
+    table = Table.read(images / "catalog.fits")
+    Table({"ra": table["RA"][:9], "dec": table["DEC"][:9], "z_spec": np.full(9, 0.5)}).write(images / "specz.csv")
+    text = (images / "survey.toml").read_text()
+    catalog = '\n[match.catalog]\nra = "ra"\ndec = "dec"\nz_spec = "z_spec"\n'
+    (images / "survey.toml").write_text(f'{text}\n[match]\nfile = "specz.csv"\n{catalog}')
+    monkeypatch.chdir(tmp_path)
+    argv = ["--images", "field", "--out", "out", "--size", str(SIZE), "--workers", "1", "--survey", "field/survey.toml"]
+    convert.main([*argv, "--dry_run", "--catalog", "field/catalog.fits"])
+    told = capsys.readouterr()
+    assert json.loads(told.out)["invalid"]["z_spec"] == np.count_nonzero(table["ZSPEC"] < -1)
+    assert "numbers are no redshifts, -0.01 to 20, and count as missing; a velocity is to be divided" in told.err
+    with pytest.raises(InputError, match=r"match: 'field/specz.csv' is matched to a catalogue's objects, and none is"):
+        convert.main(argv)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_conversion_that_was_stopped_says_so(tmp_path):
+    (tmp_path / "writing.json").write_text("{}")
+    with pytest.raises(InputError, match="is not complete; give the command that began it again"):
+        jaxz.open_dataset(tmp_path)

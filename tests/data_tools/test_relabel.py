@@ -290,6 +290,7 @@ def test_a_near_balanced_subset_needs_cells_and_labels(survey):
             "ra: in '.*good.csv' of .* none .* with --ra COLUMN",
         ),
         (["good.csv", "--match", "0"], "match: 0.0 must lie in"),
+        (["good.csv", "--column", "z_spec=nine"], "'nine' of .* holds no redshift. z_spec: 3 numbers are no redshifts"),
         (["nothing.csv"], "from: .* cannot be read as a table"),
         (["good.csv", "--overlay", "new"], "overlay: 'new' is the one to write"),
     ],
