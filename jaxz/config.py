@@ -145,6 +145,13 @@ def fields(group: ml_collections.ConfigDict | dict, prefix: str = "") -> Iterato
             yield f"{prefix}{name}", value
 
 
+def listing(argv: list[str]) -> Iterator[str]:
+    """The fields of the config that is among the arguments, as they are given on a command line; none without one."""
+    if own := [argument for argument in argv if argument.startswith("--config")]:
+        for name, value in fields(parse(own)):
+            yield f"  --config.{name}={value!r}"
+
+
 def parse(argv: list[str]) -> ml_collections.ConfigDict:
     """The config of `--config=FILE[:ARGUMENT] --config.group.field=value ...`, locked.
 
@@ -176,7 +183,9 @@ def parse(argv: list[str]) -> ml_collections.ConfigDict:
         values(command)
         return values.config
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
-        raise InputError(f"--config: {' '.join(str(error).split())}; see jaxz/config.py for the fields") from None
+        raise InputError(
+            f"--config: {' '.join(str(error).split())}; --help after --config=FILE lists the fields"
+        ) from None
 
 
 def load(path: str, arguments: list[str]) -> ml_collections.ConfigDict:
@@ -221,7 +230,7 @@ def check_whole(config: ml_collections.ConfigDict, path: str) -> None:
             raise InputError(f"--config: {path!r} sets {name}, which is no field.{suggest(name, expected)}")
         if not same_kind(value, expected[name]):
             kind = type(expected[name]).__name__
-            raise InputError(f"--config: {path!r} sets {name} to {value!r}, which is no {kind}; see jaxz/config.py")
+            raise InputError(f"--config: {path!r} sets {name} to {value!r}, which is no {kind}")
     if missing := sorted(expected.keys() - found.keys()):
         others = f" and {len(missing) - 1} other field(s)" if missing[1:] else ""
         raise InputError(f"--config: {path!r} leaves out {missing[0]}{others}; begin with jaxz.config.default()")

@@ -13,9 +13,10 @@ import base64
 import csv
 import io
 import json
+import re
 import sys
 from collections.abc import Sequence
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 from string import Template
 
@@ -102,6 +103,11 @@ def page(runs: Sequence[Run], arms: Sequence[Run], shown: Sequence[Picture], col
     )
 
 
+def plain(sentence: str) -> str:
+    """A sentence of HTML as text."""
+    return unescape(re.sub("<[^>]+>", "", sentence))
+
+
 def figure(picture: Picture) -> str:
     source = f"data:image/png;base64,{base64.b64encode(picture.png).decode()}"
     title, caption = escape(picture.title), escape(picture.caption)
@@ -134,7 +140,7 @@ def main(argv: list[str]) -> None:
     replace(out, page(runs, arms, shown, colours).encode())
     if arms:
         print(text_table(arms), end="\n\n")
-    print(out)
+    print(*map(plain, verdict(arms, runs)), out, sep="\n")
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def claim_scores(workdir: Path, dataset: Dataset, overwrite: bool) -> dict:
     if then.get("rows") != now["rows"] and not overwrite:
         raise InputError(
             f"--dataset: {str(workdir)!r} holds the scores on {then.get('dataset')!r}; add --overwrite to replace "
-            "them, or evaluate a copy of the run"
+            "them, in a copy of the run where both are wanted"
         )
     return now
 

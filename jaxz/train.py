@@ -3,9 +3,9 @@
     python -m jaxz.train --config=configs/pretrain_mae.py --workdir=RUN [--config.train.steps=10]
     python -m jaxz.train --config=configs/pretrain_mae.py --dry_run [--cluster=jean_zay_h100:4x4]
 
-Started again with the same workdir it goes on where it was; with --allow_config_change also by another config, as far
-as a checkpoint allows. Exit codes: 0 done, 1 failed, 2 bad config or input, 75
-stopped by a signal after saving.
+With --help after a --config all its fields are printed. Started again with the same workdir it goes on where it was;
+with --allow_config_change also by another config, as far as a checkpoint allows. Exit codes: 0 done, 1 failed, 2 bad
+config or input, 75 stopped by a signal after saving.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from jaxz import dry_run, errors, logs, objectives, runtime
 from jaxz.checkpoint import FULL, Checkpoints, Damaged
-from jaxz.config import complete, difference, parse, resolved, sources_of
+from jaxz.config import complete, difference, listing, parse, resolved, sources_of
 from jaxz.data import where as filters
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.mixture import Stage
@@ -145,7 +145,7 @@ def arguments(argv: list[str]) -> tuple[dict, list[str]]:
     rest = []
     for argument in argv:
         if argument in ("-h", "--help"):
-            print(__doc__.strip())
+            print(__doc__.strip(), *listing(argv), sep="\n")
             raise SystemExit(errors.OK)
         name, equals, value = argument.partition("=")
         if argument in options and isinstance(options[argument], bool):

@@ -112,6 +112,13 @@ def test_the_main_scores_are_printed(tmp_path, capsys):
     ]
 
 
+def test_what_keeps_arms_from_being_ranked_is_printed_too(tmp_path, capsys):
+    arm(tmp_path, "unscored", {})
+    report.main([str(tmp_path / "unscored"), "--out", str(tmp_path / "r.html")])
+    lines = capsys.readouterr().out.splitlines()
+    assert "None of these runs has been scored yet: python -m jaxz.evaluate compares them on a test set." in lines
+
+
 def test_a_catalogue_takes_less_room_than_its_densities(monkeypatch):
     draw = np.random.default_rng(4)
     pdf = PDF(np.linspace(0, 3, 301), draw.dirichlet(np.ones(300), 4000).astype(np.float32))

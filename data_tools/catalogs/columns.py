@@ -105,7 +105,10 @@ def check_column(table: Opened, column: str, kind: str, where: str) -> None:
     if held == "object":
         raise InputError(f"{where}: {column!r} of {path!r} holds objects, which are not read; name another column")
     if kind == "number" and held == "text":
-        raise InputError(f"{where}: {column!r} of {path!r} holds text, not numbers; name a numeric column")
+        raise InputError(
+            f"{where}: {column!r} of {path!r} holds text, not numbers; name a numeric column, or "
+            "make numbers of it (docs/catalogs.md)"
+        )
 
 
 def parse_unit(text: str, where: str, field: str = "units") -> u.UnitBase:

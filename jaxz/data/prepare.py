@@ -114,7 +114,8 @@ class Prepare:
             if band.name in wanted and abs(band.pixel_scale_arcsec / normalisation.pixel_scale_arcsec - 1) > SAME_SCALE:
                 raise InputError(
                     f"bands.{band.name}.pixel_scale_arcsec: {band.pixel_scale_arcsec} is not the model's "
-                    f"{normalisation.pixel_scale_arcsec}; convert at that scale"
+                    f"{normalisation.pixel_scale_arcsec}; convert with resample = 'reproject', or name bands of one "
+                    "scale in data.bands"
                 )
         check_sky([band for band in manifest.bands if band.name in wanted])
         self.compact = manifest.arrays["image"].compact

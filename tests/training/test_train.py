@@ -141,6 +141,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path):
     checkpoints.close()
 
 
+def test_help_shows_the_fields_of_a_config(capsys):
+    with pytest.raises(SystemExit) as end:
+        train.main(["--config=configs/redshift_finetune.py", "--config.train.steps=7", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert end.value.code == 0
+    assert {"  --config.train.steps=7", "  --config.redshift.z_max=3.0", "  --config.losses.redshift=1.0"} <= set(lines)
+
+
 def test_dry_run_without_a_workdir_looks_at_no_run(tiny, short, monkeypatch, capsys):
     """Also where the folder in which it is started is one."""
     monkeypatch.chdir(short)
