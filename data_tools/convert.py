@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from astropy.utils.exceptions import AstropyWarning
 
 from data_tools import stamps
+from data_tools.agreement import disagreements, flux_ratios
 from data_tools.catalogs.catalog import COLUMNS, Catalog, open_catalog
 from data_tools.catalogs.labels import REDSHIFTS, not_redshifts
 from data_tools.catalogs.spec import Match
@@ -329,6 +330,8 @@ def finish(job: Job, plan: Plan, writer: DatasetWriter, args: argparse.Namespace
     facts = {"dropped": dropped, "bands": bands, "labelled": labelled}
     manifest = writer.finish(plan.shards, split_rule(job, counts, args.size, "ra" in writer.manifest.columns), facts)
     shutil.rmtree(job.work)
+    for line in disagreements(flux_ratios(writer.path, manifest)):
+        print(line, file=sys.stderr)
     return summary_of(args, manifest, job.tiles)
 
 

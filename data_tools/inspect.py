@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from data_tools.agreement import flux_ratios
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.manifest import ZERO_POINT_UJY
 from jaxz.errors import InputError, run
@@ -127,13 +128,15 @@ def bands(dataset: Dataset) -> Section:
         "PSF arcsec",
     )
     observed = dataset.column("bands_observed") if "bands_observed" in dataset.manifest.columns else None
+    ratios = {} if isinstance(dataset.path, str) else flux_ratios(dataset.path, dataset.manifest)
     rows = []
     for b, band in enumerate(dataset.manifest.bands):
         share = "" if observed is None else f"{np.mean((observed >> b) & 1):.1%}"
         numbers = [band.wavelength_nm, band.width_nm, band.zero_point_ab, band.pixel_scale_arcsec, band.a_over_ebv]
         numbers += [band.sky_sigma, band.psf_fwhm_arcsec]
-        rows.append((band.name, *(f"{x:.5g}" for x in numbers), share, depth(dataset, band.name)))
-    return Section("Bands", (*header, "observed", "5 sigma depth AB"), rows)
+        ratio = f"{ratios[band.name]:.3g}" if band.name in ratios else ""
+        rows.append((band.name, *(f"{x:.5g}" for x in numbers), share, depth(dataset, band.name), ratio))
+    return Section("Bands", (*header, "observed", "5 sigma depth AB", "catalogue / aperture flux"), rows)
 
 
 def depth(dataset: Dataset, band: str) -> str:
