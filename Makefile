@@ -31,10 +31,10 @@ demo: .venv/ready
 	$(BIN)/python -m jaxz.report $(DEMO)/pretrained $(DEMO)/direct $(DEMO)/photometry_gbt $(DEMO)/photometry_knn $(DEMO)/pretrain --out $(DEMO)/report.html
 
 test: .venv/ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: .venv/ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m long
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m long
 
 lint: .venv/ready
 	$(BIN)/ruff format --check .
@@ -43,7 +43,7 @@ lint: .venv/ready
 
 # What of jaxz and data_tools the tests run, line by line; takes as long as both kinds of tests, and a half more.
 coverage: .venv/ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slurm" --cov --cov-report=term --cov-report=html:runs/coverage
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slurm" --cov --cov-report=term --cov-report=html:runs/coverage
 
 .venv/docs: docs/requirements.txt .venv/ready
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt

@@ -21,6 +21,16 @@ from jaxz import runtime  # imports jax, which reads these variables
 runtime.set_xla_flags()
 
 
+# Files that take minutes; begun first, so that the other worker has something to do until the end.
+LONGEST = ("test_tutorials", "test_mesh", "test_training", "test_journey", "test_resume", "test_train", "test_predict")
+
+
+@pytest.hookimpl(trylast=True)  # after the order was drawn
+def pytest_collection_modifyitems(items):
+    place = {f"{name}.py": n for n, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
 @pytest.fixture(scope="session")
 def blob_dataset(tmp_path_factory):
     from tests.helpers import blobs
