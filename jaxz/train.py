@@ -24,7 +24,7 @@ from jaxz.checkpoint import FULL, Checkpoints, Damaged
 from jaxz.config import complete, difference, listing, parse, resolved, sources_of
 from jaxz.data import where as filters
 from jaxz.data.dataset import Dataset, open_dataset
-from jaxz.data.mixture import Stage
+from jaxz.data.mixture import Stage, untaken
 from jaxz.data.prepare import Normalisation, Prepare
 from jaxz.data.stream import Source, Stream
 from jaxz.data.transport import place
@@ -277,7 +277,7 @@ def make_stream(
     config: ConfigDict, dataset: Dataset, objective: objectives.Objective, prepare: Prepare, mesh: Mesh
 ) -> Stream:
     """The endless stream that the run trains on."""
-    arrays, columns = (*prepare.arrays, *dataset.owners), {*objective.columns, *prepare.columns}
+    arrays, columns = (*prepare.arrays, *untaken(dataset.owners)), {*objective.columns, *prepare.columns}
     sources = make_sources(config, dataset, arrays, columns)
     with of_config("data.sources" if config.data.sources else "data"):
         return Stream(

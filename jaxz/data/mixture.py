@@ -1,6 +1,7 @@
 """Several sources in one batch: in which proportions, and what they must have in common."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,8 +9,8 @@ import numpy as np
 from jaxz.data.sampling import Sampler, Source
 from jaxz.errors import InputError, suggest
 
-OF_STREAM = ("row", "epoch", "position", "valid", "source")  # entries of a batch that the stream adds ...
-OWN = (*OF_STREAM, "mask", "sky", "views", "crops", "nonfinite", "share", "bootstrap")  # ... and what comes after it
+OWN = ("row", "epoch", "position", "valid", "source")  # entries that the stream adds to a batch
+TRAINING = ("mask", "sky", "views", "crops", "nonfinite", "share", "bootstrap")  # and what is made of it in training
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def check_sources(sources: tuple[Source, ...], epochs: int | None) -> tuple[str,
                 raise InputError(f"array {name!r} is not in {str(source.dataset.path)!r}.{suggest(name, known)}")
         arrays = tuple(known) if source.arrays is None else source.arrays
         if taken := [name for name in (*arrays, *source.columns) if name in OWN]:
-            raise InputError(f"column {taken[0]!r} has a name that batches use themselves; rename it in the dataset")
+            raise InputError(f"column {taken[0]!r} has a name that the stream itself uses; rename it in the dataset")
         same = arrays == wanted and all(known[name] == first.arrays[name] for name in arrays)
         if not same or source.dataset.manifest.bands != first.manifest.bands:
             raise InputError(
@@ -53,6 +54,13 @@ def check_sources(sources: tuple[Source, ...], epochs: int | None) -> tuple[str,
                 f"{str(sources[0].dataset.path)!r}; convert both alike, or name the arrays that they share"
             )
     return wanted
+
+
+def untaken(arrays: Collection[str]) -> Collection[str]:
+    """The arrays of a dataset's layers. Raises InputError for a name that is another thing's in training."""
+    if taken := sorted(set(TRAINING).intersection(arrays)):
+        raise InputError(f"data.layers: the array {taken[0]!r} has a name that training itself uses; rename it there")
+    return arrays
 
 
 def check_stages(stages: tuple[Stage, ...], sources: int) -> None:

@@ -258,3 +258,19 @@ def test_arrays_of_layers_reach_the_objectives(layered, tmp_path):
     params, extra = jax.eval_shape(objective.init, jax.random.key(0))
     loss, _ = jax.eval_shape(objective.loss, params, {}, extra, joined, jax.random.key(0), 0)
     assert loss.shape == ()
+
+
+def test_a_layer_may_be_streamed_by_any_name_but_not_trained_with(tmp_path):
+    """`mask` would be lost behind the image's own, or stand for it."""
+    path = blobs(tmp_path / "d", samples=40)
+    base = open_dataset(path)
+    writer = LayerWriter(base, "more", {"mask": Array("vector", "float32", (2,))}, {})
+    for n in range(writer.shards):
+        writer.write_shard(n, {"mask": np.ones((base.starts[n + 1] - base.starts[n], 2), np.float32)})
+    writer.finish()
+    dataset = open_dataset(path, layers=("more",))
+    assert next(Stream(Source(dataset, arrays=("mask",)), 4))["mask"].shape == (4, 2)
+    config = small_config(tmp_path, path, depth=1, redshift=1.0)
+    with pytest.raises(InputError, match="data.layers: the array 'mask' has a name that training itself uses"):
+        train.main([config, "--config.data.layers=('more',)", f"--workdir={tmp_path / 'run'}"])
+    assert not (tmp_path / "run").exists()
