@@ -300,7 +300,6 @@ def prepare(path: Path) -> Callable:
 
 def trial(work: Path, seed: int, number: int) -> dict:
     """One mutation: its kind, what became of it, whether verify saw it, and what the repair left."""
-    logging.getLogger("jaxz").setLevel(logging.ERROR)
     draw = np.random.default_rng((seed, number))
     shares = np.array([share for _, share in MUTATIONS.values()], float)
     kind = str(draw.choice(list(MUTATIONS), p=shares / shares.sum()))
@@ -325,11 +324,15 @@ def trial(work: Path, seed: int, number: int) -> dict:
     return result
 
 
+def say_errors_only() -> None:
+    logging.getLogger("jaxz").setLevel(logging.ERROR)
+
+
 def trials(work: Path, seed: int, count: int):
     """The results of all mutations, each made in another process: one that it does not survive is a crash."""
     pool = None
     for number in range(count):
-        pool = pool or ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        pool = pool or ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), say_errors_only)
         try:
             yield pool.submit(trial, work, seed, number).result()
         except BrokenProcessPool:

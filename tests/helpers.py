@@ -9,6 +9,8 @@ from jaxz.data.manifest import Array, Band, Column, Manifest
 from jaxz.data.writer import DatasetWriter, with_images
 
 BANDS = ("g", "r", "i")
+# Of processes that train for longer than they compile: machine code that is optimised a little (conftest.py: not).
+OPTIMISED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": "--xla_backend_optimization_level=1"}
 
 
 def blobs(

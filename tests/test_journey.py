@@ -18,6 +18,7 @@ from astropy.io import fits
 from astropy.table import Table
 
 import jaxz
+from tests.helpers import OPTIMISED
 
 ROOT = Path(__file__).parents[1]
 TILE = ROOT / "../shared/data/profound_kids_viking_9band"
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.long
 
 def start(folder: Path, module: str, *arguments) -> subprocess.Popen:
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | OPTIMISED | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 

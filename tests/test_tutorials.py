@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import OPTIMISED
+
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs/tutorials"
 GOES_ON = {"first_run": ["pretraining"]}  # pages that use what another has made
@@ -32,5 +34,5 @@ def test_what_a_tutorial_says_runs(first, folder):
     own = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     for kind, code in blocks:
         shell = ["bash", "-euo", "pipefail", "-c", code] if kind == "bash" else [sys.executable, "-c", code]
-        done = subprocess.run(shell, cwd=folder, env={**os.environ, **own}, capture_output=True, text=True)
+        done = subprocess.run(shell, cwd=folder, env={**os.environ, **OPTIMISED, **own}, capture_output=True, text=True)
         assert done.returncode == 0, f"{code}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"

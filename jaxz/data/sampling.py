@@ -78,8 +78,11 @@ class Sampler:
         self.columns = {name: scan.columns[name] for name in source.columns}
         self.filled = {name: where for name, where in scan.filled.items() if name in source.columns}
         if not len(self.rows):
+            counts = dataset.manifest.splits.get("counts") or {}
+            told = f" (splits: {', '.join(f'{name} {count}' for name, count in counts.items())})" if counts else ""
             raise InputError(
-                f"where: {source.where!r} selects none of the {len(dataset)} rows of {str(dataset.path)!r}"
+                f"where: {source.where!r} selects none of the {len(dataset)} rows of {str(dataset.path)!r}{told}; "
+                "select others"
             )
         if source.weights or source.balance:
             weights = row_weights(source, scan.columns, self.rows)

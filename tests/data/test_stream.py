@@ -139,6 +139,13 @@ def test_bad_sources_are_refused(dataset, source, message):
         Stream(Source(dataset, **source), 8)
 
 
+def test_a_filter_that_selects_nothing_is_told_the_splits(tmp_path):
+    own = open_dataset(blobs(tmp_path / "d"))
+    own.manifest.splits["counts"] = {"train": 80, "test": 16}
+    with pytest.raises(InputError, match=r"selects none of the 96 rows .* \(splits: train 80, test 16\)"):
+        Stream(Source(own, where="split == 'trian'"), 8)
+
+
 def test_stock_webdataset_reads_the_shards(dataset):
     urls = [str(dataset.path / "shards" / f"{shard.name}.tar") for shard in dataset.manifest.shards]
     samples = list(wds.WebDataset(urls, shardshuffle=False).decode())
