@@ -108,6 +108,16 @@ def test_labelled_and_unlabelled_sources_share_a_batch_in_stages(blob_dataset, t
     assert (tmp_path / "run/metrics.jsonl").read_bytes() == before
 
 
+def test_a_finished_run_says_so_and_stays(tiny, tmp_path, capsys):
+    command = tiny, f"--workdir={tmp_path / 'run'}", "--config.train.steps=2"
+    run(*command)
+    before = (tmp_path / "run/metrics.jsonl").read_bytes()
+    capsys.readouterr()
+    run(*command)
+    assert "run: done, 2 steps\n" in capsys.readouterr().err
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == before
+
+
 def test_garbage_in_absent_bands_does_not_change_training(config, straight, tmp_path):
     other = blobs(tmp_path / "garbage", fill=3e4)
     run(config, f"--workdir={tmp_path / 'run'}", "--config.train.ema_decay=0.9", f"--config.data.path={other}")
@@ -176,6 +186,10 @@ BAD = [
     (["--config.data.overlays=('none',)"], "^data.overlays: "),
     (["--config.data.sources=({'where': 'z >'},)"], r"^data.sources\[0\].where: .* is not an expression"),
     (["--config.data.sources=({}, {'weights': 'z'})"], "^data.sources.weights: column 'z' has values"),
+    (
+        ["--config.data.sources=({}, {})", "--config.data.stages=({'ratios': (0, 0)},)"],
+        r"^data.stages.ratios: \(0, 0\) m",
+    ),
     (["--config.data.where=z >"], "^data.where: .* is not an expression"),
     (["--config.data.where=z > 0) or (z <= 0"], "where: .* is not an expression"),
     (["--config.data.where=true_z < 1"], "^data.where: .* reads 'true_z'"),
