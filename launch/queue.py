@@ -46,6 +46,8 @@ def waiting_and_running(jobs: list[str]) -> dict[str, dict[str, str]]:
 
 def accounts(jobs: list[str]) -> list[dict[str, str]]:
     """A row for every life of the jobs: job, state, seconds, tres. [] on a cluster without accounting."""
+    if not jobs:
+        return []
     fields = "JobID,State,ElapsedRaw,AllocTRES"
     try:
         text = slurm("sacct", "-D", "-X", "-n", "-P", f"--jobs={','.join(jobs)}", f"--format={fields}")

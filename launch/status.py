@@ -45,8 +45,10 @@ def table(runs: list[Path]) -> Table:
 
 
 def rows(folders: list[Path]) -> Iterator[tuple[str, ...]]:
-    """A row for every run, those of a sweep each, and for every job that made data for it."""
-    entries = [entry for folder in folders for entry in read_jobs(folder)]
+    """A row for every run, those of a sweep each, and for every job that made data for it; of runs that no job has
+    trained, at the end, what their files say."""
+    alone = [run for run in folders if (run / "config.json").exists() and not jobs_of(run).exists()]
+    entries = [entry for folder in folders if folder not in alone for entry in read_jobs(folder)]
     jobs = [entry["job"] for entry in entries]
     queued, lives = queue.waiting_and_running(jobs), queue.accounts(jobs)
     runs: dict[str, list[str]] = {}  # and the jobs of each
@@ -55,8 +57,9 @@ def rows(folders: list[Path]) -> Iterator[tuple[str, ...]]:
             runs.setdefault(run, []).append(f"{entry['job']}_{n}" if entry["runs"][1:] else entry["job"])
         if not entry["runs"]:
             yield (entry["what"], *of_jobs([entry["job"]], queued, lives)[:3], *[""] * (len(COLUMNS) - 4))
+    runs |= {str(run): [] for run in alone}
     for run, names in runs.items():
-        job, state, restarts, hours = of_jobs(names, queued, lives)
+        job, state, restarts, hours = of_jobs(names, queued, lives) if names else ("none", "", "", "")
         step, rate, left, checkpoint, metric = of_files(Path(run))
         yield os.path.relpath(run), job, state, restarts, step, rate, left, hours, checkpoint, metric
 
@@ -89,9 +92,10 @@ def gpus(tres: str) -> int:
 
 def of_files(run: Path) -> tuple[str, str, str, str, str]:
     """Step of steps, samples a second, time to go, the age of the newest checkpoint and the last metric of a run."""
-    if not (run / "config.json").exists():
+    config = read_json(run / "config.json", "the run's config") if (run / "config.json").exists() else {}
+    if "train" not in config:
         return "", "", "", "", ""
-    train = read_json(run / "config.json", "the run's config")["train"]
+    train = config["train"]
     last = last_line(run / "metrics.jsonl")
     step, steps = last.get("step", 0), train["steps"]
     speed = last_line(run / "perf.jsonl").get("perf/images_per_s")
@@ -114,11 +118,15 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d}" if hours else f"{minutes} min" if minutes else f"{int(seconds)} s"
 
 
+def jobs_of(folder: Path) -> Path:
+    """What was submitted for a workdir."""
+    return folder / "slurm" / "jobs.jsonl"
+
+
 def read_jobs(folder: Path) -> list[dict]:
     """What was submitted for a workdir, oldest first. Raises InputError where nothing was."""
-    path = folder / "slurm" / "jobs.jsonl"
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        return [json.loads(line) for line in jobs_of(folder).read_text().splitlines()]
     except OSError:
         raise InputError(
             f"{str(folder)!r} has no slurm/jobs.jsonl; name a workdir that launch.slurm has submitted"

@@ -17,7 +17,7 @@ from benchmarks.shift.runs import Train, call
 from jaxz.config import parse
 from jaxz.errors import InputError
 from launch import queue, slurm
-from launch.status import read_jobs
+from launch.status import jobs_of, read_jobs
 
 PAUSE = 15  # seconds between two looks at the queue
 NOT_OURS = ("--", "--array", "--convert", "--stage", "--test-only")  # of launch.slurm submit
@@ -73,7 +73,7 @@ def submitted(options: Sequence[str], workdir: Path, arguments: Sequence[str]) -
 
 def queued(workdir: Path) -> dict[str, dict[str, str]]:
     """The jobs of a run that are in the queue, as launch.queue.waiting_and_running tells them."""
-    if not (workdir / "slurm" / "jobs.jsonl").exists():
+    if not jobs_of(workdir).exists():
         return {}
     return queue.waiting_and_running([entry["job"] for entry in read_jobs(workdir)])
 

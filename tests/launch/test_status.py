@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 
 import pytest
@@ -80,6 +81,18 @@ def test_watching_shows_what_is_new_until_ctrl_c(site, monkeypatch, capsys):
     with pytest.raises(KeyboardInterrupt):
         status.watch([site / "run"])
     assert "420/1000" in capsys.readouterr().out
+
+
+def test_runs_that_no_job_has_trained_are_told_by_their_files(site):
+    """As of a folder of many runs, some without a training."""
+    own, table = site / "own", site / "table"
+    shutil.copytree(site / "run", own, ignore=shutil.ignore_patterns("slurm", "perf.jsonl"))
+    table.mkdir()
+    (table / "config.json").write_text('{"model": "gbt"}')
+    rows = list(status.rows([own, site / "run", table]))
+    assert [row[:2] for row in rows] == [("run", "7"), ("own", "none"), ("table", "none")]
+    assert rows[1] == ("own", "none", "", "", "400/1000", "", "", "", "400, 2 min ago", "loss 1.25")
+    assert not any(rows[2][2:])
 
 
 def test_a_folder_that_was_not_submitted(site):
