@@ -93,7 +93,8 @@ def run(scratch: Path, protocol: Protocol, arm: Arm, seed: int, pretrained: Path
     write_overlays(protocol, arm, seed)
     if arm.correct:
         where = ["--workdir", str(directory(scratch, arm.start, seed)), "--dataset", dataset, "--out", str(workdir)]
-        call("jaxz.correct", *where, "--method", arm.correct, "--held", held(protocol)[0])
+        needed = ["--held", held(protocol)[0]] if arm.correct != "label_shift" else []
+        call("jaxz.correct", *where, "--method", arm.correct, *needed)
         return
     if not arm.config:
         labels, *more = overlay_names(protocol, arm, seed)
