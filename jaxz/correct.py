@@ -202,6 +202,7 @@ def latents(model: Model, dataset: Dataset, where: str, most: int | None = None)
 
 METHODS = dict(pit=pit, conformal=conformal, label_shift=label_shift, cells=cells, lin_z_phot=lin_z_phot, strata=strata)
 METHODS |= dict(clap=neighbours)
+UNHELD = ("label_shift", "strata")  # of them, those that learn from no held-out objects
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -220,7 +221,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         raise InputError(f"--workdir: {len(options.workdir)} runs, but {options.method} corrects one; name one")
     if options.weights and options.method not in ("pit", "conformal"):
         raise InputError(f"--weights: {options.method} takes none; leave it out")
-    if options.method in ("label_shift", "strata"):
+    if options.method in UNHELD:
         if options.held is not None:
             raise InputError(f"--held: {options.method} needs no held-out objects; leave it out")
     else:

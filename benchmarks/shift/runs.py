@@ -12,7 +12,7 @@ from benchmarks.shift.arms import SPEC, TEMPLATES, Arm
 from benchmarks.shift.labels import CATALOG, SUFFIX, Protocol, labels_name, write_catalog, write_labels
 from jaxz import errors
 from jaxz.config import parse
-from jaxz.correct import FEWEST
+from jaxz.correct import FEWEST, UNHELD
 from jaxz.data.dataset import open_dataset
 from jaxz.data.staging import place_of
 from jaxz.photoz.shift import FOLDS
@@ -93,7 +93,7 @@ def run(scratch: Path, protocol: Protocol, arm: Arm, seed: int, pretrained: Path
     write_overlays(protocol, arm, seed)
     if arm.correct:
         where = ["--workdir", str(directory(scratch, arm.start, seed)), "--dataset", dataset, "--out", str(workdir)]
-        needed = ["--held", held(protocol)[0]] if arm.correct != "label_shift" else []
+        needed = ["--held", held(protocol)[0]] if arm.correct not in UNHELD else []
         call("jaxz.correct", *where, "--method", arm.correct, *needed)
         return
     if not arm.config:
@@ -137,7 +137,7 @@ def not_run(arms: Sequence[Arm], pretrained: Path, columns: Container[str], coun
             found[arm.name] = f"weights absent ({pretrained / arm.weights})"
         elif arm.overlay == "catalog" and (missing := [column for column in CATALOG if column not in columns]):
             found[arm.name] = f"the dataset has no {missing[0]}"
-        elif arm.correct and arm.correct != "label_shift" and count < FEWEST:
+        elif arm.correct and arm.correct not in UNHELD and count < FEWEST:
             found[arm.name] = f"the split 'val' has {count} labels to learn from, at least {FEWEST} are needed"
         elif arm.start in found:
             found[arm.name] = f"{arm.start}, from which it begins, is not run"

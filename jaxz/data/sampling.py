@@ -78,8 +78,8 @@ class Sampler:
         self.columns = {name: scan.columns[name] for name in source.columns}
         self.filled = {name: where for name, where in scan.filled.items() if name in source.columns}
         if not len(self.rows):
-            counts = dataset.manifest.splits.get("counts") or {}
-            told = f" (splits: {', '.join(f'{name} {count}' for name, count in counts.items())})" if counts else ""
+            counts = dataset.manifest.splits.get("counts")  # which any writer of datasets may have left out
+            told = f" (splits: {', '.join(f'{n} {m}' for n, m in counts.items())})" if isinstance(counts, dict) else ""
             raise InputError(
                 f"where: {source.where!r} selects none of the {len(dataset)} rows of {str(dataset.path)!r}{told}; "
                 "select others"

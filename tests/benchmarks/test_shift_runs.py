@@ -17,6 +17,7 @@ from benchmarks.shift.labels import SUFFIX, Protocol
 from benchmarks.shift.trainings import here as here_alone
 from data_tools.simulate import make_manifest
 from data_tools.simulator.population import Z_EDGES
+from jaxz import correct
 from jaxz.config import parse, resolved
 from jaxz.data.dataset import open_dataset
 from jaxz.data.staging import place_of
@@ -117,6 +118,18 @@ def test_a_corrected_arm_is_made_of_the_run_that_it_names(tmp_path, monkeypatch)
     assert called == [("jaxz.correct", *place, "--method", "pit", "--held", held)]
     (tmp_path / "runs" / "direct+pit_of_direct_lr0.5_3").mkdir(parents=True)
     assert len(runs.directories(tmp_path, arm.name)) == 1
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_correction_is_given_what_its_method_takes(size, tmp_path, monkeypatch):
+    called = []
+    monkeypatch.setattr(runs, "call", lambda *command: called.append(correct.arguments(list(command[1:])).method))
+    monkeypatch.setattr(runs, "write_overlays", lambda *_: None)
+    path, _ = sky(tmp_path / "sky")
+    arms = [arm for arm in SIZES[size]().arms if arm.correct]
+    for arm in arms:
+        train(tmp_path, Protocol(path), arm, 0)
+    assert called == [arm.correct for arm in arms] and "label_shift" in called
 
 
 def test_the_oracle_s_validation_objects_are_all_whose_truth_is_known(tmp_path, monkeypatch):
