@@ -47,7 +47,7 @@ class Bar(NamedTuple):
 # Commands; {scratch}: of datasets and runs, {data}: of public ones. Some read what those before them have made.
 RUNS = {
     "loader": "benchmarks.loader {scratch}/images",
-    "peers": "benchmarks.peers {scratch}/images",
+    "peers": "benchmarks.peers {scratch}/images --venvs {scratch}/venvs",
     "stall": "benchmarks.stall {scratch}/images",
     "storage": "benchmarks.storage",
     "scale": "benchmarks.scale {scratch}/forty_million",
@@ -60,10 +60,13 @@ RUNS = {
     "photometry": "benchmarks.photometry {scratch}/photometry --data {data}",
     "probes": "benchmarks.probes {scratch}/probes",
     "shift": "benchmarks.shift {scratch}/shift",
+    "predict": "benchmarks.predict --workdir {scratch}/shift/runs/matched_0 --dataset {scratch}/shift/sky "
+    "--where \"split == 'test'\" --objects_per_part 1024 --rounds 3",
 }
-MAKE = {  # what a run reads, where it does not make that itself
-    "pretrained": "benchmarks.pretrained make {scratch}/dinov2_vitl14.safetensors --name dinov2_vitl14",
-    "damage": "benchmarks.pretrained make {scratch}/dinov2_vits14.safetensors --name dinov2_vits14",
+MAKE = {  # what a run needs and does not make itself: the last word
+    "peers": "benchmarks.peers --install --venvs {scratch}/venvs",
+    "pretrained": "benchmarks.pretrained make --name dinov2_vitl14 {scratch}/dinov2_vitl14.safetensors",
+    "damage": "benchmarks.pretrained make --name dinov2_vits14 {scratch}/dinov2_vits14.safetensors",
 }
 OURS = "stream, {} thread{}, {}"
 
@@ -231,6 +234,7 @@ BARS = (
     *(Bar("shift", f"gap to the oracle beyond the labels closed by `tiered`, {metric}", closure("tiered", metric), 0.3)
       for metric in ("eta_15", "abs_bias")),
     Bar("shift", "sigma_mad that `tiered` loses on spec-like", kept("tiered"), 0.05, True, ".1%"),
+    Bar("predict", "jaxz.predict, of the rate of the bare forward pass", lambda f: f["ratio"], 0.9),
 )  # fmt: skip
 
 
@@ -240,10 +244,10 @@ def measure(scratch: Path, name: str, data: Path) -> None:
     if result.exists():
         return
     places = {"scratch": scratch, "data": data}
-    words = lambda template: [word.format(**places) for word in template.split()]
+    words = lambda template: [word.format(**places) for word in shlex.split(template)]
     began = time.monotonic()
     of = {"commit": versions()["commit"], "date": datetime.date.today().isoformat()}
-    if name in MAKE and not (scratch / MAKE[name].split()[2].format(**places)).exists():
+    if name in MAKE and not Path(words(MAKE[name])[-1]).exists():
         call(words(MAKE[name]))
     part = result.with_suffix(".part")
     # A benchmark that finds what must not be ends with 1, and has told what.

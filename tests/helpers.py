@@ -1,5 +1,6 @@
 """A small dataset of blobs whose colour depends on redshift: quick to write, learnable."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,12 @@ from jaxz.data.writer import DatasetWriter, with_images
 BANDS = ("g", "r", "i")
 # Of processes that train for longer than they compile: machine code that is optimised a little (conftest.py: not).
 OPTIMISED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": "--xla_backend_optimization_level=1"}
+
+
+def on_devices(count: int) -> dict[str, str]:
+    """The environment of a process on so many devices of the CPU."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+    return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 
 def blobs(

@@ -1,6 +1,5 @@
 """SimCLR, MoCo, VICReg, supervised contrast and alignment: against the papers' formulas in float64, loop by loop."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from jaxz.objectives.moco import enqueue, info_nce
 from jaxz.objectives.simclr import nt_xent
 from jaxz.objectives.supcon import supcon
 from jaxz.objectives.vicreg import covariance, variance
-from tests.helpers import small_config
+from tests.helpers import on_devices, small_config
 from tests.terms import batch_of, make
 
 KEY = jax.random.key(3)
@@ -250,10 +249,8 @@ assert "[48,48]" not in text and "[24,24]" not in text
 
 @pytest.mark.long
 def test_eight_devices_contrast_with_the_whole_batch_and_hold_their_own_rows_only():
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", DEVICES], cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True
-    )
+    command, root = [sys.executable, "-c", DEVICES], Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=root, env=on_devices(8), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +23,7 @@ from jaxz.models import build
 from jaxz.optim import make_optimizer
 from jaxz.state import abstract_state
 from tests.device_check import MESHES
-from tests.helpers import small_config
+from tests.helpers import on_devices, small_config
 
 pytestmark = pytest.mark.long
 ROOT = Path(__file__).parents[1]
@@ -34,10 +33,8 @@ ROOT = Path(__file__).parents[1]
 def measured(blob_dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("mesh")
     config = small_config(folder, blob_dataset, depth=1, mae=0.1, redshift=1.0)
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "tests.device_check", config, str(folder / "run")]
-    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of the machine code: compiling takes half as long
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=on_devices(8), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
 
