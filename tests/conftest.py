@@ -13,7 +13,8 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 # Their machine code is not optimised, nor emitted by way of MLIR, which takes a quarter of that time; partitioning over
 # devices is as ever.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-if importlib.metadata.version("jaxlib").startswith("0.10."):  # XLA ends a process over a flag that it does not know
+# (XLA ends a process over a flag that it does not know.)
+if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {os.environ.get('XLA_FLAGS', '')}".strip()
 
 # Two workers with two threads each would wait for one another, spinning: three times as slow. Each has a core where

@@ -352,3 +352,23 @@ def test_bands_survive_their_file(tmp_path):
     bands = tuple(Band(f'b"{n}', 500.0 + n, 100, 25.123456789, 0.2, 3, 1e-9, 0.0) for n in range(3))
     (tmp_path / "b.toml").write_text(bands_toml(bands))
     assert load_bands(tmp_path / "b.toml") == (bands, tuple(band.name for band in bands))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[[bands]", "bands: '.*b.toml' cannot be read"),
+        ("width_nm = 130.0", "bands: '.*b.toml' lists none; add a \\[\\[bands\\]\\] section"),
+        (
+            BANDS.replace("sky_sigma", "sky_sigme"),
+            "bands\\[0\\].sky_sigme is not a known field. Did you mean 'sky_sigma'",
+        ),
+        (BANDS.replace("sky_sigma = 0.02", ""), "bands\\[1\\].sky_sigma: is missing in"),
+        (BANDS.replace("wavelength_nm = 480.0", "wavelength_nm = -1"), "bands\\[1\\].wavelength_nm"),
+        (BANDS.replace('name = "g"', 'name = "r"'), "bands: names \\['r', 'r'\\] in .* must be unique"),
+    ],
+)
+def test_a_file_of_bands_that_is_wrong_is_refused(text, message, tmp_path):
+    (tmp_path / "b.toml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_bands(tmp_path / "b.toml")

@@ -270,6 +270,37 @@ def rename(content: bytes, old: str, new: str) -> bytes:
     return content[:at] + bytes(header) + content[at + 512 :]
 
 
+def replaced(old: bytes, new: bytes):
+    """A change of a tar: the first such bytes become as many others."""
+    assert len(old) == len(new)
+    return lambda content: content.replace(old, new, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (replaced(b'{"split', b'["split'), "blob000000.meta.json is no JSON"),
+        (replaced(b'"ebv"', b'"evb"'), "blob000000.meta.json has other columns than dataset.json"),
+        (replaced(b'"object_id": 0', b'"object_id":""'), "its meta.json do not hold int64"),
+        (replaced(b"'<f2'", b"'<i2'"), "blob000000.image is not the array of dataset.json \\(int16 \\(3, 16, 16\\)"),
+        (lambda tar: rename(tar, "blob000000.meta.json", "blob000000.beta.json"), "other members than .*'blob000000'"),
+        (lambda tar: tar[: len(tar) // 2 // 512 * 512] + bytes(10240), "its tar has .* members, not 20"),
+    ],
+)
+def test_an_index_is_not_made_of_a_tar_that_holds_something_else(change, why, dataset, capsys):
+    """One that dataset.json was sealed over, by another writer."""
+    tar, manifest = dataset / "shards/00000.tar", json.loads((dataset / "dataset.json").read_text())
+    content = change(tar.read_bytes())
+    assert content != tar.read_bytes()
+    tar.write_bytes(content)
+    manifest["shards"][0] |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (dataset / "dataset.json").write_text(json.dumps(manifest))
+    (dataset / "index/00000.parquet").unlink()
+    _, lines, _ = run(dataset, capsys, "--repair")
+    assert any(re.search(f"shard 00000 cannot be rebuilt: .*{why}", line) for line in lines), lines
+    assert listed(dataset) == {"00000": "all"} and not (dataset / "index/00000.parquet").exists()
+
+
 def test_arrays_that_live_in_the_index_cannot_be_rebuilt(tmp_path, capsys):
     arrays = {"times": Array("vector", "float32", (2,), encoding="index"), "a": Array("vector", "int8", (3,))}
     writer = DatasetWriter(tmp_path / "d", Manifest(arrays, (), {"n": Column("int64")}), plan={})
