@@ -4,7 +4,6 @@ import math
 from pathlib import Path
 
 import numpy as np
-from reproject import reproject_adaptive, reproject_interp
 from scipy.ndimage import binary_dilation, zoom
 
 from data_tools.survey import BandSource, Survey
@@ -117,6 +116,8 @@ def to_grid(pixels: np.ndarray, flags: np.ndarray, old: Grid, new: Grid) -> tupl
     averaged instead, with the local Jacobian (DeForest 2004, Solar Physics 219 3), or the noise of the small ones would
     stay. A new pixel with a share in a bad one is bad.
     """
+    from reproject import reproject_adaptive, reproject_interp  # half a second, in every process
+
     lost = flags & (MASK_BITS["bad"] | MASK_BITS["nodata"]) > 0
     whole = np.where(lost, np.median(pixels[~lost][::7]) if not lost.all() else 0, pixels).astype(np.float64)
     areas = area_ratio(old, new)

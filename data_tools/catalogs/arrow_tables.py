@@ -7,7 +7,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
-import pyarrow.dataset as pads
 from astropy.table.meta import get_header_from_yaml
 
 from data_tools.catalogs.opened import Opened, WantedColumns
@@ -18,6 +17,8 @@ READ_AS = {"number": pa.float64(), "id": pa.int64(), "text": pa.string()}
 
 def open_parquet(path: Path) -> Opened:
     """One file, or a directory of them whose names may say columns (healpix=12/part.parquet)."""
+    import pyarrow.dataset as pads  # half a second: it imports pandas
+
     dataset = pads.dataset(path, format="parquet", partitioning="hive", exclude_invalid_files=False)
     schema = dataset.schema
     kinds = {field.name: kind_of(field.type) for field in schema}

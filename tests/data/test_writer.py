@@ -9,7 +9,7 @@ import webdataset
 from jaxz.data import writer as module
 from jaxz.data.dataset import open_dataset
 from jaxz.data.manifest import Array, Column, Manifest
-from jaxz.data.writer import DatasetWriter
+from jaxz.data.writer import DatasetWriter, tar_header
 from jaxz.errors import InputError
 from tests.helpers import blobs
 
@@ -148,3 +148,17 @@ def test_a_key_in_two_shards_is_named_whatever_the_hashes(tmp_path, monkeypatch,
     with pytest.raises(InputError, match="key 'b' of shard 00002 stands in an earlier shard"):
         writer.finish(3, {})
     assert not (tmp_path / "twice" / "dataset.json").exists()
+
+
+@pytest.mark.parametrize("name", ["a.npy", "é/b.json", "n" * 100, "folder/" + "n" * 100, "x\udcff"])
+@pytest.mark.parametrize("size", [0, 73_856, 8**11 - 1])
+def test_a_header_is_that_of_tarfile(name, size):
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.uname, info.gname = size, 0o444, "bigdata", "bigdata"
+    assert tar_header(name, size) == info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def test_what_no_header_holds_is_refused():
+    for name, size in (("n" * 101, 1), ("a", 8**11)):
+        with pytest.raises(ValueError, match="too long|overflow"):
+            tar_header(name, size)
