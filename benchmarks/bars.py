@@ -194,7 +194,7 @@ BARS = (
     ),
     Bar("storage", "compact, rms error of aperture fluxes, in sigma, worst bin", worst("rms"), 0.05, True, ".3f"),
     Bar("storage", "compact, their bias, in sigma, worst bin", worst("bias"), 0.005, True, ".4f"),
-    Bar("scale", "40 million rows opened with a filter, s", lambda f: slowest(f, "open"), 5, True, ".1f"),
+    Bar("scale", "40 million rows opened with a filter, s", lambda f: slowest(f, "open_s"), 5, True, ".1f"),
     Bar("scale", "peak memory, GB", lambda f: slowest(f, "peak_bytes") / 1e9, 2, True),
     Bar("scale", "first batch at any position, s", lambda f: slowest(f, "first batch"), 1, True),
     Bar(
