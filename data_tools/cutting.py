@@ -186,10 +186,15 @@ def cut_plane(block: int, tile_number: int, band_number: int) -> None:
 
 
 def is_observed(flags: np.ndarray, x: np.ndarray, y: np.ndarray, size: int) -> np.ndarray:
-    """bool [N]: whether a cutout has a good pixel."""
-    parts = [slice(start, start + CUT_AT_ONCE) for start in range(0, len(x), CUT_AT_ONCE)]
-    found = [(cut(flags, x[part], y[part], size, MASK_BITS["nodata"]) == 0).any((1, 2)) for part in parts]
-    return np.concatenate([np.empty(0, bool), *found])
+    """bool [N]: whether a cutout has a good pixel. Most have one in the middle: only the others are looked at whole."""
+    (height, width), column, row = flags.shape, nearest_pixel(x), nearest_pixel(y)
+    found = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    found[found] = flags[row[found], column[found]] == 0
+    others = np.flatnonzero(~found)
+    for start in range(0, len(others), CUT_AT_ONCE):
+        part = others[start : start + CUT_AT_ONCE]
+        found[part] = (cut(flags, x[part], y[part], size, MASK_BITS["nodata"]) == 0).any((1, 2))
+    return found
 
 
 def keep(path: Path, plane: np.ndarray, x: np.ndarray, y: np.ndarray, size: int, fill: int) -> None:

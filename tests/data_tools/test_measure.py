@@ -8,7 +8,9 @@ from astropy.io import fits
 from astropy.nddata import Cutout2D
 
 from data_tools import convert
+from data_tools.cutting import is_observed
 from data_tools.measure import aperture_flux, aperture_noise, cut, measure_sky, nearest_pixel, noise_area
+from data_tools.tiles import MASK_BITS
 from jaxz.errors import InputError
 from tests.data_tools.survey_files import arguments, independent_noise, overlap, write_survey
 
@@ -123,3 +125,16 @@ def test_cutouts_are_those_of_astropy():
         # an even Cutout2D around pixel i begins at i - 2.5, rounded up: half a pixel less names our i - 3
         truth = Cutout2D(plane, (i - 0.5, j - 0.5), 6, mode="partial", fill_value=-1).data
         np.testing.assert_array_equal(cutout, truth)
+
+
+def test_a_cutout_is_observed_where_any_of_its_pixels_is_good():
+    rng = np.random.default_rng(0)
+    flags = np.where(rng.random((40, 50)) < 0.97, MASK_BITS["bad"], 0).astype(np.uint8)
+    x, y = rng.uniform(-9, 59, 400), rng.uniform(-9, 49, 400)  # some centres, and some whole cutouts, are off the tile
+    column, row = np.floor(x + 0.5) - 4, np.floor(y + 0.5) - 4
+    truth = [
+        not flags[max(int(j), 0) : max(int(j) + 8, 0), max(int(i), 0) : max(int(i) + 8, 0)].all()
+        for i, j in zip(column, row, strict=True)
+    ]
+    assert is_observed(flags, x, y, 8).tolist() == truth
+    assert 0.3 < np.mean(truth) < 0.9
