@@ -1,12 +1,10 @@
 """Whether a catalogue and its images agree on how bright objects are: a wrong zero point or unit shows here."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
-from jaxz.data.index import read_index
-from jaxz.data.manifest import Manifest
+from jaxz.data.dataset import Dataset
 
 FACTOR = 3.0  # total fluxes of galaxies and those in an aperture differ by less, in the median
 BRIGHT = 10.0  # times the error in the aperture
@@ -14,13 +12,14 @@ FEWEST = 10  # objects, below which a median says nothing
 SHARDS = 20  # that are looked at
 
 
-def flux_ratios(dataset: Path, manifest: Manifest) -> dict[str, float]:
+def flux_ratios(dataset: Dataset) -> dict[str, float]:
     """{band: median of the catalogue's flux over that in the aperture}, of bright objects of the first shards, for
     bands that have both and enough of them."""
     names = lambda band: [f"flux_{band}", f"flux_aper_{band}", f"fluxerr_aper_{band}"]
+    manifest = dataset.manifest
     both = [band.name for band in manifest.bands if manifest.columns.keys() >= set(names(band.name))]
-    paths = [dataset / "index" / f"{n:05d}.parquet" for n in range(min(len(manifest.shards), SHARDS))]
-    tables = [read_index(path, [name for band in both for name in names(band)]) for path in paths]
+    wanted = [name for band in both for name in names(band)]
+    tables = [dataset.shard_table(n, wanted) for n in range(min(len(manifest.shards), SHARDS) if both else 0)]
     found = {}
     for band in both:
         flux, aperture, error = (np.concatenate([table[name].to_numpy() for table in tables]) for name in names(band))

@@ -40,6 +40,7 @@ from data_tools.planes import read_band
 from data_tools.splits import GAP, healpix_order
 from data_tools.survey import Detection, Survey, load_survey, survey_path
 from data_tools.tiles import Grid, Tile, find_tiles, to_sky
+from jaxz.data.dataset import open_dataset
 from jaxz.data.index import read_index
 from jaxz.data.manifest import Column, Manifest
 from jaxz.data.writer import ENCODINGS, DatasetWriter
@@ -330,7 +331,7 @@ def finish(job: Job, plan: Plan, writer: DatasetWriter, args: argparse.Namespace
     facts = {"dropped": dropped, "bands": bands, "labelled": labelled}
     manifest = writer.finish(plan.shards, split_rule(job, counts, args.size, "ra" in writer.manifest.columns), facts)
     shutil.rmtree(job.work)
-    for line in disagreements(flux_ratios(writer.path, manifest)):
+    for line in disagreements(flux_ratios(open_dataset(writer.path))):
         print(line, file=sys.stderr)
     return summary_of(args, manifest, job.tiles)
 

@@ -128,7 +128,7 @@ def bands(dataset: Dataset) -> Section:
         "PSF arcsec",
     )
     observed = dataset.column("bands_observed") if "bands_observed" in dataset.manifest.columns else None
-    ratios = {} if isinstance(dataset.path, str) else flux_ratios(dataset.path, dataset.manifest)
+    ratios = flux_ratios(dataset)
     rows = []
     for b, band in enumerate(dataset.manifest.bands):
         share = "" if observed is None else f"{np.mean((observed >> b) & 1):.1%}"
@@ -172,9 +172,8 @@ def labels(dataset: Dataset) -> Section:
     rows = []
     for kind in np.unique(kinds):
         for value in np.unique(quality[kinds == kind]):
-            rows.append(
-                label_row(str(kind), f"{value:g}" if has_quality else "", z[(kinds == kind) & (quality == value)])
-            )
+            same = np.isnan(quality) if np.isnan(value) else quality == value
+            rows.append(label_row(str(kind), f"{value:g}" if has_quality else "", z[(kinds == kind) & same]))
     return Section("Redshift labels", ("kind", "quality", "samples", "lowest z", "median z", "highest z"), rows)
 
 

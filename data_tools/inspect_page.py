@@ -85,7 +85,8 @@ def pictures(dataset: Dataset) -> Iterator[Picture]:
     """The figures that the dataset has the columns for."""
     names = dataset.manifest.columns
     image = dataset.manifest.arrays.get("image")
-    if image is not None and len(dataset) and image.full_shape[:1] == (len(dataset.manifest.bands),):
+    shape = image.shape if image is not None and not image.variable else ()
+    if len(dataset) and len(shape) == 3 and shape[0] == len(dataset.manifest.bands):
         caption = (
             "From bright to faint. Grey: asinh of the flux over three sky sigmas, each cutout from its 1st to its "
             "99.7th percentile; blue: bad or absent pixels; hatched: band not observed. Colour: blue, green, red are "
@@ -126,10 +127,8 @@ def gallery(dataset: Dataset, rows: np.ndarray) -> Figure:
     bands = dataset.manifest.bands
     samples = [dataset.cutout(int(row)) for row in rows]
     images = np.stack([sample["image"].astype(np.float32) for sample in samples])  # [B, C, H, W]
-    masks = [
-        sample["image_mask"] if "image_mask" in sample else np.zeros(images.shape[1:], np.uint8) for sample in samples
-    ]
-    good = np.stack(masks) == 0
+    masks = [sample.get("image_mask", np.uint8(0)) for sample in samples]  # [C, H, W], or one for all bands or pixels
+    good = np.stack([np.broadcast_to(mask == 0, images.shape[1:]) for mask in masks])
     good &= np.stack([observed(sample, len(bands)) for sample in samples])[:, :, None, None]
     sigma = np.array([band.sky_sigma for band in bands])[:, None, None]
     greys = np.ma.masked_where(~good, np.arcsinh(images / (SOFTENING * sigma)))
@@ -245,6 +244,7 @@ def sky_map(dataset: Dataset, x: str, y: str) -> Figure:
     if len(rows) > POINTS:
         rows = np.sort(np.random.default_rng(0).choice(rows, POINTS, replace=False))
     across, up, split = (dataset.column(name)[rows] for name in (x, y, "split"))
+    middle = float(np.mean(up[np.isfinite(up)])) if np.isfinite(up).any() else 0.0
     names = [name for name in np.unique(split.astype(str)) if name != "gap"]
     colours = {**dict(zip(names, COLOURS, strict=False)), "gap": GREY}
     figure = new_figure(7.2, 5.6)
@@ -255,7 +255,7 @@ def sky_map(dataset: Dataset, x: str, y: str) -> Figure:
             axis.scatter(across[here], up[here], s=max(1.0, min(14.0, 2e4 / len(rows))), color=colour, lw=0, label=name)
     sky = x == "ra"
     axis.set(xlabel="right ascension (deg)" if sky else "x (pixel)", ylabel="declination (deg)" if sky else "y (pixel)")
-    axis.set_aspect(1 / max(np.cos(np.radians(np.mean(up))), 0.1) if sky else 1, adjustable="datalim")
+    axis.set_aspect(1 / max(np.cos(np.radians(middle)), 0.1) if sky else 1, adjustable="datalim")
     if sky:
         axis.invert_xaxis()
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2)

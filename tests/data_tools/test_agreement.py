@@ -6,7 +6,10 @@ from astropy.table import Table
 
 import jaxz
 from data_tools import convert
+from data_tools.agreement import flux_ratios
 from data_tools.inspect import bands
+from jaxz.data.manifest import Band, Column, Manifest
+from jaxz.data.writer import DatasetWriter
 from tests.data_tools.survey_files import arguments, write_survey
 
 
@@ -17,6 +20,21 @@ def measured(tmp_path_factory):
     convert.main(arguments(folder, folder.parent / "out", "--size", "16"))
     dataset = jaxz.open_dataset(folder.parent / "out")
     return folder, dict(zip(dataset.column("object_id").tolist(), dataset.column("flux_r").tolist(), strict=True))
+
+
+def test_shards_that_are_not_there_are_passed_over(tmp_path):
+    """A shard without a sample is left out of the dataset, and one that is quarantined as a whole may be gone."""
+    names = ("flux_r", "flux_aper_r", "fluxerr_aper_r")
+    band = Band("r", 620.0, 100.0, 25.0, 0.2, 1.0, 1.0, 0.8)
+    writer = DatasetWriter(tmp_path / "d", Manifest({}, (band,), dict.fromkeys(names, Column("float32"))), {})
+    for n, count in enumerate((10, 0, 10)):
+        values = dict(zip(names, ([2.0] * count, [1.0] * count, [0.01] * count), strict=True))
+        writer.write_shard(n, [f"{n}-{i}" for i in range(count)], {}, values)
+    writer.finish(3, {})
+    assert flux_ratios(jaxz.open_dataset(tmp_path / "d")) == {"r": 2.0}
+    (tmp_path / "d" / "index" / "00002.parquet").unlink()
+    (tmp_path / "d" / "quarantine.json").write_text('{"version": 1, "shards": {"00002": "all"}}')
+    assert flux_ratios(jaxz.open_dataset(tmp_path / "d")) == {"r": 2.0}
 
 
 @pytest.mark.parametrize("times", [1.0, 2.0, 3631.0])

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from data_tools import convert, inspect
-from data_tools.inspect_page import choose, composite, missing_bands, one_scale
+from data_tools.inspect_page import choose, composite, missing_bands, one_scale, pictures, sky_map
 from jaxz.data.dataset import open_dataset
-from jaxz.data.manifest import Band, Column, Manifest
+from jaxz.data.manifest import Array, Band, Column, Manifest
 from jaxz.data.writer import DatasetWriter
 from jaxz.errors import InputError
 from tests.data_tools.survey_files import arguments, write_survey
@@ -85,6 +85,15 @@ def test_kinds_of_redshift_without_redshifts(tmp_path):
     ]
 
 
+def test_redshifts_of_a_quality_that_is_missing_are_counted(tmp_path):
+    columns = {"z_kind": Column("string"), "z": Column("float32"), "z_quality": Column("int32")}
+    path = odd(tmp_path / "out", columns, z_kind=["spec", "spec"], z=[0.5, 0.25], z_quality=[3, None])
+    assert inspect.labels(open_dataset(path)).rows == [
+        ("spec", "3", "1", "0.5", "0.5", "0.5"),
+        ("spec", "nan", "1", "0.25", "0.25", "0.25"),
+    ]
+
+
 class Page(HTMLParser):
     def __init__(self, text: str):
         super().__init__()
@@ -132,6 +141,19 @@ def test_matrix_of_missing_bands(tmp_path):
     assert [label.get_text() for label in axis.get_xticklabels()] == ["g", "r", "z"]
     shares = [label.get_text().split()[0] for label in axis.get_yticklabels()]
     assert shares == [str(len(dataset) - lacking), str(lacking)]
+
+
+def test_page_of_objects_without_a_position_and_a_mask_of_all_bands(tmp_path):
+    band = Band("r", 620.0, 100.0, 25.0, 0.2, 1.0, 1.0, 0.8)
+    arrays = {"image": Array("image", "float32", (1, 8, 8)), "image_mask": Array("mask", "uint8", (8, 8))}
+    columns = {"ra": Column("float64"), "dec": Column("float64"), "split": Column("string")}
+    writer = DatasetWriter(tmp_path / "out", Manifest(arrays, (band,), columns), plan={})
+    values = {"image": np.ones((2, 1, 8, 8), np.float32), "image_mask": np.zeros((2, 8, 8), np.uint8)}
+    writer.write_shard(0, ["a", "b"], values, {"ra": [10.0, np.nan], "dec": [2.0, np.nan], "split": ["train", "test"]})
+    writer.finish(1, {})
+    dataset = open_dataset(tmp_path / "out")
+    assert [picture.title for picture in pictures(dataset)] == ["Cutouts", "Map of the splits"]
+    assert np.isfinite(sky_map(dataset, "ra", "dec").axes[0].get_aspect())
 
 
 def test_only_bands_of_one_pixel_scale_make_a_colour():
