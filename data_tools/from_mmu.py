@@ -33,7 +33,7 @@ from data_tools.importing import (
     row_shards,
 )
 from data_tools.measure import to_stored
-from data_tools.splits import assign_splits
+from data_tools.splits import FRACTIONS, assign_splits
 from data_tools.tiles import MASK_BITS
 from jaxz.data.manifest import Array, Band, Column
 from jaxz.data.writer import ENCODINGS
@@ -94,7 +94,9 @@ def plan_import(args: argparse.Namespace) -> Import:
         elif field != "healpix":
             of = "string" if kind.kind in "SO" else "float32" if names(field) == "z" else kind.name
             columns[names(field)] = described(names(field), of, kept[field], f"{field} of the MMU file")
-    columns |= made_columns(files, columns, bands)
+    made = made_columns(files, columns, bands)
+    columns |= made
+    rule = split_rule(args, bands, (height, width)) if "split" in made else {}
     shards, rows_of = row_shards(files.starts[-1], args.samples_per_shard)
     stored = tuple(as_stored(band) for band in bands)
     columns_of = {field: names(field) for field in other}
@@ -103,7 +105,8 @@ def plan_import(args: argparse.Namespace) -> Import:
     plan |= {"split_order": args.split_order, "seed": args.seed}
     about = {"files": len(files.paths), "bands_left_out": sorted(left_out(files, sources))}
     shard = lambda n: reader.shard(rows_of(n))
-    return Import("from_mmu", arrays, stored, columns, int(files.starts[-1]), shards, shard, plan, about)
+    number = int(files.starts[-1])
+    return Import("from_mmu", arrays, stored, columns, number, shards, shard, plan, about, splits=rule)
 
 
 def find_files(root: Path, skipped: set[str]) -> Files:
@@ -129,6 +132,8 @@ def find_files(root: Path, skipped: set[str]) -> Files:
             if different := sorted(name for name in {*fields, *first} if not alike(fields.get(name), first.get(name))):
                 raise InputError(f"source: {path}: {different[0]!r} is not as in {paths[0]}; import the two apart")
             counts.append(*next(iter(lengths)))
+    if not sum(counts):
+        raise InputError(f"source: the {len(paths)} files of {str(root)!r} have no rows; name another survey")
     return Files(root, paths, np.cumsum([0, *counts]), first)
 
 
@@ -193,6 +198,14 @@ def made_columns(files: Files, columns: dict[str, Column], bands: tuple[Band, ..
         if "image_ivar" in files.fields and (name := f"sky_sigma_{band.name}") not in columns:
             made[name] = Column("float32", "", "median over this image, stored units")
     return made
+
+
+def split_rule(args: argparse.Namespace, bands: tuple[Band, ...], shape: tuple[int, int]) -> dict:
+    """What the manifest says of splits that are made here (see Rows.on_sky)."""
+    scales = [band.pixel_scale_arcsec for band in bands]
+    gap_px = math.hypot(*shape) * max(scales) / scales[0]
+    order = {"rule": "hash", "healpix_order": args.split_order, "gap_px": gap_px}
+    return {**order, "fractions": FRACTIONS, "seed": args.seed}
 
 
 def as_stored(band: Band) -> Band:

@@ -268,13 +268,7 @@ def read_tar(args: argparse.Namespace, names: Names, columns: dict[str, Column],
                     arrays.setdefault(names(name), []).append(value)
             for name, column in values.items():
                 column.append(scalars.get(name))
-    reals = [name for name in values if columns[name].dtype.startswith("float")]
-    return keys, arrays, values | {name: np.array([finite(v) for v in values[name]]) for name in reals}
-
-
-def finite(value: float | None) -> float:
-    """NaN for what is missing, or no number of JSON."""
-    return math.nan if value is None or math.isinf(value) else float(value)
+    return keys, arrays, values
 
 
 def place_of(file: BinaryIO, member: Member, where: str) -> Place:

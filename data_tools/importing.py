@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,7 @@ class Import:
     plan: dict
     about: dict
     put: Callable[..., None] = DatasetWriter.write_shard
+    splits: dict = field(default_factory=dict)  # by which rule they were made, where the import made them
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,10 +100,10 @@ class Names:
             if unknown := sorted(set(named) - set(fields)):
                 raise InputError(f"{option}: {unknown[0]!r} is no field of the source; it has {sorted(fields)}")
         taken: dict[str, str] = {}
-        for field in fields:
-            other = taken.setdefault(self(field), field)
-            if field not in self.skipped and other not in self.skipped and other != field:
-                raise InputError(f"rename: fields {other!r} and {field!r} are both {self(field)!r}; rename one")
+        for name in fields:
+            other = taken.setdefault(self(name), name)
+            if name not in self.skipped and other not in self.skipped and other != name:
+                raise InputError(f"rename: fields {other!r} and {name!r} are both {self(name)!r}; rename one")
 
 
 def described(name: str, dtype: str, kept: dict, otherwise: str) -> Column:
@@ -159,8 +160,11 @@ def import_dataset(args: argparse.Namespace, argv: list[str], source: Import) ->
         print(f"{args.out} is complete already", file=sys.stderr)
         return summary
 
+    reals = {name: np.dtype(column.dtype) for name, column in columns.items() if column.dtype.startswith("float")}
+
     def write(n: int) -> None:
         keys, stored, values = source.read(n)
+        values |= {name: finite(np.asarray(values[name], dtype)) for name, dtype in reals.items()}
         for name in to_mask:
             stored[name], stored[f"{name}_mask"] = masked(np.asarray(stored[name]))
         if labelled:
@@ -173,8 +177,13 @@ def import_dataset(args: argparse.Namespace, argv: list[str], source: Import) ->
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
     in_threads(write, [n for n in range(source.shards) if not writer.done(n)], args.workers, "shards")
-    written = writer.finish(source.shards, count_splits(args.out, columns, source.shards))
+    written = writer.finish(source.shards, count_splits(args.out, columns, source.shards) | source.splits)
     return {**summary, "splits": written.splits, "bytes": sum(shard.bytes for shard in written.shards)}
+
+
+def finite(values: np.ndarray) -> np.ndarray:
+    """Reals with NaN where they are infinite, such as the magnitude of a flux of 0: JSON has no such number."""
+    return np.where(np.isinf(values), values.dtype.type(np.nan), values)
 
 
 def check_names(arrays: dict[str, Array], columns: dict[str, Column]) -> None:

@@ -1,6 +1,5 @@
 """Where a layer's arrays come from: a dataset, or files of arrays with a row for each object."""
 
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 from numpy.lib.npyio import NpzFile
 
 from data_tools.inputs import sha256
+from data_tools.webdataset_tars import BAD_ZIP
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.index import UNREADABLE
 from jaxz.data.manifest import Array, Band
@@ -153,7 +153,7 @@ def load(path: Path, kind: type[T]) -> T:
         if not isinstance(found, kind):
             raise ValueError(f"it holds a {type(found).__name__}, not a {kind.__name__}")
         return found
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except BAD_ZIP as error:
         raise InputError(f"from: {path} cannot be read as NumPy arrays of numbers ({error}); write it again") from None
 
 
@@ -161,7 +161,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with load(path, NpzFile) as found:
             return {name: found[name] for name in found.files}
-    except (ValueError, zipfile.BadZipFile) as error:
+    except BAD_ZIP as error:
         raise InputError(f"from: {path} cannot be read as NumPy arrays of numbers ({error}); write it again") from None
 
 

@@ -7,6 +7,7 @@ import math
 import re
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -22,6 +23,9 @@ PICKLES = {"pyd", "pickle", "pkl", "pth", "pt", "joblib"}
 SCALARS = ("json", "cls", "txt", "text", "id")
 TEXTS, TEXT_LIMIT = ("txt", "text", "id"), 1 << 20  # bytes
 PICTURES = {"jpg", "jpeg", "png", "ppm", "pgm", "webp", "tif", "tiff"}
+
+# What zipfile raises of a damaged archive, or of one that it cannot read
+BAD_ZIP = (zipfile.BadZipFile, zlib.error, NotImplementedError, OSError, EOFError, RuntimeError, ValueError)
 
 
 class Member(NamedTuple):
@@ -158,7 +162,7 @@ def npz_entries(file: BinaryIO, member: Member, where: str) -> Iterator[tuple[st
             entry, inside = f"{where}: {info.filename!r}", Member("", 0, info.file_size)
             header = npy_header(content, inside, entry)
             yield info.filename.removesuffix(".npy"), header, partial(read_array, content, inside, entry)
-    except (zipfile.BadZipFile, NotImplementedError, OSError, EOFError, RuntimeError) as error:
+    except BAD_ZIP as error:
         raise InputError(f"{where} is no .npz ({error}); write it with numpy.savez") from None
 
 

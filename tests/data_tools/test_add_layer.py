@@ -211,6 +211,7 @@ def test_a_layer_of_a_base_that_was_rewritten_is_refused(base, tmp_path):
         (["strange.npz", "extra", "--missing", "mask"], "lacks 96 of 96 objects"),
         (["nan.npz", "extra"], r"blob0000\d\d.embedding holds NaN or inf"),
         (["pickled.npz", "extra"], "cannot be read as NumPy arrays"),
+        (["damaged.npz", "extra"], "cannot be read as NumPy arrays of numbers .Error -3 while decompressing"),
         (["single.npz", "extra"], "it holds a memmap, not a NpzFile"),
         (["many.npy", "extra", "--ids", "ids.npy"], "it holds a NpzFile, not a ndarray"),
         (["alone.npy", "extra"], "ids: goes with a .npy file"),
@@ -228,6 +229,9 @@ def test_what_cannot_be_a_layer_is_refused(base, tmp_path, rest, message):
     np.savez(tmp_path / "nan.npz", object_id=ids, embedding=np.full((96, 2), np.nan))
     np.savez(tmp_path / "pickled.npz", object_id=ids, embedding=np.full((96, 2), {}))
     pq.write_table(pa.table({"object_id": [1, 2], "embedding": [[1.0], [1.0, 2.0]]}), tmp_path / "ragged.parquet")
+    np.savez_compressed(tmp_path / "damaged.npz", object_id=ids)
+    content = (tmp_path / "damaged.npz").read_bytes()
+    (tmp_path / "damaged.npz").write_bytes(content[:70] + bytes(4 * [255]) + content[74:])
     shutil.copy(tmp_path / "alone.npy", tmp_path / "single.npz")
     shutil.copy(tmp_path / "by_id.npz", tmp_path / "many.npy")
     rest = [str(tmp_path / word) if word == "ids.npy" else word for word in rest]

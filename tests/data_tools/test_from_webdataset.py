@@ -192,6 +192,16 @@ HUGE = npy(np.ones(4)).replace(b"'shape': (4,), }        ", b"'shape': (44444444
 GOOD = ("1.npy", npy(np.ones(4)))
 
 
+def damaged_npz():
+    """With a deflate stream that is none."""
+    sink = io.BytesIO()
+    np.savez_compressed(sink, a=np.arange(100.0))
+    return sink.getvalue()[:60] + bytes(4 * [255]) + sink.getvalue()[64:]
+
+
+DAMAGED = damaged_npz()
+
+
 @pytest.mark.parametrize(
     ("members", "match"),
     [
@@ -202,6 +212,7 @@ GOOD = ("1.npy", npy(np.ones(4)))
         ([("1.npy", HUGE)], r"of shape \(4444444444,\) takes 35555555552 bytes"),
         ([("1.npy", b"\x93NUMPY\x01\x00")], "is no .npy"),
         ([("1.npz", b"PK")], "is no .npz"),
+        ([("1.npz", DAMAGED)], "is no .npz .Error -3 while decompressing"),
         ([special("1.npy", tarfile.SYMTYPE)], "is no plain file"),
         ([special("1.npy", tarfile.LNKTYPE)], "is no plain file"),
         ([special("1.npy", tarfile.CHRTYPE)], "is no plain file"),

@@ -174,6 +174,7 @@ def test_bands_go_by_their_names_and_missing_ones_are_masked(survey, tmp_path, c
     # a magnitude is the same before and after: m = zp - 2.5 log10(value)
     [r, g] = dataset.manifest.bands
     assert g.zero_point_ab - 2.5 * np.log10(1 / 0.02) == pytest.approx(27.0) and r.sky_sigma == g.sky_sigma == 1
+    assert dataset.manifest.splits["rule"] == "hash" and dataset.manifest.splits["healpix_order"] == 9
     whole = assign_splits(dataset.column("ra"), dataset.column("dec"), gap_arcsec=6 * 2**0.5 * 0.168, order=9, seed=0)[
         0
     ]
@@ -346,6 +347,21 @@ def test_numbers_that_stand_for_no_redshift_are_no_labels(tmp_path):
     dataset = open_dataset(tmp_path / "new")
     np.testing.assert_array_equal(dataset.column("z"), np.float32([0.5, np.nan, np.nan, np.nan, 1.5]))
     assert dataset.column("z_kind").tolist() == ["grism", "none", "none", "none", "grism"]
+
+
+def test_infinite_numbers_of_columns_are_missing(tmp_path):
+    bands, magnitudes = np.array([["hsc-g"]] * 5), np.array([20, np.inf, 21, -np.inf, np.nan], np.float32)
+    mmu_file(tmp_path / "pdr3" / "healpix=1" / "001-of-001.hdf5", bands, 1, MAG=magnitudes)
+    (tmp_path / "bands.toml").write_text(BANDS)
+    assert from_mmu.main(command((tmp_path / "pdr3", ()), tmp_path)) is None
+    np.testing.assert_array_equal(open_dataset(tmp_path / "new").column("MAG"), [20, np.nan, 21, np.nan, np.nan])
+
+
+def test_a_survey_without_a_row_is_refused(tmp_path):
+    mmu_file(tmp_path / "pdr3" / "healpix=1" / "001-of-001.hdf5", np.empty((0, 1), "U5"), 1, count=0)
+    (tmp_path / "bands.toml").write_text(BANDS)
+    with pytest.raises(InputError, match="source: the 1 files of .* have no rows; name another survey"):
+        from_mmu.main(command((tmp_path / "pdr3", ()), tmp_path))
 
 
 def test_bands_survive_their_file(tmp_path):
