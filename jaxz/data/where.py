@@ -27,13 +27,20 @@ BINARY = {
     ast.Add: pc.add,
     ast.Sub: pc.subtract,
     ast.Mult: pc.multiply,
-    ast.Div: pc.divide,
+    ast.Div: lambda one, other: divide(one, other),
     ast.BitAnd: pc.bit_wise_and,
 }
 FUNCTIONS = {"abs": pc.abs, "isfinite": pc.is_finite, "isnull": lambda x: pc.is_null(x, nan_is_null=True)}
 
 
 Values: TypeAlias = pa.ChunkedArray | pa.Array | pa.Scalar  # a column, what is made of it, or a constant
+
+
+def divide(one: Values, other: Values) -> Values:
+    """Python's division: 3 / 2 of whole numbers is 1.5, which Arrow would cut to 1."""
+    if not (pa.types.is_integer(one.type) and pa.types.is_integer(other.type)):
+        return pc.divide(one, other)
+    return pc.divide_checked(pc.cast(one, pa.float64(), safe=False), pc.cast(other, pa.float64(), safe=False))
 
 
 def known(*sides: Values) -> Values:
@@ -95,7 +102,7 @@ def evaluate(where: str, column: Callable[[str], pa.ChunkedArray]) -> np.ndarray
     tree = parse(where)
     try:
         mask = pc.fill_null(visit(tree, column, where), False)
-    except (pa.ArrowException, OverflowError) as error:
+    except (pa.ArrowException, OverflowError, UnicodeError) as error:
         raise InputError(f"where: {where!r} cannot be evaluated ({error}); check the columns' types") from None
     if isinstance(mask, pa.Scalar) or not pa.types.is_boolean(mask.type):
         raise InputError(f"where: {where!r} is no condition; compare a column with a value")

@@ -34,6 +34,8 @@ TABLE = TABLE.append_column("cls", pa.array([1, 2, None, 1], pa.int16()))
         ("(bits & 2) != 0", [1, 2]),
         ("abs(z - 1) * 2 < 0.3", [1]),
         ("-z < -1.5", [3]),
+        ("bits / 2 == 1.5", [2]),  # not cut to 1
+        ("2 / bits < 1", [2, 3]),
         ("z > 0.5 and True", [1, 3]),
     ],
 )
@@ -52,6 +54,7 @@ REFUSED += [
     "z in (None,)",
     "kind in ('a', 1)",
     "z\0 > 1",
+    r"kind == '\ud800'",
 ]
 REFUSED += [f"bits > {10**30}", "bits / 0 > 1", "+".join(["z"] * 3000) + " > 1", "(" * 300 + "z" + ")" * 300 + " > 1"]
 
