@@ -5,6 +5,7 @@ import functools
 import hashlib
 import io
 import json
+import math
 import re
 import tarfile
 import zlib
@@ -103,11 +104,13 @@ class DatasetWriter:
             raise ValueError(f"key {bad!r} must match {KEY.pattern}")
         if len(set(keys)) != len(keys):
             raise ValueError("keys repeat within the shard")
+        for name, values in (*arrays.items(), *columns.items()):
+            if len(values) != len(keys):
+                raise ValueError(f"{name} has {len(values)} rows, there are {len(keys)} keys")
 
         table = {"key": pa.array(keys, pa.string())}
         for array in (a for a, spec in specs.items() if spec.encoding == "index"):
-            flat = np.ascontiguousarray(arrays[array], specs[array].dtype).reshape(len(keys), -1)
-            table[array] = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
+            table[array] = to_lists(arrays[array], specs[array], array)
         for column, spec in self.manifest.columns.items():
             table[column] = pa.array(columns[column], column_type(spec))
         lists = {c: table[c].to_pylist() for c in self.manifest.columns}
@@ -319,6 +322,18 @@ def repeated_keys(
             seen.setdefault(names[row], n)
 
 
+def to_lists(values: Stored, spec: Array, array: str) -> pa.Array:
+    """The column of the index that holds an array, checked as `encode` checks those of the tar."""
+    with np.errstate(over="ignore"):  # of what is then infinite
+        flat = np.ascontiguousarray(values, spec.dtype)
+    length = math.prod(spec.full_shape)
+    if flat.size != len(values) * length:
+        raise ValueError(f"{array} has shape {flat.shape[1:]}, the manifest says {spec.shape}")
+    if flat.dtype.kind == "f" and not np.isfinite(flat).all():
+        raise ValueError(f"{array} holds NaN or inf; store a finite value and say so in {array}_mask")
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), length)
+
+
 def encode(value: np.ndarray | bytes, spec: Array, key: str, array: str) -> tuple[bytes, bytes | memoryview]:
     """Header and payload of the member of the tar that holds one array of the sample `key`, checked against its
     specification."""
@@ -348,5 +363,9 @@ def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
 
 
 def meta_json(scalars: dict) -> bytes:
-    """The scalars of one sample as strict JSON: NaN, which JSON lacks, becomes null."""
-    return json.dumps({k: None if v != v else v for k, v in scalars.items()}, allow_nan=False).encode()
+    """The scalars of one sample as strict JSON: NaN, which JSON lacks, becomes null. Raises ValueError for infinity."""
+    try:
+        return json.dumps({k: None if v != v else v for k, v in scalars.items()}, allow_nan=False).encode()
+    except ValueError:
+        name = next(name for name, value in scalars.items() if value in (math.inf, -math.inf))
+        raise ValueError(f"column {name} is infinite, which JSON cannot say; store NaN") from None

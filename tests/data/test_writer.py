@@ -47,6 +47,26 @@ def test_a_payload_of_an_array_that_is_not_compact_is_refused(tmp_path):
     assert not writer.done(0)
 
 
+@pytest.mark.parametrize(
+    "values, z, message",
+    [
+        (np.ones((2, 4), "f4"), [1.0, np.inf], "column z is infinite, which JSON cannot say; store NaN"),
+        (np.ones((2, 4), "f4"), [1.0], "z has 1 rows, there are 2 keys"),
+        (np.ones((4, 2), "f4"), [1.0, 2.0], "v has 4 rows, there are 2 keys"),
+        (np.ones((2, 3), "f4"), [1.0, 2.0], r"v has shape \(3,\), the manifest says \(2, 2\)"),
+        (np.full((2, 4), np.nan, "f4"), [1.0, 2.0], "v holds NaN or inf; store a finite value"),
+        (np.full((2, 4), 1e300), [1.0, 2.0], "v holds NaN or inf; store a finite value"),
+    ],
+)
+def test_what_does_not_fit_the_index_is_refused(tmp_path, values, z, message):
+    manifest = Manifest({"v": Array("vector", "float32", (2, 2), "index")}, (), {"z": Column("float32")})
+    writer = DatasetWriter(tmp_path / "d", manifest, {})
+    with pytest.raises(ValueError, match=message):
+        writer.write_shard(0, ["a", "b"], {"v": values}, {"z": z})
+    assert not writer.done(0) and not list(writer.path.glob("shards/*"))
+    writer.write_shard(0, [], {"v": []}, {"z": []})
+
+
 @pytest.mark.parametrize("encoding", ["raw", "compact"])
 @pytest.mark.parametrize("samples", [1, 7, 20])
 def test_a_tar_is_what_webdataset_writes_byte_for_byte(tmp_path, encoding, samples):
