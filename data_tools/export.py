@@ -93,13 +93,20 @@ def in_units(manifest: Manifest, arrays: Named, scalars: Named) -> dict[str, tup
         factor = np.array([band.ujy_per_unit for band in manifest.bands], np.float32)[:, None, None]
         unseen = ~np.isfinite(values)
         if f"{name}_mask" in arrays:
-            bits = manifest.arrays[f"{name}_mask"].bits or {}
-            unseen |= (arrays[f"{name}_mask"] & ~np.uint8(bits.get("saturated", 0))) != 0
+            unseen |= lost(arrays[f"{name}_mask"], manifest.arrays[f"{name}_mask"])
         if "bands_observed" in scalars:
             seen = scalars["bands_observed"][:, None] >> np.arange(len(manifest.bands), dtype=np.uint32) & 1
             unseen |= (seen == 0)[:, :, None, None]
         found[name] = (np.where(unseen, np.float32(np.nan), values.astype(np.float32) * factor), UNIT)
     return found
+
+
+def lost(mask: np.ndarray, spec: Array) -> np.ndarray:
+    """bool [N,C,H,W], or [N,1,H,W] of a mask of all bands: where any bit is set but that of saturation. A mask of other
+    writers may have any type and number of bits."""
+    if mask.dtype.kind in "iub":
+        mask = mask.astype(np.int64) & ~(spec.bits or {}).get("saturated", 0)
+    return (mask != 0)[:, None] if mask.ndim == 3 else mask != 0
 
 
 def is_flux(array: Array, manifest: Manifest) -> bool:
@@ -144,7 +151,7 @@ def cube(manifest: Manifest, arrays: dict[str, tuple[np.ndarray, str]], scalars:
     several grids are in an HDU a band."""
     hdus = [fits.PrimaryHDU()]
     for name, (values, unit) in sorted(arrays.items()):
-        values = values.astype(WIDER.get(values.dtype.name, values.dtype.name))
+        values = np.atleast_1d(values.astype(WIDER.get(values.dtype.name, values.dtype.name)))  # FITS has an axis
         array = manifest.arrays.get(name)
         header = fits.Header()
         if array is not None and is_flux(array, manifest):

@@ -47,7 +47,10 @@ def rows_of_ids(dataset: Dataset, path: Path) -> np.ndarray:
     """int64: the rows of the objects that a text file names."""
     if "object_id" not in dataset.manifest.columns:
         raise InputError("ids: the dataset has no column 'object_id'; select by --where or --rows")
-    wanted = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    try:
+        wanted = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise InputError(f"ids: {str(path)!r} is no text ({error}); give a file of object_id, one a line") from None
     known = dataset.arrow(columns=["object_id"])["object_id"].cast(pa.string())
     found = np.flatnonzero(pa.compute.is_in(known, value_set=pa.array(wanted, pa.string())).to_numpy())
     if missing := sorted(set(wanted) - set(known.take(pa.array(found)).to_pylist())):

@@ -70,7 +70,12 @@ def rows_of_splits(dataset: Dataset, rows: np.ndarray) -> dict[str, np.ndarray]:
     found = {name: np.intersect1d(rows, those, assume_unique=True) for name, those in sorted(found.items())}
     if lost := len(rows) - sum(map(len, found.values())):
         raise InputError(f"where: {lost} of the {len(rows)} rows have no split; add --where 'not isnull(split)'")
-    return {name: those for name, those in found.items() if len(those)}
+    found = {name: those for name, those in found.items() if len(those)}
+    if bad := [name for name in found if not re.fullmatch(r"[\w-]+", name) or name == "all"]:
+        raise InputError(
+            f'split: {bad[0]!r} cannot be a split of TFDS; leave it out with --where "split != {bad[0]!r}"'
+        )
+    return found
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from astropy.wcs import WCS
 
 from data_tools import export
 from jaxz.data.dataset import open_dataset
+from jaxz.data.manifest import Array, Band, Manifest
+from jaxz.data.writer import DatasetWriter
 from jaxz.errors import InputError
 from tests.data_tools.survey_images import survey_images
 from tests.helpers import blobs
@@ -131,6 +133,24 @@ def test_bands_that_are_not_observed_are_nan_without_a_mask_too(tmp_path):
     assert lacking[::10, 0].all() and lacking.sum() == 2
 
 
+def test_masks_of_any_type_and_arrays_without_an_axis(tmp_path):
+    image, seen = np.ones((1, 2, 2, 3), np.float32), [[False, True, False], [True, True, False]]  # saturated: 512
+    mask = np.array([[[256, 512, 1], [0, 0, -(2**31)]]], np.int32)
+    band = dict(wavelength_nm=500.0, width_nm=100.0, zero_point_ab=23.9, pixel_scale_arcsec=0.2, a_over_ebv=3.0)
+    bands = tuple(Band(name, **band, sky_sigma=1.0, psf_fwhm_arcsec=0.7) for name in "gr")
+    arrays = {"image": Array("image", "float32", (2, 2, 3)), "label": Array("array", "int32", ())}
+    arrays |= {"image_mask": Array("mask", "int32", (2, 3), bits={"saturated": 512})}  # of all bands
+    writer = DatasetWriter(tmp_path / "d", Manifest(arrays, bands, {}), {})
+    writer.write_shard(0, ["a"], {"image": image, "image_mask": mask, "label": np.array([7], np.int32)}, {})
+    writer.finish(1, {})
+    assert export.main([str(tmp_path / "d"), "--out", str(tmp_path / "fits")]) is None
+    with fits.open(tmp_path / "fits" / "a.fits") as hdus:
+        np.testing.assert_array_equal(np.isfinite(hdus[0].data), [seen, seen])
+        assert hdus["LABEL"].data.tolist() == [7]
+    floats = np.array([[[[0.0, 1.0]]]], np.float32)
+    assert export.lost(floats, Array("mask", "float32", (1, 1, 2))).tolist() == [[[[False, True]]]]
+
+
 def test_selections(source, tmp_path):
     ids = [source.cutout(row)["object_id"] for row in (5, 1, 33)]
     (tmp_path / "ids.txt").write_text("\n".join(ids) + "\n\n")
@@ -139,7 +159,9 @@ def test_selections(source, tmp_path):
     with h5py.File(tmp_path / "a.h5") as file:
         assert file["columns/flags"][:].tolist() == [1, 5]
     (tmp_path / "ids.txt").write_text("J001.é/1\nnobody\n")
+    (tmp_path / "ids.gz").write_bytes(b"\x1f\x8b\xff")
     for more, match in (
+        (["--ids", str(tmp_path / "ids.gz")], "ids.gz' is no text .*; give a file of object_id, one a line"),
         (["--ids", str(tmp_path / "ids.txt")], "1 of .* are not in the dataset, such as 'nobody'"),
         (["--rows", "5:41"], "'5:41' does not lie within the 40 rows"),
         (["--rows", "five"], "'five' is neither a number nor START:STOP"),
@@ -147,7 +169,7 @@ def test_selections(source, tmp_path):
     ):
         with pytest.raises(InputError, match=match):
             export.main([str(source.path), "--out", str(tmp_path / "b.h5"), *more])
-    assert {path.name for path in tmp_path.iterdir()} == {"ids.txt", "a.h5"}
+    assert {path.name for path in tmp_path.iterdir()} == {"ids.txt", "ids.gz", "a.h5"}
 
 
 def test_nothing_is_overwritten_or_half_written(source, tmp_path, monkeypatch):

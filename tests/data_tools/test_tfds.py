@@ -10,6 +10,8 @@ import pytest
 from data_tools import from_tfds, to_tfds, verify
 from data_tools.bands import load_bands
 from jaxz.data.dataset import open_dataset
+from jaxz.data.manifest import Column, Manifest
+from jaxz.data.writer import DatasetWriter
 from jaxz.errors import InputError
 from tests.data_tools.survey_images import survey_images
 
@@ -152,6 +154,17 @@ def test_tfds_reads_what_a_dataset_holds(tmp_path, encoding):
         to_tfds.main(arguments)
     with pytest.raises(InputError, match="name: 'My-Sky' must match"):
         to_tfds.main([*arguments[:-4], "--name", "My-Sky"])
+
+
+@pytest.mark.parametrize("split", ["hold out", "all", "a/b"])
+def test_a_split_that_tfds_cannot_name_is_refused(tmp_path, split):
+    writer = DatasetWriter(tmp_path / "d", Manifest({}, (), {"split": Column("string")}), {})
+    writer.write_shard(0, ["a", "b", "c"], {}, {"split": ["train", split, "val-2"]})
+    writer.finish(1, {})
+    dataset = open_dataset(tmp_path / "d")
+    with pytest.raises(InputError, match=f"split: '{split}' cannot be a split of TFDS"):
+        to_tfds.rows_of_splits(dataset, np.arange(3))
+    assert [*to_tfds.rows_of_splits(dataset, np.array([0, 2]))] == ["train", "val-2"]
 
 
 def test_there_and_back_it_is_the_same(tmp_path):
