@@ -277,11 +277,10 @@ class Reader:
     def _room(self, sizes: np.ndarray) -> tuple[np.ndarray, list[memoryview]]:
         """Memory, which must be kept as long as it is used, and in it the bytes of payloads of the given sizes. Each
         begins a line of the cache: the kernel's copy is slow elsewhere (see Buffers)."""
-        ends = np.cumsum(-(-sizes.astype(np.int64) // 64) * 64)
+        ends = np.cumsum(np.append(0, -(-sizes.astype(np.int64) // 64) * 64))
         power = 1 << int(ends[-1] - 1).bit_length()  # few different ones, so that memory is used again
         memory, [view] = self.buffers.take((1, power), "uint8")
-        starts = np.append(0, ends[:-1])
-        return memory, [view[a : a + size] for a, size in zip(starts.tolist(), sizes.tolist(), strict=True)]
+        return memory, [view[a : a + size] for a, size in zip(ends[:-1].tolist(), sizes.tolist(), strict=True)]
 
     def fits(self, row: int, whole: np.ndarray) -> bool:
         """Whether a row's exceptions find room in a batch of the rows `whole`, so that it can stand in for one."""
@@ -297,7 +296,7 @@ class Reader:
             for n in np.unique(self.shard_numbers(rows)).tolist():
                 with contextlib.suppress(DataError):
                     self._know(n)
-        return compact.room(int(places.exceptions[rows].max()), math.prod(places.spec.full_shape))
+        return compact.room(int(places.exceptions[rows].max(initial=0)), math.prod(places.spec.full_shape))
 
     def _unpack(
         self, name: str, rows: np.ndarray, payloads: list[memoryview], slots: list[memoryview], room: int

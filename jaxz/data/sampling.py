@@ -189,8 +189,10 @@ def balancing(source: Source, column: np.ndarray | pa.ChunkedArray, rows: np.nda
     if text := not isinstance(column, np.ndarray):  # as numbers: many millions of strings would fill the memory
         column = column.dictionary_encode().combine_chunks().indices.fill_null(-1).to_numpy()
     values = column[rows]
-    if missing := np.count_nonzero(values == -1 if text else np.isnan(values)):
-        raise InputError(f"balance: column {source.balance!r} is missing for {missing} rows; leave them out with where")
+    if missing := np.count_nonzero(values == -1 if text else ~np.isfinite(values)):  # an overlay may hold inf
+        raise InputError(
+            f"balance: column {source.balance!r} is missing for {missing} rows, or infinite; leave them out with where"
+        )
     if source.bins:
         if text or values.dtype.kind not in "fiu":
             raise InputError(f"balance: column {source.balance!r} holds no numbers; set bins=0 to balance its classes")

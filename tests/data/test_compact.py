@@ -333,6 +333,13 @@ def test_processes_have_room_for_the_exceptions_of_the_whole_batch(dataset):
     assert rooms == {8, 512}
 
 
+def test_no_row_is_no_sample(tmp_path):
+    whole = open_dataset(blobs(tmp_path / "d", samples=4, shards=1, encoding="compact"))
+    with Stream(Source(whole), 4) as stream:
+        found, one = stream.fetch([]), stream.fetch([1])
+    assert {name: values.shape for name, values in found.items()} == {n: (0, *v.shape[1:]) for n, v in one.items()}
+
+
 def test_rooms_are_few():
     assert [compact.room(n, 36_864) for n in (0, 8, 9, 64, 65, 4097, 36_864)] == [8, 8, 64, 64, 512, 32_768, 36_864]
     assert compact.room(0, 3) == 3

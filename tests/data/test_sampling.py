@@ -114,6 +114,9 @@ def test_text_is_counted_over_all_shards_and_where_selected(dataset):
     np.testing.assert_array_equal(balancing(source, column, rows), [1, 1 / 3, 1 / 3, 1, 1 / 3])
     with pytest.raises(InputError, match="'kind' is missing for 1 rows"):
         balancing(source, column, np.arange(6))
+    bins = Source(dataset, balance="z", bins=2)
+    with pytest.raises(InputError, match="'z' is missing for 2 rows, or infinite"):  # as an overlay may have it
+        balancing(bins, np.array([0.5, np.inf, np.nan, 1.0]), np.arange(4))
 
 
 def test_a_sampler_keeps_the_columns_of_its_source_alone(dataset):
