@@ -134,7 +134,7 @@ def plan_import(args: argparse.Namespace) -> Import:
     columns["key_orig"] = Column("string", "", "the key in the tar that it comes from")
     if args.split and "split" not in columns:
         columns["split"] = Column("string", "", "as the import said")
-    read = partial(read_tar, args, names, columns, repeated)
+    read = partial(read_tar, args, names, [*arrays], columns, repeated)
     plan = {"tars": [[path.name, path.stat().st_size] for path in args.tars]}
     about = {"tars": [path.name for path in args.tars], "channels_last": sorted(args.channels_last)}
     put = link_tar(args.tars) if args.link else DatasetWriter.write_shard
@@ -241,10 +241,13 @@ def column_of(name: str, path: str, kinds: set[type], wide: bool) -> Column:
     raise InputError(f"tars: {path!r} holds {sorted(kind.__name__ for kind in real)}; make them alike, or skip it")
 
 
-def read_tar(args: argparse.Namespace, names: Names, columns: dict[str, Column], repeated: bool, n: int) -> Samples:
-    """The samples of tar n; with --link, of the arrays (offset, size, crc32) of each payload."""
+def read_tar(
+    args: argparse.Namespace, names: Names, stored: list[str], columns: dict[str, Column], repeated: bool, n: int
+) -> Samples:
+    """The samples of tar n, which may be none; with --link, of the arrays (offset, size, crc32) of each payload.
+    stored: the names of the arrays."""
     path, keys = args.tars[n], []
-    arrays: dict[str, list] = {}
+    arrays: dict[str, list] = {name: [] for name in stored}
     values: dict[str, list] = {name: [] for name in columns}
     take: Callable[[BinaryIO, Member, str], np.ndarray | Place] = place_of if args.link else read_array
     with open(path, "rb") as file:
@@ -265,7 +268,7 @@ def read_tar(args: argparse.Namespace, names: Names, columns: dict[str, Column],
                     value = found[name]()
                     if isinstance(value, np.ndarray) and name in args.channels_last:
                         value = value.transpose(2, 0, 1)
-                    arrays.setdefault(names(name), []).append(value)
+                    arrays[names(name)].append(value)
             for name, column in values.items():
                 column.append(scalars.get(name))
     return keys, arrays, values
@@ -298,8 +301,8 @@ def link_tar(tars: list[Path]) -> Callable[..., None]:
         for name, spec in writer.manifest.columns.items():
             table[name] = pa.array(columns[name], column_type(spec))
         for name, where in places.items():
-            for (suffix, kind), values in zip(PLACES.items(), zip(*where, strict=True), strict=True):
-                table[f"{name}_{suffix}"] = pa.array(values, kind)
+            for part, (suffix, kind) in enumerate(PLACES.items()):
+                table[f"{name}_{suffix}"] = pa.array([place[part] for place in where], kind)
         replace(writer.path / "index" / f"{n:05d}.parquet", to_parquet(pa.table(table), shard))
 
     return put

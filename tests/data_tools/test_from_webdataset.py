@@ -243,6 +243,15 @@ def test_what_is_refused_and_why(tmp_path, members, match):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("link", [[], ["--link"]])
+def test_a_tar_without_a_sample_is_no_shard(tmp_path, link):
+    paths = [write_tar(tmp_path / f"{n}.tar", members) for n, members in enumerate(([GOOD], [], [("2.npy", GOOD[1])]))]
+    assert import_tars(paths, tmp_path / "new", *link) is None
+    dataset = open_dataset(tmp_path / "new")
+    assert [shard.name for shard in dataset.manifest.shards] == ["00000", "00002"]
+    assert dataset.column("key").tolist() == ["1", "2"] and verify.main([str(tmp_path / "new")]) is None
+
+
 def test_fields_of_json_are_renamed_and_skipped(tmp_path):
     scalars = json.dumps({"a": 1, "b": [1, 2], "key": "mine", "inf": float("inf")}).encode()
     path = write_tar(tmp_path / "a.tar", [GOOD, ("1.json", scalars)])
