@@ -19,6 +19,7 @@ from jaxz.pretrained import adapt, family
 from jaxz.pretrained.families import FAMILIES
 from jaxz.pretrained.formats import Checkpoint, open_checkpoint
 from jaxz.pretrained.layouts import Plan, fill, make_plan
+from jaxz.pretrained.tensors import damaged
 
 CHECKED = (
     "nothing in the file was run, and no class is named that running code alone could make",
@@ -110,8 +111,9 @@ def describe(checkpoint: Checkpoint, name: str, arch: dict | None, pos_interp: s
     name = recognised(checkpoint) if name == "auto" else name
     if name not in FAMILIES:
         raise InputError(f"family: {name!r} is no family of jaxz/pretrained/families.{suggest(name, FAMILIES)}")
-    given = family.flat_arch(arch)
-    model = FAMILIES[name].describe(checkpoint, given)
+    with damaged(checkpoint.files[0], f"a model of {name}, by the config beside it and arch"):
+        given = family.flat_arch(arch)
+        model = FAMILIES[name].describe(checkpoint, given)
     family.check_seen(given, model.seen)
     model = model if pos_interp == "family" else interpolated(model, pos_interp)
     report = {

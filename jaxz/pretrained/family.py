@@ -93,6 +93,14 @@ def heads(arch: Mapping, width: int, depth: int, published: Mapping[tuple[int, i
     return count
 
 
+def positive(arch: Mapping, name: str, known: float) -> float:
+    """A number by arch, else as known. Raises InputError for what is none above 0."""
+    value = arch.get(name, known)
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise InputError(f"arch: {name} {value!r} is no number above 0; give it, as arch=dict({name}={known:g})")
+    return value
+
+
 def activation(name: str) -> str:
     """The name in jaxz.models.tower of an activation by its name elsewhere. Raises InputError for another."""
     if name not in ACTIVATIONS:
@@ -152,7 +160,7 @@ def blocks(
         hidden=shape_of(shapes, down.format(0), 2)[1],
         activation=activation(choose(arch, text + "act", "silu" if gated else act, asked)),
         gated=gated,
-        eps=arch.get("layernorm_eps", eps),
+        eps=positive(arch, "layernorm_eps", eps),
         layer_scale=names.scale.format(0) in shapes,
         **options,
     )

@@ -88,7 +88,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
         start = file.read(9)
     if path.suffix == ".safetensors" or start[8:9] == b"{":
         return read_safetensors(path), ""
-    return unwrap(read_torch(path))
+    with damaged(path, "a PyTorch checkpoint"):  # a dict may hold itself
+        return unwrap(read_torch(path))
 
 
 def indexed(path: Path) -> tuple[Path, ...]:

@@ -33,6 +33,7 @@ STORAGES = {
 }
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 MAX_PICKLE = 64 << 20  # bytes; that of the largest published checkpoint is below 1 MB
+MAX_AXES, MAX_SIZE = 64, 1 << 48  # of a tensor: NumPy's, and numbers
 CONVERT = (
     "where you trust its origin convert it once, with PyTorch: "
     "safetensors.torch.save_file(torch.load(FILE, weights_only=False)['model'], 'model.safetensors')"
@@ -199,6 +200,8 @@ class Machine:
         size = math.prod(shape) * ITEM[storage.dtype].itemsize
         self.total += size
         need(size <= self.limit and self.total <= 2 * self.limit, "a tensor is larger than its file")
+        sizes = math.prod(max(n, 1) for n in shape), *stride  # NumPy must be able to count also what holds nothing
+        need(len(shape) <= MAX_AXES and max(sizes) < MAX_SIZE, "a tensor's shape")
 
         def read() -> np.ndarray:
             flat = decode(storage.read(), storage.dtype)[offset:]

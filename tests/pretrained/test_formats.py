@@ -166,6 +166,25 @@ def test_a_pickle_cannot_ask_for_memory(tmp_path):
         open_checkpoint(pth(tmp_path / "memo.pth", content))
 
 
+def test_a_dict_that_holds_itself_is_refused(tmp_path):
+    with pytest.raises(InputError, match="Recursion"):
+        open_checkpoint(pth(tmp_path / "own.pth", b"\x80\x02}q\x00X\x05\x00\x00\x00modelh\x00s."))
+
+
+@pytest.mark.parametrize(
+    "shape, stride",
+    [
+        (b"K\x01\x85", b"\x8a\x08" + (1 << 60).to_bytes(8, "little") + b"\x85"),
+        (b"K\x00\x8a\x08" + (1 << 60).to_bytes(8, "little") + b"\x86", b"K\x01K\x01\x86"),
+        (b"(" + b"K\x01" * 65 + b"t", b"(" + b"K\x00" * 65 + b"t"),
+    ],
+)
+def test_a_shape_that_numpy_cannot_have_is_refused(tmp_path, shape, stride):
+    """Though no number of it lies outside of its storage."""
+    with pytest.raises(InputError, match="shape"):
+        open_checkpoint(pth(tmp_path / "odd.pth", pickled(shape, stride), **{"0": b"\0\0\0\0"}))
+
+
 def test_shards_must_hold_what_the_index_says(tmp_path):
     write_safetensors(tmp_path / "a.safetensors", {"v": np.ones(2, np.float32)})
     write_safetensors(tmp_path / "b.safetensors", {"w": np.zeros(3, np.float32)})

@@ -1,6 +1,7 @@
 """Imported models compute what their own code does; every tensor is accounted for; what is ambiguous is asked."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -14,7 +15,7 @@ from jaxz.mesh import make_mesh, shardings
 from jaxz.pretrained import FAMILIES, describe, image_tower, inspect_checkpoint, load_pretrained, plan_of
 from jaxz.pretrained.__main__ import main
 from jaxz.pretrained.check import check
-from jaxz.pretrained.formats import Checkpoint
+from jaxz.pretrained.formats import Checkpoint, open_checkpoint
 from jaxz.pretrained.tensors import Tensor
 from tests.pretrained.files import FIXTURES, dinov2, needs_fixtures, write_safetensors
 
@@ -181,6 +182,32 @@ def test_what_no_tensor_says_is_asked(tiny):
             load_pretrained(tiny, arch=arch)
     with pytest.raises(InputError, match="family: 'dinov'"):
         load_pretrained(tiny, family="dinov")
+
+
+@pytest.mark.parametrize(
+    "arch", [{"vision": 3}, {"layernorm_eps": "x"}, {"layernorm_eps": 0}, {"act": [1]}, {"pos_grid": 3}]
+)
+def test_an_arch_of_another_kind_is_refused(tiny, arch):
+    with pytest.raises(InputError, match="arch"):
+        load_pretrained(tiny, arch={"heads": 2} | arch)
+
+
+@pytest.mark.parametrize("config", [{"hidden_act": ["gelu"]}, {"layer_norm_eps": None}, {"layer_norm_eps": -1.0}])
+def test_a_config_that_says_what_cannot_be_is_refused(tmp_path, config):
+    write_safetensors(tmp_path / "model.safetensors", dinov2())
+    (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 2} | config))
+    assert "arch" in inspect_checkpoint(tmp_path)["asks"]
+    with pytest.raises(InputError, match="arch"):
+        load_pretrained(tmp_path)
+
+
+@needs_fixtures
+@pytest.mark.parametrize("periods", [np.zeros(0), np.float32(1), np.full(4, np.nan), np.zeros(4)])
+def test_rotary_periods_that_cannot_be_are_refused(periods):
+    whole = open_checkpoint(FIXTURES / "dinov3_official/weights.pth")
+    odd = Tensor("F32", np.shape(periods), lambda: np.asarray(periods, np.float32))
+    with pytest.raises(InputError, match="a model of dinov3"):
+        describe(replace(whole, tensors=whole.tensors | {"rope_embed.periods": odd}), "auto", None, "family")
 
 
 @needs_fixtures

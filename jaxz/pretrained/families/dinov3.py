@@ -8,6 +8,7 @@ from jaxz.models.tower import ImageTower
 from jaxz.pretrained import family, vit
 from jaxz.pretrained.formats import Checkpoint
 from jaxz.pretrained.layouts import Row, Shapes, convolution, linear, norm, tokens
+from jaxz.pretrained.tensors import need
 
 PUBLISHED = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1280, 32): 20, (4096, 40): 32}  # (width, depth) -> heads
 IGNORED = {
@@ -68,7 +69,8 @@ def describe(checkpoint: Checkpoint, arch: dict) -> family.Model:
     inner = family.blocks(shapes, arch, names, PUBLISHED, act="gelu", eps=1e-5, qkv_bias=bias)
     if periods is None:
         count = inner.width // inner.heads // 4
-        periods = arch.get("rope_theta", 100.0) ** (np.arange(count) / count)
+        periods = family.positive(arch, "rope_theta", 100.0) ** (np.arange(count) / count)
+    need(bool(np.all((periods > 0) & (periods < np.inf))), f"its rotary periods are {periods}")
     image = family.image(shapes, arch, names, inner, rope=tuple(float(period) for period in periods))
     rows, layout = (vit.ROWS, "dinov3") if own else (HUGGING_FACE, "hugging face")
     said_nowhere = family.arch_of(image) | ({} if own else {"rope_theta": arch.get("rope_theta", 100.0)})
