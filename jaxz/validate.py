@@ -24,6 +24,11 @@ def are_rules(rules: Sequence) -> bool:
     return len(rules) > 0 and all(pair(rule) and isinstance(rule[0], str) and number(rule[1]) for rule in rules)
 
 
+def are_names(names: Sequence) -> bool:
+    """Whether all of them are text, of which there may be none."""
+    return all(isinstance(name, str) for name in names)
+
+
 def is_weight(weight: object) -> bool:
     """Whether it is a number, or two and more pairs (step, weight) whose steps rise."""
     number = lambda v: isinstance(v, int | float) and math.isfinite(v) and v >= 0
@@ -37,6 +42,8 @@ def is_weight(weight: object) -> bool:
 
 CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (  # (field, test, what it must be)
     ("seed", lambda v: -(2**63) <= v < 2**63, "of 64 bits"),
+    ("data.overlays", are_names, "names"),
+    ("data.layers", are_names, "names"),
     ("data.check", lambda v: v in ("size", "crc"), "'size' or 'crc'"),
     ("data.cache_gib", lambda v: v >= 0, "at least 0"),
     ("data.on_error", lambda v: v in ("raise", "replace"), "'raise' or 'replace'"),
@@ -155,8 +162,16 @@ def setting_problems(config: ml_collections.ConfigDict) -> Iterator[str]:
             )
         elif all(map(is_finite, config[group].values())):
             for name, (test, rule) in getattr(module, "CHECKS", {}).items():
-                if not test(config[group]):
+                if not holds(test, config[group]):
                     yield f"{group}.{name}: {config[group][name]!r} must be {rule}"
+
+
+def holds(test: Callable[[Any], bool], settings: ml_collections.ConfigDict) -> bool:
+    """What the test says; False where it cannot compare what a tuple holds, such as text with numbers."""
+    try:
+        return test(settings)
+    except TypeError:
+        return False
 
 
 def training_problems(config: ml_collections.ConfigDict) -> Iterator[str]:

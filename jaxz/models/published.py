@@ -69,6 +69,7 @@ CHECKS = {
     "qkv_bias": (lambda s: len(s.qkv_bias) == 3, "three booleans"),
     "registers": at_least("registers", 0),
     "grid": (lambda s: len(s.grid) in (0, 2) and all(n >= 1 for n in s.grid), "(rows, columns), or ()"),
+    "rope": (lambda s: all(period > 0 for period in s.rope), "periods above 0, or ()"),
     "summary": one_of("summary", "cls", "mean", "probe"),
     "interpolation": one_of("interpolation", *VARIANTS),
     "image_size": (

@@ -257,6 +257,8 @@ WRONG = [
     (dict(band_init="rgb_map"), "model.rgb: .* must be three names"),
     (dict(normalisation="lupton", mean=(1, 1, 1), std=(1, 1, 1)), "model.band_init"),
     (dict(normalisation="affine"), "model.mean: .* must be given"),
+    (dict(grid=("a", "b")), "model.grid: .* must be .rows, columns"),
+    (dict(rope=("a",)), "model.rope: .* must be periods above 0"),
     (dict(image_size=30), "model.image_size: 30 must be a multiple"),
 ]
 
@@ -264,7 +266,7 @@ WRONG = [
 @pytest.mark.parametrize(("model", "message"), WRONG)
 def test_settings_that_do_not_fit_are_refused(model, message):
     config = parse(["--config=configs/published_probe.py", "--config.data.path=d"])
-    config.model.update({name: tuple(map(float, v)) if isinstance(v, tuple) else v for name, v in model.items()})
+    config.model.update(model)
     with pytest.raises(InputError, match=message):
         validate(config)
     config = parse(["--config=configs/published_probe.py", "--config.data.path=d", "--config.init.path="])
