@@ -116,6 +116,10 @@ def make_request(args: argparse.Namespace, train: list[str]) -> Request:
     for text in (args.account, args.qos, args.python, *args.option, *(args.stage or ())):
         if not text.isprintable():  # a line of its own in the script
             raise InputError(f"{text!r} holds a character that cannot be printed; leave it out")
+    try:
+        convert = tuple(shlex.split(args.convert))
+    except ValueError as error:
+        raise InputError(f"--convert: {args.convert!r} is not a command's arguments ({error}); mend it") from None
     stage = (Path(args.stage[0]).absolute(), Path(args.stage[1]).absolute()) if args.stage else None
     return Request(
         profile=profile,
@@ -134,7 +138,7 @@ def make_request(args: argparse.Namespace, train: list[str]) -> Request:
         limit=args.limit,
         chain=args.chain,
         after=args.after,
-        convert=tuple(shlex.split(args.convert)),
+        convert=convert,
         parts=args.parts,
         stage=stage,
     )

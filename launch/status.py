@@ -131,3 +131,5 @@ def read_jobs(folder: Path) -> list[dict]:
         raise InputError(
             f"{str(folder)!r} has no slurm/jobs.jsonl; name a workdir that launch.slurm has submitted"
         ) from None
+    except ValueError as error:  # of JSON, of UTF-8
+        raise InputError(f"{jobs_of(folder)}: a line is not JSON ({error}); mend or remove it") from None

@@ -145,6 +145,7 @@ WRONG = [
         ["--profile", "gpu", "--convert=--out=d"],
         "--convert: gpu does not say where; add [data.convert] to the profile",
     ),
+    (["--convert", "--out 'x"], "--convert: \"--out 'x\" is not a command's arguments"),
 ]
 
 

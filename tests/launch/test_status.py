@@ -98,3 +98,10 @@ def test_runs_that_no_job_has_trained_are_told_by_their_files(site):
 def test_a_folder_that_was_not_submitted(site):
     with pytest.raises(InputError, match="has no slurm/jobs.jsonl; name a workdir that launch.slurm has submitted"):
         list(status.rows([site]))
+
+
+def test_a_line_that_is_cut_short_is_named(site):
+    (site / "slurm").mkdir()
+    (site / "slurm" / "jobs.jsonl").write_text('{"job": "7", "wha')
+    with pytest.raises(InputError, match="jobs.jsonl: a line is not JSON .*; mend or remove it"):
+        list(status.rows([site]))
