@@ -107,6 +107,15 @@ def test_the_mixture_is_a_likelihood_of_ln_1_plus_z():
     np.testing.assert_allclose(mass(term, read), inside / inside.sum(1, keepdims=True), atol=1e-6)
 
 
+def test_an_error_that_is_none_is_unknown_and_an_infinite_one_says_nothing():
+    """Where the mixture squares it, and a row without weight would make the whole loss NaN."""
+    found = np.asarray(redshift.label_error({"z_err": np.float32([np.nan, -99, -np.inf, 0.1, 1e30, np.inf])}))
+    np.testing.assert_array_equal(found, np.float32([0, 0, 0, 0.1, 1e4, 1e4]))
+    term, batch = head(redshift_mixture), {"z_err": np.float32([np.inf, -99])}
+    wrong = term.errors(jnp.zeros((2, 15)), jnp.float32([0.5, 0.5]), jnp.ones(2), batch)
+    assert 1 < wrong[1] + 5 < wrong[0] < 20  # the first is as far from all labels, the other has none of its own
+
+
 def test_regression_is_a_huber_loss_and_a_likelihood_of_its_residuals():
     term, read = head(redshift_regression, delta=0.3), draw(2)
     point = np.log(4) / 2 + read[:, 0]

@@ -180,7 +180,7 @@ def rgb_places(config: ConfigDict, bands: Sequence[Band]) -> list[int]:
 
 
 class Backbone(ImageTower):
-    """The tower of the settings above. What the mask hides counts as a flux of 0.
+    """The tower of the settings above. What the mask hides is 0 to it: a flux of 0 with "asinh", else the mean.
 
     Raises InputError for a size that the patches do not divide, or names and numbers that are not the bands'.
     """

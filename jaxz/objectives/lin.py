@@ -12,7 +12,7 @@ from jaxz.checks import at_least
 from jaxz.data.prepare import Normalisation
 from jaxz.models import Encoder
 from jaxz.objectives import Prepared, redshift
-from jaxz.objectives.redshift import SHARPEST, Head, Redshift, soft_labels
+from jaxz.objectives.redshift import SHARPEST, Head, Redshift, label_error, soft_labels
 
 SETTINGS = redshift.SHARED | dict(label_sigma=0.01, heads=6, magnitude_min=12.5, magnitude_max=18.0)
 CHECKS = redshift.SHARED_CHECKS | {
@@ -44,7 +44,7 @@ class Objective(Redshift):
         return jax.nn.log_softmax(heads.reshape(len(read), self.settings.heads, -1)), jax.nn.log_softmax(share)
 
     def errors(self, read: jax.Array, z: jax.Array, weight: jax.Array, batch: Prepared) -> jax.Array:
-        s, error = self.settings, jnp.nan_to_num(batch["z_err"].astype(jnp.float32))
+        s, error = self.settings, label_error(batch)
         target = soft_labels(z, jnp.maximum(error, jnp.maximum(s.label_sigma * (1 + z), SHARPEST)), self.edges)
         magnitude = jnp.nan_to_num(batch["mag_ref"].astype(jnp.float32))
         share = magnitude_heads(magnitude, s.magnitude_min, s.magnitude_max, s.heads)

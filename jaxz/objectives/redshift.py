@@ -35,6 +35,7 @@ CHECKS = SHARED_CHECKS | {
     "logit_adjust": at_least("logit_adjust", 0),
 }
 SHARPEST = 1e-6  # sigma of a label in z: one bin holds all of it
+LARGEST_ERROR = 1e4  # of a label in z: it says nothing
 LEAST_MASS = 1e-12  # of a bin: no p(z) says never
 
 
@@ -142,7 +143,7 @@ class Objective(Redshift):
 
     def errors(self, read: jax.Array, z: jax.Array, weight: jax.Array, batch: Prepared) -> jax.Array:
         """[B]: cross-entropies, the ordinal ones in the mean over the edges inside the range."""
-        error = jnp.nan_to_num(batch["z_err"].astype(jnp.float32))
+        error = label_error(batch)
         sigma = jnp.maximum(error, jnp.maximum(self.settings.label_sigma * (1 + z), SHARPEST))
         target, focal = soft_labels(z, sigma, self.edges), self.settings.focal
         frequency = (self.counts + 1) / (self.counts.sum() + len(self.counts))
@@ -156,6 +157,12 @@ class Objective(Redshift):
 
     def mass(self, read: jax.Array) -> jax.Array:
         return jax.nn.softmax(read)
+
+
+def label_error(batch: Prepared) -> jax.Array:
+    """[B]: the labels' own errors, 0 where unknown: NaN, or what is none, such as -99. One that is infinite is as large
+    as makes no difference: its square must be finite, also of rows that do not count."""
+    return jnp.clip(jnp.nan_to_num(batch["z_err"].astype(jnp.float32)), 0, LARGEST_ERROR)
 
 
 def entropy(target: jax.Array, log_p: jax.Array, focal: float) -> jax.Array:

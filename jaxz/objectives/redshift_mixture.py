@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from jaxz.data.prepare import Normalisation
 from jaxz.models import Encoder
 from jaxz.objectives import Prepared
-from jaxz.objectives.redshift import SHARED, SHARED_CHECKS, Head, Redshift, masses
+from jaxz.objectives.redshift import SHARED, SHARED_CHECKS, Head, Redshift, label_error, masses
 
 SETTINGS = SHARED | dict(components=5)
 CHECKS = SHARED_CHECKS | {"components": (lambda s: 1 <= s.components <= 100, "from 1 to 100")}
@@ -35,7 +35,7 @@ class Objective(Redshift):
 
     def errors(self, read: jax.Array, z: jax.Array, weight: jax.Array, batch: Prepared) -> jax.Array:
         log_weight, mean, sigma = self.components(read)
-        error = jnp.nan_to_num(batch["z_err"].astype(jnp.float32)) / (1 + z)
+        error = label_error(batch) / (1 + z)
         sigma = jnp.sqrt(sigma**2 + error[:, None] ** 2)
         log_p = jax.scipy.stats.norm.logpdf(jnp.log1p(z)[:, None], mean, sigma)
         return -jax.nn.logsumexp(log_weight + log_p, axis=1)
