@@ -57,7 +57,17 @@ class Encoder(Functional):
         encoded = jax.eval_shape(self, params, image, image, columns=columns)
         self.width, (self.tokens, self.token_width) = encoded.cls.shape[1], encoded.tokens.shape[1:]
         self.side = int(self.tokens**0.5)
-        self.patch = size // self.side
+
+    @property
+    def patch(self) -> int:
+        """Pixels of a patch's side. Raises InputError where the patches do not divide the images, which is a matter for
+        what cuts these into them alone."""
+        if self.size % self.side:
+            raise InputError(
+                f"losses: to predict pixels the model's {self.side} x {self.side} places must divide the cutouts' "
+                f"{self.size}; convert with another --size, or choose another model.name"
+            )
+        return self.size // self.side
 
     def __call__(
         self, params: Params, image: jax.Array, mask: jax.Array, *parts: Any, columns: Mapping = {}, **kwargs: Any
