@@ -2,10 +2,11 @@
 
     python -m benchmarks.bars SCRATCH [--only loader,storage] [--data ../shared/data]
 
-Runs each benchmark of RUNS whose result SCRATCH does not hold, one after the other; on 2 cores all take about six
-hours, and want them for themselves. Interrupted, it goes on when the same command is given again; to measure one again
-remove SCRATCH/NAME.json. SCRATCH/bars.md has the table of what is there: a row for each bar, with the commit and the
-day on which it was measured. What tests hold is not among them.
+Runs each benchmark of RUNS whose result SCRATCH does not hold, one after the other; on 2 cores, which they want for
+themselves, `shift` alone takes about seven hours. Interrupted, it goes on when the same command is given again; to
+measure one again remove SCRATCH/NAME.json. SCRATCH/bars.md has the table of what is there: a row for each bar, with the
+commit and the day on which it was measured; nan, which no bar takes, where an arm failed. What tests hold is not among
+them.
 """
 
 import argparse
@@ -15,7 +16,8 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import isnan, nan
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -23,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks import arms
+from benchmarks.peers import INSTALLED
 from jaxz import errors
 from jaxz.files import replace
 from jaxz.provenance import versions
@@ -63,22 +66,30 @@ RUNS = {
     "predict": "benchmarks.predict --workdir {scratch}/shift/runs/matched_0 --dataset {scratch}/shift/sky "
     "--where \"split == 'test'\" --objects_per_part 1024 --rounds 3",
 }
-MAKE = {  # what a run needs and does not make itself: the last word
-    "peers": "benchmarks.peers --install --venvs {scratch}/venvs",
-    "pretrained": "benchmarks.pretrained make --name dinov2_vitl14 {scratch}/dinov2_vitl14.safetensors",
-    "damage": "benchmarks.pretrained make --name dinov2_vits14 {scratch}/dinov2_vits14.safetensors",
-}
+MAKE = {  # what a run needs and does not make itself: a file that is there once all of it is, and the command
+    "peers": (f"{{scratch}}/venvs/{INSTALLED}", "benchmarks.peers --install --venvs {scratch}/venvs"),
+    **{
+        name: (f"{{scratch}}/{weights}.safetensors",
+               f"benchmarks.pretrained make --name {weights} {{scratch}}/{weights}.safetensors")
+        for name, weights in (("pretrained", "dinov2_vitl14"), ("damage", "dinov2_vits14"))
+    },
+}  # fmt: skip
 OURS = "stream, {} thread{}, {}"
 
 
 def rate(found: dict, arm: str) -> float:
     """Samples a second of an arm of `loader` or `peers`; NaN where it failed."""
     results = found["rounds"].get(arm) or [{"error": "not run"}]
-    return float("nan") if arms.failed(results) else arms.median_rate(results, "wall_s")
+    return nan if arms.failed(results) else arms.median_rate(results, "wall_s")
+
+
+def fastest(found: dict, names: Iterable[str]) -> float:
+    """The largest rate of some arms, those that failed left out."""
+    return max((value for arm in names if not isnan(value := rate(found, arm))), default=nan)
 
 
 def best_pread(found: dict) -> float:
-    return max(rate(found, arm) for arm in found["rounds"] if arm.startswith("pread ") and arm.endswith("KiB"))
+    return fastest(found, [arm for arm in found["rounds"] if arm.startswith("pread ") and arm.endswith("KiB")])
 
 
 def over(arm: str, limit: str | Read) -> Read:
@@ -89,11 +100,13 @@ def over(arm: str, limit: str | Read) -> Read:
 def peer(arm: str) -> Read:
     """How many times as fast the stream is, by 2 threads, in its better order."""
     ours = ("jaxz, 2 threads, window 4", "jaxz, 2 threads, all shuffled")
-    return lambda found: max(rate(found, own) for own in ours) / rate(found, arm)
+    return lambda found: fastest(found, ours) / rate(found, arm)
 
 
 def slowest(found: dict, starts: str) -> float:
-    """The largest median, over the filters of `scale`, of what begins so."""
+    """The largest median, over the filters of `scale`, of what begins so; NaN where one failed."""
+    if any(map(arms.failed, found["rounds"].values())):
+        return nan
     return max(
         median(result[key] for result in results)
         for results in found["rounds"].values()
@@ -134,7 +147,8 @@ def images_less_photometry(found: dict) -> float:
 
 
 def closure(arm: str, metric: str) -> Read:
-    return lambda found: found["arms"][arm]["beyond"][metric].get("closure", float("nan"))
+    """NaN where there is no gap beyond its errors."""
+    return lambda found: found["arms"][arm]["beyond"][metric].get("closure", nan)
 
 
 def kept(arm: str) -> Read:
@@ -215,8 +229,9 @@ BARS = (
         lambda f: max(one["bytes"] for one in f["conversion"]) / 1e9, 1.5, True),
     Bar("overhead", "compiling the step of a ViT-L, s", lambda f: f["compile_s"], 60, True, ".1f"),
     Bar("overhead", "dispatch of the step of a ViT-Ti, ms", lambda f: 1e3 * f["dispatch_s"], 2, True),
-    Bar("pretrained", "import of a ViT-L, s", lambda f: f[0]["seconds"], 15, True, ".1f"),
-    Bar("pretrained", "its peak memory, of the file", lambda f: f[0]["peak"] / f[0]["bytes"], 2, True),
+    Bar("pretrained", "import of a ViT-L, s", lambda f: f[0].get("seconds", nan), 15, True, ".1f"),
+    Bar("pretrained", "its peak memory, of the file",
+        lambda f: f[0].get("peak", nan) / f[0].get("bytes", nan), 2, True),
     Bar("damage", "of 500 damaged files: loaded with other numbers, or crashed",
         lambda f: sum(n for what, n in f.items() if what.isupper() or "CRASHED" in what), 0, True, ".0f"),
     Bar("photometry", "BOSS, perceptrons, sigma_mad", lambda f: mean(f, "boss mlp", "sigma_mad"), 0.0195, True, ".4f"),
@@ -247,11 +262,14 @@ def measure(scratch: Path, name: str, data: Path) -> None:
     words = lambda template: [word.format(**places) for word in shlex.split(template)]
     began = time.monotonic()
     of = {"commit": versions()["commit"], "date": datetime.date.today().isoformat()}
-    if name in MAKE and not Path(words(MAKE[name])[-1]).exists():
-        call(words(MAKE[name]))
+    if name in MAKE and not Path(MAKE[name][0].format(**places)).exists():
+        call(words(MAKE[name][1]))
     part = result.with_suffix(".part")
-    # A benchmark that finds what must not be ends with 1, and has told what.
+    part.unlink(missing_ok=True)
+    # One that finds what must not be ends with 1, and has told what; so does one that breaks, but tells nothing.
     call([*words(RUNS[name]), "--json", str(part)], (errors.OK, errors.FAILED))
+    if not part.exists():
+        raise errors.InputError(f"--only: {name} broke, see above; mend it, or name those that are to be measured")
     replace(scratch / f"{name}.of.json", json.dumps(of | {"seconds": time.monotonic() - began}).encode())
     part.rename(result)
 
@@ -280,7 +298,7 @@ def table(scratch: Path, bars: Sequence[Bar]) -> list[str]:
         sign = "at most" if bar.most else "at least"
         lines.append(
             f"| {bar.figure} | {shown} | {sign} {limit} | {holds} | `python -m {command}` "
-            f"| {of['commit'][:7]}, {of['date']} |"
+            f"| {of['commit']}, {of['date']} |"
         )
     return lines
 

@@ -44,11 +44,13 @@ OURS = {
     for window in (4, 0)
 }
 REFERENCE = next(iter(OURS))
+INSTALLED = "installed.json"  # beside the environments, once all of them are whole: what is in them
 
 
 def install(folder: Path) -> int:
     """Make the peers' environments; returns an exit code."""
     wrong = []
+    (folder / INSTALLED).unlink(missing_ok=True)
     for n, (name, packages) in enumerate(ENVIRONMENTS.items()):
         print(f"environment {n + 1}/{len(ENVIRONMENTS)}: {' '.join(packages)}", file=sys.stderr, flush=True)
         venv.create(folder / name, symlinks=True, with_pip=True)
@@ -56,7 +58,9 @@ def install(folder: Path) -> int:
             wrong.append(name)
     if wrong:
         print(f"failed: pip could not install {', '.join(wrong)}; run the same command again", file=sys.stderr)
-    return errors.FAILED if wrong else errors.OK
+        return errors.FAILED
+    replace(folder / INSTALLED, json.dumps(ENVIRONMENTS, indent=1).encode())
+    return errors.OK
 
 
 def python(folder: Path, name: str | None) -> str:
