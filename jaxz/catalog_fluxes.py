@@ -32,7 +32,7 @@ def features(flux: np.ndarray, softening: np.ndarray, reference: int) -> np.ndar
 
 def load(dataset: Dataset, where: str, bands: list[Band], extra: list[str]) -> tuple[pa.Table, np.ndarray, np.ndarray]:
     """The columns `extra` as a table, and dereddened flux and its error, both [N, C] float64 in microjansky, NaN where
-    absent."""
+    absent; so is an error that is not above 0."""
     reddened = ["ebv"] if "ebv" in dataset.manifest.columns else []
     names = [f"{kind}_{band.name}" for kind in ("flux", "fluxerr") for band in bands]
     table = dataset.arrow(where, list(dict.fromkeys([*extra, *names, *reddened])))
@@ -42,7 +42,8 @@ def load(dataset: Dataset, where: str, bands: list[Band], extra: list[str]) -> t
     def stack(kind: str) -> np.ndarray:
         return factor * np.column_stack([table[f"{kind}_{b.name}"].to_numpy().astype(np.float64) for b in bands])
 
-    return table.select(extra), stack("flux"), stack("fluxerr")
+    error = stack("fluxerr")
+    return table.select(extra), stack("flux"), np.where(error > 0, error, np.nan)
 
 
 def flux_bands(dataset: Dataset) -> list[Band]:
@@ -57,11 +58,12 @@ def flux_bands(dataset: Dataset) -> list[Band]:
 
 
 def training_objects(dataset: Dataset, bands: list[Band]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """z [N], flux and error [N,C] of the sure labels of the training split. Raises InputError for labels without z."""
+    """z [N], flux and error [N,C] of the sure labels of the training split. Raises InputError for labels without z,
+    or with one of -1 and below, a catalogue's word for none."""
     train, flux, error = load(dataset, f"split == 'train' and {sure_labels(dataset.manifest.columns)}", bands, ["z"])
     z = np.asarray(train["z"].to_numpy(), np.float64)
-    if not np.isfinite(z).all():
-        raise InputError(f"z: {int((~np.isfinite(z)).sum())} 'spec' training objects have none; set z_kind to 'none'")
+    if wrong := int((~(np.isfinite(z) & (z > -1))).sum()):
+        raise InputError(f"z: {wrong} 'spec' training objects have none above -1; set their z_kind to 'none'")
     return z, flux, error
 
 

@@ -55,13 +55,20 @@ def make_model(name: str, seed: int) -> RegressorMixin:
     return make_pipeline(imputer, StandardScaler(), KNeighborsRegressor(n_neighbors=20))
 
 
+def fitted(name: str, x: np.ndarray, z: np.ndarray, wanted: np.ndarray, seed: int) -> np.ndarray:
+    """[M] predictions of wanted [M,F] by a model of x [N,F] and z [N]. A feature that no object of x has, such as the
+    colour of a rare band in a fold, teaches nothing; trees would not take it."""
+    known = np.isfinite(x).any(axis=0)
+    return make_model(name, seed).fit(x[:, known], z).predict(wanted[:, known])
+
+
 def out_of_fold(name: str, x: np.ndarray, z: np.ndarray, seed: int) -> np.ndarray:
     """[N] predictions of each training object by a model that has not seen it (5 folds)."""
     fold = np.random.default_rng(seed).permutation(len(z)) % FOLDS
     predicted = np.empty(len(z))
     for number in range(FOLDS):
         held = fold == number
-        predicted[held] = make_model(name, seed).fit(x[~held], z[~held]).predict(x[held])
+        predicted[held] = fitted(name, x[~held], z[~held], x[held], seed)
         print(f"fold {number + 1} of {FOLDS}", file=sys.stderr, flush=True)
     return predicted
 
@@ -99,7 +106,9 @@ def predict(dataset: Dataset, model: str, seed: int) -> tuple[pa.Table, PDF]:
         raise InputError(
             f"z_kind: {len(z_train)} training objects are 'spec', at least {FEWEST} are needed; add labels"
         )
-    seen = np.isfinite(flux).any(axis=0)  # a band without training photometry teaches nothing
+    seen = (np.isfinite(flux) & np.isfinite(error)).any(axis=0)  # a band without training photometry teaches nothing
+    if not seen.any():
+        raise InputError("flux_<band>: no labelled training object has a flux with an error above 0; add fluxes")
     bands, flux, error = [b for b, s in zip(bands, seen, strict=True) if s], flux[:, seen], error[:, seen]
     softening = np.nanmedian(error, axis=0)
     # Absent counts as no signal: the reference is a deep band that nearly every object has.
@@ -108,7 +117,7 @@ def predict(dataset: Dataset, model: str, seed: int) -> tuple[pa.Table, PDF]:
     catalog, flux, _ = test_objects(dataset, bands)
     with threadpool_limits(1 if len(z_train) < SMALL else None):
         z_fold = out_of_fold(model, x_train, z_train, seed)
-        z_point = make_model(model, seed).fit(x_train, z_train).predict(features(flux, softening, reference))
+        z_point = fitted(model, x_train, z_train, features(flux, softening, reference), seed)
     edges = np.linspace(0, np.ceil(12 * z_train.max()) / 10, REDSHIFT_BINS + 1)
     return catalog, residual_pdf(z_point, z_fold, z_train, edges)
 

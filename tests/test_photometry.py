@@ -151,6 +151,41 @@ def test_absent_flux_holds_nothing(tmp_path):
     assert np.isfinite(probability[keys.index("o00004")]).all()
 
 
+@pytest.mark.parametrize("model", ["knn", "gbt"])
+@pytest.mark.parametrize("kind", ["zero error", "no error", "one object"])
+def test_a_band_without_errors_or_of_one_object_is_left_out(tmp_path, monkeypatch, model, kind):
+    def alone(v):
+        first = np.flatnonzero((v["split"] == "train") & (v["z_kind"] == "spec") & np.isfinite(v["flux_z"]))[0]
+        return np.where(np.arange(400) == first, v["flux_z"], np.nan)  # four of five folds do not have it
+
+    change = {
+        "zero error": {"fluxerr_r": lambda v: np.zeros(400)},
+        "no error": {"fluxerr_r": lambda v: np.full(400, np.nan)},
+        "one object": {"flux_z": alone},
+    }[kind]
+    trees = photometry.HistGradientBoostingRegressor
+    monkeypatch.setattr(
+        photometry, "HistGradientBoostingRegressor", lambda max_iter, **rest: trees(max_iter=30, **rest)
+    )
+    dataset = open_dataset(make_dataset(tmp_path / "d", n=400, change=change))
+    _, pdf = photometry.predict(dataset, model, 0)
+    z = dataset.column("true_z")[dataset.select("split == 'test'")]
+    assert np.corrcoef(pdf.median(), z)[0, 1] > 0.8
+
+
+@pytest.mark.parametrize("z", [-9.99, -1, np.nan])
+def test_labels_without_a_redshift_are_refused(tmp_path, z):
+    path = make_dataset(tmp_path / "d", n=400, change={"z": lambda v: np.where(np.isfinite(v["z"]), z, v["z"])})
+    with pytest.raises(InputError, match="'spec' training objects have none above -1; set their z_kind to 'none'"):
+        photometry.predict(open_dataset(path), "gbt", 0)
+
+
+def test_labels_without_any_photometry_are_refused(tmp_path):
+    change = {f"fluxerr_{band}": lambda v: np.full(400, -1.0) for band in BANDS}
+    with pytest.raises(InputError, match="no labelled training object has a flux with an error above 0"):
+        photometry.predict(open_dataset(make_dataset(tmp_path / "d", n=400, change=change)), "gbt", 0)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
