@@ -24,7 +24,7 @@ from jaxz.held import held_out
 from jaxz.inference import Model, load_run
 from jaxz.photoz import shift
 from jaxz.photoz.bootstrap import Estimate, hierarchical_bootstrap, sky_cells
-from jaxz.photoz.pdf import PDF
+from jaxz.photoz.terms import squared
 
 FEWEST = 20  # labelled objects that count
 
@@ -63,13 +63,13 @@ def validation(dataset: Dataset, models: Sequence[Model], where: str, weights: s
     }  # fmt: skip
 
 
-def loss(edges: np.ndarray, c: dict[str, np.ndarray]) -> dict[str, float]:
-    """The CDE loss of columns [N] and their p(z) in bins; NaN where no object of a resample counts."""
+def loss(c: dict[str, np.ndarray]) -> dict[str, float]:
+    """`shift.weighted_cde_loss` of columns [N]; NaN where no object of a resample counts."""
     counts = c["weight"] > 0
     if not counts.any():
         return {"cde_loss": np.nan}
-    pdf = PDF(edges, c["pdf"])
-    return {"cde_loss": shift.weighted_cde_loss(pdf[counts], c["z"][counts], c["weight"][counts], pdf[c["wanted"]])}
+    at_truth = np.average(c["at_truth"][counts], weights=c["weight"][counts])
+    return {"cde_loss": c["squared"][c["wanted"]].mean() - 2 * at_truth}
 
 
 def losses(options: argparse.Namespace) -> tuple[dict[tuple[str, int], Estimate], float]:
@@ -88,10 +88,10 @@ def losses(options: argparse.Namespace) -> tuple[dict[tuple[str, int], Estimate]
     for path, own in models.items():
         for step, model in checkpoints(path, own, options.item):
             pdf, _ = model.densities(model.predict_dataset(dataset, options.held, ("pdf",))[1]["pdf"])
-            arms[path, step] = [{**columns, "pdf": pdf.probability}]
+            arms[path, step] = [{**columns, "squared": squared(pdf), "at_truth": pdf.density(columns["z"])}]
     if not arms:
         raise InputError(f"RUN: {', '.join(options.runs)} hold no whole checkpoint; name runs that were trained")
-    found = hierarchical_bootstrap(lambda c: loss(edges, c), arms, columns["cell"])
+    found = hierarchical_bootstrap(loss, arms, columns["cell"])
     return {arm: metrics["cde_loss"] for arm, metrics in found.items()}, shift.effective_sample_size(columns["weight"])
 
 

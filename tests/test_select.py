@@ -70,6 +70,13 @@ def test_without_weights_it_is_the_loss_of_the_labelled_ones(selected, dataset):
     assert found["A", 20]["error"] == pytest.approx(terms.std() / len(z) ** 0.5, rel=0.3)  # of a mean; 200 draws
 
 
+def test_a_resample_draws_numbers_not_densities(selected, monkeypatch):
+    seen, bootstrap = [], select.hierarchical_bootstrap
+    monkeypatch.setattr(select, "hierarchical_bootstrap", lambda *rest: seen.append(rest[1]) or bootstrap(*rest))
+    selected()
+    assert {values.ndim for [columns] in seen[0].values() for values in columns.values()} == {1}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

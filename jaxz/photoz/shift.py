@@ -23,6 +23,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, SplineTransformer, StandardScaler
 
 from jaxz.photoz.pdf import PDF
+from jaxz.photoz.terms import squared
 
 FOLDS = 5
 MOST_FEATURES = 16  # more become as many principal components
@@ -260,5 +261,4 @@ def calibrate_cells(
 def weighted_cde_loss(train: PDF, z_true: np.ndarray, weights: np.ndarray, target: PDF) -> float:
     """The risk of p(z) on the target, to choose models by: E_target[int p^2 dz] - 2 E_train[w p(z_true)] (Freeman,
     Izbicki & Lee 2017, MNRAS 468, 4556, eq. 7), from held-out objects, the smaller the better."""
-    square = np.mean((target.probability.astype(np.float64) ** 2 / target.widths).sum(axis=1))
-    return float(square - 2 * np.average(train.density(z_true), weights=weights))
+    return float(squared(target).mean() - 2 * np.average(train.density(z_true), weights=weights))

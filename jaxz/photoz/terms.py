@@ -55,6 +55,11 @@ def brier(pdf: PDF, z_true: np.ndarray) -> np.ndarray:
     return (mass**2).sum(axis=1) - 2 * hit + 1
 
 
+def squared(pdf: PDF) -> np.ndarray:
+    """[N] the integral of p(z)^2 dz."""
+    return np.einsum("ij,ij,j->i", pdf.probability, pdf.probability, 1 / pdf.widths)
+
+
 def pdf_terms(pdf: PDF, z_true: np.ndarray) -> dict[str, np.ndarray]:
     """The `block_terms` of all objects, computed block by block to bound the memory."""
     z_true = np.asarray(z_true, np.float64)
@@ -74,14 +79,13 @@ def block_terms(pdf: PDF, z_true: np.ndarray) -> dict[str, np.ndarray]:
     nll        -log max(p(z_true), 1e-6)
     pdf_mean   expectation of z
     """
-    square = np.einsum("ij,ij,j->i", pdf.probability, pdf.probability, 1 / pdf.widths)
     at_truth = pdf.density(z_true)
     return {
         "pit": pdf.cdf(z_true),
         "credibility": pdf.credibility(z_true),
         "crps": crps(pdf, z_true),
         "wasserstein": wasserstein(pdf, z_true),
-        "cde_loss": square - 2 * at_truth,
+        "cde_loss": squared(pdf) - 2 * at_truth,
         "brier": brier(pdf, z_true),
         "nll": -np.log(np.maximum(at_truth, DENSITY_FLOOR)),
         "pdf_mean": pdf.mean(),
