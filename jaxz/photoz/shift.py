@@ -26,6 +26,7 @@ from jaxz.photoz.pdf import PDF
 from jaxz.photoz.terms import squared
 
 FOLDS = 5
+CORES = -1  # that look for neighbours: all there are, for targets may be tens of millions
 MOST_FEATURES = 16  # more become as many principal components
 MOST_ROWS = 100_000  # that one classifier learns from
 LEAST = 1e-6  # probability of either domain
@@ -165,7 +166,7 @@ def density_ratio_knn(train: np.ndarray, target: np.ndarray, neighbours: int | N
     """
     train, target = common_space(train, target)
     _, radius = training_balls(train, neighbours or max(FEWEST_NEIGHBOURS, round(len(train) ** 0.5)))
-    count = KDTree(target).query_ball_point(train, radius, return_length=True)
+    count = KDTree(target).query_ball_point(train, radius, return_length=True, workers=CORES)
     if not count.any():
         raise ValueError("no target object lies near any training object: there are no weights")
     return truncated(count)
@@ -174,7 +175,8 @@ def density_ratio_knn(train: np.ndarray, target: np.ndarray, neighbours: int | N
 def training_balls(train: np.ndarray, neighbours: int) -> tuple[KDTree, np.ndarray]:
     """A tree of [N,G], and the distance of each object to its k-th neighbour there, or to the last one."""
     tree = KDTree(train)
-    return tree, tree.query(train, [min(neighbours + 1, len(train))])[0][:, 0]  # the first neighbour is itself
+    kth = [min(neighbours + 1, len(train))]  # the first neighbour is itself
+    return tree, tree.query(train, kth, workers=CORES)[0][:, 0]
 
 
 def covered(train: np.ndarray, target: np.ndarray, neighbours: int = COVER_NEIGHBOURS) -> np.ndarray:
@@ -183,14 +185,14 @@ def covered(train: np.ndarray, target: np.ndarray, neighbours: int = COVER_NEIGH
     out in any number of dimensions. Of objects that are not covered no weight and no training label says anything."""
     train, target = common_space(train, target)
     tree, radius = training_balls(train, neighbours)
-    distance = tree.query(target, [min(neighbours, len(train))])[0][:, 0]
+    distance = tree.query(target, [min(neighbours, len(train))], workers=CORES)[0][:, 0]
     return distance <= np.quantile(radius, SHARE)
 
 
 def nearest(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """[M] int: which of the objects `known` [N,F] each of `wanted` [M,F] is likest to."""
     known, wanted = common_space(known, wanted)
-    return KDTree(known).query(wanted)[1]
+    return KDTree(known).query(wanted, workers=CORES)[1]
 
 
 def effective_sample_size(weights: np.ndarray) -> float:

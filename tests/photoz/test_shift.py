@@ -123,6 +123,25 @@ def test_coverage_ends_with_the_training_objects():
     assert found[:500].mean() > 0.98 and not found[500:].any()
 
 
+def test_all_cores_look_for_neighbours(monkeypatch):
+    """Of tens of millions of targets in ten dimensions one would look for hours."""
+    asked = []
+
+    class Tree(shift.KDTree):
+        def query(self, x, k=1, *, workers=1):
+            asked.append(workers)
+            return super().query(x, k, workers=workers)
+
+        def query_ball_point(self, x, r, *, workers=1, return_length=False):
+            asked.append(workers)
+            return super().query_ball_point(x, r, workers=workers, return_length=return_length)
+
+    monkeypatch.setattr(shift, "KDTree", Tree)
+    train, target = np.random.default_rng(7).normal(size=(2, 40, 2))
+    shift.density_ratio_knn(train, target), shift.covered(train, target), shift.nearest(train, target)
+    assert asked == [-1] * 5
+
+
 @pytest.mark.parametrize("dimensions", [2, 10])
 def test_coverage_loses_a_hundredth_of_objects_like_the_training_ones(dimensions):
     draw = np.random.default_rng(5)
