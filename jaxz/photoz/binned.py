@@ -128,7 +128,7 @@ def tomography(pdf: PDF, z_phot: np.ndarray, z_true: np.ndarray, edges: Edges) -
     mean_bias     (mean of the stack - mean z_true) / (1 + mean z_true)
     wasserstein   the integral of |CDF of the stack - that of z_true|, in redshift
     kld           sum of q_b log(q_b / p_b) over the grid's bins, q the histogram of z_true and p the stack: about
-                  (bins - 1) / (2 objects) for the right one; infinite where p is 0 and q is not
+                  (bins - 1) / (2 objects) for the right one; infinite where p is 0 and q is not, as off the grid
     of which a bin without objects has None.
     """
     bins = []
@@ -152,6 +152,8 @@ def stack_metrics(stack: PDF, z_true: np.ndarray) -> dict[str, float]:
         height = np.where(crosses, (a * a + b * b) / (a + b), a + b) / 2  # of |line from -a to b|, or from a to b
         q, p = np.histogram(z, stack.edges)[0] / len(z), stack.probability[0]
         kld = np.where(q > 0, q * np.log(q / p), 0).sum()
+    if z[0] < stack.edges[0] or z[-1] > stack.edges[-1]:
+        kld = np.inf
     return {
         "mean_bias": float((stack.mean()[0] - mean) / (1 + mean)),
         "wasserstein": float(np.sum(height * np.diff(nodes))),

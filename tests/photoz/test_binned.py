@@ -111,6 +111,8 @@ def test_tomography_by_hand():
     areas = (0.375 * 0.5 / 2, 0.125 / 6 / 2 + 0.25 / 3 / 2, (0.25 + 0.375) / 4, 0.125 * 0.5 / 2)
     assert first["wasserstein"] == pytest.approx(sum(areas))
     assert empty["mean_bias"] is empty["kld"] is None
+    for beyond in (-0.1, 2.1):  # half of the truth off the grid, where p(z) is 0: not nearer to it for that
+        assert tomography(pdf[[0, 0]], np.full(2, 0.5), np.array([0.5, beyond]), [0, 2])[0]["kld"] == np.inf
 
 
 def test_distance_of_a_stack_against_scipy():
