@@ -10,7 +10,17 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from jaxz.errors import InputError
+
 TIMEOUT = 300.0  # seconds of one arm
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Of --seeds: [0, 1, 2] of "0,1,2". Raises InputError."""
+    try:
+        return [int(seed) for seed in text.split(",")]
+    except ValueError:
+        raise InputError(f"--seeds: {text!r} must be whole numbers, such as 0,1,2") from None
 
 
 def run(command: Sequence[str], timeout: float = TIMEOUT) -> dict:

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
+from benchmarks.arms import parse_seeds
 from jaxz import errors
 from jaxz.data.manifest import Array, Band, Column, Manifest
 from jaxz.data.writer import DatasetWriter
@@ -172,10 +173,10 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.photometry", description=__doc__.split("\n\n")[0])
     parser.add_argument("scratch", type=Path)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the public catalogues")
-    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--seeds", default="0,1,2", type=parse_seeds)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(argv)
-    seeds, found = [int(seed) for seed in options.seeds.split(",")], {}
+    found: dict = {}
     for survey in SURVEYS:
         train, test = read(options.data, survey)
         dataset = options.scratch / survey
@@ -187,7 +188,7 @@ def main(argv: list[str]) -> None:
             move(dataset)
         print(f"{survey}: {len(train.z)} training, {len(test.z)} test objects; untuned: {ANCHORS[survey]}")
         for arm in arms:
-            own = seeds[:1] if arm == "knn" else seeds  # neighbours draw nothing
+            own = options.seeds[:1] if arm == "knn" else options.seeds  # neighbours draw nothing
             found[f"{survey} {arm}"] = [scored(options.scratch, dataset, arm, survey, seed) for seed in own]
             print(line(survey, arm, found[f"{survey} {arm}"]), flush=True)
     if options.json:

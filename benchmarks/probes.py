@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.arms import parse_seeds
 from jaxz import errors
 
 SAMPLES, SIZE = 20_000, 32
@@ -46,14 +47,13 @@ def probed(scratch: Path, seed: int, arm: str, steps: int) -> dict:
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.probes", description=__doc__.split("\n\n")[0])
     parser.add_argument("scratch", type=Path)
-    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--seeds", default="0,1,2", type=parse_seeds)
     parser.add_argument("--arms", default="mae,dino,simclr,byol")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(argv)
-    seeds = [int(seed) for seed in options.seeds.split(",")]
     found: dict[str, list[dict]] = {arm: [] for arm in options.arms.split(",")}
-    for seed in seeds:
+    for seed in options.seeds:
         for arm, results in found.items():
             results.append(probed(options.scratch, seed, arm, options.steps))
             values = " ".join(f"{name} {score['value']:.3f}" for name, score in results[-1].items())
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
         gain = trained - fresh
         print(
             f"{arm:8} R^2 {trained.mean():.3f} +- {trained.std(ddof=1):.3f}, untrained {fresh.mean():.3f} +- "
-            f"{fresh.std(ddof=1):.3f}, gain {gain.mean():.3f} +- {gain.std(ddof=1):.3f} over {len(seeds)} seeds"
+            f"{fresh.std(ddof=1):.3f}, gain {gain.mean():.3f} +- {gain.std(ddof=1):.3f} over {len(options.seeds)} seeds"
         )
     if options.json:
         options.json.write_text(json.dumps(found, indent=1))

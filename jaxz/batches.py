@@ -8,11 +8,10 @@ import numpy as np
 
 from jaxz.data.compact import ZERO
 from jaxz.data.manifest import Manifest
-from jaxz.data.prepare import COMPACT
+from jaxz.data.prepare import COMPACT, EBV
 from jaxz.errors import InputError, suggest
 
 READ = ("image", "image_mask", "bands_observed", *COMPACT)  # of the image, where they are there
-EBV = (-0.1, 10)  # mag; beyond it there is no such sight line to a galaxy, and float32 ends
 SAME = 1e-5  # relative difference of stretched pixels that is rounding
 
 

@@ -148,6 +148,8 @@ def loss_problems(config: ml_collections.ConfigDict) -> Iterator[str]:
             yield f"losses.{name}: {weight!r} must be {rule}"
     if not config.losses:
         yield "losses: is empty; name at least one objective"
+    elif not any(config.losses.values()):
+        yield f"losses: {config.losses.to_dict()} weighs nothing, so that nothing is learned; give one a weight above 0"
     for name in sorted({*config.losses} & {*OBJECTIVES} - {*config}):
         yield f"losses: {name!r} has settings that the config was made without; name it in a config file"
 

@@ -106,6 +106,7 @@ VALUES = [
     ("data.softening=inf", "data.softening: inf must be finite"),
     ("optim.lr=inf", "optim.lr: inf must be finite"),
     ("losses.redshift=nan", "losses.redshift: nan must be finite"),
+    ("losses={'mae':0.0}", r"losses: \{'mae': 0.0\} weighs nothing"),
     ("losses.redshift=-1", "losses.redshift: -1.0 must be a weight, at least 0"),
     (
         "losses={'mae':((0,1.0),(0,0.5))}",

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from benchmarks.arms import parse_seeds
 from benchmarks.shift import page, tables
 from benchmarks.shift.arms import SIZES, Arm
 from benchmarks.shift.costs import all_flops
@@ -116,7 +117,7 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.shift", description=__doc__.split("\n\n")[0])
     parser.add_argument("scratch", type=Path)
     parser.add_argument("--size", choices=SIZES, default="small", help="small: 2 CPU cores; full: a GPU")
-    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--seeds", default="0,1,2", type=parse_seeds)
     parser.add_argument("--json", type=Path, help="a copy of the results")
     parser.add_argument("--dataset", type=Path, help="real data, in place of a simulated sky")
     parser.add_argument("--selection", type=Path, help="TOML: which of its labels are kept")
@@ -131,10 +132,6 @@ def main(argv: list[str]) -> None:
     options.scratch = options.scratch.resolve()  # another name of it is the same recipe
     if (options.dataset is None) != (options.selection is None):
         raise errors.InputError("--dataset and --selection: one is given without the other; give both or neither")
-    try:
-        seeds = [int(seed) for seed in options.seeds.split(",")]
-    except ValueError:
-        raise errors.InputError(f"--seeds: {options.seeds!r} must be whole numbers, such as 0,1,2") from None
     size = SIZES[options.size]()
     if options.dataset:
         protocol, sky = Protocol(options.dataset.resolve(), **read_selection(options.selection)), {}
@@ -145,7 +142,9 @@ def main(argv: list[str]) -> None:
     if sky:
         own = (f"--{name}={value}" for name, value in sky.items())
         call("data_tools.simulate", str(protocol.dataset), *own)
-    found = compare(options.scratch, protocol, size.arms, size.rates, seeds, options.pretrained, train, options.jobs)
+    found = compare(
+        options.scratch, protocol, size.arms, size.rates, options.seeds, options.pretrained, train, options.jobs
+    )
     if options.json:
         options.json.write_text(json.dumps(found, indent=1))
 

@@ -16,6 +16,7 @@ from jaxz.data.manifest import Band, Compact, Manifest
 from jaxz.errors import InputError, suggest
 
 COMPACT = tuple(f"image_{entry}" for entry in compact.ENTRIES)
+EBV = (-0.1, 10)  # mag; beyond it there is no such sight line to a galaxy, and float32 ends
 SAME_SCALE = 0.01  # relative difference of pixel scales that is none
 Batch = Mapping[str, np.ndarray | jax.Array]  # entries [B, ...] by name, as a Stream makes them
 
@@ -163,7 +164,8 @@ class Prepare:
         rest = {name: value for name, value in batch.items() if name not in ("image", "image_mask", *COMPACT)}
         sky = jnp.broadcast_to(self.sky, flux.shape[:2])
         if self.deredden:
-            ebv = jnp.nan_to_num(batch["ebv"].astype(jnp.float32))  # unknown reddening: taken as none
+            ebv = batch["ebv"].astype(jnp.float32)
+            ebv = jnp.where((ebv >= EBV[0]) & (ebv <= EBV[1]), ebv, 0)  # unknown reddening, such as -99: taken as none
             brighter = 10 ** (0.4 * ebv[:, None] * self.extinction)  # [B,C]
             flux, sky = flux * brighter[..., None, None], sky * brighter
             rest |= {name: rest[name] * brighter[:, c] for c, name in self.fluxes if name in rest}

@@ -55,6 +55,16 @@ def test_the_stretch_is_asinh_of_dereddened_flux_over_three_sky_sigma(manifest):
     np.testing.assert_allclose(as_seen["sky"], np.full((5, 3), 1 / 3), rtol=1e-6)
 
 
+def test_a_reddening_that_is_none_counts_as_unknown(manifest):
+    """Such as a catalogue's -99, whose flux would be 0 or infinite."""
+    batch = batch_of(np.random.default_rng(0))
+    ebv = np.array([-99, np.inf, np.nan, 1e30, 0.1], np.float32)
+    prepare = jax.jit(Prepare(manifest, Normalisation.create(manifest, (), 3.0, True)))
+    found, bare = prepare(batch | {"ebv": ebv}, KEY), prepare(batch | {"ebv": np.zeros(5, np.float32)}, KEY)
+    np.testing.assert_array_equal(found["image"][:4], bare["image"][:4])
+    assert (np.abs(found["image"][4]) > np.abs(bare["image"][4])).all()
+
+
 def test_images_of_another_survey_are_dereddened_by_its_own_filters(manifest):
     """A band of one name is not one filter; of a band that the other lacks nothing is seen."""
     batch = batch_of(np.random.default_rng(0))
