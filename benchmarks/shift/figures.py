@@ -20,6 +20,7 @@ REPRESENTATIVES = (
     "photometry", "templates", "treyer", "matched", "oracle", "mae", "fluxes", "dino", "semi", "tiered",
     "dinov2_vitb14_finetune", "clip_vitb16_finetune",
 )  # fmt: skip
+LINEAR = 0.01  # from 0 on, of an axis of biases; beyond it is logarithmic
 SUBSETS, SCORED = ("spec_like", "full", "beyond"), ("sigma_mad", "eta_15", "bias_median")  # of the first figure
 AXES = {"z_true": "true redshift", "z_phot": "estimated redshift"}
 
@@ -39,7 +40,8 @@ def score_picture(scores: Scores) -> Picture:
     subsets = [name for name in SUBSETS if name in scores]
     drawn = plots.png(score_figure({name: scores[name] for name in subsets}))
     caption = (
-        f"Left of the dashed line, that of {BASELINE} on the same test objects, is better; for the bias, nearer to 0."
+        f"Left of the dashed line, that of {BASELINE} on the same test objects, is better; for the bias, whose axis is "
+        f"linear up to {LINEAR}, nearer to 0."
     )
     return Picture("Scores", f"Every arm on {', '.join(subsets)}", caption, drawn)
 
@@ -62,10 +64,19 @@ def score_figure(scores: Scores) -> Figure:
             axis.set_xscale("log")
             axis.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}")
             axis.xaxis.set(minor_locator=NullLocator())
+        else:  # a bias may be large in one arm, and is small in most
+            axis.set_xscale("symlog", linthresh=LINEAR)
+            axis.margins(x=0.05)
+            axis.axvline(0, color="#999999", lw=0.8)
+            axis.set_xticks([-0.1, -0.01, 0, 0.01, 0.1])
+            axis.xaxis.set(major_formatter="{x:g}", minor_locator=NullLocator())
+        axis.tick_params("x", labelsize=8)  # there may be many
         axis.set_xlabel(metric)
+        for row in range(0, len(arms), 2):  # leads the eye to the name
+            axis.axhspan(row - 0.5, row + 0.5, color="#f3f5f7", lw=0, zorder=0)
+        axis.set_ylim(len(arms) - 0.5, -0.5)
     axes[0].set_yticks(np.arange(len(arms)), [plots.plain(arm) for arm in arms])
-    axes[0].invert_yaxis()
-    axes[-1].legend(fontsize=8)
+    drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=len(scores))
     return drawn
 
 
@@ -90,8 +101,7 @@ def residual_figure(curves: Curves) -> Figure:
         for n, (arm, bins) in enumerate(arms.items()):
             mean, error = (np.array([getattr(b, what) for b in bins]) for what in ("value", "error"))
             beside = (n - (len(arms) - 1) / 2) * 0.08 * (edges[1] - edges[0])  # so that no bar hides another
-            marker = plots.MARKERS[n // len(plots.COLOURS) % len(plots.MARKERS)]
-            style = dict(color=own[arm], marker=marker, ms=4, lw=1.2)
+            style = dict(color=own[arm], marker=plots.MARKERS[n % len(plots.MARKERS)], ls=plots.dashes(n), ms=4, lw=1.2)
             axis.errorbar(middle + beside, mean, error, label=plots.plain(arm), **style)
         axis.axhline(0, color="#555555", lw=0.8)
         axis.set_xlabel(AXES[by])

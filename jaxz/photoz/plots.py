@@ -45,6 +45,11 @@ def arm_colours(names: Sequence[str]) -> dict[str, str]:
     return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
 
 
+def dashes(number: int) -> str:
+    """The style of an arm's line, by its place: of those that share a colour each has its own."""
+    return ("-", "--", ":", "-.")[number // len(COLOURS) % 4]
+
+
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure in inches, drawn by Agg."""
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -178,11 +183,12 @@ def calibration(arms: Mapping[str, np.ndarray], colours: Mapping[str, str]) -> F
     """
     figure = new_figure(10.2, 3.7)
     left, right = figure.subplots(1, 2)
-    for name, pit in arms.items():
-        left.stairs(*np.histogram(pit, 20, (0, 1), density=True), baseline=None, color=colours[name], lw=1.5)
+    for number, (name, pit) in enumerate(arms.items()):
+        style = dict(color=colours[name], ls=dashes(number), lw=1.5)
+        left.stairs(*np.histogram(pit, 20, (0, 1), density=True), baseline=None, **style)
         levels = np.linspace(0, 1, 201)
         strays = np.searchsorted(np.sort(pit), levels, side="right") / len(pit) - levels
-        right.plot(levels, strays, color=colours[name], lw=1.5, label=f"{plain(name)}: KS {pit_ks(pit):.3f}")
+        right.plot(levels, strays, label=f"{plain(name)}: KS {pit_ks(pit):.3f}", **style)
     band = 1.358 / np.sqrt(min(len(pit) for pit in arms.values()))  # 95 % of Kolmogorov's distribution
     right.axhspan(-band, band, color="#dddddd", zorder=0)
     left.axhline(1, color="#999999", lw=0.8, zorder=0)
