@@ -108,9 +108,12 @@ def of_files(run: Path) -> tuple[str, str, str, str, str]:
 
 
 def last_line(path: Path) -> dict:
-    """The last whole line of a metrics.jsonl or perf.jsonl; {} without one."""
+    """The last whole line of a metrics.jsonl or perf.jsonl; {} without one. Raises InputError for a damaged one."""
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    return json.loads(lines[-1]) if lines else {}
+    try:
+        return json.loads(lines[-1]) if lines else {}
+    except ValueError as error:
+        raise InputError(f"{path}: its last line is not JSON ({error}); remove it") from None
 
 
 def duration(seconds: float) -> str:

@@ -41,9 +41,9 @@ def band_fluxes(wavelength: np.ndarray, spectra: np.ndarray, curves: Sequence[Cu
     Beyond their ends spectra are 0 in the ultraviolet and fall by the Rayleigh-Jeans law in the infrared.
     """
     ends = min(c.wavelength[0] for c in curves), max(c.wavelength[-1] for c in curves)
-    seen = np.exp(np.arange(np.log(ends[0]), np.log(ends[1]) + STEP, STEP))
-    response = np.array([np.interp(seen, c.wavelength, c.response, left=0, right=0) for c in curves])
-    response /= response.sum(axis=1, keepdims=True)  # <f_nu> of a photon counter: weights R d(ln lambda)
+    steps = np.arange(np.log(ends[0]), np.log(ends[1]) + STEP, STEP)
+    seen, edges = np.exp(steps), np.append(steps, steps[-1] + STEP) - STEP / 2
+    response = np.array([shares(curve, edges) for curve in curves])  # <f_nu> of a photon counter
     fluxes = np.empty((len(z), len(spectra), len(curves)))
     for n, redshift in enumerate(z):
         rest = seen / (1 + redshift)
@@ -51,6 +51,15 @@ def band_fluxes(wavelength: np.ndarray, spectra: np.ndarray, curves: Sequence[Cu
         f_lambda = np.array([np.interp(rest, wavelength, row, left=0) for row in spectra]) * tail
         fluxes[n] = (f_lambda * rest**2 * igm_transmission(seen, redshift)) @ response.T
     return fluxes
+
+
+def shares(curve: Curve, edges: np.ndarray) -> np.ndarray:
+    """[W] of its response, in d(ln lambda), between edges [W+1] in ln(wavelength): all of it, however narrow it is."""
+    nodes = np.log(curve.wavelength)
+    fine = np.union1d(nodes, edges[(edges > nodes[0]) & (edges < nodes[-1])])
+    response = np.interp(np.exp(fine), curve.wavelength, curve.response)
+    total = np.append(0, np.cumsum(np.diff(fine) * (response[1:] + response[:-1]) / 2))
+    return np.diff(np.interp(edges, fine, total)) / total[-1]
 
 
 def fit(

@@ -100,6 +100,12 @@ def test_a_folder_that_was_not_submitted(site):
         list(status.rows([site]))
 
 
+def test_a_log_that_is_damaged_is_named(site):
+    (site / "run" / "metrics.jsonl").write_text('{"step": 4\x00\n')
+    with pytest.raises(InputError, match="metrics.jsonl: its last line is not JSON .*; remove it"):
+        list(status.rows([site / "run"]))
+
+
 def test_a_line_that_is_cut_short_is_named(site):
     (site / "slurm").mkdir()
     (site / "slurm" / "jobs.jsonl").write_text('{"job": "7", "wha')

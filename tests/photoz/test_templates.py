@@ -51,6 +51,16 @@ def test_model_fluxes_of_a_power_law_and_of_a_step():
     assert found.argmax(axis=1).tolist() == [1, 3]  # 4000 angstrom lies below 4416; redshifted, 8000 in the 4th band
 
 
+@pytest.mark.parametrize("width", [10.0, 145.0, 1500.0])
+def test_band_fluxes_of_a_filter_however_narrow(width):
+    """F_lambda = lambda^a in a top hat of photons: the mean of f_nu, lambda^(a + 2), over ln(lambda) in closed form."""
+    low, high, a = 9000 - width / 2, 9000 + width / 2, 1.5
+    curves = [templates.Curve(np.array([low, high]), np.ones(2)), *CURVES]
+    found = templates.band_fluxes(WAVELENGTH, WAVELENGTH[None] ** a, curves, np.array([0.0]))[0, 0, 0]
+    mean = (high ** (a + 2) - low ** (a + 2)) / (a + 2) / np.log(high / low)
+    assert found == pytest.approx(mean, rel=1.5 * templates.STEP if width < 100 else 5e-4)
+
+
 def test_chi2_is_the_least_of_all_combinations(models):
     """Of three templates, by brute force: the best of all least-squares fits without negative amplitudes."""
     draw = np.random.default_rng(0)
