@@ -292,10 +292,9 @@ class Reader:
         """Room for the exceptions of any of the rows. Where an index cannot be read none are known: the process that
         reads these rows says so."""
         places = self.places[name]
-        with self.lock:
-            for n in np.unique(self.shard_numbers(rows)).tolist():
-                with contextlib.suppress(DataError):
-                    self._know(n)
+        for n in np.unique(self.shard_numbers(rows)).tolist():
+            with contextlib.suppress(DataError):
+                self._know(n)
         return compact.room(int(places.exceptions[rows].max(initial=0)), math.prod(places.spec.full_shape))
 
     def _unpack(
@@ -329,7 +328,7 @@ class Reader:
         return values
 
     def _know(self, n: int) -> None:
-        """Load the places of shard n, unless they are known. Under the lock."""
+        """Load the places of shard n, unless they are known. Threads that do so at once write the same."""
         for name, places in self.places.items():
             if not places.known[n]:
                 places.load(n, *self.tars[self.first_tar[name] + n])
@@ -344,12 +343,12 @@ class Reader:
         if time.monotonic() - when < LOST_FOR:
             raise DataError(message)
         try:
-            shard = self._open_whole(*self.tars[tar])  # without the lock: it may have to be fetched
+            shard = self._open_whole(*self.tars[tar])  # without the lock: it may have to be fetched, ...
         except DataError as error:
             self.lost[tar] = time.monotonic(), str(error)
             raise
+        self._know(tar % len(self.numbered))  # ... and its index read
         with self.lock:
-            self._know(tar % len(self.numbered))
             shard = self.shards.setdefault(tar, shard)
             self.lost.pop(tar, None)
             if len(self.shards) > self.most:
