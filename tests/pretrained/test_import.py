@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -70,7 +71,7 @@ def test_check_saves_its_outputs_and_tells_a_wrong_model(tmp_path, capsys):
 def manifest_checkpoint(name: str) -> Checkpoint:
     keys = json.loads((FIXTURES / f"manifests/{name}.json").read_text())["keys"]
     tensors = {key: Tensor("F32", tuple(shape), lambda: None) for key, shape in keys.items()}
-    return Checkpoint(tensors, (), {}, "model" if name.startswith("mae") else "")
+    return Checkpoint(tensors, (Path(f"{name}.safetensors"),), {}, "model" if name.startswith("mae") else "")
 
 
 @needs_fixtures
