@@ -21,7 +21,7 @@ from jaxz.models import Band, Encoded, layers
 from jaxz.models.inputs import normalise, resize_images
 from jaxz.models.resize import VARIANTS
 from jaxz.models.tower import ACTIVATIONS, Blocks, Image, ImageTower, run
-from jaxz.models.vit import SIZES
+from jaxz.models.vit import SIZES, shown
 
 IMPORTED = True  # never begins with drawn weights
 
@@ -216,16 +216,21 @@ class Backbone(ImageTower):
     ) -> Encoded:
         """image, mask [B,C,h,w]: asinh of the flux in units of data.softening, as jaxz.data.prepare makes it, of the
         model's size or a crop; the rest as for ImageTower."""
-        x = self.embed(*self.input(image, mask), keep, hidden, mask_token)
+        x = self.embed(*self.input(image, mask, keep, hidden), keep, hidden, mask_token)
         blocks = jax.tree.map(lambda a: a.astype(self.dtype), self.blocks)
         end = run(blocks, x.x.astype(self.dtype), x.angles, x.observed, remat=self.remat)
         return self.summarise(end.astype(jnp.float32), x.observed)
 
-    def input(self, image: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def input(
+        self, image: jax.Array, mask: jax.Array, keep: jax.Array | None = None, hidden: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         """What the tower sees of image, mask [B,C,h,w]: its numbers, and the mask, of its own size."""
         image, mask = jnp.where(mask, image, 0), jnp.broadcast_to(mask, image.shape)
         if self.kind == "lupton":
             image, mask = image[:, self.places], mask[:, self.places]
         if self.kind != "asinh":
             image = normalise(jnp.sinh(image), {"kind": self.kind, **self.numbers})
-        return (image, mask) if self.factor == 1 else resize_images(image, mask, self.factor)
+        if self.factor == 1:
+            return image, mask
+        seen = shown(mask, round(self.settings.patch / self.factor), keep, hidden)  # no pixel holds a hidden neighbour
+        return resize_images(image, seen, self.factor)[0], resize_images(image, mask, self.factor)[1]

@@ -233,6 +233,18 @@ def test_the_backbone_is_the_imported_model(weights):
     np.testing.assert_array_equal(larger.tokens[:2], larger.tokens[2:])
 
 
+@pytest.mark.parametrize("hides", ["keep", "hidden"])
+def test_what_is_hidden_shows_in_no_enlarged_pixel(weights, hides):
+    config, image = settings(band_init="mean", image_size=24), jax.random.normal(jax.random.key(0), (1, 3, 12, 12))
+    encoder, shown = build(config, BANDS, 12), jnp.zeros(36, bool).at[jnp.array([0, 7, 8, 20, 35])].set(True)
+    parts = {"keep": jnp.flatnonzero(shown)[None], "hidden": ~shown[None]}
+    seen = shown.reshape(6, 6).repeat(2, 0).repeat(2, 1)
+    params, token = encoder_params(str(weights), config, BANDS), jnp.zeros(16)
+    run = lambda x: encoder(params, x, jnp.ones(x.shape, bool), **{hides: parts[hides]}, mask_token=token).tokens
+    np.testing.assert_array_equal(run(image), run(jnp.where(seen, image, 9.0)))
+    assert not np.array_equal(run(image), run(jnp.where(seen, 9.0, image)))
+
+
 def test_fluxes_become_the_input_that_was_chosen():
     flux = np.random.default_rng(0).normal(2, 3, (2, 3, 12, 12)).astype(np.float32)
     rgb = dict(image_size=0, band_init="rgb_map", rgb=("i", "r", "g"))
