@@ -224,7 +224,9 @@ class Backbone(ImageTower):
     def input(
         self, image: jax.Array, mask: jax.Array, keep: jax.Array | None = None, hidden: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """What the tower sees of image, mask [B,C,h,w]: its numbers, and the mask, of its own size."""
+        """What the tower sees of image, mask [B,C,h,w]: its numbers, and the mask, of its own size. Patches that are
+        hidden, or not kept, reach no pixel beside them; to the mask, which tells the bands that are there, they count.
+        """
         image, mask = jnp.where(mask, image, 0), jnp.broadcast_to(mask, image.shape)
         if self.kind == "lupton":
             image, mask = image[:, self.places], mask[:, self.places]
@@ -232,5 +234,5 @@ class Backbone(ImageTower):
             image = normalise(jnp.sinh(image), {"kind": self.kind, **self.numbers})
         if self.factor == 1:
             return image, mask
-        seen = shown(mask, round(self.settings.patch / self.factor), keep, hidden)  # no pixel holds a hidden neighbour
+        seen = shown(mask, round(self.settings.patch / self.factor), keep, hidden)
         return resize_images(image, seen, self.factor)[0], resize_images(image, mask, self.factor)[1]

@@ -81,7 +81,7 @@ def own_pit(tree: KDTree, rows: slice, z: np.ndarray, choices: np.ndarray) -> np
 
 def nearest(tree: KDTree, latent: np.ndarray, k: int) -> np.ndarray:
     """[B,k] int: the nearest objects of the tree, in order of distance."""
-    return tree.query(latent, range(1, k + 1), workers=-1)[1]
+    return tree.query(latent, range(1, k + 1), workers=-1)[1]  # by all cores
 
 
 def _blocks(n: int) -> list[slice]:

@@ -179,6 +179,6 @@ def test_images_that_do_not_fit_are_refused():
         build("treyer2024", size=56)
     assert build("treyer2024", size=57).tokens == 1
     with pytest.raises(InputError, match="losses: .* the model's 3 x 3 places must divide the cutouts' 80; convert"):
-        build("treyer2024", size=80).patch  # noqa: B018  of CLAP's decoder
+        assert build("treyer2024", size=80).patch  # of CLAP's decoder
     with pytest.raises(InputError, match="model.subsets: 3 is more than the 2 bands"):
         build("pasquet2019", UGRIZ[:2], subsets=(3,))
