@@ -136,7 +136,7 @@ def image_arms(steps: int) -> dict[str, Arm]:
 def small() -> Size:
     """An arm of every kind that 32 x 32 pixels allow, for 2 CPU cores."""
     own = image_arms(600)
-    plain = (*TABLES, PHOTOMETRY, TEMPLATES, *networks(400, "pasquet"), *own.values())
+    plain = (*TABLES, PHOTOMETRY, TEMPLATES, *networks(1600, 4e-4, "pasquet"), *own.values())
     first = pretrained(600, "dino", "simclr")
     weights = tuple(weighted(arm) for arm in (PHOTOMETRY, *(own[name] for name in WEIGHTED)))
     after = corrected(own["matched"], *CORRECTIONS)
@@ -150,7 +150,7 @@ def full() -> Size:
     steps = 10_000
     own, mlp = image_arms(steps), PHOTOMETRY
     length = (f"train.steps={2 * steps}",)
-    cnns = networks(2 * steps, "pasquet", "treyer", "multimodal")
+    cnns = networks(2 * steps, 1e-4, "pasquet", "treyer", "multimodal")
     first = pretrained(steps, "dino", "simclr", "byol", "vicreg")
     published = tuple(
         Arm(f"{name}_{how}", f"published_{how}:{name}", (*LABELLED, *length), weights=f"{name}_pretrain.pth")
@@ -179,9 +179,11 @@ def full() -> Size:
     return Size("survey", 200_000, 64, (*plain, *weights, *after, *others, *fractions, *volumes), RATES)
 
 
-def networks(steps: int, *names: str) -> tuple[Arm, ...]:
-    """Published CNNs; a step of one costs many of the ViT's."""
-    return tuple(Arm(name, f"baseline_{name}", (f"train.steps={steps}",)) for name in names)
+def networks(steps: int, rate: float, *names: str) -> tuple[Arm, ...]:
+    """Published CNNs, at a learning rate, of pixels in units of the sky's noise: they were made for bright galaxies.
+    A step of one costs many of the ViT's."""
+    fields = (f"train.steps={steps}", f"optim.lr={rate:g}", "data.softening=1.0")
+    return tuple(Arm(name, f"baseline_{name}", fields) for name in names)
 
 
 def pretrained(steps: int, *names: str) -> dict[str, Arm]:
