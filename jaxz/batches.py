@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxz.data.compact import ZERO
-from jaxz.data.manifest import Manifest
-from jaxz.data.prepare import COMPACT, EBV
+from jaxz.data.manifest import EBV, Manifest
+from jaxz.data.prepare import COMPACT
 from jaxz.errors import InputError, suggest
 
 READ = ("image", "image_mask", "bands_observed", *COMPACT)  # of the image, where they are there

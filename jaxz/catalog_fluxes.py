@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 
 from jaxz.data.dataset import Dataset
-from jaxz.data.manifest import ZERO_POINT_UJY, Band
+from jaxz.data.manifest import EBV, ZERO_POINT_UJY, Band
 from jaxz.errors import InputError
 from jaxz.results import CATALOG_COLUMNS, sure_labels
 
@@ -36,7 +36,8 @@ def load(dataset: Dataset, where: str, bands: list[Band], extra: list[str]) -> t
     reddened = ["ebv"] if "ebv" in dataset.manifest.columns else []
     names = [f"{kind}_{band.name}" for kind in ("flux", "fluxerr") for band in bands]
     table = dataset.arrow(where, list(dict.fromkeys([*extra, *names, *reddened])))
-    ebv = np.nan_to_num(table["ebv"].to_numpy().astype(np.float64)) if reddened else np.zeros(len(table))
+    ebv = table["ebv"].to_numpy().astype(np.float64) if reddened else np.zeros(len(table))
+    ebv = np.where((ebv >= EBV[0]) & (ebv <= EBV[1]), ebv, 0)  # unknown: taken as none, as models do
     factor = 10 ** (0.4 * np.outer(ebv, [band.a_over_ebv for band in bands]))
 
     def stack(kind: str) -> np.ndarray:

@@ -21,7 +21,7 @@ BANDS = {"g": 480.0, "r": 620.0, "i": 770.0, "z": 900.0}
 SHARED = photometry.Path(__file__).parents[1] / "../shared/data/rail_dc2_9816_sim"
 
 
-def make_dataset(path, n=1200, change=None, columns=(), seed=0):
+def make_dataset(path, n=1200, change=None, columns=(), seed=0, extra=None):
     """Fluxes whose colours follow redshift, 3 % noise, band g absent for every seventh object; half are labelled."""
     kinds = {"object_id": "int64", "ra": "float64", "dec": "float64", "split": "string", "z_kind": "string",
              "z": "float32", "mag_ref": "float32", "true_z": "float32"}  # fmt: skip
@@ -42,7 +42,7 @@ def make_dataset(path, n=1200, change=None, columns=(), seed=0):
         values[f"fluxerr_{band}"] = np.where(np.isnan(values[f"flux_{band}"]), np.nan, 0.03 * flux)
     for name, value in (change or {}).items():
         values[name] = value(values)
-    kinds = {name: kind for name, kind in kinds.items() if name not in columns}
+    kinds = {name: kind for name, kind in kinds.items() if name not in columns} | (extra or {})
     bands = tuple(Band(name, nm, 100.0, 27.0, 0.2, 2.0, 1.0, 0.8) for name, nm in BANDS.items())
     arrays = {"tag": Array("vector", "int16", (1,), "index")}
     manifest = Manifest(arrays, bands, {name: Column(kind) for name, kind in kinds.items()})
@@ -61,6 +61,17 @@ def test_asinh_magnitudes():
     assert found[1] == pytest.approx(23.9 - 2.5 * np.log10(softening))
     assert found[2, 0] == pytest.approx(23.9 - 2.5 * np.log10(0.01) + 2.5 / np.log(10) * np.arcsinh(0.5))
     assert np.isnan(found[2, 1])
+
+
+def test_a_reddening_that_is_none_counts_as_unknown(tmp_path):
+    ebv = np.tile([0.0, np.nan, -99, 1e30, 0.1], 8)
+    path = make_dataset(tmp_path / "d", n=40, change={"ebv": lambda v: ebv}, extra={"ebv": "float32"})
+    dataset = open_dataset(path)
+    _, flux, error = catalog_fluxes.load(dataset, "z > -1 or isnull(z)", list(dataset.manifest.bands), [])
+    stored = np.stack([dataset.column(f"flux_{band}") for band in BANDS], 1)
+    factor = np.where(ebv == 0.1, 10 ** (0.4 * 0.1 * 2.0), 1.0)[:, None]
+    np.testing.assert_allclose(flux, stored * factor, rtol=1e-6)
+    assert np.isfinite(error[:, 1:]).all()
 
 
 def test_features_are_a_magnitude_and_colours():

@@ -22,6 +22,7 @@ SAMPLE_LIMIT = 1 << 30  # bytes of one array of one sample: more is a slip, and 
 SAMPLES_LIMIT = 1 << 40  # of a dataset: more is a slip, and row numbers would be allocated for all
 HEADER = 512  # bytes of a tar before each member
 ZERO_POINT_UJY = 23.9  # AB magnitude of one microjansky
+EBV = (-0.1, 10)  # mag; beyond it there is no such sight line to a galaxy, and float32 ends
 
 T = TypeVar("T")
 

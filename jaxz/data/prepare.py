@@ -12,11 +12,10 @@ from numpy.typing import ArrayLike
 
 from jaxz.data import compact
 from jaxz.data.augment import Augment
-from jaxz.data.manifest import Band, Compact, Manifest
+from jaxz.data.manifest import EBV, Band, Compact, Manifest
 from jaxz.errors import InputError, suggest
 
 COMPACT = tuple(f"image_{entry}" for entry in compact.ENTRIES)
-EBV = (-0.1, 10)  # mag; beyond it there is no such sight line to a galaxy, and float32 ends
 SAME_SCALE = 0.01  # relative difference of pixel scales that is none
 Batch = Mapping[str, np.ndarray | jax.Array]  # entries [B, ...] by name, as a Stream makes them
 
@@ -164,9 +163,7 @@ class Prepare:
         rest = {name: value for name, value in batch.items() if name not in ("image", "image_mask", *COMPACT)}
         sky = jnp.broadcast_to(self.sky, flux.shape[:2])
         if self.deredden:
-            ebv = batch["ebv"].astype(jnp.float32)
-            ebv = jnp.where((ebv >= EBV[0]) & (ebv <= EBV[1]), ebv, 0)  # unknown reddening, such as -99: taken as none
-            brighter = 10 ** (0.4 * ebv[:, None] * self.extinction)  # [B,C]
+            brighter = 10 ** (0.4 * known_reddening(batch["ebv"])[:, None] * self.extinction)  # [B,C]
             flux, sky = flux * brighter[..., None, None], sky * brighter
             rest |= {name: rest[name] * brighter[:, c] for c, name in self.fluxes if name in rest}
         if self.augment is None:
@@ -184,6 +181,12 @@ class Prepare:
         """What a model sees of flux [B,C,H,W] and the sky's sigma [B,C] in units of the softening."""
         stretch, slope = STRETCHES[self.stretch]
         return {"image": stretch(flux), "mask": mask, "sky": slope * sky}
+
+
+def known_reddening(ebv: jax.Array) -> jax.Array:
+    """E(B-V) [B], mag, float32; what is unknown, as NaN or a catalogue's -99, is taken as none."""
+    ebv = ebv.astype(jnp.float32)
+    return jnp.where((ebv >= EBV[0]) & (ebv <= EBV[1]), ebv, 0)
 
 
 def check_sky(bands: Iterable[Band]) -> None:
