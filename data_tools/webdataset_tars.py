@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import lzma
 import math
 import re
 import tarfile
@@ -25,7 +26,9 @@ TEXTS, TEXT_LIMIT = ("txt", "text", "id"), 1 << 20  # bytes
 PICTURES = {"jpg", "jpeg", "png", "ppm", "pgm", "webp", "tif", "tiff"}
 
 # What zipfile raises of a damaged archive, or of one that it cannot read
-BAD_ZIP = (zipfile.BadZipFile, zlib.error, NotImplementedError, OSError, EOFError, RuntimeError, ValueError)
+BAD_ZIP = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, OSError, EOFError, RuntimeError, ValueError
+)  # fmt: skip
 
 
 class Member(NamedTuple):

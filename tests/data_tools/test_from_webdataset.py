@@ -4,6 +4,7 @@ import io
 import json
 import os
 import tarfile
+import zipfile
 
 import numpy as np
 import pytest
@@ -202,6 +203,14 @@ def damaged_npz():
 DAMAGED = damaged_npz()
 
 
+def damaged_lzma():
+    """With a stream of LZMA that is none: numpy writes no such .npz, and reads it."""
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("a.npy", npy(np.arange(100.0)))
+    return sink.getvalue()[:44] + bytes(4 * [255]) + sink.getvalue()[48:]
+
+
 @pytest.mark.parametrize(
     ("members", "match"),
     [
@@ -213,6 +222,7 @@ DAMAGED = damaged_npz()
         ([("1.npy", b"\x93NUMPY\x01\x00")], "is no .npy"),
         ([("1.npz", b"PK")], "is no .npz"),
         ([("1.npz", DAMAGED)], "is no .npz .Error -3 while decompressing"),
+        ([("1.npz", damaged_lzma())], "is no .npz .Corrupt input data"),
         ([special("1.npy", tarfile.SYMTYPE)], "is no plain file"),
         ([special("1.npy", tarfile.LNKTYPE)], "is no plain file"),
         ([special("1.npy", tarfile.CHRTYPE)], "is no plain file"),
