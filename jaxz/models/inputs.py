@@ -51,13 +51,15 @@ def normalise(flux: jax.Array, normalisation: dict) -> jax.Array:
     return (flux - given["mean"]) / given["std"]
 
 
-def resize_images(image: jax.Array, mask: jax.Array, factor: float) -> tuple[jax.Array, jax.Array]:
+def resize_images(
+    image: jax.Array, mask: jax.Array, factor: float, least: float = LEAST
+) -> tuple[jax.Array, jax.Array]:
     """image, mask [B,C,H,W] with sides `factor` times as long, bilinear between the centres of pixels (smaller ones:
-    antialiased). A pixel is the mean of the observed ones that it is made of, and observed where half of it is."""
+    antialiased). A pixel is the mean of the observed ones that it is made of, and observed where `least` of it is."""
     down, across = (
         jnp.asarray(matrix(side, round(side * factor), "bilinear_antialias"), image.dtype) for side in image.shape[2:]
     )
     resized = lambda x: jnp.einsum("hr,wc,bkrc->bkhw", down, across, x, precision=jax.lax.Precision.HIGHEST)
     share = resized(mask.astype(image.dtype))
-    observed = share >= LEAST
-    return jnp.where(observed, resized(jnp.where(mask, image, 0)) / jnp.maximum(share, LEAST), 0), observed
+    observed = share >= least
+    return jnp.where(observed, resized(jnp.where(mask, image, 0)) / jnp.maximum(share, least), 0), observed

@@ -24,6 +24,7 @@ from jaxz.models.tower import ACTIVATIONS, Blocks, Image, ImageTower, run
 from jaxz.models.vit import SIZES, shown
 
 IMPORTED = True  # never begins with drawn weights
+CORNER = 0.25  # of an enlarged pixel is at least its own patch's: so much in a corner that only hidden ones surround
 
 ARCHITECTURE = dict(  # as in jaxz.models.tower
     width=768,
@@ -235,4 +236,5 @@ class Backbone(ImageTower):
         if self.factor == 1:
             return image, mask
         seen = shown(mask, round(self.settings.patch / self.factor), keep, hidden)
-        return resize_images(image, seen, self.factor)[0], resize_images(image, mask, self.factor)[1]
+        pixels, _ = resize_images(image, seen, self.factor, CORNER)
+        return pixels, resize_images(image, mask, self.factor)[1]

@@ -245,6 +245,15 @@ def test_what_is_hidden_shows_in_no_enlarged_pixel(weights, hides):
     assert not np.array_equal(run(image), run(jnp.where(seen, 9.0, image)))
 
 
+def test_enlarged_patches_are_whole_to_their_corners():
+    """Where those around a corner are hidden, hardly a quarter of its pixel is made of what is shown."""
+    tower = nnx.eval_shape(lambda: published.Backbone(settings(image_size=42, patch=14), BANDS, 12, rngs=nnx.Rngs(0)))
+    image, keep = jnp.full((1, 3, 12, 12), 2.0), jnp.array([[4]])  # the middle one of 3 x 3
+    found, mask = tower.input(image, jnp.ones(image.shape, bool), keep)
+    np.testing.assert_allclose(found[0, :, 14:28, 14:28], 2, rtol=1e-6)
+    assert mask.all()
+
+
 def test_fluxes_become_the_input_that_was_chosen():
     flux = np.random.default_rng(0).normal(2, 3, (2, 3, 12, 12)).astype(np.float32)
     rgb = dict(image_size=0, band_init="rgb_map", rgb=("i", "r", "g"))
