@@ -145,10 +145,10 @@ class Prepare:
     def __call__(self, batch: Batch, key: jax.Array) -> dict:
         """`image` [B,C,H,W], in stored units or compact levels with their entries, becomes float32, mask [B,C,H,W] is
         true where observed, sky [B,C] is the background's sigma in the same unit; the catalog's flux_<band> and
-        fluxerr_<band> are dereddened where the image is; nonfinite [B] is the share of the observed pixels that hold
-        NaN or inf and are therefore masked; other entries pass. views and crops: lists of {image, mask, sky}, the first
-        view being the one above. `key` moves only augmentation, which depends on (key, number of the view, epoch,
-        position)."""
+        fluxerr_<band> are dereddened where the image is; an ebv that is unknown, NaN or a catalogue's -99, is 0;
+        nonfinite [B] is the share of the observed pixels that hold NaN or inf and are therefore masked; other entries
+        pass. views and crops: lists of {image, mask, sky}, the first view being the one above. `key` moves only
+        augmentation, which depends on (key, number of the view, epoch, position)."""
         stored = in_stored_units(batch, self.compact)[:, self.index].astype(jnp.float32)
         mask = jnp.broadcast_to(self.there[:, None, None], stored.shape)
         if "bands_observed" in batch:
@@ -162,8 +162,11 @@ class Prepare:
         flux = jnp.where(mask, stored, 0) * self.factor[:, None, None]
         rest = {name: value for name, value in batch.items() if name not in ("image", "image_mask", *COMPACT)}
         sky = jnp.broadcast_to(self.sky, flux.shape[:2])
+        if "ebv" in batch:
+            ebv = batch["ebv"].astype(jnp.float32)
+            rest["ebv"] = jnp.where((ebv >= EBV[0]) & (ebv <= EBV[1]), ebv, 0)
         if self.deredden:
-            brighter = 10 ** (0.4 * known_reddening(batch["ebv"])[:, None] * self.extinction)  # [B,C]
+            brighter = 10 ** (0.4 * rest["ebv"][:, None] * self.extinction)  # [B,C]
             flux, sky = flux * brighter[..., None, None], sky * brighter
             rest |= {name: rest[name] * brighter[:, c] for c, name in self.fluxes if name in rest}
         if self.augment is None:
@@ -181,12 +184,6 @@ class Prepare:
         """What a model sees of flux [B,C,H,W] and the sky's sigma [B,C] in units of the softening."""
         stretch, slope = STRETCHES[self.stretch]
         return {"image": stretch(flux), "mask": mask, "sky": slope * sky}
-
-
-def known_reddening(ebv: jax.Array) -> jax.Array:
-    """E(B-V) [B], mag, float32; what is unknown, as NaN or a catalogue's -99, is taken as none."""
-    ebv = ebv.astype(jnp.float32)
-    return jnp.where((ebv >= EBV[0]) & (ebv <= EBV[1]), ebv, 0)
 
 
 def check_sky(bands: Iterable[Band]) -> None:

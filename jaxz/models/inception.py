@@ -12,7 +12,6 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jaxz.checks import one_of
-from jaxz.data.prepare import known_reddening
 from jaxz.errors import InputError
 from jaxz.models import Band, Encoded
 
@@ -126,7 +125,7 @@ def pixels(image: jax.Array, mask: jax.Array, dtype: DTypeLike) -> jax.Array:
 
 def reddening(columns: Mapping[str, jax.Array], dtype: DTypeLike) -> jax.Array:
     """E(B-V) [B,1], mag; unknown is taken as none."""
-    return known_reddening(columns["ebv"]).astype(dtype)[:, None]
+    return jnp.nan_to_num(columns["ebv"]).astype(dtype)[:, None]
 
 
 def encoded(summary: jax.Array, maps: jax.Array) -> Encoded:

@@ -63,6 +63,7 @@ def test_a_reddening_that_is_none_counts_as_unknown(manifest):
     found, bare = prepare(batch | {"ebv": ebv}, KEY), prepare(batch | {"ebv": np.zeros(5, np.float32)}, KEY)
     np.testing.assert_array_equal(found["image"][:4], bare["image"][:4])
     assert (np.abs(found["image"][4]) > np.abs(bare["image"][4])).all()
+    np.testing.assert_array_equal(found["ebv"], np.where(ebv == ebv[4], ebv, 0))  # as networks read it
 
 
 def test_images_of_another_survey_are_dereddened_by_its_own_filters(manifest):

@@ -142,11 +142,11 @@ def test_pasquet_against_numpy_and_without_what_is_masked():
     encoder, rng = build("pasquet2019", UGRIZ[:2], 9), np.random.default_rng(0)
     params = scaled(parameters(encoder))
     image = rng.normal(size=(3, 2, 9, 9)).astype(np.float32)
-    mask, ebv = np.ones(image.shape, bool), np.array([0.3, np.nan, -99], np.float32)  # two of them unknown
+    mask, ebv = np.ones(image.shape, bool), np.array([0.0, 0.3, np.nan], np.float32)
     mask[0, 1] = mask[1, 0, 2, 3] = False
     run = jax.jit(lambda image: encoder(params, image, mask, columns={"ebv": jnp.asarray(ebv)}).cls)
     shown = np.where(mask, image, 0)
-    expected = numpy_pasquet(params, shown, np.array([0.3, 0, 0]))
+    expected = numpy_pasquet(params, shown, np.nan_to_num(ebv))
     np.testing.assert_allclose(run(image), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
     np.testing.assert_array_equal(run(np.where(mask, image, np.nan)), run(image))
 
