@@ -3,7 +3,7 @@
     python -m benchmarks.bars SCRATCH [--only loader,storage] [--data ../shared/data]
 
 Runs each benchmark of RUNS whose result SCRATCH does not hold, one after the other; on 2 cores, which they want for
-themselves, `shift` alone takes about seven hours. Interrupted, it goes on when the same command is given again; to
+themselves, `shift` alone takes about nine hours. Interrupted, it goes on when the same command is given again; to
 measure one again remove SCRATCH/NAME.json. SCRATCH/bars.md has the table of what is there: a row for each bar, with the
 commit and the day on which it was measured; nan, which no bar takes, where an arm failed. What tests hold is not among
 them.

@@ -6,7 +6,7 @@
 
 Hardware: 2 CPU cores for a try on the demo's dataset, one GPU for a survey. Time: twice demo_direct's a step of the
 same batch, for its two views. Expect: self_training/sure rises from 0; compare with demo_direct over several seeds:
-self-training may confirm what is wrong.
+self-training may confirm what is wrong. On the sky of docs/results.md it had twice the scatter of direct training.
 """
 
 from configs import demo_direct
