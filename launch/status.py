@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Column, Table
 
 from jaxz.errors import InputError
@@ -40,13 +41,13 @@ def console() -> Console:
 def table(runs: list[Path]) -> Table:
     made = Table(*(Column(name, no_wrap=True) for name in COLUMNS), box=None, pad_edge=False)
     for row in rows(runs):
-        made.add_row(*row)
+        made.add_row(*map(escape, row))
     return made
 
 
 def rows(folders: list[Path]) -> Iterator[tuple[str, ...]]:
     """A row for every run, those of a sweep each, and for every job that made data for it; of runs that no job has
-    trained, at the end, what their files say."""
+    trained, at the end, what their files say. A damaged file is named in its run's row alone."""
     alone = [run for run in folders if (run / "config.json").exists() and not jobs_of(run).exists()]
     entries = [entry for folder in folders if folder not in alone for entry in read_jobs(folder)]
     jobs = [entry["job"] for entry in entries]
@@ -60,7 +61,11 @@ def rows(folders: list[Path]) -> Iterator[tuple[str, ...]]:
     runs |= {str(run): [] for run in alone}
     for run, names in runs.items():
         job, state, restarts, hours = of_jobs(names, queued, lives) if names else ("none", "", "", "")
-        step, rate, left, checkpoint, metric = of_files(Path(run))
+        try:
+            step, rate, left, checkpoint, metric = of_files(Path(run))
+        except InputError as error:
+            step = rate = left = checkpoint = "?"
+            metric = f"damaged: {error}"
         yield os.path.relpath(run), job, state, restarts, step, rate, left, hours, checkpoint, metric
 
 
@@ -104,16 +109,19 @@ def of_files(run: Path) -> tuple[str, str, str, str, str]:
     saved = [path for path in run.glob("checkpoints/*") if path.name.isdecimal()]
     newest = max(saved, key=lambda path: int(path.name), default=None)
     age = f"{newest.name}, {duration(time.time() - newest.stat().st_mtime)} ago" if newest else "none"
-    return f"{step}/{steps}", rate, left, age, f"loss {last['loss']:.4g}" if last else ""
+    return f"{step}/{steps}", rate, left, age, f"loss {last['loss']:.4g}" if "loss" in last else ""
 
 
 def last_line(path: Path) -> dict:
     """The last whole line of a metrics.jsonl or perf.jsonl; {} without one. Raises InputError for a damaged one."""
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     try:
-        return json.loads(lines[-1]) if lines else {}
+        last = json.loads(lines[-1]) if lines else {}
     except ValueError as error:
-        raise InputError(f"{path}: its last line is not JSON ({error}); remove it") from None
+        raise InputError(f"{path.name}: its last line is not JSON ({error}); remove it") from None
+    if not isinstance(last, dict):
+        raise InputError(f"{path.name}: its last line is no JSON object; remove it")
+    return last
 
 
 def duration(seconds: float) -> str:

@@ -43,6 +43,12 @@ def divide(one: Values, other: Values) -> Values:
     return pc.divide_checked(pc.cast(one, pa.float64(), safe=False), pc.cast(other, pa.float64(), safe=False))
 
 
+def beside(value: Values, other: Values) -> Values:
+    """A constant in the type of the floats that it is compared with, as numpy takes it: 0.1 of float32 is 0.1."""
+    floats = pa.types.is_floating(value.type) and pa.types.is_floating(other.type)
+    return pc.cast(value, other.type) if floats and isinstance(value, pa.Scalar) else value
+
+
 def known(*sides: Values) -> Values:
     """Where none of the sides is missing."""
     return functools.reduce(pc.and_, (pc.invert(FUNCTIONS["isnull"](side)) for side in sides))
@@ -158,7 +164,8 @@ def visit(node: ast.expr, column: Callable[[str], pa.ChunkedArray], where: str) 
                     value = pc.is_in(side, value_set=pa.array(ast.literal_eval(right)))
                     value = pc.and_(pc.invert(value), known(side)) if isinstance(compare, ast.NotIn) else value
                 elif type(compare) in COMPARE:
-                    sides = go(left), go(right)
+                    one, other = go(left), go(right)
+                    sides = beside(one, other), beside(other, one)
                     value = COMPARE[type(compare)](*sides)
                     value = pc.and_kleene(value, known(*sides)) if isinstance(compare, ast.NotEq) else value
                 else:

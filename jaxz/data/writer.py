@@ -324,8 +324,10 @@ def repeated_keys(
 
 def to_lists(values: Stored, spec: Array, array: str) -> pa.Array:
     """The column of the index that holds an array, checked as `encode` checks those of the tar."""
-    with np.errstate(over="ignore"):  # of what is then infinite
+    with np.errstate(over="ignore", invalid="ignore"):  # of what is then infinite, or another integer
         flat = np.ascontiguousarray(values, spec.dtype)
+    if flat.dtype.kind in "iu" and not np.array_equal(flat, values):
+        raise ValueError(f"{array} holds a value that {spec.dtype} cannot; give the manifest a wider type")
     length = math.prod(spec.full_shape)
     if flat.size != len(values) * length:
         raise ValueError(f"{array} has shape {flat.shape[1:]}, the manifest says {spec.shape}")

@@ -9,6 +9,7 @@ from jaxz.errors import InputError
 
 TABLE = pa.table({"z": [0.1, 0.9, float("nan"), 2.0], "kind": ["spec", "none", "spec", None], "bits": [1, 2, 3, 4]})
 TABLE = TABLE.append_column("cls", pa.array([1, 2, None, 1], pa.int16()))
+TABLE = TABLE.append_column("ebv", pa.array([0.1, 0.2, None, 0.3], pa.float32()))
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,12 @@ TABLE = TABLE.append_column("cls", pa.array([1, 2, None, 1], pa.int16()))
         ("bits / 2 == 1.5", [2]),  # not cut to 1
         ("2 / bits < 1", [2, 3]),
         ("z > 0.5 and True", [1, 3]),
+        ("ebv == 0.1", [0]),
+        ("-0.1 == -ebv", [0]),
+        ("ebv in [0.1]", [0]),
+        ("ebv != 0.1", [1, 3]),
+        ("ebv <= 0.1", [0]),
+        ("ebv < z", [1, 3]),
     ],
 )
 def test_filters(expression, rows):

@@ -67,6 +67,16 @@ def test_what_does_not_fit_the_index_is_refused(tmp_path, values, z, message):
     writer.write_shard(0, [], {"v": []}, {"z": []})
 
 
+@pytest.mark.parametrize("value", [300, -1, 1.5, np.nan])
+def test_an_integer_that_its_type_cannot_hold_is_refused(tmp_path, value):
+    writer = DatasetWriter(tmp_path / "d", Manifest({"flags": Array("vector", "uint8", (2,), "index")}, (), {}), {})
+    with pytest.raises(ValueError, match="flags holds a value that uint8 cannot"):
+        writer.write_shard(0, ["a"], {"flags": np.array([[1, value]])}, {})
+    assert not writer.done(0)
+    writer.write_shard(0, ["a"], {"flags": np.array([[1, 255]])}, {})
+    assert writer.done(0)
+
+
 @pytest.mark.parametrize("encoding", ["raw", "compact"])
 @pytest.mark.parametrize("samples", [1, 7, 20])
 def test_a_tar_is_what_webdataset_writes_byte_for_byte(tmp_path, encoding, samples):

@@ -100,10 +100,17 @@ def test_a_folder_that_was_not_submitted(site):
         list(status.rows([site]))
 
 
-def test_a_log_that_is_damaged_is_named(site):
-    (site / "run" / "metrics.jsonl").write_text('{"step": 4\x00\n')
-    with pytest.raises(InputError, match="metrics.jsonl: its last line is not JSON .*; remove it"):
-        list(status.rows([site / "run"]))
+@pytest.mark.parametrize(
+    ("line", "what"), [('{"step": 4\x00', "is not JSON"), ("[4]", "is no JSON object")], ids=["cut", "list"]
+)
+def test_a_log_that_is_damaged_is_named_in_its_row_alone(site, line, what):
+    shutil.copytree(site / "run", site / "other", ignore=shutil.ignore_patterns("slurm"))
+    (site / "run" / "metrics.jsonl").write_text(line + "\n")
+    damaged, other = status.rows([site / "run", site / "other"])
+    assert damaged[:2] == ("run", "7")
+    assert damaged[-1].startswith(f"damaged: metrics.jsonl: its last line {what}")
+    assert damaged[-1].endswith("; remove it")
+    assert other[-1] == "loss 1.25"
 
 
 def test_a_line_that_is_cut_short_is_named(site):
