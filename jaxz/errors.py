@@ -54,8 +54,13 @@ def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None, 
     except MemoryError as error:
         code, sentence = FAILED, f"failed: not enough memory{f' ({error})' if str(error) else ''}"
     if sentence:
-        print(sentence, file=sys.stderr)
+        print(one_line(sentence), file=sys.stderr)
     sys.exit(code)
+
+
+def one_line(text: str) -> str:
+    """Text without what a terminal obeys: libraries quote the bytes of a damaged file."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.splitlines()))
 
 
 def system_error(error: OSError) -> tuple[int, str]:

@@ -33,6 +33,12 @@ def throw(error):
         (KeyboardInterrupt(), False, 130, "stopped: interrupted\n"),
         (MemoryError("Unable to allocate 9 TiB"), False, 1, "failed: not enough memory (Unable to allocate 9 TiB)\n"),
         (MemoryError(), False, 1, "failed: not enough memory\n"),
+        (
+            InputError("x.csv: row '\x1b[2J\0\n é  ☃' is damaged"),
+            False,
+            2,
+            "error: x.csv: row '\\x1b[2J\\x00  é  ☃' is damaged\n",
+        ),
         (OSError(errno.ENOSPC, "No space left"), False, 1, "failed: No space left\n"),
         (
             OSError(errno.EIO, "Input/output error", "a"),
