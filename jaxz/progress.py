@@ -1,5 +1,6 @@
 """Progress of long work on stderr: a bar on a terminal, lines in a log; work shared among threads or processes."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -8,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 
 from rich.console import Console
 from rich.progress import track as rich_track
@@ -81,7 +83,7 @@ class Pool:
 
     def map(self, function: Callable, jobs: list[tuple], what: str) -> list:
         """[function(*job) for job in jobs]. The first error, or Ctrl-C, ends it once the calls in flight are through;
-        the rest are dropped."""
+        the rest are dropped. Raises ChildProcessError where a process was killed: it can say nothing itself."""
         if self.workers == 1 or len(jobs) < 2:
             if self.start is not None:
                 self.start()
@@ -101,8 +103,11 @@ class Pool:
         try:
             for future in progress(as_completed(futures), len(futures), what):
                 future.result()
-        except BaseException:
+        except BaseException as error:
             for future in futures:
                 future.cancel()
+            if isinstance(error, BrokenProcessPool):
+                told = f"{what}: a worker process was killed, as a system does that runs out of memory"
+                raise ChildProcessError(errno.ECHILD, f"{told}; give fewer workers") from None
             raise
         return [future.result() for future in futures]

@@ -7,6 +7,9 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from jaxz import errors
 from jaxz.progress import Pool
 
 ROOT = Path(__file__).parents[1]
@@ -23,6 +26,21 @@ def test_results_are_in_order_whatever_the_workers(tmp_path):
     for workers in (1, 2):
         with Pool(workers) as pool:
             assert pool.map(wait, jobs, "work") == [0, 2, 4, 6, 8, 10, 12]
+
+
+def kill(number: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_the_system_killed_is_a_sentence(capsys):
+    def main(argv: list[str]) -> None:
+        with Pool(2) as pool:
+            pool.map(kill, [(0,), (1,)], "shards")
+
+    with pytest.raises(SystemExit) as end:
+        errors.run(main, [])
+    assert end.value.code == errors.FAILED
+    assert "failed: shards: a worker process was killed" in capsys.readouterr().err
 
 
 def test_workers_end_when_their_parent_is_killed(tmp_path):
