@@ -4,7 +4,7 @@
 import contextlib
 import math
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import sep
@@ -165,12 +165,14 @@ def aperture_flux(residual: np.ndarray, flags: np.ndarray, xy: np.ndarray, radiu
     return np.where(problems & (sep.APER_TRUNC | sep.APER_HASMASKED | sep.APER_ALLMASKED) > 0, np.nan, flux)
 
 
+@cache
 def noise_area(radius_px: float) -> float:
     """Variance of an aperture's sum over that of a pixel, were the pixels independent: the sum of squared overlaps."""
     reach = math.ceil(radius_px + 0.5)
-    at = (np.arange((2 * reach + 1) * FINE) + 0.5) / FINE - reach - 0.5
-    inside = (at[:, None] ** 2 + at**2 < radius_px**2).reshape(2 * reach + 1, FINE, 2 * reach + 1, FINE)
-    return float((inside.mean((1, 3)) ** 2).sum())
+    at = ((np.arange((2 * reach + 1) * FINE) + 0.5) / FINE - reach - 0.5).reshape(-1, FINE)
+    # Row by row: all points of a wide aperture at once would take gigabytes.
+    inside = [(row[:, None, None] ** 2 + at**2 < radius_px**2).mean((0, 2)) for row in at]
+    return float((np.stack(inside) ** 2).sum())
 
 
 def aperture_noise(residual: np.ndarray, flags: np.ndarray, rms: np.ndarray, radius_px: float) -> float:

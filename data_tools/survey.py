@@ -130,6 +130,7 @@ POSITIVE = {
     "pixel_scale_arcsec", "wavelength_nm", "width_nm", "psf_fwhm_arcsec", "saturation", "filter_fwhm_arcsec",
     "threshold_sigma", "min_pixels", "aperture_diameter_arcsec", "background_box_px", "cell_arcmin", "radius_arcsec",
 }  # fmt: skip
+WIDEST_PX = 500  # diameter of an aperture: more is a unit mistaken
 MAY_BE_INFINITE = {"saturation"}  # inf: no pixel is
 NOT_NEGATIVE = {"hdu", "weight_hdu", "mask_hdu", "a_over_ebv", "seed"}
 RESAMPLE = ("no", "reproject", "native")
@@ -252,6 +253,12 @@ def check(survey: Survey) -> None:
         values = getattr(survey, section)
         if values is not None and values.band not in names:
             raise InputError(f"{section}.band: {values.band!r} is not a band.{suggest(values.band, names)}")
+    wide, scale = survey.photometry.aperture_diameter_arcsec, min(map(survey.stored_scale, survey.bands))
+    if wide > WIDEST_PX * scale:
+        raise InputError(
+            f"photometry.aperture_diameter_arcsec: {wide:g} is {wide / scale:.0f} pixels of {scale:g} arcsec; use at "
+            f"most {WIDEST_PX * scale:g}"
+        )
     if survey.catalog is not None:
         check_catalog(survey.catalog.with_bands(names), names)
     if survey.match is not None:

@@ -87,6 +87,10 @@ BAD_FILES = {
     "micrometres": (edit("wavelength_nm = 480", "wavelength_nm = 0.48"), r"bands\[0\].wavelength_nm: 0.48 must be"),
     "infinite": (edit("wavelength_nm = 480", "wavelength_nm = inf"), r"bands\[0\].wavelength_nm: inf must be a finite"),
     "too many digits": (edit("width_nm = 140", f"width_nm = 1{'0' * 400}"), r"bands\[0\].width_nm: inf must be a fin"),
+    "wide aperture": (
+        edit("aperture_diameter_arcsec = ", "aperture_diameter_arcsec = 1000"),
+        "photometry.aperture_diameter_arcsec: 1000.* is .* pixels of .* arcsec; use at most",
+    ),
     "seed": (edit("[splits]", f"[splits]\nseed = {2**63}"), r"splits.seed: \d* must lie in 0 .. 2\^63 - 1"),
     "parent folder": (
         edit("tile_{band}.fits", "../tile_{band}.fits"),

@@ -1,6 +1,7 @@
 """The sky of images that clipping alone does not measure, and fluxes in apertures against brute force."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -102,6 +103,14 @@ def test_aperture_flux_equals_a_sum_over_subpixels():
     flags[9, 12] = 1
     assert np.isnan(aperture_flux(image, flags, centre, radius)[0])
     assert np.isnan(aperture_flux(image, flags, np.array([[1.0, 8.0]]), radius)[0])  # leaves the tile
+
+
+def test_the_area_of_a_wide_aperture_takes_little_memory():
+    tracemalloc.start()
+    area, most = noise_area(40.0), tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert area == pytest.approx(math.pi * 40.0**2, rel=0.02)
+    assert most < 10e6
 
 
 def test_aperture_noise_sees_correlated_noise():
