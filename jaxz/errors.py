@@ -7,6 +7,8 @@ from typing import NoReturn
 
 OK, FAILED, BAD_INPUT, REQUEUE, INTERRUPTED = 0, 1, 2, 75, 130
 
+BESIDES = "\n       "  # between the sentences of an InputError that has several
+
 # What the system says of a path that was given wrongly -> the fix. All else, such as a full disk, is a failure.
 BAD_PATH = {
     errno.ENOENT: "check the path",
@@ -54,7 +56,7 @@ def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None, 
     except MemoryError as error:
         code, sentence = FAILED, f"failed: not enough memory{f' ({error})' if str(error) else ''}"
     if sentence:
-        print(one_line(sentence), file=sys.stderr)
+        print(*map(one_line, sentence.split(BESIDES)), sep=BESIDES, file=sys.stderr)
     sys.exit(code)
 
 

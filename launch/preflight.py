@@ -15,7 +15,7 @@ from jaxz import objectives, train
 from jaxz.config import parse
 from jaxz.data.dataset import Dataset, open_dataset
 from jaxz.data.transport import is_remote
-from jaxz.errors import InputError
+from jaxz.errors import BESIDES, InputError
 from jaxz.mesh import make_mesh
 from jaxz.models import build
 from jaxz.optim import make_optimizer
@@ -57,7 +57,7 @@ def check(request: Request) -> None:
         except InputError as error:
             problems.append(str(error))
     if problems := list(dict.fromkeys(problems)):
-        raise InputError("\n       ".join(problems))
+        raise InputError(BESIDES.join(problems))
 
 
 def limits(request: Request) -> Iterator[str]:

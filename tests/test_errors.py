@@ -6,7 +6,7 @@ import os
 import pytest
 
 from jaxz import errors
-from jaxz.errors import InputError, Stopped
+from jaxz.errors import BESIDES, InputError, Stopped
 from jaxz.files import read_json, replace
 
 
@@ -39,6 +39,7 @@ def throw(error):
             2,
             "error: x.csv: row '\\x1b[2J\\x00  é  ☃' is damaged\n",
         ),
+        (InputError(f"a: is 1{BESIDES}b: is 2"), False, 2, "error: a: is 1\n       b: is 2\n"),
         (OSError(errno.ENOSPC, "No space left"), False, 1, "failed: No space left\n"),
         (
             OSError(errno.EIO, "Input/output error", "a"),
