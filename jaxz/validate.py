@@ -42,6 +42,7 @@ def is_weight(weight: object) -> bool:
 
 CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (  # (field, test, what it must be)
     ("seed", lambda v: -(2**63) <= v < 2**63, "of 64 bits"),
+    ("data.bands", lambda v: are_names(v) and len(set(v)) == len(v), "names, each once"),
     ("data.overlays", are_names, "names"),
     ("data.layers", are_names, "names"),
     ("data.check", lambda v: v in ("size", "crc"), "'size' or 'crc'"),

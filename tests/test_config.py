@@ -131,6 +131,7 @@ VALUES = [
     ("train.profile=(5,)", r"train.profile: \(5,\) must be \(\) or \(first, last\) step"),
     ("train.profile=('a','b')", r"train.profile: \('a', 'b'\) must be \(\) or \(first, last\) step"),
     ("losses={'moco':1.0}", "losses: 'moco' has settings that the config was made without; name it in a config file"),
+    ("data.bands=('g', 'g')", r"data.bands: .* must be names, each once"),
     ("data.layers=(1,)", r"data.layers: \(1,\) must be names"),
     ("data.sources=({'overlays':(1,)},)", r"data.sources\[0\].overlays: \(1,\) must be names"),
     (f"seed={2**63}", f"seed: {2**63} must be of 64 bits"),
