@@ -44,6 +44,11 @@ def main(argv: list[str]) -> int | None:
     dataset = open_dataset(args.dataset)
     source = open_source(args.source, args.name, args.ids)
     names = with_masks(chosen(args.arrays, source), source)
+    if not names:
+        raise InputError(
+            f"from: {args.source!r} has no arrays of plain numbers beside the ids; give some, or one value an object "
+            "to data_tools.relabel"
+        )
     on = join_column(args.on, dataset, source)
     rows = match(dataset, source, on)
     lacking = np.flatnonzero(rows < 0)

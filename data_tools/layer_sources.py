@@ -184,7 +184,7 @@ def read_parquet(path: Path) -> dict[str, np.ndarray]:
 def rectangle(lists: pa.Array, name: str, path: Path) -> np.ndarray:
     """[M, L] of lists of one length. Raises InputError for others, and where values are missing."""
     lengths = pc.unique(pc.list_value_length(lists)).to_pylist()
-    flat = lists.flatten()
+    flat, width = lists.flatten(), lengths[0] if lengths else 0
     if len(lengths) > 1 or lists.null_count or flat.null_count or pa.types.is_nested(flat.type):
         raise InputError(f"from: {name!r} of {path} must hold lists of numbers of one length, none missing; mend it")
-    return flat.to_numpy(zero_copy_only=False).reshape(len(lists), -1)
+    return flat.to_numpy(zero_copy_only=False).reshape(len(lists), width)

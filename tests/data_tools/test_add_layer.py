@@ -216,6 +216,8 @@ def test_a_layer_of_a_base_that_was_rewritten_is_refused(base, tmp_path):
         (["many.npy", "extra", "--ids", "ids.npy"], "it holds a NpzFile, not a ndarray"),
         (["alone.npy", "extra"], "ids: goes with a .npy file"),
         (["ragged.parquet", "extra"], "must hold lists of numbers of one length"),
+        (["empty.parquet", "extra"], r"shape: \(0,\) must be"),
+        (["complex.npz", "extra"], "has no arrays of plain numbers beside the ids"),
         (["nothing", "extra"], "has no readable dataset.json"),
         (["by_id.npz", "extra", "--workers", "0"], "workers: 0 must be at least 1"),
     ],
@@ -229,6 +231,10 @@ def test_what_cannot_be_a_layer_is_refused(base, tmp_path, rest, message):
     np.savez(tmp_path / "nan.npz", object_id=ids, embedding=np.full((96, 2), np.nan))
     np.savez(tmp_path / "pickled.npz", object_id=ids, embedding=np.full((96, 2), {}))
     pq.write_table(pa.table({"object_id": [1, 2], "embedding": [[1.0], [1.0, 2.0]]}), tmp_path / "ragged.parquet")
+    pq.write_table(
+        pa.table({"object_id": ids[:0], "embedding": pa.array([], pa.list_(pa.float32()))}), tmp_path / "empty.parquet"
+    )
+    np.savez(tmp_path / "complex.npz", object_id=ids, embedding=EMBEDDING + 0j)
     np.savez_compressed(tmp_path / "damaged.npz", object_id=ids)
     content = (tmp_path / "damaged.npz").read_bytes()
     (tmp_path / "damaged.npz").write_bytes(content[:70] + bytes(4 * [255]) + content[74:])
