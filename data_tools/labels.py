@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,8 @@ from data_tools.splits import GAP, assign_splits, assign_splits_pixels
 from jaxz.data.astropy_views import astropy_unit
 from jaxz.data.dataset import Dataset
 from jaxz.data.index import column_type
-from jaxz.data.manifest import Column
+from jaxz.data.manifest import Column, Manifest
+from jaxz.data.overlays import can_be_column
 from jaxz.errors import InputError, suggest
 
 LABELS = {name: COLUMNS[name] for name in ("z", "z_err", "z_kind")}
@@ -35,7 +36,8 @@ def read_table(path: Path, argument: str) -> Table:
     try:
         table = Table.read(path)
     except Exception as error:
-        problem = f"{str(path)!r} cannot be read as a table ({type(error).__name__}: {error})"
+        why = str(error).partition("\n")[0]  # Astropy goes on with a list of all formats
+        problem = f"{str(path)!r} cannot be read as a table ({type(error).__name__}: {why})"
         raise InputError(f"{argument}: {problem}; give FITS, ECSV, CSV, VOTable or Parquet") from None
     if len(table) == 0:
         raise InputError(f"{argument}: {str(path)!r} has no rows; give a table that has some")
@@ -52,16 +54,22 @@ def column(table: Table, name: str, where: str, path: Path) -> TableColumn:
 
 
 def chosen_columns(
-    wanted: Sequence[str], there: Sequence[str], known: Collection[str], joining: set[str]
+    wanted: Sequence[str], there: Sequence[str], manifest: Manifest, joining: set[str]
 ) -> dict[str, str]:
     """{new name: name in the table} of --column; by default the columns that the dataset has too and that may be set.
     Raises InputError for names that are not there, or may not be set."""
     skipped = joining | {"object_id", "key"} | (LABELS.keys() if "z_spec" in there else set())
-    names = {name: name for name in there if name in known and name not in skipped and not name.startswith("true_")}
+    names = {
+        name: name
+        for name in there
+        if name in manifest.columns and name not in skipped and not name.startswith("true_")
+    }
     if wanted:
         names = {new: old or new for new, _, old in (text.partition("=") for text in wanted)}
     if not names:
         raise InputError(f"column: the table and the dataset share none; name some of {sorted(there)} with NEW=OLD")
+    if wanted and len(names) < len(wanted):
+        raise InputError(f"column: {list(wanted)} name a column twice; name each once")
     for new, old in names.items():
         if old not in there:
             raise InputError(f"column: {old!r} is not in the table.{suggest(old, there)}")
@@ -69,6 +77,11 @@ def chosen_columns(
             raise InputError(f"column: {new!r} says who an object is, or what a simulation knows; leave it out")
         if new in LABELS and "z_spec" in names:
             raise InputError(f"column: {new!r} follows z_spec; leave one of them out")
+        if not can_be_column(new, manifest):
+            raise InputError(
+                f"column: {new!r} is no name that a column can have; use at most 32 letters, digits, '_' and '-', and "
+                "no array's name"
+            )
     return names
 
 

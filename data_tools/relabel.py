@@ -89,6 +89,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for name in ("z_step", "mag_step"):
         if not 1e-4 <= getattr(args, name) <= 100:
             raise InputError(f"{name}: {getattr(args, name)} must lie in 0.0001 .. 100")
+    if not 0 <= args.seed < 2**63:
+        raise InputError(f"seed: {args.seed} must lie in 0 .. 2^63 - 1")
     if args.match is not None and not 0 < args.match <= 3600:
         raise InputError(f"match: {args.match} must lie in 0 .. 3600 arcseconds")
     if args.name in args.overlay:
@@ -103,7 +105,7 @@ def labels(dataset: Dataset, args: argparse.Namespace) -> tuple[pa.Array, dict[s
     for option, name in {"ra": "ra", "dec": "dec"}.items() if args.match else [("on", "object_id")]:
         setattr(args, option, getattr(args, option) or joined_by(table, option, name, args.table))
     joining = {args.ra, args.dec} if args.match else {args.on}
-    names = of.chosen_columns(args.column, table.colnames, manifest.columns, joining)
+    names = of.chosen_columns(args.column, table.colnames, manifest, joining)
     values, columns, invalid = of.read_columns(table, names, manifest.columns, args.table)
     usable = np.ones(len(table), bool)
     if args.match:

@@ -21,6 +21,8 @@ BELOW_0 = np.nextafter(0, -1)
 VALID = {  # (from, to), both excluded: any other number stands for "missing" (-99, 99 ...)
     "ra": (np.nextafter(-360, -361), np.nextafter(360, 361)),
     "dec": (np.nextafter(-90, -91), np.nextafter(90, 91)),
+    "z": (-0.01, 20),
+    "z_err": (0, 10),
     "z_spec": (-0.01, 20),
     "z_spec_err": (0, 10),
     "z_grism": (-0.01, 20),

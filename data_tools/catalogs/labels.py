@@ -14,7 +14,7 @@ MEASURED = {
 }  # fmt: skip
 
 
-REDSHIFTS = ("z_spec", "z_grism", "z_phot")
+REDSHIFTS = ("z", "z_spec", "z_grism", "z_phot")
 
 
 def not_redshifts(name: str, number: int) -> str:

@@ -73,12 +73,17 @@ class Overlay:
         return pa.chunked_array([values]) if stored is None else pc.if_else(at.is_valid(), values, stored)
 
 
+def can_be_column(name: str, manifest: Manifest) -> bool:
+    """Whether an overlay's column may have a name."""
+    array, _, place = name.rpartition("_")
+    is_place = array in manifest.arrays and place in (*PLACES, "exceptions")  # the index's own, of its payloads
+    return bool(NAME.fullmatch(name)) and name != "key" and name not in manifest.arrays and not is_place
+
+
 def checked_column(path: Path, field: pa.Field, manifest: Manifest) -> Column:
     """What a column of an overlay is. Raises InputError where the dataset cannot have it."""
     name, kind, said = field.name, field.type, field.metadata or {}
-    array, _, place = name.rpartition("_")
-    is_place = array in manifest.arrays and place in (*PLACES, "exceptions")  # the index's own, of its payloads
-    if not NAME.fullmatch(name) or name == "key" or name in manifest.arrays or is_place:
+    if not can_be_column(name, manifest):
         raise InputError(f"overlays: {path}: column {name!r} has a name that no column can have; rename it")
     text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     if not (text or pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):

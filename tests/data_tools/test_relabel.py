@@ -275,6 +275,13 @@ def test_a_near_balanced_subset_needs_cells_and_labels(survey):
         (["good.csv", "--column", "object_id=z"], "says who an object is"),
         (["good.csv", "--column", "true_z=z"], "says who an object is, or what a simulation knows"),
         (["good.csv", "--column", "z_spec=z", "z=z"], "'z' follows z_spec"),
+        (["good.csv", "--column", "=z"], "column: '' is no name that a column can have"),
+        (["good.csv", "--column", "a/b=z"], "column: 'a/b' is no name that a column can have"),
+        (["good.csv", "--column", "image=z"], "column: 'image' is no name that a column can have"),
+        (["good.csv", "--column", "image_offset=z"], "column: 'image_offset' is no name that a column can have"),
+        (["good.csv", "--column", "flux_r=z", "flux_r=nine"], "name a column twice; name each once"),
+        (["good.csv", "--column", "z=nine"], "'nine' of .* holds no redshift. z: 3 numbers are no redshifts"),
+        (["good.csv", "--seed", "-1"], r"seed: -1 must lie in 0 .. 2\^63 - 1"),
         (["good.csv", "--column", "flux_r=z", "--on", "id2"], "on: 'id2' is not a column"),
         (["good.csv", "--column", "name=z"], "holds float64, the dataset string"),
         (["good.csv", "--column", "z_spec=text"], "holds <U1, the dataset float32"),
@@ -292,6 +299,7 @@ def test_a_near_balanced_subset_needs_cells_and_labels(survey):
         (["good.csv", "--match", "0"], "match: 0.0 must lie in"),
         (["good.csv", "--column", "z_spec=nine"], "'nine' of .* holds no redshift. z_spec: 3 numbers are no redshifts"),
         (["nothing.csv"], "from: .* cannot be read as a table"),
+        (["odd"], r"from: .*odd' cannot be read as a table .*; give FITS[^\n]*$"),
         (["good.csv", "--overlay", "new"], "overlay: 'new' is the one to write"),
     ],
 )
@@ -302,6 +310,7 @@ def test_what_does_not_fit_is_refused_and_nothing_written(survey, tmp_path, rest
     units["flux"].unit, units["mag"].unit = u.km, u.ABmag
     units["odd"].unit = u.Unit("furlong", parse_strict="silent")
     units.write(tmp_path / "unit.ecsv")
+    (tmp_path / "odd").write_text("no table")
     with pytest.raises(InputError, match=message):
         relabel.main([str(survey), "--name", "new", "--from", str(tmp_path / rest[0]), *rest[1:]])
     assert not list(survey.glob("overlays/*"))
