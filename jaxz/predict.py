@@ -152,6 +152,8 @@ def check_out(options: argparse.Namespace) -> None:
 def check_free(path: Path, overwrite: bool, what: str = "") -> None:
     """Raises InputError for a file that is there and is not to be overwritten, OSError where none can be made. what: is
     said of it."""
+    if path.is_dir():
+        raise errors.InputError(f"--out: {str(path)!r}{what} is a directory; name a file")
     if path.exists() and not overwrite:
         raise errors.InputError(f"--out: {str(path)!r}{what} exists; name another file, or add --overwrite")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

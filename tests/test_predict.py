@@ -231,6 +231,14 @@ def test_a_model_that_is_none_is_refused(run, dataset, tmp_path):
             predict.main([f"--model={path}", f"--dataset={dataset}", f"--out={tmp_path / 'x.fits'}"])
 
 
+def test_a_folder_is_no_file_to_overwrite(tmp_path):
+    (tmp_path / "folder.fits").mkdir()
+    with pytest.raises(
+        InputError, match="--out: .*folder.fits' is a directory; name a file"
+    ):  # before it has predicted
+        predict.main([f"--workdir={tmp_path}", "--dataset=no", f"--out={tmp_path / 'folder.fits'}", "--overwrite"])
+
+
 def test_what_does_not_fit_is_refused(run, dataset, tmp_path):
     with pytest.raises(InputError, match="no run directory with checkpoints"):
         jaxz.load_run(tmp_path)
