@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import binary_dilation, zoom
 
+from data_tools.catalogs.columns import HUGE
 from data_tools.survey import BandSource, Survey
 from data_tools.tiles import MASK_BITS, Grid, Tile, band_grid, companion, grid_offset, read_hdu, sky_to_pixel
 from jaxz.errors import InputError, suggest
@@ -91,11 +92,12 @@ def mask_planes(images: Path, band: BandSource, tile: str) -> dict[str, int]:
 
 
 def flag_pixels(pixels: np.ndarray, saturation: float) -> np.ndarray:
-    """uint8 [H, W] of MASK_BITS: NaN is nodata, infinite is bad."""
+    """uint8 [H, W] of MASK_BITS: NaN is nodata; infinite, or a number that stands for it (1e30, 3.4e38 ...), is bad."""
     flags = np.zeros(pixels.shape, np.uint8)
     flags[np.isnan(pixels)] |= MASK_BITS["nodata"]
-    flags[np.isinf(pixels)] |= MASK_BITS["bad"]
-    flags[(pixels >= saturation) & np.isfinite(pixels)] |= MASK_BITS["saturated"]
+    size = np.abs(pixels)
+    flags[size >= HUGE] |= MASK_BITS["bad"]
+    flags[(pixels >= saturation) & (size < HUGE)] |= MASK_BITS["saturated"]
     return flags
 
 

@@ -11,6 +11,7 @@ from astropy.nddata import Cutout2D
 from data_tools import convert
 from data_tools.cutting import is_observed
 from data_tools.measure import aperture_flux, aperture_noise, cut, measure_sky, nearest_pixel, noise_area
+from data_tools.planes import flag_pixels
 from data_tools.tiles import MASK_BITS
 from jaxz.errors import InputError
 from tests.data_tools.survey_files import arguments, independent_noise, overlap, write_survey
@@ -103,6 +104,13 @@ def test_aperture_flux_equals_a_sum_over_subpixels():
     flags[9, 12] = 1
     assert np.isnan(aperture_flux(image, flags, centre, radius)[0])
     assert np.isnan(aperture_flux(image, flags, np.array([[1.0, 8.0]]), radius)[0])  # leaves the tile
+
+
+def test_numbers_that_stand_for_no_value_are_bad_as_infinity_is():
+    """They would make fluxes of 1e30 microjansky."""
+    pixels = np.array([1.0, np.nan, np.inf, 1e30, -3.4028235e38, 5e4], np.float32)
+    kinds = [0, *(MASK_BITS[kind] for kind in ("nodata", "bad", "bad", "bad", "saturated"))]
+    assert flag_pixels(pixels, 4e4).tolist() == kinds
 
 
 def test_the_area_of_a_wide_aperture_takes_little_memory():
