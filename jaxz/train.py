@@ -352,8 +352,8 @@ def check_workdir(workdir: Path, config: ConfigDict, allow_change: bool) -> None
     differences, or for a directory that is no run's."""
     path, now = workdir / "config.json", resolved(config)
     if path.exists():
-        then = read_json(path, "the run's config")
-        if (changed := difference(complete(then), now)) and not (allow_change or has_steps(workdir)):
+        then = complete(read_json(path, "the run's config"), f"--workdir: {path}")
+        if (changed := difference(then, now)) and not (allow_change or has_steps(workdir)):
             log.warning("%s: begun anew, as no step was made with the config before (%s)", workdir, "; ".join(changed))
         elif changed and not allow_change:
             raise errors.InputError(

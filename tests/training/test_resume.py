@@ -225,6 +225,15 @@ def test_without_memory_it_names_what_to_lower_and_another_config_begins_anew(ti
     assert json.loads((workdir / "config.json").read_text())["train"]["batch_size"] == 16
 
 
+def test_the_directory_of_what_is_no_training_is_refused(tiny, tmp_path):
+    """Such as a baseline's, whose config has other fields."""
+    config = {"model": "gbt", "data": {"path": "dataset"}, "seed": 0}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="--workdir: .*config.json: was not written by a training; name the directory"):
+        train.main([tiny, f"--workdir={tmp_path}", "--allow_config_change"])
+    assert json.loads((tmp_path / "config.json").read_text()) == config
+
+
 def test_a_logged_step_keeps_its_config(tiny, tmp_path):
     workdir = tmp_path / "run"
     workdir.mkdir()
