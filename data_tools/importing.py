@@ -125,6 +125,8 @@ def array_kind(name: str, shape: tuple, bands: tuple[Band, ...]) -> str:
 def import_dataset(args: argparse.Namespace, argv: list[str], source: Import) -> dict:
     """Write the dataset, or finish it, and say what was done. Raises InputError."""
     columns = dict(source.columns)
+    if "z" in columns and columns["z"].dtype in ("string", "bool"):
+        raise InputError(f"z: the source's is {columns['z'].dtype}, no redshift; --rename it, or --skip it")
     labelled = "z" in columns and "z_kind" not in columns and np.dtype(columns["z"].dtype).kind == "f"
     if labelled:
         columns["z_kind"] = Column("string", "", "where z comes from: as the import said, or none")

@@ -243,6 +243,7 @@ def damaged_lzma():
         ([("1.cls", b"1")], "hold no array"),
         ([GOOD, ("1.json", b'{"npy": 1}')], "has 'npy' in another member too"),
         ([GOOD, ("1.json", b'{"a": 1}'), ("1.meta.json", b'{"a": 2}')], "has 'a' in another member too"),
+        ([GOOD, ("1.json", b'{"z": "high"}')], "z: the source's is string, no redshift; --rename it"),
         ([GOOD, ("1.bin", b"1")], "is not read; write it as .npy or .json, or --skip bin"),
     ],
 )
