@@ -95,9 +95,8 @@ def flag_pixels(pixels: np.ndarray, saturation: float) -> np.ndarray:
     """uint8 [H, W] of MASK_BITS: NaN is nodata; infinite, or a number that stands for it (1e30, 3.4e38 ...), is bad."""
     flags = np.zeros(pixels.shape, np.uint8)
     flags[np.isnan(pixels)] |= MASK_BITS["nodata"]
-    size = np.abs(pixels)
-    flags[size >= HUGE] |= MASK_BITS["bad"]
-    flags[(pixels >= saturation) & (size < HUGE)] |= MASK_BITS["saturated"]
+    flags[(pixels >= HUGE) | (pixels <= -HUGE)] |= MASK_BITS["bad"]
+    flags[(pixels >= saturation) & (pixels < HUGE)] |= MASK_BITS["saturated"]
     return flags
 
 
