@@ -262,8 +262,8 @@ def check_known(config: ml_collections.ConfigDict, field: str, path: str) -> Non
 def complete(config: dict, source: str = "the config") -> dict:
     """A resolved config as it was once written, with the defaults of the fields that have come since, and under their
     present names those that were called otherwise. Raises InputError, naming the source, where no training wrote it."""
-    groups = {name: config.get(name) for name in ("data", "losses", "model")}
-    if not all(isinstance(group, dict) for group in groups.values()) or "name" not in groups["model"]:
+    data, losses, model = (config.get(name) for name in ("data", "losses", "model"))
+    if not (isinstance(data, dict) and isinstance(losses, dict) and isinstance(model, dict) and "name" in model):
         raise InputError(f"{source}: was not written by a training; name the directory of another run")
     config = renamed(config)
     wanted = default()
