@@ -107,8 +107,15 @@ def load_exported(path: Path) -> "Model":
             f"model: {str(path)!r} was not written by jaxz.export; name a directory that was{a_run}"
         )
     own = described["jaxz"]
-    model = Model(ConfigDict(complete(own["config"])), Normalisation.from_json(own["normalisation"]))
-    named_here = described["model_type"] == "jaxz"
+    try:
+        config, normalisation = complete(own["config"]), Normalisation.from_json(own["normalisation"])
+        named_here = described["model_type"] == "jaxz"
+    except (KeyError, TypeError, AttributeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise errors.InputError(
+            f"{path / 'config.json'}: is not as jaxz.export wrote it ({what}); restore it or export the run again"
+        ) from None
+    model = Model(ConfigDict(config), normalisation)
     params = read_tree(path / EXPORTED) if named_here else {"encoder": load_pretrained(path)[1]}
     if (path / HEADS).is_file():
         params |= read_tree(path / HEADS)

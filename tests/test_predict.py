@@ -231,6 +231,13 @@ def test_a_model_that_is_none_is_refused(run, dataset, tmp_path):
             predict.main([f"--model={path}", f"--dataset={dataset}", f"--out={tmp_path / 'x.fits'}"])
 
 
+@pytest.mark.parametrize("own", [[], {}, {"config": {"data": {}, "losses": {}, "model": {}}}])
+def test_an_exported_config_that_was_damaged_is_a_sentence(tmp_path, own):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "jaxz", "jaxz": own}))
+    with pytest.raises(InputError, match="config.json: is not as jaxz.export wrote it|was not written by a training"):
+        jaxz.inference.load_exported(tmp_path)
+
+
 def test_a_folder_is_no_file_to_overwrite(tmp_path):
     (tmp_path / "folder.fits").mkdir()
     with pytest.raises(
