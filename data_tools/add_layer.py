@@ -70,7 +70,9 @@ def main(argv: list[str]) -> int | None:
         print(f"{writer.path} is complete already", file=sys.stderr)
     else:
         todo = [n for n in range(writer.shards) if not writer.done(n)]
-        in_threads(partial(write_shard, writer, source.reading(names), arrays, rows), todo, args.workers, "shards")
+        write = partial(write_shard, writer, source.reading(names), arrays, rows)
+        with writer.alone():
+            in_threads(write, todo, args.workers, "shards")
         writer.finish()
     described = {name: {"dtype": a.dtype, "shape": a.shape, "encoding": a.encoding} for name, a in arrays.items()}
     summary = {"layer": str(writer.path), "samples": len(rows), "missing": len(lacking), "on": on, "arrays": described}

@@ -178,7 +178,8 @@ def import_dataset(args: argparse.Namespace, argv: list[str], source: Import) ->
             raise InputError(f"shard {n:05d}: {error}") from None
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
-    in_threads(write, [n for n in range(source.shards) if not writer.done(n)], args.workers, "shards")
+    with writer.alone():
+        in_threads(write, [n for n in range(source.shards) if not writer.done(n)], args.workers, "shards")
     written = writer.finish(source.shards, count_splits(args.out, columns, source.shards) | source.splits)
     return {**summary, "splits": written.splits, "bytes": sum(shard.bytes for shard in written.shards)}
 

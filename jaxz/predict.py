@@ -53,8 +53,8 @@ def main(argv: list[str]) -> None:
         print(line, file=sys.stderr)
     if options.out.suffix and model.edges is not None:
         check_free(options.out.with_suffix(".hdf5"), options.overwrite, f", where p(z) of {options.out.name} goes,")
-    know_coverage(model, Path(options.workdir or options.model))
-    with Stream(source, options.batch_size, shuffle=False, epochs=1) as stream:
+    with Stream(source, options.batch_size, shuffle=False, epochs=1) as stream:  # which refuses a wrong --where at once
+        know_coverage(model, Path(options.workdir or options.model))
         if options.out.suffix:
             now = write_file(model, stream, options.out, options.band_map)
             count = len(stream)

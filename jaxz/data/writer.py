@@ -1,5 +1,6 @@
 """Writes datasets: a shard appears complete, with its index, or not at all; an interrupted writing goes on."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -7,6 +8,7 @@ import io
 import json
 import math
 import re
+import shutil
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,7 +50,7 @@ class DatasetWriter:
 
     def __init__(self, path: Path | str, manifest: Manifest, plan: dict):
         self.path, self.manifest, self.plan = Path(path), manifest, json.loads(json.dumps(plan))
-        marker = self.path / "writing.json"
+        marker, self.began = self.path / "writing.json", False
         if (self.path / "dataset.json").exists():
             found = Manifest.load(self.path).provenance.get("plan")
         elif marker.exists():
@@ -56,7 +58,7 @@ class DatasetWriter:
         elif self.path.exists() and (not self.path.is_dir() or any(map(is_strange, self.path.iterdir()))):
             raise InputError(f"out: {str(path)!r} exists and is not a dataset being written; choose an empty directory")
         else:
-            found = self.plan
+            found, self.began = self.plan, True
             self.path.mkdir(parents=True, exist_ok=True)
             replace(marker, json.dumps(self.plan, indent=1).encode())  # first: what a crash leaves can be completed
         if found != self.plan:
@@ -69,6 +71,17 @@ class DatasetWriter:
             raise InputError(f"{first}: {differs}; choose another directory or the same arguments and inputs")
         for folder in ("shards", "index"):
             (self.path / folder).mkdir(exist_ok=True)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Of writing that no other process shares: where input is refused before a shard was done, a directory that
+        this writer began goes again, since what is given once that is mended is another plan."""
+        try:
+            yield
+        except InputError:
+            if self.began and not any((self.path / "index").iterdir()):
+                shutil.rmtree(self.path)
+            raise
 
     @property
     def complete(self) -> bool:
@@ -249,7 +262,7 @@ class LayerWriter:
         path = dataset.path / place_of("layers", name)
         path.parent.mkdir(exist_ok=True)
         self.writer = DatasetWriter(path, manifest, {**plan, "rows": of["keys"]})
-        self.path, self.done = path, self.writer.done
+        self.path, self.done, self.alone = path, self.writer.done, self.writer.alone
 
     @property
     def complete(self) -> bool:
@@ -326,7 +339,7 @@ def to_lists(values: Stored, spec: Array, array: str) -> pa.Array:
     """The column of the index that holds an array, checked as `encode` checks those of the tar."""
     with np.errstate(over="ignore", invalid="ignore"):  # of what is then infinite, or another integer
         flat = np.ascontiguousarray(values, spec.dtype)
-    if flat.dtype.kind in "iu" and not np.array_equal(flat, values):
+    if flat.dtype.kind in "iu" and not np.array_equal(flat, np.asarray(values)):
         raise ValueError(f"{array} holds a value that {spec.dtype} cannot; give the manifest a wider type")
     length = math.prod(spec.full_shape)
     if flat.size != len(values) * length:

@@ -243,7 +243,7 @@ def test_what_cannot_be_a_layer_is_refused(base, tmp_path, rest, message):
     rest = [str(tmp_path / word) if word == "ids.npy" else word for word in rest]
     with pytest.raises(InputError, match=message):
         add(base, tmp_path / rest[0], *rest[1:])
-    assert not list(base.glob("layers/*/dataset.json"))
+    assert not list(base.glob("layers/*"))
 
 
 def test_a_layer_that_was_begun_from_another_source_is_refused(base, tmp_path):

@@ -157,8 +157,9 @@ def test_missing_pixels_become_a_mask(tmp_path):
     with pytest.raises(InputError, match="image holds NaN or inf"):
         import_tars([path], tmp_path / "refused")
     with pytest.raises(InputError, match="holds NaN or inf; leave --link out and use --nan_mask"):
-        import_tars([path], tmp_path / "refused2", "--link")
-    assert import_tars([path], tmp_path / "new", "--nan_mask") is None
+        import_tars([path], tmp_path / "new", "--link")
+    assert not (tmp_path / "refused").exists()
+    assert import_tars([path], tmp_path / "new", "--nan_mask") is None  # of another plan, in the same place
     dataset = open_dataset(tmp_path / "new")
     sample, bits = dataset.cutout(0), dataset.manifest.arrays["image_mask"].bits
     want = np.where(np.isnan(image), bits["nodata"], 0) + np.where(np.isinf(image), bits["bad"], 0)
