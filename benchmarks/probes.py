@@ -4,6 +4,7 @@
 
 For each seed a simulated sky is made in SCRATCH and each arm trained on it by configs/pretrain_ARM.py with the demo's
 model, then probed by the protocol of docs/probes.md. Scores: R^2 of ln(1+z) of the linear probe, on all test objects.
+The stem is `fused`, which knows nothing: through `apertures` an encoder that was never trained sees colours already.
 Interrupted, it goes on when the same command is given again.
 """
 
@@ -19,7 +20,8 @@ from benchmarks.arms import parse_seeds
 from jaxz import errors
 
 SAMPLES, SIZE = 20_000, 32
-DEMO = ["--config.model.width=128", "--config.model.depth=4", "--config.model.heads=4", "--config.model.patch=8"]
+VIT = {"width": 128, "depth": 4, "heads": 4, "patch": 8, "stem": "fused"}
+MODEL = [f"--config.model.{name}={value}" for name, value in VIT.items()]
 EXTRA = {"mae": ["--config.data.deredden=True", "--config.train.batch_size=128"]}
 AVERAGED = ("dino", "byol")  # what is used of them is the teacher
 
@@ -37,7 +39,7 @@ def probed(scratch: Path, seed: int, arm: str, steps: int) -> dict:
         run("data_tools.simulate", str(dataset), "--samples", str(SAMPLES), "--size", str(SIZE), "--seed", str(seed))
         fields = [f"--config.data.path={dataset}", f"--config.seed={seed}", f"--config.train.steps={steps}"]
         config = f"--config=configs/pretrain_{arm}.py"
-        run("jaxz.train", config, f"--workdir={workdir}", *DEMO, *fields, *EXTRA.get(arm, []))
+        run("jaxz.train", config, f"--workdir={workdir}", *MODEL, *fields, *EXTRA.get(arm, []))
         item = ["--item", "ema"] if arm in AVERAGED else []
         run("jaxz.probe", f"--workdir={workdir}", f"--dataset={dataset}", "--truth", *item)
     found = json.loads((workdir / "probe.json").read_bytes())
