@@ -96,6 +96,8 @@ def read_columns(
         spec = known.get(new, STANDARD.get(new))
         array = to_arrow(found, spec, f"column: {old!r} of {str(path)!r}")
         if new in VALID:
+            if not pa.types.is_floating(array.type):
+                raise InputError(f"column: {new!r} is {array.type} in the dataset, no real number; name another")
             numbers = array.to_numpy(zero_copy_only=False)
             clean = cleaned(numbers, new, []).astype(numbers.dtype)
             invalid[new] = int((np.isnan(clean) & ~np.isnan(numbers)).sum())
@@ -210,10 +212,16 @@ def is_label(z_spec: pa.Array) -> np.ndarray:
     return np.isfinite(z_spec.to_numpy(zero_copy_only=False))
 
 
+def has_redshift(values: dict[str, pa.Array], count: int) -> np.ndarray:
+    """bool [R]: the rows of a table with a redshift, in z_spec or else z; all of `count` where it has neither."""
+    given = next((values[name] for name in ("z_spec", "z") if name in values), None)
+    return np.ones(count, bool) if given is None else is_label(given)
+
+
 def best_rows(place: np.ndarray, separation: np.ndarray, values: dict[str, pa.Array]) -> np.ndarray:
     """int64 [K]: of each object's rows the one with a redshift before those without, then of the best quality, then the
     nearest, then the first; in the order of the objects."""
-    labelled = is_label(values["z_spec"]) if "z_spec" in values else np.zeros(len(place), bool)
+    labelled = has_redshift(values, len(place))
     quality = values["z_quality"].to_numpy() if "z_quality" in values else np.zeros(len(place))
     order = np.lexsort((separation, -quality, ~labelled, place))  # stable: the first row of equal ones
     order = order[place[order] >= 0]

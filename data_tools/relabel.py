@@ -109,8 +109,7 @@ def labels(dataset: Dataset, args: argparse.Namespace) -> tuple[pa.Array, dict[s
     values, columns, invalid = of.read_columns(table, names, manifest.columns, args.table)
     usable = np.ones(len(table), bool)
     if args.match:
-        if "z_spec" in values:
-            usable = of.is_label(values["z_spec"])  # without a redshift, a row nearby would take the object's own away
+        usable = of.has_redshift(values, len(table))  # without one, a row nearby would take the object's own away
         place, separation = of.by_position(dataset, table, args.ra, args.dec, args.match, usable, args.table)
         columns["match_sep"] = Column("float32", "arcsec", f"from the position in {args.table.name}")
         values["match_sep"] = pa.array(separation.astype(np.float32))

@@ -108,7 +108,8 @@ def load_exported(path: Path) -> "Model":
         )
     own = described["jaxz"]
     try:
-        config, normalisation = complete(own["config"]), Normalisation.from_json(own["normalisation"])
+        config = complete(own["config"], str(path / "config.json"))
+        normalisation = Normalisation.from_json(own["normalisation"])
         named_here = described["model_type"] == "jaxz"
     except (KeyError, TypeError, AttributeError) as error:
         what = f"{type(error).__name__}: {error}"

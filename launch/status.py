@@ -63,9 +63,12 @@ def rows(folders: list[Path]) -> Iterator[tuple[str, ...]]:
         job, state, restarts, hours = of_jobs(names, queued, lives) if names else ("none", "", "", "")
         try:
             step, rate, left, checkpoint, metric = of_files(Path(run))
-        except InputError as error:
+        except (InputError, KeyError, TypeError, ValueError) as error:  # the others: JSON, but not what a run writes
             step = rate = left = checkpoint = "?"
-            metric = f"damaged: {error}"
+            file = (
+                Path(str(error).partition(":")[0]).name if isinstance(error, InputError) else "config.json or *.jsonl"
+            )
+            metric = f"damaged: {file}"
         yield os.path.relpath(run), job, state, restarts, step, rate, left, hours, checkpoint, metric
 
 

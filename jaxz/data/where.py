@@ -44,7 +44,7 @@ def divide(one: Values, other: Values) -> Values:
 
 
 def beside(value: Values, other: Values) -> Values:
-    """A constant in the type of the floats that it is compared with, as numpy takes it: 0.1 of float32 is 0.1."""
+    """A constant in the type of the column of floats that it is compared with: 0.1 of float32 is 0.1, as in numpy."""
     floats = pa.types.is_floating(value.type) and pa.types.is_floating(other.type)
     return pc.cast(value, other.type) if floats and isinstance(value, pa.Scalar) else value
 

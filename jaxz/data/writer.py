@@ -50,7 +50,7 @@ class DatasetWriter:
 
     def __init__(self, path: Path | str, manifest: Manifest, plan: dict):
         self.path, self.manifest, self.plan = Path(path), manifest, json.loads(json.dumps(plan))
-        marker, self.began = self.path / "writing.json", False
+        marker, self.began, self.existed = self.path / "writing.json", False, self.path.exists()
         if (self.path / "dataset.json").exists():
             found = Manifest.load(self.path).provenance.get("plan")
         elif marker.exists():
@@ -74,13 +74,18 @@ class DatasetWriter:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Of writing that no other process shares: where input is refused before a shard was done, a directory that
-        this writer began goes again, since what is given once that is mended is another plan."""
+        """Of writing that no other process shares: where input is refused before a shard was done, what this writer
+        began goes again, since what is given once that is mended is another plan."""
         try:
             yield
         except InputError:
             if self.began and not any((self.path / "index").iterdir()):
-                shutil.rmtree(self.path)
+                for folder in ("shards", "index"):
+                    shutil.rmtree(self.path / folder, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    (self.path / "writing.json").unlink()
+                    if not self.existed:
+                        self.path.rmdir()
             raise
 
     @property

@@ -192,3 +192,23 @@ def test_what_no_header_holds_is_refused():
     for name, size in (("n" * 101, 1), ("a", 8**11)):
         with pytest.raises(ValueError, match="too long|overflow"):
             tar_header(name, size)
+
+
+def test_refused_input_takes_away_what_the_writer_began_and_nothing_else(tmp_path):
+    def refused(path, first=lambda writer: None):
+        writer = DatasetWriter(path, Manifest({}, (), {}), {})
+        with pytest.raises(InputError, match="no"), writer.alone():
+            first(writer)
+            raise InputError("no")
+
+    refused(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    refused(tmp_path / "link")
+    assert not list((tmp_path / "mine").iterdir())
+    DatasetWriter(tmp_path / "begun", Manifest({}, (), {}), {})
+    refused(tmp_path / "begun")
+    assert (tmp_path / "begun" / "writing.json").exists()
+    refused(tmp_path / "done", lambda writer: writer.write_shard(0, ["a"], {}, {}))
+    assert DatasetWriter(tmp_path / "done", Manifest({}, (), {}), {}).done(0)
