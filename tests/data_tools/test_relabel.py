@@ -228,6 +228,13 @@ def test_a_dataset_without_z_spec_gets_it(tmp_path, capsys):
     np.testing.assert_array_equal(np.delete(now.column("z"), 1), np.delete(base.column("z"), 1))
 
 
+def test_of_an_objects_rows_one_with_a_z_is_taken(tmp_path, capsys):
+    path = blobs(tmp_path / "d")
+    Table({"object_id": [1, 1, 2], "z": [-99.0, 0.5, np.inf]}).write(tmp_path / "z.csv")
+    run(path, capsys, "--from", tmp_path / "z.csv", "--column", "z")
+    np.testing.assert_array_equal(open_dataset(path, overlays=["new"]).column("z")[1:3], np.float32([0.5, np.nan]))
+
+
 def test_folds_are_by_sky_cell_with_a_gap(survey, capsys):
     summary = run(survey, capsys, "--folds", 4, "--seed", 3)
     now = open_dataset(survey, overlays=["new"])
